@@ -1,0 +1,37 @@
+"""Errors that name the value, what was expected, and what to change."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PromptpriorError(Exception):
+    """Base of every error this library raises on purpose; the command line prints it and exits 2."""
+
+
+class SpecError(PromptpriorError):
+    """A task spec, config file or flag says something impossible."""
+
+
+class DataError(PromptpriorError):
+    """Rows of a data set do not fit their task spec."""
+
+
+class ArtifactError(PromptpriorError):
+    """A saved prior or prompt is damaged or belongs to another backbone."""
+
+
+class TrainingError(PromptpriorError):
+    """Training cannot go on: a loss that is not finite, a step that moves nothing."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence for an unknown name, with the nearest known names.
+
+    >>> unknown_name("method", "spott", ["spot", "multitask"])
+    "unknown method 'spott'; did you mean 'spot'? (known: multitask, spot)"
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
+    listed = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
+    return f"unknown {kind} {name!r}{hint} (known: {listed})"
