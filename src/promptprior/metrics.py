@@ -106,8 +106,8 @@ class Answers:
         label = index_of(example.target, self.classes)
         if label == UNKNOWN:
             raise DataError(
-                f"task {self.task.name!r}, example {example.id!r}: target {example.target!r} is not one of its "
-                f"classes: {', '.join(map(repr, self.classes[:20]))}"
+                f"task {self.task.name!r}, example {example.id!r}: target {example.target!r} is not one of "
+                f"its classes: {', '.join(map(repr, self.classes[:20]))}"
             )
         return label
 
