@@ -1,0 +1,7 @@
+"""The frozen language model: the only folder that imports transformers."""
+
+from promptprior.backbone.card import BackboneCard
+from promptprior.backbone.engine import Backbone, as_backbone, load
+from promptprior.backbone.frozen import SMOLLM2, freeze
+
+__all__ = ["SMOLLM2", "Backbone", "BackboneCard", "as_backbone", "freeze", "load"]

@@ -1,0 +1,50 @@
+"""Causal models: the states that predict target tokens, by two exact routes.
+
+`packed_states` runs every prompt and every text once, as one sequence without padding (layout.py). It never does more
+work than concatenation, so it is the route wherever a family's attention goes through transformers' attention
+interface. `concatenated_states` is the plain padded route for all other families.
+"""
+
+import torch
+
+from promptprior.backbone.attention import packed_model
+from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.layout import plan, ragged_arange
+from promptprior.notation import Float, Int, Tensor
+from promptprior.tasks.batch import Batch
+
+
+def packed_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+    """The final state that predicts each target token, row after row."""
+    layout = plan(batch, prompts.shape[1]).to(frozen.device)
+    used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
+    embeds = torch.cat([used.flatten(0, 1), frozen.embed(layout.token_ids)])[None]
+    with packed_model(frozen.model, layout):
+        out = frozen.model.base_model(inputs_embeds=embeds, position_ids=layout.position_ids[None], use_cache=False)
+    return out.last_hidden_state[0].index_select(0, layout.predicts)
+
+
+def concatenated_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+    """The same states from rows of prompt, text and target, right-padded to the longest."""
+    length = prompts.shape[1]
+    ids, lengths = joined_rows(batch)
+    used = prompts[batch.prompt_index[batch.text_index]].to(frozen.device, frozen.dtype)
+    embeds = torch.cat([used, frozen.embed(ids)], dim=1)
+    mask = (torch.arange(embeds.shape[1]) < (length + lengths)[:, None]).long().to(frozen.device)
+    out = frozen.model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    row = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)
+    start = length + batch.text_lengths[batch.text_index] - 1
+    place = start[row] + ragged_arange(batch.target_lengths)
+    return out.last_hidden_state[row.to(frozen.device), place.to(frozen.device)]
+
+
+def joined_rows(batch: Batch) -> tuple[Int[Tensor, "R T"], Int[Tensor, " R"]]:
+    """Text and target of each row as one right-padded sequence, and its length without the last token."""
+    text_lengths = batch.text_lengths[batch.text_index]
+    lengths = text_lengths + batch.target_lengths - 1
+    ids = torch.zeros(batch.rows, max(int(lengths.max()), 1), dtype=torch.long)
+    for row in range(batch.rows):
+        text, answer = int(text_lengths[row]), int(batch.target_lengths[row]) - 1
+        ids[row, :text] = batch.text_ids[int(batch.text_index[row]), :text]
+        ids[row, text : text + answer] = batch.target_ids[row, :answer]
+    return ids, lengths

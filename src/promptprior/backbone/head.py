@@ -1,0 +1,54 @@
+"""From the states that predict target tokens to each row's loss. Nothing else ever meets the vocabulary."""
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from promptprior.notation import Float, Int, Tensor
+
+LOGITS_AT_ONCE = 2**26  # entries: 256 MiB in float32
+
+
+def logits(model: PreTrainedModel, states: Float[Tensor, "V D"]) -> Float[Tensor, "V vocabulary"]:
+    """The model's own next-token logits for some final states, in at least float32.
+
+    `states` is made contiguous and two-dimensional: a strided slice would send the product down a slow path that
+    copies the whole head (half of a bfloat16 forward pass).
+    """
+    config = model.config.get_text_config()
+    if config.is_encoder_decoder and config.tie_word_embeddings and getattr(config, "scale_decoder_outputs", False):
+        states = states * config.d_model**-0.5
+    out = model.get_output_embeddings()(states.contiguous())
+    bias = getattr(model, "final_logits_bias", None)  # BART
+    out = out if bias is None else out + bias.to(out.dtype)
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    out = out if cap is None else torch.tanh(out / cap) * cap
+    scale = getattr(model, "logit_scale", None)  # Cohere multiplies
+    out = out if scale is None else out * scale
+    scaling = getattr(config, "logits_scaling", None)  # Granite divides
+    out = out if scaling is None else out / scaling
+    return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def token_nll(model: PreTrainedModel, states: Float[Tensor, "V D"], targets: Int[Tensor, " V"]) -> Float[Tensor, " V"]:
+    """Negative log-likelihood of each target token.
+
+    Long targets go through the head in pieces whose logits are computed again in the backward pass.
+    """
+    step = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    if len(states) <= step:
+        return piece_nll(model, states, targets)
+    pieces = zip(states.split(step), targets.split(step), strict=True)
+    return torch.cat([checkpoint(piece_nll, model, s, t, use_reentrant=False) for s, t in pieces])
+
+
+def piece_nll(model: PreTrainedModel, states: Float[Tensor, "V D"], targets: Int[Tensor, " V"]) -> Float[Tensor, " V"]:
+    """Negative log-likelihood of each target token, all at once."""
+    return cross_entropy(logits(model, states), targets, reduction="none")
+
+
+def row_means(values: Float[Tensor, " V"], lengths: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """The mean over each row's tokens, for tokens that stand row after row."""
+    row = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
+    return values.new_zeros(len(lengths)).index_add(0, row, values) / lengths
