@@ -9,29 +9,52 @@ from collections.abc import Mapping
 from functools import cache
 
 from promptprior.errors import SpecError, unknown_name
-from promptprior.tasks.builtin import morphology, sentiment
+from promptprior.tasks.builtin import (
+    emoji,
+    etymology,
+    geography,
+    identification,
+    morphology,
+    numbers,
+    people,
+    phonetics,
+    senses,
+    sentiment,
+    translation,
+)
 from promptprior.tasks.builtin.recipe import Recipe
 from promptprior.tasks.task import Task
 
-_RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe for module in (morphology, sentiment) for recipe in module.RECIPES
-}
+RECIPES: tuple[Recipe, ...] = (
+    *sentiment.RECIPES,
+    *senses.RECIPES,
+    *emoji.RECIPES,
+    *morphology.RECIPES,
+    *phonetics.RECIPES,
+    *etymology.RECIPES,
+    *identification.RECIPES,
+    *translation.RECIPES,
+    *people.RECIPES,
+    *geography.RECIPES,
+    *numbers.RECIPES,
+)
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    family: tuple(name for name, recipe in _RECIPES.items() if recipe.family == family)
-    for family in dict.fromkeys(recipe.family for recipe in _RECIPES.values())
+    family: tuple(recipe.name for recipe in RECIPES if recipe.family == family)
+    for family in dict.fromkeys(recipe.family for recipe in RECIPES)
 }
 """Family to the names of its tasks."""
 
 
 def names() -> tuple[str, ...]:
     """The names of all built-in tasks, family by family."""
-    return tuple(_RECIPES)
+    return tuple(recipe.name for recipe in RECIPES)
 
 
 @cache
 def load(name: str) -> Task:
     """A built-in task. Raises SpecError for an unknown name, DataError when its package is not installed."""
-    if name not in _RECIPES:
-        raise SpecError(unknown_name("built-in task", name, _RECIPES))
-    return _RECIPES[name].task()
+    for recipe in RECIPES:
+        if recipe.name == name:
+            return recipe.task()
+    raise SpecError(unknown_name("built-in task", name, names()))

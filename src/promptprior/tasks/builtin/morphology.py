@@ -56,6 +56,13 @@ def base_forms() -> Iterator[Item]:
         yield Item(item.entity, item.answers[0], (item.value,))
 
 
+def comparatives() -> Iterator[Item]:
+    """Adjective to its comparative."""
+    for lemma, forms in common_lemmas("adj", 20000):
+        if forms and forms[0]:
+            yield Item(lemma, lemma, forms[0])
+
+
 def parts_of_speech() -> Iterator[Item]:
     """Words that can be only one part of speech."""
     for part, label in PARTS.items():
@@ -89,6 +96,7 @@ RECIPES = (
     free("verb_past", "Verb: {}\nPast tense:", past_tenses),
     free("verb_gerund", "Verb: {}\nForm with -ing:", gerunds),
     free("verb_base", "Past tense: {}\nVerb:", base_forms),
+    free("adjective_comparative", "Adjective: {}\nComparative:", comparatives),
     Recipe("part_of_speech", FAMILY, "Word: {}\nPart of speech:", parts_of_speech, SOURCES),
     Recipe("noun_number", FAMILY, "Noun: {}\nNumber:", numbers_of_nouns, SOURCES),
     Recipe("verb_regularity", FAMILY, "Verb: {}\nPast tense is:", regularity, SOURCES),

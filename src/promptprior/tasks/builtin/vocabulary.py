@@ -8,9 +8,7 @@ from importlib import import_module
 
 from promptprior.tasks.builtin.recipe import Source
 
-FREQUENCY = Source(
-    "zxcvbn", "zxcvbn", "CC-BY-SA-3.0", "Wiktionary frequency lists of Wikipedia and of film subtitles"
-)
+FREQUENCY = Source("zxcvbn", "zxcvbn", "CC-BY-SA-3.0", "Wiktionary frequency lists of Wikipedia and of film subtitles")
 LEXICON = Source("lemminflect", "lemminflect", "MIT (SPECIALIST terms: free use)", "NIH SPECIALIST lexicon")
 
 Forms = tuple[tuple[str, ...], ...]
