@@ -13,7 +13,7 @@ from promptprior.tasks.rows import Row, Rows
 from promptprior.tasks.task import Example, OutputType, content_id
 from promptprior.tasks.template import Template, compile_template
 
-METRICS = (
+METRICS = (  # the names of promptprior.metrics, which stands above the tasks
     "accuracy",
     "macro_f1",
     "f1",
@@ -28,11 +28,13 @@ METRICS = (
     "number_match",
     "rougeL",
     "bleu",
-    "sari",
+    "acc_norm",
+    "nll",
+    "brier",
+    "ece",
 )
 LM_EVAL_METRICS = {
     "acc": "accuracy",
-    "acc_norm": "accuracy",
     "mcc": "matthews_correlation",
     "em": "exact_match",
     "rougeLsum": "rougeL",
@@ -275,8 +277,7 @@ def choices_from(
         raise SpecError(f"{where}: doc_to_choice needs at least two different words, got {list(choices)}")
     if metadata.label_names and len(metadata.label_names) != len(choices):
         raise SpecError(
-            f"{where}: {len(choices)} choices but {len(metadata.label_names)} metadata.label_names; "
-            "they must agree"
+            f"{where}: {len(choices)} choices but {len(metadata.label_names)} metadata.label_names; they must agree"
         )
     return choices
 
