@@ -1,0 +1,177 @@
+"""One line of results.jsonl: what a cell (method x target x k x seed) came to, and all one needs to know of it.
+
+The contract is strict both ways: a key that is missing, unknown or of another type is an error with its line.
+"""
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from promptprior.errors import DataError, unknown_name
+from promptprior.files import read_lines
+
+
+@dataclass(frozen=True)
+class Point:
+    """A learning curve at one step: mean loss over the rows of the batch, and what dev said."""
+
+    step: int
+    train_loss: float | None
+    dev_score: float | None
+    dev_nll: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell cost: adapting to the target, and fitting the prior it started from (0 without one).
+
+    `rows` and `tokens` are what the backbone read. A prior that many cells share has the whole of its
+    source cost in each of them.
+    """
+
+    seconds: float
+    rows: int
+    tokens: int
+    source_seconds: float
+    source_rows: int
+    source_tokens: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers the target trained, and how many its prompt stores."""
+
+    trainable: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class BackboneName:
+    """Which backbone: its name and the fingerprint of its weights."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ShotIds:
+    """Ids of the examples that were learned from and of those that selected."""
+
+    train_ids: tuple[str, ...]
+    dev_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one cell.
+
+    `cell` is the content hash of everything that decides the result. `score` is `scores[metric]` on the
+    test split; a failed cell has `status` "failed", `error`, and None for its score. `k` is 0 where a
+    method uses no examples. `settings` are the values this cell ran with. Nothing here depends on when it
+    ran, so equal cells give equal rows but for seconds.
+    """
+
+    cell: str
+    method: str
+    target: str
+    family: str
+    k: int
+    seed: int
+    split: str
+    metric: str
+    score: float | None
+    scores: Mapping[str, float]
+    dev_score: float | None
+    steps: int
+    best_step: int | None
+    curve: tuple[Point, ...]
+    settings: Mapping[str, Any]
+    cost: Cost
+    parameters: Parameters
+    sources: tuple[str, ...]
+    n_test: int
+    backbone: BackboneName
+    shots: ShotIds
+    versions: Mapping[str, str]
+    status: Literal["ok", "failed"]
+    error: str
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the cell has a score."""
+        return self.status == "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, in the order of the fields: one line of results.jsonl."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "row") -> "Row":
+        """A row from the object of its line. Raises DataError naming the key and `where` it stands."""
+        row: Row = parse(cls, value, where)
+        if row.is_ok and row.score is None:
+            raise DataError(f"{where}: score: an ok cell needs a number, got null")
+        if not row.is_ok and not (row.score is None and row.error):
+            raise DataError(f"{where}: a failed cell needs score null and an error")
+        return row
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """All rows of a results.jsonl; of a cell that stands there twice, the last. A missing file has none."""
+    rows = (Row.from_json(value, f"{path}, row {i}") for i, value in enumerate(read_lines(path), start=1))
+    return tuple({row.cell: row for row in rows}.values())
+
+
+def parse(kind: Any, value: object, where: str) -> Any:
+    """A JSON value as the annotated type. Raises DataError naming what was expected `where`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return parse_fields(kind, value, where)
+    if origin in (Union, types.UnionType):
+        return None if value is None else parse(arguments[0], value, where)
+    if origin is tuple:
+        items = expect(isinstance(value, list | tuple), value, "a list", where)
+        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is Mapping:
+        entries = expect(isinstance(value, Mapping), value, "an object", where)
+        return {key: parse(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+    if origin is Literal:
+        return expect(value in arguments, value, f"one of {', '.join(arguments)}", where)
+    return parse_plain(kind, value, where)
+
+
+def parse_fields(kind: Any, value: object, where: str) -> Any:
+    """A frozen dataclass from an object with exactly its fields."""
+    given = expect(isinstance(value, Mapping), value, "an object", where)
+    known = [f.name for f in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise DataError(f"{where}: {unknown_name('key', str(key), known)}")
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise DataError(f"{where}: missing {', '.join(missing)}")
+    hints = get_type_hints(kind)
+    return kind(**{name: parse(hints[name], given[name], f"{where}: {name}") for name in known})
+
+
+def parse_plain(kind: Any, value: object, where: str) -> Any:
+    """A string, integer, finite number or anything."""
+    if kind is Any:
+        return value
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return float(expect(fits, value, "a finite number", where))
+    if kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        return expect(fits, value, "an integer", where)
+    return expect(isinstance(value, kind), value, "a string", where)
+
+
+def expect(fits: bool, value: Any, expected: str, where: str) -> Any:
+    """The value. Raises DataError where it does not fit."""
+    if not fits:
+        raise DataError(f"{where}: expected {expected}, got {value!r}")
+    return value
