@@ -94,9 +94,7 @@ def test_truncated_tensors_name_the_file(tmp_path, keep):
     path = tmp_path / "prior.safetensors"
     files.write_tensors(path, {"x": torch.randn(100)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(
-        ArtifactError, match=r"prior\.safetensors: not a whole safetensors file .*copy it again"
-    ):
+    with pytest.raises(ArtifactError, match=r"prior\.safetensors: not a whole safetensors file .*copy it again"):
         files.read_tensors(path)
 
 
@@ -164,6 +162,11 @@ def test_other_peoples_files_are_never_deleted(tmp_path):
     with pytest.raises(ArtifactError, match=r"1 other file\(s\) that saving would delete \(thesis\.tex\)"):
         files.replace_folder(tmp_path, version_one)
     assert contents(tmp_path) == {"thesis.tex": b"ten years"}
+    files.replace_folder(tmp_path / "sub", version_one_and_more)
+    with pytest.raises(ArtifactError, match=r"delete \(b\)"):
+        files.replace_folder(tmp_path / "sub", version_one)
+    files.replace_folder(tmp_path / "sub", version_one, may_delete=["b"])
+    assert set(contents(tmp_path / "sub")) == {"a.txt", "t.safetensors"}
     with pytest.raises(ArtifactError, match="a file of this name exists"):
         files.replace_folder(tmp_path / "thesis.tex", version_one)
 
@@ -205,9 +208,7 @@ def test_a_full_disk_leaves_the_old_folder_and_says_how_much_is_missing(tiny_dis
     target = tiny_disk / "prior"
     files.replace_folder(target, version_one)
     before = contents(tiny_disk)
-    with pytest.raises(
-        ArtifactError, match=r"No space left on device; 800,\d\d\d bytes needed, [\d,]+ bytes free"
-    ):
+    with pytest.raises(ArtifactError, match=r"No space left on device; 800,\d\d\d bytes needed, [\d,]+ bytes free"):
         files.replace_folder(target, too_big)
     assert contents(tiny_disk) == before
     with pytest.raises(ArtifactError) as caught:

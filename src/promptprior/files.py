@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, safetensors.save(plain, metadata={"format": "pt"}))
 
 
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(path: Path, write: Callable[[Path], None], may_delete: Collection[str] = frozenset()) -> None:
     """Make or replace a folder in one step: `write` fills a temporary sibling, which then takes its place.
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
     (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the
     old folder as `.NAME.old`). Raises ArtifactError when the disk refuses, and when the old folder holds
-    files that the new one does not: saving never deletes what it did not write.
+    files that the new one does not and that are not named in `may_delete`: saving never deletes what it
+    did not write.
     """
     path = path.resolve()
     partial = partial_sibling(path)
@@ -75,12 +76,24 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with final_names(partial, path), disk_errors(partial, 0):
             write(partial)
-            refuse_strangers(path, partial)
+            check_replaceable(path, names_in(partial) | set(may_delete))
             sync_tree(partial)
             swap_in(partial, path)
             sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # after a swap this is the old folder
+
+
+def check_replaceable(path: Path, ours: Collection[str]) -> None:
+    """Raise ArtifactError when a folder holds files other than `ours`: call it before any long work."""
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(f"cannot write {path}: a file of this name exists; choose another folder")
+    strangers = sorted(names_in(path) - set(ours))
+    if strangers:
+        raise ArtifactError(
+            f"cannot write {path}: it holds {len(strangers)} other file(s) that saving would delete "
+            f"({', '.join(strangers[:5])}); choose a new or empty folder, or move them"
+        )
 
 
 def read_text(path: Path) -> str:
@@ -300,22 +313,8 @@ def age(path: Path) -> float:
         return 0.0
 
 
-def refuse_strangers(old: Path, new: Path) -> None:
-    """Raise ArtifactError when replacing `old` by `new` would delete something that `new` does not write."""
-    if not old.exists():
-        return
-    if not old.is_dir():
-        raise ArtifactError(f"cannot write {old}: a file of this name exists; choose another folder")
-    strangers = sorted(names_in(old) - names_in(new))
-    if strangers:
-        raise ArtifactError(
-            f"cannot write {old}: it holds {len(strangers)} other file(s) that saving would delete "
-            f"({', '.join(strangers[:5])}); choose a new or empty folder, or move them"
-        )
-
-
 def names_in(folder: Path) -> set[str]:
-    """Every file below a folder, as a relative name."""
+    """Every file below a folder, as a relative name; none when there is no such folder."""
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
 
 
