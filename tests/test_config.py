@@ -195,9 +195,7 @@ def test_settings_list_every_flag_with_type_default_and_help():
 def test_mapping_there_and_back():
     made = job(rule={"steps": 9}, rules=[{}], out="x", extra={"b": 1, "a": (1, 2)})
     plain = json.loads(json.dumps(to_mapping(made)))
-    assert from_mapping(Job, plain, "again") == job(
-        rule={"steps": 9}, rules=[{}], out="x", extra={"b": 1, "a": [1, 2]}
-    )
+    assert from_mapping(Job, plain, "again") == job(rule={"steps": 9}, rules=[{}], out="x", extra={"b": 1, "a": [1, 2]})
     assert list(plain)[:3] == ["method", "length", "seeds"]
     assert list(plain["extra"]) == ["a", "b"]
     with pytest.raises(TypeError, match="has no form in JSON"):

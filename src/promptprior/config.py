@@ -174,9 +174,7 @@ SCALARS = (  # YAML 1.2's core schema: name, what it looks like, how it can begi
 
 
 RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
-    begin: [
-        (f"tag:yaml.org,2002:{name}", re.compile(f"^({look})$")) for name, look, b in SCALARS if begin in b
-    ]
+    begin: [(f"tag:yaml.org,2002:{name}", re.compile(f"^({look})$")) for name, look, b in SCALARS if begin in b]
     for begin in sorted({begin for _, _, begins in SCALARS for begin in begins})
 }
 
@@ -204,9 +202,7 @@ def line_of(error: yaml.MarkedYAMLError) -> str:
     return f", line {mark.line + 1}" if mark else ""
 
 
-def with_value(
-    mapping: Mapping[str, object], keys: Sequence[str], value: object, dotted: str
-) -> dict[str, object]:
+def with_value(mapping: Mapping[str, object], keys: Sequence[str], value: object, dotted: str) -> dict[str, object]:
     """The mapping with one nested value replaced; mappings on the way are copied, missing ones made."""
     head, *rest = keys
     if not rest:
