@@ -12,6 +12,8 @@ from promptprior.tasks.draw import (
     k_shot,
     mixture_rates,
 )
+from promptprior.tasks.lm_eval import to_lm_eval
+from promptprior.tasks.partitions import Partition, read_partition, read_partitions
 from promptprior.tasks.sources import TaskCard, available, catalogue_names, catalogue_spec, load_task
 from promptprior.tasks.spec import Metadata, TaskSpec, read_spec, render, spec_from
 from promptprior.tasks.task import SPLITS, Example, Split, Task
@@ -25,6 +27,7 @@ __all__ = [
     "Example",
     "Metadata",
     "MixtureDraws",
+    "Partition",
     "Pool",
     "Problem",
     "Shared",
@@ -43,8 +46,11 @@ __all__ = [
     "k_shot",
     "load_task",
     "mixture_rates",
+    "read_partition",
+    "read_partitions",
     "read_spec",
     "render",
     "shared_text",
     "spec_from",
+    "to_lm_eval",
 ]

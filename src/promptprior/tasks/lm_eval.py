@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import yaml
 
 from promptprior.errors import SpecError
-from promptprior.tasks.spec import TaskSpec
+from promptprior.tasks.spec import OUR_BLOCK, TaskSpec
 
 LM_EVAL_NAMES = {
     "accuracy": "acc",
@@ -21,9 +21,9 @@ OURS = ("doc_to_group", "doc_to_id")
 def to_lm_eval(spec: TaskSpec) -> str:
     """The spec as a YAML file for `lm_eval --include_path`.
 
-    What lm-eval has no key for (doc_to_group, doc_to_id, metrics it does not know) goes to `metadata`, which it
-    ignores. Raises SpecError for a spec it would score differently: one with doc_filter, one that reads
-    `doc[...]`, or one with none of its metrics.
+    What lm-eval has no key for (doc_to_group, doc_to_id, metrics it does not know) goes to `metadata.promptprior`,
+    which it ignores and `read_spec` reads back. Raises SpecError for a spec it would score differently: one with
+    doc_filter, one that reads `doc[...]`, or one with none of its metrics.
     """
     metrics = [LM_EVAL_NAMES[name] for name in spec.metrics if name in LM_EVAL_NAMES]
     for reason in unexportable(spec, metrics):
@@ -73,8 +73,8 @@ def document_keys(spec: TaskSpec) -> dict[str, object]:
 
 
 def metadata_keys(spec: TaskSpec) -> Mapping[str, object]:
-    """What lm-eval carries along without reading it."""
+    """What lm-eval carries along without reading it; our own keys in a block of their own."""
     told = {key: value for key, value in vars(spec.metadata).items() if value}
-    ours = {key: getattr(spec, key) for key in OURS if getattr(spec, key) is not None}
     names = {"label_names": list(spec.metadata.label_names)} if spec.metadata.label_names else {}
-    return {**told, **names, **ours, "metrics": list(spec.metrics)}
+    ours = {key: getattr(spec, key) for key in OURS if getattr(spec, key) is not None}
+    return {**told, **names, OUR_BLOCK: {"metric_list": list(spec.metrics), **ours}}

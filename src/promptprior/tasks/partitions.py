@@ -41,7 +41,7 @@ def read_partitions(data: Path) -> dict[str, Partition]:
     if not isinstance(raw, dict):
         raise DataError(f"{path}: expected an object of partitions, got {type(raw).__name__}")
     present = {folder.name for folder in data.iterdir() if folder.is_dir()}
-    return {name: partition_of(name, e, present) for name, e in raw.items() if "train" in e}
+    return {name: partition_of(name, e, present) for name, e in raw.items() if isinstance(e, dict) and "train" in e}
 
 
 def read_partition(data: Path, name: str) -> Partition:

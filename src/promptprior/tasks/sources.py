@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks import generic
@@ -13,6 +14,9 @@ from promptprior.tasks.rows import SUFFIXES, Rows, read_rows, rows_of
 from promptprior.tasks.spec import TaskSpec, read_spec, render
 from promptprior.tasks.splits import complete, drop_shared
 from promptprior.tasks.task import SPLITS, Split, Task
+
+if TYPE_CHECKING:
+    from promptprior.tasks.builtin.recipe import Recipe
 
 CATALOGUE = Path(__file__).parent / "catalogue"
 SPEC_FILE = "spec.yaml"
@@ -239,10 +243,8 @@ def catalogue_spec(name: str) -> TaskSpec:
 @cache
 def builtin_names() -> tuple[str, ...]:
     """The tasks of the built-in suite."""
-    try:
-        from promptprior.tasks import builtin
-    except ImportError:  # until the suite lands
-        return ()
+    from promptprior.tasks import builtin
+
     return tuple(builtin.names())
 
 
@@ -263,12 +265,19 @@ def folders(data: Path) -> tuple[str, ...]:
 
 
 def available(data: Path | None = None) -> tuple[TaskCard, ...]:
-    """Every task that `load_task` knows by name: the folders of `data`, the built-in suite, the catalogue."""
-    local = folders(data) if data is not None else ()
-    cards = [folder_card(data / name) for name in local] if data is not None else []
-    cards += [builtin_card(name) for name in builtin_names()]
-    cards += [spec_card(catalogue_spec(name), "hub") for name in catalogue_names() if name not in local]
-    return tuple(card for card in cards if card.source != "hub" or catalogue_spec(card.name).dataset_path)
+    """Every task that `load_task` knows by name: the folders of `data`, the built-in suite, the Hub's.
+
+    Catalogue specs that name no Hub data set are listed only where `data` has their folder.
+    """
+    from promptprior.tasks.builtin import RECIPES
+
+    local = () if data is None else tuple(data / name for name in folders(data))
+    specs = [catalogue_spec(name) for name in catalogue_names()]
+    return (
+        *map(folder_card, local),
+        *map(builtin_card, RECIPES),
+        *(spec_card(spec, "hub") for spec in specs if spec.dataset_path is not None),
+    )
 
 
 def folder_card(folder: Path) -> TaskCard:
@@ -280,18 +289,15 @@ def folder_card(folder: Path) -> TaskCard:
     return replace(spec_card(spec, "data"), name=folder.name, sizes=sizes if isinstance(sizes, dict) else {})
 
 
-def builtin_card(name: str) -> TaskCard:
-    """The card of a built-in task."""
-    task = load_builtin(name)
+def builtin_card(recipe: "Recipe") -> TaskCard:
+    """The card of a built-in task, told without making its examples."""
     return TaskCard(
-        name=name,
+        name=recipe.name,
         source="builtin",
-        family=task.family,
-        output_type=task.output_type,
-        metrics=task.metrics,
-        labels=len(task.label_names),
-        sizes={split: len(examples) for split, examples in task.examples.items()},
-        licence=task.licence,
+        family=recipe.family,
+        output_type="multiple_choice" if recipe.choice else "generate_until",
+        metrics=recipe.metrics,
+        licence=", ".join(dict.fromkeys(source.licence for source in recipe.sources)),
     )
 
 

@@ -44,6 +44,7 @@ IGNORED_KEYS = (
     "fewshot_delimiter", "repeats", "should_decontaminate", "doc_to_decontamination_query", "filter_list",
     "weight_by_size", "class",
 )  # fmt: skip
+OUR_BLOCK = "promptprior"  # where specs written for lm-eval keep what it has no key for
 IGNORED_GENERATION_KEYS = ("until", "do_sample", "temperature", "top_p", "top_k", "num_beams")
 IGNORED_DATASET_KEYS = ("trust_remote_code",)  # never passed on: data sets that need code do not load
 
@@ -166,6 +167,7 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
     """A spec from the keys of its YAML file; `where` names the file in errors."""
     known = [f.name for f in fields(TaskSpec) if f.name not in ("metrics", "max_gen_toks", "where")]
     known += ["metric_list", "generation_kwargs"]
+    raw = {**raw, **our_block(raw, where)}
     check_keys(raw, known, IGNORED_KEYS, where)
     raw = {key: value for key, value in raw.items() if key in known and value is not None}
     for key in ("task", "doc_to_text", "doc_to_target"):
@@ -202,6 +204,12 @@ def check_keys(raw: Mapping[str, object], known: Sequence[str], ignored: Sequenc
             raise SpecError(f"{where}: {unknown_name('key', str(key), known)}")
 
 
+def our_block(raw: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """The keys a spec written for lm-eval keeps in `metadata.promptprior`; they win over the outer ones."""
+    metadata = mapping_of(raw.get("metadata") or {}, f"{where}: metadata")
+    return mapping_of(metadata.get(OUR_BLOCK, {}), f"{where}: metadata.{OUR_BLOCK}")
+
+
 def mapping_of(value: object, where: str) -> Mapping[str, object]:
     """A mapping, or SpecError."""
     if not isinstance(value, Mapping):
@@ -230,7 +238,7 @@ def output_type_of(raw: Mapping[str, object], where: str) -> OutputType:
 
 def metadata_from(raw: object, where: str) -> Metadata:
     """The metadata block; `label_names` is a list, the rest is text."""
-    given = {k: v for k, v in mapping_of(raw, f"{where}: metadata").items() if v is not None}
+    given = {k: v for k, v in mapping_of(raw, f"{where}: metadata").items() if v is not None and k != OUR_BLOCK}
     known = [f.name for f in fields(Metadata)]
     check_keys(given, known, (), f"{where}: metadata")
     names = given.pop("label_names", [])

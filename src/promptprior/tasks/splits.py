@@ -1,6 +1,7 @@
 """Train, validation and test: how missing ones are carved, and how shared examples are kept out."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from promptprior.tasks.task import SPLITS, Example, Split, normalised
@@ -38,7 +39,7 @@ def carve(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Examp
     order = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     wanted = min(max(1, round(CARVED_SHARE * len(examples))), CARVED_MOST)
     taken: set[str] = set()
-    sizes = {key: keys.count(key) for key in order} if len(order) < len(keys) else dict.fromkeys(order, 1)
+    sizes = Counter(keys)
     for key in order[:-1]:  # the last key stays in train, so that train is never emptied
         if wanted <= 0:
             break

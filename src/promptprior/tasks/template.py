@@ -108,11 +108,7 @@ def columns_of(tree: nodes.Template) -> tuple[str, ...]:
     """The columns a template reads, by name or, where a name has spaces, as `doc['a name']`."""
     names = meta.find_undeclared_variables(tree) - {"doc"}
     for item in tree.find_all(nodes.Getitem):
-        if (
-            isinstance(item.node, nodes.Name)
-            and item.node.name == "doc"
-            and isinstance(item.arg, nodes.Const)
-        ):
+        if isinstance(item.node, nodes.Name) and item.node.name == "doc" and isinstance(item.arg, nodes.Const):
             names.add(item.arg.value)
     return tuple(sorted(names))
 
