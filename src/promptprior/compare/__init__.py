@@ -1,0 +1,1 @@
+"""Many methods on many targets: the grid, its store of results, statistics and the report."""

@@ -1,0 +1,294 @@
+"""From rows to what they say: scores by method and target, comparisons with the baseline, and words."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from promptprior.compare.rows import Row
+from promptprior.compare.statistics import (
+    Gains,
+    Interval,
+    average_relative_gain,
+    holm,
+    interquartile_mean,
+    interval,
+    mean_difference,
+    paired_permutation,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+
+SIGNIFICANT = 0.05
+Seeds = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rows of a comparison, found by method, target, k and seed; `baseline` is what transfer must beat.
+
+    Where two rows stand for the same place (a setting was changed in between), the last one counts.
+    """
+
+    all_rows: tuple[Row, ...]
+    baseline: str
+
+    @cached_property
+    def places(self) -> dict[tuple[str, str, int, int], Row]:
+        """The row of each method, target, k and seed."""
+        return {(row.method, row.target, row.k, row.seed): row for row in self.all_rows}
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Rows with a score."""
+        return tuple(row for row in self.places.values() if row.is_ok)
+
+    @cached_property
+    def failed(self) -> tuple[Row, ...]:
+        """Rows without one."""
+        return tuple(row for row in self.places.values() if not row.is_ok)
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that train nothing, then the baseline, then the others in order of appearance."""
+        names = dict.fromkeys(row.method for row in self.rows)
+        trained = {row.method for row in self.rows if row.steps}
+        return tuple(sorted(names, key=lambda m: 1 if m == self.baseline else 2 if m in trained else 0))
+
+    @cached_property
+    def transfer(self) -> frozenset[str]:
+        """Methods that learned from source tasks."""
+        return frozenset(row.method for row in self.rows if row.sources)
+
+    @cached_property
+    def targets(self) -> tuple[Row, ...]:
+        """One row for each target, which tells its family, metric and size; by family, then name."""
+        firsts = {row.target: row for row in reversed(self.rows)}
+        return tuple(sorted(firsts.values(), key=lambda row: (row.family, row.target)))
+
+    @cached_property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of shots compared; (0,) where nothing was trained."""
+        return tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
+
+    @cached_property
+    def scores(self) -> dict[tuple[str, str, int], Seeds]:
+        """Score of each seed, for each method, target and k."""
+        found: dict[tuple[str, str, int], dict[int, float]] = {}
+        for row in self.rows:
+            assert row.score is not None  # rows hold ok cells only
+            found.setdefault((row.method, row.target, row.k), {})[row.seed] = row.score
+        return found
+
+    def seeds(self, method: str, target: str, k: int) -> Seeds:
+        """Scores by seed. What needs no examples (k = 0) stands beside every k."""
+        return self.scores.get((method, target, k)) or self.scores.get((method, target, 0), {})
+
+    def cell(self, method: str, target: str, k: int) -> Interval | None:
+        """Mean and interval over seeds; None where no cell is finished."""
+        found = self.seeds(method, target, k)
+        return interval(list(found.values())) if found else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Method minus baseline on one target, paired by seed."""
+
+    target: str
+    interval: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse where the interval excludes 0, else unclear."""
+        return "better" if self.interval.is_above_zero else "worse" if self.interval.is_below_zero else "unclear"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against the baseline at one k. `p` is the paired permutation test's, `p_holm` after Holm."""
+
+    method: str
+    k: int
+    targets: tuple[Difference, ...]
+    difference: Interval
+    gains: Gains
+    improvement: Interval
+    p: float
+    p_holm: float
+
+    def targets_that_are(self, verdict: str) -> tuple[Difference, ...]:
+        """Targets with a verdict, the largest difference first."""
+        return tuple(
+            sorted(
+                (d for d in self.targets if d.verdict == verdict),
+                key=lambda d: -abs(d.interval.estimate),
+            )
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse overall where both interval and corrected test say so, else unclear."""
+        if self.p_holm > SIGNIFICANT:
+            return "unclear"
+        return Difference("", self.difference).verdict
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A method over all targets that every method has finished, at one k."""
+
+    method: str
+    mean: Interval
+    iqm: Interval
+
+
+def comparisons(grid: Grid) -> tuple[Comparison, ...]:
+    """Every other method against the baseline at every k; Holm's correction runs over all of them together."""
+    found = [
+        compared
+        for k in grid.ks
+        for method in grid.methods
+        if method != grid.baseline and (compared := comparison(grid, method, k)) is not None
+    ]
+    corrected = holm([c.p for c in found])
+    return tuple(replace(c, p_holm=p) for c, p in zip(found, corrected, strict=True))
+
+
+def comparison(grid: Grid, method: str, k: int) -> Comparison | None:
+    """One method against the baseline on the targets and seeds both have; None where there are none."""
+    sides = {
+        row.target: same_seeds(grid.seeds(method, row.target, k), grid.scores.get((grid.baseline, row.target, k), {}))
+        for row in grid.targets
+    }
+    ours = {target: x for target, (x, _) in sides.items() if x}
+    base = {target: y for target, (_, y) in sides.items() if y}
+    if not ours:
+        return None
+    gaps = {t: [a - b for a, b in zip(ours[t], base[t], strict=True)] for t in ours}
+    p = paired_permutation([gap for of_target in gaps.values() for gap in of_target])
+    return Comparison(
+        method=method,
+        k=k,
+        targets=tuple(Difference(t, interval(gap)) for t, gap in gaps.items()),
+        difference=mean_difference(ours, base),
+        gains=average_relative_gain(ours, base),
+        improvement=probability_of_improvement(ours, base),
+        p=p,
+        p_holm=p,
+    )
+
+
+def same_seeds(ours: Seeds, base: Seeds) -> tuple[list[float], list[float]]:
+    """Both sides on their common seeds; a method that ran once, whatever the seed, stands beside each."""
+    if len(ours) == 1 and len(base) > 1 and not set(ours) & set(base):
+        ours = dict.fromkeys(base, next(iter(ours.values())))
+    common = sorted(set(ours) & set(base))
+    return [ours[s] for s in common], [base[s] for s in common]
+
+
+def aggregates(grid: Grid, k: int) -> tuple[tuple[str, ...], tuple[Aggregate, ...]]:
+    """The targets that every method has finished, and each method's aggregates over just those."""
+    shared = tuple(row.target for row in grid.targets if all(grid.seeds(m, row.target, k) for m in grid.methods))
+    if not shared:
+        return (), ()
+    return shared, tuple(aggregate(grid, method, shared, k) for method in grid.methods)
+
+
+def aggregate(grid: Grid, method: str, targets: Sequence[str], k: int) -> Aggregate:
+    """Mean and interquartile mean of one method over some targets."""
+    runs = {target: list(grid.seeds(method, target, k).values()) for target in targets}
+    return Aggregate(method, stratified_bootstrap(runs), stratified_bootstrap(runs, interquartile_mean))
+
+
+# Words --------------------------------------------------------------------------------------------------
+
+
+def headline(grid: Grid, found: Sequence[Comparison]) -> str:
+    """A few sentences: whether methods that learned from sources beat the baseline, and where they hurt."""
+    transfer = [c for c in found if c.method in grid.transfer]
+    if not transfer:
+        return (
+            "Nothing to compare: no method that learned from source tasks shares a target and a seed with "
+            f"{grid.baseline}."
+        )
+    parts = [verdict_words(grid, transfer, k) for k in sorted({c.k for c in transfer})]
+    return " ".join([*parts, negative_transfer(transfer)])
+
+
+def verdict_words(grid: Grid, found: Sequence[Comparison], k: int) -> str:
+    """What the overall tests say at one k."""
+    at_k = [c for c in found if c.k == k]
+    phrases = []
+    for verdict, verb in (("better", "beats"), ("worse", "falls behind")):
+        named = [f"{c.method} ({signed(c.difference.estimate)})" for c in at_k if c.verdict == verdict]
+        if named:
+            phrases.append(f"{listed(named)} {plural(named, verb)} {grid.baseline} on average")
+    unclear = [c.method for c in at_k if c.verdict == "unclear"]
+    if unclear:
+        phrases.append(f"{listed(unclear)} {plural(unclear, 'shows')} no clear difference from {grid.baseline}")
+    return f"With k = {k}, {'; '.join(phrases)}."
+
+
+def negative_transfer(found: Sequence[Comparison]) -> str:
+    """Targets on which some transfer method is clearly worse than the baseline."""
+    worse: dict[str, list[str]] = {}
+    for c in found:
+        for d in c.targets_that_are("worse"):
+            worse.setdefault(d.target, []).append(f"{c.method} at k = {c.k}")
+    if not worse:
+        return "On no target is a transfer method clearly worse."
+    named = [f"{target} ({', '.join(methods)})" for target, methods in worse.items()]
+    return f"Negative transfer: clearly worse on {listed(named)}."
+
+
+def counts(c: Comparison) -> str:
+    """Wins, losses and ties in words."""
+    ties = f", equal on {c.gains.ties}" if c.gains.ties else ""
+    return f"higher on {c.gains.wins} of {len(c.targets)} targets, lower on {c.gains.losses}{ties}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and "and".
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def plural(names: Sequence[str], verb: str) -> str:
+    """The verb in the third person, without its s for several.
+
+    >>> plural(["a", "b"], "falls behind")
+    'fall behind'
+    """
+    first, *rest = verb.split(" ")
+    return " ".join([first.removesuffix("s") if len(names) > 1 else first, *rest])
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign (a true minus).
+
+    >>> signed(-0.05), signed(0.1)
+    ('−0.050', '+0.100')
+    """
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def settings_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Every setting of some cells as text; where cells differ, the values with how many cells have each."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    return {key: counted([json.dumps(row.settings.get(key)) for row in rows]) for key in keys}
+
+
+def counted(values: Sequence[str]) -> str:
+    """Distinct values, the most common first.
+
+    >>> counted(["1", "2", "2"])
+    '2 (2 cells), 1 (1 cell)'
+    """
+    distinct = sorted(set(values), key=lambda v: (-values.count(v), v))
+    if len(distinct) == 1:
+        return distinct[0]
+    shown = [f"{v} ({(n := values.count(v))} cell{'s' * (n > 1)})" for v in distinct[:8]]
+    return ", ".join([*shown, "…"] if len(distinct) > 8 else shown)
