@@ -1,5 +1,6 @@
 """Files are whole or absent: on a full disk, after SIGKILL, and when they come damaged."""
 
+import fcntl
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -326,6 +328,21 @@ def test_an_absent_and_an_empty_log_have_no_lines(tmp_path):
     assert files.read_lines(tmp_path / "log") == []
     (tmp_path / "log").touch()
     assert files.read_lines(tmp_path / "log") == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_an_append_waits_for_the_one_before_it(tmp_path):
+    log = tmp_path / "log"
+    log.write_text('{"n": 1')  # another process is in the middle of this line
+    with log.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=files.append_line, args=(log, {"n": 2}))
+        waiting.start()
+        waiting.join(timeout=0.2)
+        assert waiting.is_alive()
+        other.write(b"}\n")
+    waiting.join()
+    assert files.read_lines(log) == [{"n": 1}, {"n": 2}]
 
 
 APPENDS = """
