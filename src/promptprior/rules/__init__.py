@@ -1,0 +1,1 @@
+"""How parameters move: one file per rule, and the optimisers they share."""

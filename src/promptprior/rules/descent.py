@@ -1,0 +1,51 @@
+"""Descent: every copy follows the gradient of its own mean loss, plus a penalty where it has a prior.
+
+Prompt tuning, multi-task prompts, independent source prompts and every adaptation move this way.
+Cost: one engine call and one backward pass per step, whatever the number of copies.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from promptprior.notation import Float, Params, Tensor
+from promptprior.rules.objective import Objective, loss_and_gradient
+from promptprior.rules.optimiser import Optimiser, clipped
+from promptprior.rules.rule import Info, State
+from promptprior.tasks.batch import Batch
+
+Penalty = Callable[[Params], Float[Tensor, " C"]]
+"""Minus the log-prior of each copy's parameters over its number of examples, in nats."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One optimiser step on mean loss + penalty. `clip`: the largest gradient norm of a copy."""
+
+    optimiser: Optimiser
+    clip: float | None = None
+    penalty: Penalty | None = None
+
+    def init(self, params: Params) -> State:
+        """Nothing remembered yet."""
+        return State(params, self.optimiser.init(params))
+
+    def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
+        """One step of every copy."""
+        loss, gradient = loss_and_gradient(objective, state.params, batch)
+        info: dict[str, Tensor] = {"loss": loss}
+        if self.penalty is not None:
+            info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
+        gradient, info["gradient_norm"] = clipped(gradient, self.clip)
+        params, memory = self.optimiser.update(gradient, state.memory, state.params, state.step)
+        return State(params, memory, state.step + 1), info
+
+
+def with_penalty(penalty: Penalty, params: Params, gradient: Params) -> tuple[Float[Tensor, " C"], Params]:
+    """The penalty of every copy, and the gradient with the penalty's added."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    value = penalty(leaves)
+    parts = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+    added = {n: g if p is None else g + p for (n, g), p in zip(gradient.items(), parts, strict=True)}
+    return value.detach(), added

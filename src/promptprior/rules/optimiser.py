@@ -1,0 +1,187 @@
+"""Optimisers as pure functions of params with a leading copies axis: every copy moves as if it were alone.
+
+Learning rates are in units of the backbone's embedding scale s. AdamW and Adafactor, whose steps have the size of the
+rate, move an entry by about rate * s; SGD descends in p / s, so its step is rate * s^2 * gradient. State stays
+in the params' dtype, at least float32.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from promptprior.errors import SpecError
+from promptprior.notation import Float, Memory, Params, Tensor
+
+ScheduleKind = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
+
+    `factors` multiplies the rate of single parameters by name (the two speeds of decomposed prompts); `scale` is the
+    embedding scale.
+    """
+
+    base: tuple[float, ...]
+    scale: float = 1.0
+    schedule: ScheduleKind = "constant"
+    steps: int = 1
+    warmup: int = 0
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, step: int, name: str, like: Tensor) -> Float[Tensor, "C *ones"]:
+        """The rate of one parameter at a step, shaped to multiply it; in units of the embedding scale."""
+        base = torch.tensor(self.base, dtype=like.dtype, device=like.device) * self.multiplier(step)
+        copies = base.expand(like.shape[0]) * self.factors.get(name, 1.0)
+        return copies.view(-1, *[1] * (like.dim() - 1))
+
+    def multiplier(self, step: int) -> float:
+        """What warm-up and schedule leave of the rate at a step.
+
+        >>> [Rate((1.0,), schedule="linear", steps=4).multiplier(s) for s in range(5)]
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        """
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        left = max(0.0, 1.0 - done)
+        return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
+
+
+class Optimiser(Protocol):
+    """Init and update over named tensors."""
+
+    def init(self, params: Params) -> Memory:
+        """What to remember before the first step."""
+        ...
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        """New params and memory; the given ones are left as they were."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Gradient descent in units of the embedding scale, with optional momentum."""
+
+    rate: Rate
+    momentum: float = 0.0
+
+    def init(self, params: Params) -> Memory:
+        """Nothing, or a velocity."""
+        return {f"velocity/{n}": torch.zeros_like(p) for n, p in params.items()} if self.momentum else {}
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        """p - rate s^2 v with v = momentum v + gradient."""
+        velocity = gradient
+        if self.momentum:
+            velocity = {n: self.momentum * memory[f"velocity/{n}"] + g for n, g in gradient.items()}
+        unit = self.rate.scale**2
+        moved = {n: p - self.rate.at(step, n, p) * unit * velocity[n] for n, p in params.items()}
+        return moved, {f"velocity/{n}": v for n, v in velocity.items()} if self.momentum else {}
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW computes it."""
+
+    rate: Rate
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, params: Params) -> Memory:
+        """Zero moments."""
+        zeros = {f"mean/{n}": torch.zeros_like(p) for n, p in params.items()}
+        return zeros | {f"square/{n}": torch.zeros_like(p) for n, p in params.items()}
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        """p (1 - rate decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start."""
+        moved, after = {}, {}
+        for name, p in params.items():
+            g = gradient[name]
+            mean = torch.lerp(memory[f"mean/{name}"], g, 1 - self.beta1)
+            square = torch.lerp(memory[f"square/{name}"], g * g, 1 - self.beta2)
+            rate = self.rate.at(step, name, p)
+            unbiased = square.div(1 - self.beta2 ** (step + 1)).sqrt() + self.eps
+            direction = mean / (1 - self.beta1 ** (step + 1)) / unbiased
+            moved[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
+            after |= {f"mean/{name}": mean, f"square/{name}": square}
+        return moved, after
+
+
+@dataclass(frozen=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018) as the prompt-tuning papers use it: no relative step, no parameter scaling.
+
+    Second moments of the last two axes are factored; the update is clipped by its root mean square within each copy.
+    """
+
+    rate: Rate
+    decay: float = 0.8
+    clip: float = 1.0
+    eps: float = 1e-30
+    weight_decay: float = 1e-5
+
+    def init(self, params: Params) -> Memory:
+        """Zero row and column means; whole second moments for vectors."""
+        memory: Memory = {}
+        for name, p in params.items():
+            if p.dim() >= 3:
+                memory |= {f"row/{name}": torch.zeros_like(p[..., 0]), f"column/{name}": torch.zeros_like(p[..., 0, :])}
+            else:
+                memory[f"square/{name}"] = torch.zeros_like(p)
+        return memory
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        """p (1 - rate decay) - rate s u, with u the clipped, factored-normalised gradient."""
+        moved, after = {}, {}
+        keep = 1 - (step + 1) ** -self.decay
+        for name, p in params.items():
+            normalised, kept = self.normalise(gradient[name], memory, name, keep)
+            axes = tuple(range(1, p.dim()))
+            size = normalised.square().mean(axes, keepdim=True).sqrt() if axes else normalised.abs()
+            clipped = normalised / (size / self.clip).clamp(min=1)
+            rate = self.rate.at(step, name, p)
+            moved[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * clipped
+            after |= kept
+        return moved, after
+
+    def normalise(self, g: Tensor, memory: Memory, name: str, keep: float) -> tuple[Tensor, Memory]:
+        """The gradient over the square root of its second moment, and that moment."""
+        square = g * g + self.eps
+        if f"square/{name}" in memory:
+            whole = torch.lerp(memory[f"square/{name}"], square, 1 - keep)
+            return g * whole.rsqrt(), {f"square/{name}": whole}
+        row = torch.lerp(memory[f"row/{name}"], square.mean(-1), 1 - keep)
+        column = torch.lerp(memory[f"column/{name}"], square.mean(-2), 1 - keep)
+        relative = (row / row.mean(-1, keepdim=True)).rsqrt()
+        kept = {f"row/{name}": row, f"column/{name}": column}
+        return g * relative[..., None] * column.rsqrt()[..., None, :], kept
+
+
+OptimiserKind = Literal["adamw", "adafactor", "sgd"]
+
+
+def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser:
+    """The optimiser of a name. Raises SpecError where weight decay would be ignored."""
+    if kind == "sgd":
+        if weight_decay:
+            raise SpecError("weight decay (--weight-decay) has no effect with sgd; set it to 0 or use adamw")
+        return Sgd(rate)
+    return AdamW(rate, weight_decay=weight_decay) if kind == "adamw" else Adafactor(rate, weight_decay=weight_decay)
+
+
+def clipped(gradient: Params, most: float | None) -> tuple[Params, Float[Tensor, " C"]]:
+    """Each copy's gradient scaled down to norm `most` over all parameters, and the norm it had."""
+    squares = [g.flatten(1).square().sum(1) for g in gradient.values()]
+    norm = torch.stack(squares).sum(0).sqrt()
+    if most is None:
+        return gradient, norm
+    factor = (most / norm.clamp(min=1e-12)).clamp(max=1)
+    return {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in gradient.items()}, norm
