@@ -72,7 +72,7 @@ class Grid:
         return tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
 
     @cached_property
-    def scores(self) -> dict[tuple[str, str, int], Seeds]:
+    def scores(self) -> Mapping[tuple[str, str, int], Seeds]:
         """Score of each seed, for each method, target and k."""
         found: dict[tuple[str, str, int], dict[int, float]] = {}
         for row in self.rows:

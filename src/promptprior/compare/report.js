@@ -1,0 +1,228 @@
+"use strict";
+// Draws the four plots from the JSON beside it. Colours come from the style sheet, so that dark mode is one place.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const SYMBOLS = ["circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon"];
+  const COLOURS = 8;
+  const narrow = () => window.innerWidth < 640;
+  const coarse = window.matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, not the plot
+  const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const faded = (colour, share) => colour + Math.round(share * 255).toString(16).padStart(2, "0");
+  const places = (value) => (value === null ? "–" : value.toFixed(3).replace("-", "−"));
+  const others = data.methods.filter((m) => !m.baseline).map((m) => m.name);
+  const largestK = data.ks[data.ks.length - 1];
+
+  function look(index) {
+    const method = data.methods[index];
+    const place = others.indexOf(method.name);
+    const colour = method.baseline ? ink("m-base") : ink(`m${place % COLOURS}`);
+    return { colour, symbol: method.baseline ? "circle-open" : SYMBOLS[place % SYMBOLS.length] };
+  }
+
+  function base(height) {
+    const axis = {
+      gridcolor: ink("line"), linecolor: ink("line"), zeroline: false, automargin: true, fixedrange: coarse,
+    };
+    return {
+      height, autosize: true, dragmode: coarse ? false : "zoom", hovermode: "closest",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: ink("ink"), size: narrow() ? 12 : 13, family: getComputedStyle(document.body).fontFamily },
+      margin: { l: 8, r: 12, t: 12, b: 40 },
+      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemwidth: 30 },
+      hoverlabel: { bgcolor: ink("raised"), bordercolor: ink("line"), font: { color: ink("ink") } },
+      xaxis: { ...axis }, yaxis: { ...axis },
+    };
+  }
+
+  const spread = (cells, side) =>
+    cells.map((c) => (c.low === null ? 0 : side === "up" ? c.high - c.mean : c.mean - c.low));
+  const bars = (cells, colour) =>
+    ({ type: "data", symmetric: false, array: spread(cells, "up"), arrayminus: spread(cells, "down"), color: colour,
+       thickness: 1.5, width: 0 });
+  const told = (c) =>
+    `${plain(data.methods[c.method].name)}<br>${places(c.mean)}` +
+    (c.low === null ? " (one run)" : ` [${places(c.low)}, ${places(c.high)}], ${c.n} runs`);
+
+  // Score by method and target: one band per target, methods dodged inside it, its name written on top.
+  function scores({ k }) {
+    const count = data.methods.length;
+    const shift = (m) => (count > 1 ? 0.56 * (m / (count - 1)) - 0.2 : 0);
+    const traces = data.methods.flatMap((method, m) => {
+      const cells = data.cells.filter((c) => c.method === m && c.k === k);
+      const { colour, symbol } = look(m);
+      const runs = cells.flatMap((c) => c.runs.map((r) => ({ ...r, target: c.target })));
+      const common = { type: "scatter", mode: "markers", name: plain(method.name), legendgroup: method.name };
+      return [
+        { ...common, showlegend: false, hoverinfo: "text", x: runs.map((r) => r.score),
+          y: runs.map((r) => r.target + shift(m)), marker: { size: 5, color: faded(colour, 0.4), symbol: "circle" },
+          text: runs.map((r) => `${plain(method.name)}<br>seed ${r.seed}: ${places(r.score)}`) },
+        { ...common, x: cells.map((c) => c.mean), y: cells.map((c) => c.target + shift(m)), hoverinfo: "text",
+          text: cells.map((c) => `${plain(data.targets[c.target].name)}<br>${told(c)}`),
+          marker: { size: 10, color: colour, symbol, line: { width: 2 } }, error_x: bars(cells, colour) },
+      ];
+    });
+    const layout = base(110 + data.targets.length * (30 + 17 * count));
+    layout.yaxis = { ...layout.yaxis, showticklabels: false, showgrid: false, fixedrange: true,
+                     range: [data.targets.length - 0.5, -0.62] };
+    layout.xaxis.title = { text: "score on test" };
+    layout.annotations = data.targets.map((t, i) => ({
+      xref: "paper", x: 0, xanchor: "left", y: i - 0.4, showarrow: false, align: "left",
+      text: `<b>${plain(clipped(t.name))}</b>  ${plain(t.metric)}`, font: { color: ink("muted"), size: 12 },
+    }));
+    layout.shapes = data.targets.slice(1).map((_, i) => ({
+      type: "line", xref: "paper", x0: 0, x1: 1, y0: i + 0.5 + 0.02, y1: i + 0.5 + 0.02,
+      line: { color: ink("line"), width: 1 },
+    }));
+    return { traces, layout };
+  }
+  const clipped = (name) => (name.length > 44 ? `${name.slice(0, 42)}…` : name);
+
+  // Few-shot curves: score against k on one target, or the mean over all; what trains nothing is a level line.
+  function shots({ target }) {
+    const found = target === "mean" ? data.means : data.cells.filter((c) => c.target === target);
+    const untrained = (m) => !data.cells.some((c) => c.method === m && c.trained);
+    const traces = data.methods.flatMap((method, m) => {
+      const cells = found.filter((c) => c.method === m);
+      const { colour, symbol } = look(m);
+      return cells.length ? [{
+        type: "scatter", mode: untrained(m) ? "lines" : "lines+markers", name: plain(method.name),
+        x: cells.map((c) => c.k), y: cells.map((c) => c.mean), hoverinfo: "text",
+        text: cells.map((c) => `k = ${c.k}<br>${told(c)}`),
+        line: { color: colour, width: 2, dash: untrained(m) ? "dash" : "solid" },
+        marker: { color: colour, symbol, size: 9 }, error_y: untrained(m) ? undefined : bars(cells, colour),
+      }] : [];
+    });
+    const layout = base(narrow() ? 380 : 440);
+    layout.xaxis = { ...layout.xaxis, type: "log", tickvals: data.ks, ticktext: data.ks.map(String),
+                     title: { text: "shots k" } };
+    layout.yaxis.title = { text: "score on test" };
+    return { traces, layout };
+  }
+
+  const CURVES = { dev_score: [2, "dev score"], dev_nll: [3, "dev NLL"], train_loss: [1, "training loss"] };
+  const pointsOf = (run, column) => run.curve.filter((p) => p[column] !== null);
+
+  // Learning curves of every method on one target: seeds thin, their mean thick.
+  function curves({ target, k, what }) {
+    const [column, label] = CURVES[what];
+    const traces = data.cells.filter((c) => c.target === target && c.k === k).flatMap((cell) => {
+      const runs = cell.runs.map((r) => ({ ...r, points: pointsOf(r, column) })).filter((r) => r.points.length);
+      const { colour } = look(cell.method);
+      const name = plain(data.methods[cell.method].name);
+      const line = (points, extra) => ({
+        type: "scatter", mode: "lines", name, legendgroup: name, x: points.map((p) => p[0]),
+        y: points.map((p) => p[column]), ...extra,
+      });
+      if (!runs.length) return [];
+      return [
+        ...runs.map((r) => line(r.points, { showlegend: false, line: { color: faded(colour, 0.35), width: 1 },
+          hovertemplate: `${name}, seed ${r.seed}<br>step %{x}: %{y:.3f}<extra></extra>` })),
+        line(meanCurve(runs, column), { line: { color: colour, width: 2.5 },
+          hovertemplate: `${name}, mean<br>step %{x}: %{y:.3f}<extra></extra>` }),
+      ];
+    });
+    const layout = base(narrow() ? 380 : 440);
+    layout.xaxis.title = { text: "step" };
+    layout.yaxis.title = { text: label };
+    if (!traces.length) nothing(layout, "no learning curve is recorded here");
+    return { traces, layout };
+  }
+
+  function meanCurve(runs, column) {
+    const at = runs.map((r) => new Map(r.points.map((p) => [p[0], p[column]])));
+    const steps = [...at[0].keys()].filter((step) => at.every((m) => m.has(step)));
+    return steps.map((step) => {
+      const point = [step, null, null, null];
+      point[column] = at.reduce((sum, m) => sum + m.get(step), 0) / at.length;
+      return point;
+    });
+  }
+
+  const UNITS = { seconds: "seconds", tokens: "tokens read", rows: "rows read" };
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+
+  // Cost against score: where a method stands, with and without what its sources cost.
+  function cost({ k, unit, share }) {
+    const paid = (run) => run[unit][0] + (share === "all" ? run[unit][1] : 0);
+    const traces = data.methods.flatMap((method, m) => {
+      const cells = data.cells.filter((c) => c.method === m && c.k === k);
+      const overall = data.means.find((c) => c.method === m && c.k === k);
+      const { colour, symbol } = look(m);
+      if (!cells.length) return [];
+      const price = mean(cells.flatMap((c) => c.runs.map(paid)));
+      const common = { type: "scatter", mode: "markers", name: plain(method.name), legendgroup: method.name,
+                       hoverinfo: "text" };
+      return [
+        { ...common, showlegend: !overall, x: cells.map((c) => mean(c.runs.map(paid))), y: cells.map((c) => c.mean),
+          text: cells.map((c) => `${plain(data.targets[c.target].name)}<br>${told(c)}`),
+          marker: { color: faded(colour, 0.4), symbol, size: 7 } },
+        ...(overall ? [{ ...common, x: [price], y: [overall.mean], error_y: bars([overall], colour),
+          text: [`${told(overall)}<br>over ${overall.targets} targets, ${price.toPrecision(3)} ${UNITS[unit]}`],
+          marker: { color: colour, symbol, size: 14, line: { width: 2 } } }] : []),
+      ];
+    });
+    const layout = base(narrow() ? 400 : 460);
+    layout.xaxis.title = { text: `${UNITS[unit]} for one target${share === "all" ? ", its prior included" : ""}` };
+    layout.xaxis.rangemode = "tozero";
+    layout.yaxis.title = { text: "score on test" };
+    return { traces, layout };
+  }
+
+  function nothing(layout, text) {
+    layout.annotations = [{ text, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false,
+                            font: { color: ink("muted") } }];
+  }
+
+  const allK = { key: "k", label: "k", options: data.ks.map((k) => [k, String(k)]), start: largestK };
+  const allTargets = data.targets.map((t, i) => [i, t.name]);
+  const firstTrained = Math.max(0, data.targets.findIndex((_, i) =>
+    data.cells.some((c) => c.target === i && c.runs.some((r) => r.curve.length))));
+  const PLOTS = {
+    scores: { draw: scores, controls: [allK] },
+    shots: { draw: shots, controls: [{ key: "target", label: "target",
+      options: [...(data.means.length ? [["mean", "mean over targets"]] : []), ...allTargets] }] },
+    curves: { draw: curves, controls: [{ key: "target", label: "target", options: allTargets, start: firstTrained },
+      allK, { key: "what", label: "curve", options: Object.entries(CURVES).map(([key, [, label]]) => [key, label]) }] },
+    cost: { draw: cost, controls: [allK, { key: "unit", label: "cost", options: Object.entries(UNITS) },
+      { key: "share", label: "of", options: [["target", "the target alone"], ["all", "target and sources"]] }] },
+  };
+
+  const hasCurves = data.cells.some((c) => c.runs.some((r) => r.curve.length));
+  const wanted = { scores: true, shots: data.ks.length > 1, curves: hasCurves, cost: true };
+
+  function select({ key, label, options, start }, state, redraw) {
+    state[key] = start ?? options[0][0];
+    if (options.length < 2) return null;
+    const box = document.createElement("select");
+    options.forEach(([, text], i) => box.add(new Option(text, i)));
+    box.selectedIndex = options.findIndex(([value]) => value === state[key]);
+    box.addEventListener("change", () => { state[key] = options[box.selectedIndex][0]; redraw(); });
+    const wrapped = document.createElement("label");
+    wrapped.append(label, box);
+    return wrapped;
+  }
+
+  const CONFIG = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
+                   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+
+  function show(figure) {
+    const { draw, controls } = PLOTS[figure.dataset.plot];
+    const place = figure.querySelector(".plot");
+    const state = {};
+    const redraw = () => {
+      const { traces, layout } = draw(state);
+      return Plotly.react(place, traces, layout, CONFIG);
+    };
+    figure.querySelector(".controls").append(...controls.map((c) => select(c, state, redraw)).filter(Boolean));
+    redraw();
+    return redraw;
+  }
+
+  const figures = [...document.querySelectorAll("figure[data-plot]")];
+  figures.filter((f) => !wanted[f.dataset.plot]).forEach((f) => f.remove());
+  const redraws = figures.filter((f) => wanted[f.dataset.plot]).map(show);
+  const again = () => redraws.forEach((redraw) => redraw());
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  window.matchMedia("(max-width: 639px)").addEventListener("change", again);
+})();
