@@ -137,7 +137,10 @@ def splits(items: Sequence[Item], balance: bool) -> dict[Split, list[Item]]:
 
 
 def balanced(items: Sequence[Item], size: int) -> list[Item]:
-    """The first items of every class: an equal share of `size` each, and of none more than twice the rarest."""
+    """The first items of every class: an equal share of `size` each, and of none more than twice the rarest.
+
+    They are shuffled anew, because the rarest class reaches further down the list than the others.
+    """
     counts = Counter(item.answers[0] for item in items)
     quota = min(size // len(counts), 2 * min(counts.values())) if counts else 0
     taken: Counter[str] = Counter()
@@ -147,7 +150,7 @@ def balanced(items: Sequence[Item], size: int) -> list[Item]:
         if taken[answer] < quota:
             taken[answer] += 1
             chosen.append(item)
-    return chosen
+    return sorted(chosen, key=lambda item: digest("balanced", item.value))
 
 
 def frequent(items: Iterable[Item], classes: int) -> list[Item]:

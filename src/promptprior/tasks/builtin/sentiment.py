@@ -22,9 +22,9 @@ def valences() -> Iterator[tuple[str, float]]:
 
 
 def polarity(part: str) -> Iterator[Item]:
-    """Clearly positive or negative words (valence beyond 1) that can only be this part of speech."""
+    """Words that can only be this part of speech, mild ones (valence 0.4 to 2): the strong are too easy."""
     for word, valence in valences():
-        if abs(valence) > 1 and only_part(word) == part:
+        if 0.4 <= abs(valence) <= 2 and only_part(word) == part:
             yield Item(word, word, ("positive" if valence > 0 else "negative",))
 
 
@@ -41,7 +41,7 @@ def nouns() -> Iterator[Item]:
 def verbs() -> Iterator[Item]:
     """Polar words that can be a verb, as their base form."""
     for word, valence in valences():
-        if abs(valence) > 1 and "verb" in lexicon().get(word, {}):
+        if 0.4 <= abs(valence) <= 2 and "verb" in lexicon().get(word, {}):
             yield Item(word, word, ("positive" if valence > 0 else "negative",))
 
 
