@@ -32,6 +32,8 @@ class Template:
         """The row's value. Raises DataError, naming place and column, for a missing or null column."""
         try:
             value = self.evaluate(row)
+            if isinstance(value, Undefined):
+                str(value)  # raises, and says which name is undefined
         except ROW_ERRORS as error:
             raise DataError(f"{where}: {key}: {self.explain(row, error)}") from None
         if is_null(value):
