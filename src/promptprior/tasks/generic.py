@@ -126,11 +126,10 @@ def spec_from_columns(rows: Rows, name: str) -> TaskSpec:
 
 def label_words(rows: Rows) -> tuple[str, ...]:
     """The label words of a `label` column in order: numbers by value, words by the alphabet."""
-    found = {row.get("label") for row in rows.values}
-    if found & {None, ""}:
-        bad = next(i for i, row in enumerate(rows.values) if row.get("label") in (None, ""))
-        raise DataError(f"{rows.place(bad)}: column 'label' is empty")
-    words = sorted({str(label) for label in found}, key=number_first)
+    for i, row in enumerate(rows.values):
+        if row.get("label") in (None, ""):
+            raise DataError(f"{rows.place(i)}: column 'label' is empty")
+    words = sorted({str(row["label"]) for row in rows.values}, key=number_first)
     if len(words) < 2:
         raise DataError(f"{rows.source}: column 'label' holds one value only: {words}")
     return tuple(words)
