@@ -23,7 +23,7 @@ def kinds() -> tuple[tuple[str, str], ...]:
 
 def named_kinds() -> Iterator[Item]:
     """Name of an emoji to its kind."""
-    yield from frequent((Item(name, name, (kind,)) for name, kind in kinds()), 5)
+    yield from frequent((Item(name, name, (kind,)) for name, kind in kinds()), 6)
 
 
 RECIPES = (Recipe("kind_of_thing", FAMILY, "Thing: {}\nKind:", named_kinds, (EMOJI,)),)

@@ -34,9 +34,9 @@ def singulars() -> Iterator[Item]:
 
 def verb_forms(slot: str) -> Iterator[Item]:
     """Base form to one inflected form, for verbs whose form is in use."""
-    for lemma, forms in common_lemmas("verb"):
+    for lemma, forms in common_lemmas("verb", 15000):
         found = forms[VERB_SLOTS[slot]] if len(forms) > VERB_SLOTS[slot] else ()
-        if found and found[0] != lemma and is_common(found[0], 12000):
+        if found and found[0] != lemma and is_common(found[0], 20000):
             yield Item(lemma, lemma, found)
 
 
@@ -59,7 +59,7 @@ def base_forms() -> Iterator[Item]:
 def comparatives() -> Iterator[Item]:
     """Adjective to its comparative."""
     for lemma, forms in common_lemmas("adj", 20000):
-        if forms and forms[0]:
+        if forms and forms[0] and forms[0][0] in rank():
             yield Item(lemma, lemma, forms[0])
 
 

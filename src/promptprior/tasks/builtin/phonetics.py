@@ -20,13 +20,13 @@ ORDINALS = ("first", "second", "third")
 
 
 @cache
-def pronunciations() -> dict[str, str]:
+def pronunciations(within: int = 10000) -> dict[str, str]:
     """Common lower-case words with one pronunciation, in misaki's IPA (capitals are diphthongs)."""
     entries = json.loads(SOUNDS.file("data", "us_gold.json").read_text(encoding="utf-8"))
     return {
         word: sounds
         for word, sounds in entries.items()
-        if isinstance(sounds, str) and word.islower() and word in lexicon() and is_common(word, 10000)
+        if isinstance(sounds, str) and word.islower() and word in lexicon() and is_common(word, within)
     }
 
 
@@ -118,7 +118,7 @@ def rhymes() -> Iterator[Item]:
 def homophones() -> Iterator[Item]:
     """Words that sound exactly like another common word."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for word, sounds in sorted(pronunciations().items()):
+    for word, sounds in sorted(pronunciations(20000).items()):
         groups[sounds].append(word)
     for sounds, words in sorted(groups.items()):
         if len(words) == 2:

@@ -17,7 +17,7 @@ def valences() -> Iterator[tuple[str, float]]:
     """Common words and their mean valence, -4 to 4."""
     for line in VADER.file("vader_lexicon.txt").read_text(encoding="utf-8").splitlines():
         word, valence, *_ = line.split("\t")
-        if is_common(word, 30000):
+        if is_common(word, 40000):
             yield word, float(valence)
 
 
@@ -46,10 +46,10 @@ def verbs() -> Iterator[Item]:
 
 
 def strengths() -> Iterator[Item]:
-    """Words of weak (below 1.5) or strong (above 2.5) feeling, good or bad."""
+    """Words of mild (below 1.3) or strong (above 2.4) feeling, good or bad."""
     for word, valence in valences():
         if abs(valence) < 1.3 or abs(valence) > 2.4:
-            yield Item(word, word, ("strong" if abs(valence) > 2 else "mild",))
+            yield Item(word, word, ("strong" if abs(valence) > 2.4 else "mild",))
 
 
 def subjectivities() -> Iterator[Item]:

@@ -4,11 +4,10 @@ import gzip
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 
 from promptprior.tasks.builtin.recipe import Source
 
-FREQUENCY = Source("zxcvbn", "zxcvbn", "CC-BY-SA-3.0", "Wiktionary frequency lists of Wikipedia and of film subtitles")
+FREQUENCY = Source("symspellpy", "symspellpy", "CC-BY-3.0 and SCOWL (free)", "Google Books frequencies of SCOWL words")
 LEXICON = Source("lemminflect", "lemminflect", "MIT (SPECIALIST terms: free use)", "NIH SPECIALIST lexicon")
 
 Forms = tuple[tuple[str, ...], ...]
@@ -19,18 +18,15 @@ VERB_SLOTS = {"past": 0, "participle": 1, "gerund": 2, "third": 3}
 
 @cache
 def rank() -> dict[str, int]:
-    """Frequency rank (0 is commonest) of words, the better of both lists."""
-    lists = import_module("zxcvbn.frequency_lists").FREQUENCY_LISTS
-    ranks: dict[str, int] = {}
-    for name in ("english_wikipedia", "us_tv_and_film"):
-        for place, word in enumerate(lists[name]):
-            ranks[word] = min(place, ranks.get(word, place))
-    return ranks
+    """Frequency rank of words in English books; 0 is the commonest."""
+    lines = FREQUENCY.file("frequency_dictionary_en_82_765.txt").read_text(encoding="utf-8-sig").splitlines()
+    counts = {word: int(count) for word, count in map(str.split, lines)}
+    return {word: place for place, word in enumerate(sorted(counts, key=lambda word: (-counts[word], word)))}
 
 
 def is_common(word: str, within: int = 8000) -> bool:
-    """Whether a lower-case word of at least three letters is among the `within` commonest."""
-    return len(word) > 2 and word.isascii() and word.isalpha() and rank().get(word, within) < within
+    """Whether a word of at least two letters is among the `within` commonest."""
+    return len(word) > 1 and word.isascii() and word.isalpha() and rank().get(word, within) < within
 
 
 @cache
