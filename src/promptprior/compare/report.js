@@ -28,7 +28,7 @@
       height, autosize: true, dragmode: coarse ? false : "zoom", hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink("ink"), size: narrow() ? 12 : 13, family: getComputedStyle(document.body).fontFamily },
-      margin: { l: 8, r: 12, t: 12, b: 40 },
+      margin: { l: 8, r: 20, t: 12, b: 40 },
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemwidth: 30 },
       hoverlabel: { bgcolor: ink("raised"), bordercolor: ink("line"), font: { color: ink("ink") } },
       xaxis: { ...axis }, yaxis: { ...axis },
@@ -55,11 +55,12 @@
       const common = { type: "scatter", mode: "markers", name: plain(method.name), legendgroup: method.name };
       return [
         { ...common, showlegend: false, hoverinfo: "text", x: runs.map((r) => r.score),
-          y: runs.map((r) => r.target + shift(m)), marker: { size: 5, color: faded(colour, 0.4), symbol: "circle" },
+          y: runs.map((r) => r.target + shift(m)),
+          marker: { size: 6, symbol: "line-ns", line: { width: 1.5, color: faded(colour, 0.75) } },
           text: runs.map((r) => `${plain(method.name)}<br>seed ${r.seed}: ${places(r.score)}`) },
         { ...common, x: cells.map((c) => c.mean), y: cells.map((c) => c.target + shift(m)), hoverinfo: "text",
           text: cells.map((c) => `${plain(data.targets[c.target].name)}<br>${told(c)}`),
-          marker: { size: 10, color: colour, symbol, line: { width: 2 } }, error_x: bars(cells, colour) },
+          marker: { size: 10, color: colour, symbol, line: { width: 1.5, color: colour } }, error_x: bars(cells, colour) },
       ];
     });
     const layout = base(110 + data.targets.length * (30 + 17 * count));
@@ -156,10 +157,10 @@
       return [
         { ...common, showlegend: !overall, x: cells.map((c) => mean(c.runs.map(paid))), y: cells.map((c) => c.mean),
           text: cells.map((c) => `${plain(data.targets[c.target].name)}<br>${told(c)}`),
-          marker: { color: faded(colour, 0.4), symbol, size: 7 } },
+          cliponaxis: false, marker: { color: faded(colour, 0.4), symbol, size: 7, line: { width: 0 } } },
         ...(overall ? [{ ...common, x: [price], y: [overall.mean], error_y: bars([overall], colour),
           text: [`${told(overall)}<br>over ${overall.targets} targets, ${price.toPrecision(3)} ${UNITS[unit]}`],
-          marker: { color: colour, symbol, size: 14, line: { width: 2 } } }] : []),
+          cliponaxis: false, marker: { color: colour, symbol, size: 14, line: { width: 2, color: colour } } }] : []),
       ];
     });
     const layout = base(narrow() ? 400 : 460);

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptprior.compare.rows import Point, Row, read_rows
 from promptprior.compare.statistics import Interval
@@ -27,6 +27,9 @@ from promptprior.compare.summary import (
 )
 from promptprior.errors import DataError
 from promptprior.files import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 CURVE_POINTS = 80  # points of a learning curve that are drawn; more only make the file larger
 
@@ -70,7 +73,13 @@ def render(grid: Grid, title: str, expected: int | None, command: str) -> str:
     found = comparisons(grid)
     scripts = {"plotly": get_plotlyjs().replace("\r\n", "\n"), "script": asset("report.js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": score_text, "signed": signed, "p_value": p_text, "amount": amount}
+    environment.filters |= {
+        "score": score_text,
+        "signed": signed,
+        "p_value": p_text,
+        "amount": amount,
+        "breakable": breakable,
+    }
     return environment.from_string(asset("report.html")).render(
         **scripts,
         style=asset("report.css"),
@@ -148,7 +157,8 @@ def section(grid: Grid, found: Sequence[Comparison], k: int) -> dict[str, Any]:
     shared, rows = aggregates(grid, k)
     return {
         "k": k,
-        "cards": [card(c) for c in at_k.values()],
+        "cards": [card(c) for c in sorted(at_k.values(), key=lambda c: c.method not in grid.transfer)],
+        "near_floor": any(c.gains.near_floor for c in at_k.values()),
         "aggregates": [(a, at_k.get(a.method)) for a in rows],
         "shared": shared,
         "table": [(row, [score_cell(grid, at_k, m, row.target, k) for m in grid.methods]) for row in grid.targets],
@@ -220,6 +230,13 @@ def amount(value: float) -> str:
     ('0.12', '12.3', '123,456')
     """
     return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def breakable(name: str) -> "Markup":
+    """A name, escaped, that may break after an underscore."""
+    from markupsafe import Markup
+
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def between(values: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from promptprior.compare.statistics import (
 )
 
 SIGNIFICANT = 0.05
+NO_BREAK = "\N{NO-BREAK SPACE}"
 Seeds = Mapping[int, float]
 
 
@@ -220,24 +221,35 @@ def verdict_words(grid: Grid, found: Sequence[Comparison], k: int) -> str:
     at_k = [c for c in found if c.k == k]
     phrases = []
     for verdict, verb in (("better", "beats"), ("worse", "falls behind")):
-        named = [f"{c.method} ({signed(c.difference.estimate)})" for c in at_k if c.verdict == verdict]
+        named = [tally(c) for c in at_k if c.verdict == verdict]
         if named:
             phrases.append(f"{listed(named)} {plural(named, verb)} {grid.baseline} on average")
-    unclear = [c.method for c in at_k if c.verdict == "unclear"]
+    unclear = [tally(c) for c in at_k if c.verdict == "unclear"]
     if unclear:
-        phrases.append(f"{listed(unclear)} {plural(unclear, 'shows')} no clear difference from {grid.baseline}")
-    return f"With k = {k}, {'; '.join(phrases)}."
+        verb = f"{plural(unclear, 'shows')} no clear difference from"
+        phrases.append(f"{listed(unclear)} {verb} {grid.baseline} on average")
+    return f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}."
+
+
+def tally(c: Comparison) -> str:
+    """A method with its mean difference and on how many targets it is clearly better or worse."""
+    better, worse = len(c.targets_that_are("better")), len(c.targets_that_are("worse"))
+    parts = [f"{word} on {n}" for word, n in (("better", better), ("worse", worse)) if n] or ["better on none"]
+    return f"{c.method} ({signed(c.difference.estimate)}; clearly {', '.join(parts)} of {len(c.targets)} targets)"
 
 
 def negative_transfer(found: Sequence[Comparison]) -> str:
     """Targets on which some transfer method is clearly worse than the baseline."""
-    worse: dict[str, list[str]] = {}
+    worse: dict[str, dict[str, list[str]]] = {}
     for c in found:
         for d in c.targets_that_are("worse"):
-            worse.setdefault(d.target, []).append(f"{c.method} at k = {c.k}")
+            worse.setdefault(d.target, {}).setdefault(c.method, []).append(str(c.k))
     if not worse:
         return "On no target is a transfer method clearly worse."
-    named = [f"{target} ({', '.join(methods)})" for target, methods in worse.items()]
+    named = [
+        f"{target} ({'; '.join(f'{m}, k{NO_BREAK}={NO_BREAK}{listed(ks)}' for m, ks in methods.items())})"
+        for target, methods in worse.items()
+    ]
     return f"Negative transfer: clearly worse on {listed(named)}."
 
 
