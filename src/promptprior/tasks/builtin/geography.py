@@ -13,7 +13,7 @@ AIRPORTS = Source("airportsdata", "airportsdata", "MIT", "airportsdata table of 
 
 
 @cache
-def countries() -> dict[str, dict[str, Any]]:
+def countries() -> dict[str, Mapping[str, Any]]:
     """ISO alpha-2 code to what countryinfo says of a country that CLDR names too."""
     from babel import Locale
     from countryinfo import all_countries

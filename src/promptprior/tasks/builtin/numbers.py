@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 
 from promptprior.tasks.builtin.recipe import Item, Recipe, Source
 
@@ -12,10 +13,9 @@ TONGUES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish", "it
 
 def to_digits(language: str) -> Iterator[Item]:
     """A number below a thousand in words, to digits."""
-    from num2words import num2words
-
+    in_words = import_module("num2words").num2words
     for number in range(11, 1000):
-        yield Item(str(number), num2words(number, lang=language), (str(number),))
+        yield Item(str(number), in_words(number, lang=language), (str(number),))
 
 
 def recipe(language: str, name: str) -> Recipe:
