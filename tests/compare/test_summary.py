@@ -48,27 +48,40 @@ def test_each_target_is_judged_by_its_paired_interval():
 
 def test_the_headline_states_negative_transfer_and_does_not_oversell():
     g = grid(PLANTED)
-    words = headline(g, comparisons(g)).replace("\N{NO-BREAK SPACE}", " ")
+    words = " ".join(headline(g, comparisons(g))).replace("\N{NO-BREAK SPACE}", " ")
     assert "spot (+0.034; clearly better on 1, worse on 1 of 3 targets) shows no clear difference" in words
     assert "Negative transfer: clearly worse on down (spot, k = 16)." in words
 
 
 def test_the_headline_finds_what_was_planted():
     g = grid(grid_rows())
-    words = headline(g, comparisons(g)).replace("\N{NO-BREAK SPACE}", " ")
+    words = " ".join(headline(g, comparisons(g))).replace("\N{NO-BREAK SPACE}", " ")
     assert "With k = 4, multitask (+0.074; clearly better on 4, worse on 1 of 8 targets) and spot" in words
     assert "beat prompt_tuning on average" in words
     assert "clearly worse on syllable_count (multitask, k = 4 and 16; spot, k = 16)" in words
     assert "zero_shot" not in words  # it learned from no source tasks
 
 
+def test_a_large_grid_has_a_short_headline():
+    methods = [f"method{i}" for i in range(6)]
+    rows = [row for t in "abcdef" for row in cells("prompt_tuning", t, [0.5, 0.6] * 3)]
+    rows += [row for t in "abcdef" for m in methods for row in cells(m, t, [0.3, 0.4] * 3)]
+    g = grid(rows)
+    *verdicts, negative = headline(g, comparisons(g))
+    assert verdicts[0].count("(\N{MINUS SIGN}0.200)") == 6
+    assert negative == (
+        "Negative transfer: some method is clearly worse on 6 of 6 targets, most often on a (6 times), "
+        "b (6 times), c (6 times) and d (6 times)."
+    )
+
+
 def test_clear_loss_and_no_loss_are_said():
     worse = [*cells("prompt_tuning", "a", [0.5, 0.6] * 4), *cells("spot", "a", [0.3, 0.4] * 4)]
     g = grid(worse)
-    assert "falls behind prompt_tuning on average" in headline(g, comparisons(g))
+    assert "falls behind prompt_tuning on average" in headline(g, comparisons(g))[0]
     better = [*cells("prompt_tuning", "a", [0.5, 0.6] * 4), *cells("spot", "a", [0.7, 0.8] * 4)]
     g = grid(better)
-    assert headline(g, comparisons(g)).endswith("On no target is a transfer method clearly worse.")
+    assert headline(g, comparisons(g))[-1] == "On no target is a transfer method clearly worse."
 
 
 def test_three_seeds_of_one_target_never_win_overall():
@@ -124,7 +137,7 @@ def test_the_last_row_of_a_place_counts_and_failures_stand_apart():
     assert [r.error for r in g.failed] == ["boom"]
     assert g.methods == ("spot",)
     assert comparisons(g) == ()
-    assert headline(g, ()).startswith("Nothing to compare: no method that learned from source tasks shares")
+    assert headline(g, ())[0].startswith("Nothing to compare: no method that learned from source tasks shares")
 
 
 def test_settings_that_differ_are_counted():

@@ -8,6 +8,7 @@
   const coarse = window.matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, not the plot
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const clipped = (name) => (name.length > 40 ? `${name.slice(0, 38)}…` : name);
   const faded = (colour, share) => colour + Math.round(share * 255).toString(16).padStart(2, "0");
   const places = (value) => (value === null ? "–" : value.toFixed(3).replace("-", "−"));
   const others = data.methods.filter((m) => !m.baseline).map((m) => m.name);
@@ -52,7 +53,7 @@
       const cells = data.cells.filter((c) => c.method === m && c.k === k);
       const { colour, symbol } = look(m);
       const runs = cells.flatMap((c) => c.runs.map((r) => ({ ...r, target: c.target })));
-      const common = { type: "scatter", mode: "markers", name: plain(method.name), legendgroup: method.name };
+      const common = { type: "scatter", mode: "markers", name: plain(clipped(method.name)), legendgroup: method.name };
       return [
         { ...common, showlegend: false, hoverinfo: "text", x: runs.map((r) => r.score),
           y: runs.map((r) => r.target + shift(m)),
@@ -77,7 +78,6 @@
     }));
     return { traces, layout };
   }
-  const clipped = (name) => (name.length > 44 ? `${name.slice(0, 42)}…` : name);
 
   // Few-shot curves: score against k on one target, or the mean over all; what trains nothing is a level line.
   function shots({ target }) {
@@ -87,7 +87,7 @@
       const cells = found.filter((c) => c.method === m);
       const { colour, symbol } = look(m);
       return cells.length ? [{
-        type: "scatter", mode: untrained(m) ? "lines" : "lines+markers", name: plain(method.name),
+        type: "scatter", mode: untrained(m) ? "lines" : "lines+markers", name: plain(clipped(method.name)),
         x: cells.map((c) => c.k), y: cells.map((c) => c.mean), hoverinfo: "text",
         text: cells.map((c) => `k = ${c.k}<br>${told(c)}`),
         line: { color: colour, width: 2, dash: untrained(m) ? "dash" : "solid" },
@@ -110,9 +110,9 @@
     const traces = data.cells.filter((c) => c.target === target && c.k === k).flatMap((cell) => {
       const runs = cell.runs.map((r) => ({ ...r, points: pointsOf(r, column) })).filter((r) => r.points.length);
       const { colour } = look(cell.method);
-      const name = plain(data.methods[cell.method].name);
+      const name = plain(clipped(data.methods[cell.method].name));
       const line = (points, extra) => ({
-        type: "scatter", mode: "lines", name, legendgroup: name, x: points.map((p) => p[0]),
+        type: "scatter", mode: "lines", name, legendgroup: cell.method, x: points.map((p) => p[0]),
         y: points.map((p) => p[column]), ...extra,
       });
       if (!runs.length) return [];
@@ -152,7 +152,7 @@
       const { colour, symbol } = look(m);
       if (!cells.length) return [];
       const price = mean(cells.flatMap((c) => c.runs.map(paid)));
-      const common = { type: "scatter", mode: "markers", name: plain(method.name), legendgroup: method.name,
+      const common = { type: "scatter", mode: "markers", name: plain(clipped(method.name)), legendgroup: method.name,
                        hoverinfo: "text" };
       return [
         { ...common, showlegend: !overall, x: cells.map((c) => mean(c.runs.map(paid))), y: cells.map((c) => c.mean),

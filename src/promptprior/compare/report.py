@@ -158,7 +158,8 @@ def section(grid: Grid, found: Sequence[Comparison], k: int) -> dict[str, Any]:
     return {
         "k": k,
         "cards": [card(c) for c in sorted(at_k.values(), key=lambda c: c.method not in grid.transfer)],
-        "near_floor": any(c.gains.near_floor for c in at_k.values()),
+        "near_floor": distinct(t for c in at_k.values() for t in c.gains.near_floor),
+        "undefined": distinct(t for c in at_k.values() for t in c.gains.undefined),
         "aggregates": [(a, at_k.get(a.method)) for a in rows],
         "shared": shared,
         "table": [(row, [score_cell(grid, at_k, m, row.target, k) for m in grid.methods]) for row in grid.targets],

@@ -1,7 +1,7 @@
 """From rows to what they say: scores by method and target, comparisons with the baseline, and words."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +20,8 @@ from promptprior.compare.statistics import (
 )
 
 SIGNIFICANT = 0.05
+DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
+NAMED = 4  # targets of negative transfer that the headline names with all their methods
 NO_BREAK = "\N{NO-BREAK SPACE}"
 Seeds = Mapping[int, float]
 
@@ -204,31 +206,37 @@ def aggregate(grid: Grid, method: str, targets: Sequence[str], k: int) -> Aggreg
 # Words --------------------------------------------------------------------------------------------------
 
 
-def headline(grid: Grid, found: Sequence[Comparison]) -> str:
+def headline(grid: Grid, found: Sequence[Comparison]) -> list[str]:
     """A few sentences: whether methods that learned from sources beat the baseline, and where they hurt."""
     transfer = [c for c in found if c.method in grid.transfer]
     if not transfer:
-        return (
+        return [
             "Nothing to compare: no method that learned from source tasks shares a target and a seed with "
             f"{grid.baseline}."
-        )
-    parts = [verdict_words(grid, transfer, k) for k in sorted({c.k for c in transfer})]
-    return " ".join([*parts, negative_transfer(transfer)])
+        ]
+    say = tally if len(transfer) <= DETAILED else brief
+    words = [verdict_words(grid, transfer, k, say) for k in sorted({c.k for c in transfer})]
+    return [*words, negative_transfer(grid, transfer)]
 
 
-def verdict_words(grid: Grid, found: Sequence[Comparison], k: int) -> str:
+def verdict_words(grid: Grid, found: Sequence[Comparison], k: int, say: Callable[[Comparison], str]) -> str:
     """What the overall tests say at one k."""
     at_k = [c for c in found if c.k == k]
     phrases = []
     for verdict, verb in (("better", "beats"), ("worse", "falls behind")):
-        named = [tally(c) for c in at_k if c.verdict == verdict]
+        named = [say(c) for c in at_k if c.verdict == verdict]
         if named:
             phrases.append(f"{listed(named)} {plural(named, verb)} {grid.baseline} on average")
-    unclear = [tally(c) for c in at_k if c.verdict == "unclear"]
+    unclear = [say(c) for c in at_k if c.verdict == "unclear"]
     if unclear:
         verb = f"{plural(unclear, 'shows')} no clear difference from"
         phrases.append(f"{listed(unclear)} {verb} {grid.baseline} on average")
     return f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}."
+
+
+def brief(c: Comparison) -> str:
+    """A method with its mean difference."""
+    return f"{c.method} ({signed(c.difference.estimate)})"
 
 
 def tally(c: Comparison) -> str:
@@ -238,17 +246,26 @@ def tally(c: Comparison) -> str:
     return f"{c.method} ({signed(c.difference.estimate)}; clearly {', '.join(parts)} of {len(c.targets)} targets)"
 
 
-def negative_transfer(found: Sequence[Comparison]) -> str:
-    """Targets on which some transfer method is clearly worse than the baseline."""
+def negative_transfer(grid: Grid, found: Sequence[Comparison]) -> str:
+    """Targets on which some transfer method is clearly worse than the baseline, the worst hit first."""
     worse: dict[str, dict[str, list[str]]] = {}
     for c in found:
         for d in c.targets_that_are("worse"):
             worse.setdefault(d.target, {}).setdefault(c.method, []).append(str(c.k))
     if not worse:
         return "On no target is a transfer method clearly worse."
+    hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
+    worst = sorted(worse, key=lambda target: -hits[target])
+    if len(worst) > NAMED:
+        shown = listed([f"{target} ({hits[target]} times)" for target in worst[:NAMED]])
+        return (
+            f"Negative transfer: some method is clearly worse on {len(worst)} of {len(grid.targets)} targets, "
+            f"most often on {shown}."
+        )
     named = [
         f"{target} ({'; '.join(f'{m}, k{NO_BREAK}={NO_BREAK}{listed(ks)}' for m, ks in methods.items())})"
-        for target, methods in worse.items()
+        for target in worst
+        for methods in [worse[target]]
     ]
     return f"Negative transfer: clearly worse on {listed(named)}."
 
