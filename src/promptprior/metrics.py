@@ -200,8 +200,7 @@ def f1(answers: Answers) -> float:
     """F1 of the last class (GLUE's "equivalent", "duplicate"). Raises SpecError unless there are two."""
     if len(answers.classes) != 2:
         raise SpecError(
-            f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; "
-            "use 'macro_f1'"
+            f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; use 'macro_f1'"
         )
     return f1_over(answers, [1])
 
@@ -295,9 +294,7 @@ def number_match(answers: Answers) -> float:
     """Share of answers whose last number equals the last number of the target (GSM8K)."""
     pairs = zip(answers.examples, answers.texts, strict=True)
     return float(
-        np.mean(
-            [true_number(answers.task, e, last_number(e.target)) == last_number(text) for e, text in pairs]
-        )
+        np.mean([true_number(answers.task, e, last_number(e.target)) == last_number(text) for e, text in pairs])
     )
 
 
@@ -334,9 +331,7 @@ def finite(digits: str) -> float | None:
 def true_number(task: Task, example: Example, value: float | None) -> float:
     """A parsed target. Raises DataError where it was no number."""
     if value is None:
-        raise DataError(
-            f"task {task.name!r}, example {example.id!r}: target {example.target!r} is not a number"
-        )
+        raise DataError(f"task {task.name!r}, example {example.id!r}: target {example.target!r} is not a number")
     return value
 
 
@@ -445,8 +440,7 @@ def ranked(answers: Answers) -> Answers:
     """The same answers. Raises DataError unless every choice of every example has a likelihood."""
     if not answers.have_nll:
         raise DataError(
-            f"task {answers.task.name!r}: its metrics need the likelihood of every choice, but some "
-            "prediction has none"
+            f"task {answers.task.name!r}: its metrics need the likelihood of every choice, but some prediction has none"
         )
     return answers
 

@@ -8,7 +8,7 @@ prompts apart would, so `losses.sum().backward()` gives each prompt its own grad
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -26,13 +26,31 @@ BYTES_PER_ENTRY = 34  # saved activations per token, layer and width, in entries
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
 
+@dataclass
+class Meter:
+    """What the engine has computed so far: rows scored, tokens through the trunk (prompts included)."""
+
+    rows: int = 0
+    tokens: int = 0
+
+    def count(self, batch: Batch, length: int) -> None:
+        """Add one chunk."""
+        prompts = len(batch.prompt_index.unique())
+        self.rows += batch.rows
+        self.tokens += sum(text_costs(batch)) - batch.rows + prompts * length
+
+
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen language model that scores and generates after soft prompts. Make one with `load`."""
+    """A frozen language model that scores and generates after soft prompts. Make one with `load`.
+
+    `meter` counts the work done: the cost of a result is the difference of two readings.
+    """
 
     frozen: Frozen
     states: States
     max_tokens: int
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def card(self) -> BackboneCard:
@@ -68,6 +86,7 @@ class Backbone:
 
     def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""
+        self.meter.count(batch, prompts.shape[1])
         states = self.states(self.frozen, prompts, batch)
         targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
         nll = token_nll(self.frozen.model, states, targets.to(states.device))
@@ -99,6 +118,7 @@ class Backbone:
         """Free text after each of the batch's X texts: greedy, or by beam search. Targets are ignored."""
         texts = []
         for chunk in self.split(batch, prompts.shape[1]):
+            self.meter.count(chunk, prompts.shape[1])
             texts += generated(self.frozen, prompts, chunk, max_new_tokens, beams)
         return texts
 

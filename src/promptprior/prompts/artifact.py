@@ -201,7 +201,8 @@ def check_artifact(kind: Kind, header: Header, params: Params) -> None:
     if len({value.shape[0] for value in params.values()}) > 1:
         raise ArtifactError(f"all tensors of a {kind} need equally many copies; got {shapes(params)}")
     if header.parameterisation == "direct":
-        check_direct(params, header.backbone.width)
+        extra = params.keys() - {"prompt"} if kind == "prior" else set()  # SPoT's prior keeps its start beside
+        check_direct({name: value for name, value in params.items() if name not in extra}, header.backbone.width)
 
 
 def check_direct(params: Params, width: int) -> None:

@@ -106,9 +106,7 @@ def max_length(lengths: Int[Tensor, " X"]) -> int:
     return int(lengths.max()) if lengths.numel() else 0
 
 
-def collate(
-    items: Sequence[Tokens], copies: Sequence[int] | None = None, tasks: Sequence[int] | None = None
-) -> Batch:
+def collate(items: Sequence[Tokens], copies: Sequence[int] | None = None, tasks: Sequence[int] | None = None) -> Batch:
     """Tokenised texts to a Batch, on the CPU. Copies and tasks default to 0; each text reads its copy's prompt.
 
     Raises ValueError for an empty batch or an empty target: there would be nothing to score.

@@ -160,9 +160,7 @@ class EpisodeDraws:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        parts = [
-            (self.items_of(pool, seed, step), pool) for pool, seed in zip(self.pools, self.seeds, strict=True)
-        ]
+        parts = [(self.items_of(pool, seed, step), pool) for pool, seed in zip(self.pools, self.seeds, strict=True)]
         return collate(
             [tokens for items, _ in parts for tokens in items],
             [pool.copy for items, pool in parts for _ in items],

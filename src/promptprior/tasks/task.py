@@ -70,9 +70,7 @@ class Task:
     def fingerprint(self) -> str:
         """Sixteen hex digits over everything that reaches the model: the key of stored results."""
         seen = hashlib.sha256(
-            json.dumps(
-                [self.name, self.version, self.output_type, self.metrics, self.target_delimiter]
-            ).encode()
+            json.dumps([self.name, self.version, self.output_type, self.metrics, self.target_delimiter]).encode()
         )
         for split in SPLITS:
             for example in self.examples.get(split, ()):

@@ -1,0 +1,148 @@
+"""Honest scores of prompts: choices are ranked by their likelihood, free text is generated, metrics are the task's own.
+
+Everything is batched over copies: the dev sets of all episodes, or the test sets of all targets, are one exam paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from promptprior.backbone import ranking_tokens, training_tokens
+from promptprior.metrics import Prediction, score
+from promptprior.notation import Float, Params, Tensor
+from promptprior.rules.objective import PromptObjective
+from promptprior.tasks.batch import Tokens, collate
+from promptprior.tasks.task import Example, Task
+
+TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to fit its memory
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer."""
+
+    task: Task
+    examples: Sequence[Example]
+    tokens: Sequence[Tokens]
+    copy: int = 0
+    task_index: int = 0
+
+
+def make_exam(
+    objective: PromptObjective, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
+) -> Exam:
+    """An exam, tokenised once."""
+    encode = ranking_tokens if task.is_choice else training_tokens
+    return Exam(task, examples, encode(objective.backbone, task, examples), copy, task_index)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What an exam came to: the task's metrics, and the mean loss that selection falls back on (nats)."""
+
+    scores: dict[str, float]
+    nll: float
+
+
+@torch.no_grad()
+def mark(objective: PromptObjective, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
+    """Scores of all exams. Without `generate`, free-text exams have no scores, only their NLL."""
+    losses = exam_losses(objective, params, exams)
+    answers = answered(objective, params, exams, losses, generate)
+    return [
+        Marks(score(e.task, e.examples, p) if p else {}, right_answer_nll(e, nll))
+        for e, nll, p in zip(exams, losses, answers, strict=True)
+    ]
+
+
+@torch.no_grad()
+def predict(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[Prediction]]:
+    """The predictions of every exam: the most likely choice, or generated text."""
+    return answered(objective, params, exams, exam_losses(objective, params, exams), generate=True)
+
+
+def answered(
+    objective: PromptObjective,
+    params: Params,
+    exams: Sequence[Exam],
+    losses: Sequence[Sequence[Sequence[float]]],
+    generate: bool,
+) -> list[list[Prediction]]:
+    """Predictions from the losses of choices; free text is generated, or left out."""
+    free = [exam for exam in exams if generate and not exam.task.is_choice]
+    texts = iter(generated_texts(objective, params, free))
+    out = []
+    for exam, nll in zip(exams, losses, strict=True):
+        if exam.task.is_choice:
+            out.append(ranked(exam, nll))
+        else:
+            out.append(written(exam, next(texts)) if generate else [])
+    return out
+
+
+def ranked(exam: Exam, nll: Sequence[Sequence[float]]) -> list[Prediction]:
+    """Predictions of a choice exam from the summed NLL of every choice."""
+    out = []
+    for example, tokens, per_choice in zip(exam.examples, exam.tokens, nll, strict=True):
+        best = min(range(len(per_choice)), key=per_choice.__getitem__)
+        lengths = tuple(map(len, tokens.targets))
+        out.append(Prediction(example.id, example.choices[best], best, tuple(per_choice), lengths))
+    return out
+
+
+def written(exam: Exam, texts: Sequence[str]) -> list[Prediction]:
+    """Predictions of a free-text exam: the first line of what was generated."""
+    return [
+        Prediction(example.id, (text.strip().splitlines() or [""])[0].strip())
+        for example, text in zip(exam.examples, texts, strict=True)
+    ]
+
+
+def right_answer_nll(exam: Exam, nll: Sequence[Sequence[float]]) -> float:
+    """Mean NLL of the right answers: among the choices (normalised over them), or per token of free text."""
+    total = 0.0
+    for example, tokens, values in zip(exam.examples, exam.tokens, nll, strict=True):
+        if exam.task.is_choice:
+            total -= float(torch.log_softmax(-torch.tensor(values, dtype=torch.float64), 0)[example.label or 0])
+        else:
+            total += values[0] / len(tokens.targets[0])
+    return total / len(exam.examples)
+
+
+def exam_losses(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+    """Summed NLL of every target of every text of every exam."""
+    flat = [(e, x) for e, exam in enumerate(exams) for x in range(len(exam.tokens))]
+    order = sorted(range(len(flat)), key=lambda i: (exams[flat[i][0]].copy, len(exams[flat[i][0]].tokens[flat[i][1]])))
+    out: list[list[list[float]]] = [[[] for _ in exam.tokens] for exam in exams]
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        places = [flat[i] for i in order[start : start + TEXTS_AT_ONCE]]
+        batch = collate(
+            [exams[e].tokens[x] for e, x in places],
+            [exams[e].copy for e, _ in places],
+            [exams[e].task_index for e, _ in places],
+        )
+        sums = objective.losses(params, batch).cpu().double() * batch.target_lengths
+        values = iter(sums.tolist())
+        for e, x in places:
+            out[e][x] = [next(values) for _ in exams[e].tokens[x].targets]
+    return out
+
+
+def generated_texts(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
+    """Greedy text after every text of every exam."""
+    out = []
+    for exam in exams:
+        batch = collate(exam.tokens, [exam.copy] * len(exam.tokens), [exam.task_index] * len(exam.tokens))
+        prompts, index = objective.parameterisation.prompts(params, batch)
+        out.append(objective.backbone.generate(prompts, batch.reading(index), exam.task.max_gen_toks))
+    return out
+
+
+def dev_scores(
+    objective: PromptObjective, exams: Sequence[Exam], params: Params
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
+    marks = mark(objective, params, exams, generate=False)
+    values = [m.scores.get(e.task.metrics[0], 0.0) for m, e in zip(marks, exams, strict=True)]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor([m.nll for m in marks], dtype=torch.float64)

@@ -1,0 +1,27 @@
+"""Recipes, one per paper. `METHODS` is all of them; a new one is a file and a line here."""
+
+from collections.abc import Mapping
+
+from promptprior.config import FlagText, from_mapping
+from promptprior.errors import SpecError, unknown_name
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method
+from promptprior.methods.multitask import Multitask
+from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
+from promptprior.methods.spot import Spot
+
+METHODS: Mapping[str, type[PromptTuning] | type[ZeroShot] | type[Multitask] | type[Spot]] = {
+    "zero_shot": ZeroShot,
+    "prompt_tuning": PromptTuning,
+    "multitask": Multitask,
+    "spot": Spot,
+}
+
+
+def make_method(name: str, options: Mapping[str, object] | None = None) -> Method:
+    """A method by name, with its own options ("retrieval" of spot). Raises SpecError for unknown names and options."""
+    if name not in METHODS:
+        raise SpecError(unknown_name("method", name, METHODS) + " (--methods)")
+    return from_mapping(METHODS[name], dict(options or {}), f"method {name}")
+
+
+__all__ = ["METHODS", "Beginning", "Episode", "FlagText", "Lab", "Learned", "Method", "make_method"]

@@ -1,0 +1,123 @@
+"""The contract of a method, a short recipe named after its paper: what it learns from sources, where targets start.
+
+A recipe chooses a parameterisation and a rule and hands runs to `lab.train`, the one training loop; adaptation to
+targets is the same for all of them (adapt.py) once they have said where it starts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from promptprior.backbone import Backbone, training_tokens
+from promptprior.config import stable_hash
+from promptprior.notation import Float, Params, Tensor
+from promptprior.prompts.artifact import Prior
+from promptprior.prompts.parameterisation import Parameterisation
+from promptprior.prompts.start import start_prompt
+from promptprior.rules.descent import Penalty
+from promptprior.settings import Settings
+from promptprior.tasks.draw import MixtureDraws, Pool, Shots, generator, mixture_rates
+from promptprior.tasks.task import Task
+from promptprior.train import Run, Trained
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One target with one draw of its few labelled examples."""
+
+    task: Task
+    k: int
+    seed: int
+    shots: Shots
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a recipe works with. `train` runs a Run under a name, checkpointed and watched by whoever made the lab."""
+
+    backbone: Backbone
+    settings: Settings
+    train: Callable[[Run, str], Trained]
+
+    def start(self, *names: object, labels: Sequence[str] = ()) -> Float[Tensor, "L D"]:
+        """A starting prompt as the settings say; each sequence of names has its own randomness."""
+        s = self.settings
+        made = start_prompt(self.backbone, s.start, s.length, generator("start", *names), s.start_text, labels)
+        return made.to(self.backbone.frozen.device)
+
+    def key(self, *parts: object) -> str:
+        """The key of a run: backbone, settings and whatever else decides its result."""
+        return stable_hash(
+            [self.backbone.card.fingerprint, str(self.backbone.frozen.dtype), self.settings, *map(str, parts)]
+        )
+
+    def pool(self, task: Task, split: str = "train", task_index: int = 0, copy: int = 0) -> Pool:
+        """All examples of a split, tokenised."""
+        return Pool(training_tokens(self.backbone, task, task.split(split)), task_index, copy)
+
+    def mixture(self, sources: Sequence[Task], seed: int) -> MixtureDraws:
+        """Batches of mixed sources at the rates the settings name."""
+        s = self.settings
+        pools = [self.pool(task, task_index=i) for i, task in enumerate(sources)]
+        rates = mixture_rates([len(p.items) for p in pools], s.mixture, s.mixture_cap, s.mixture_temperature)
+        return MixtureDraws(pools, rates.tolist(), s.source.batch_size, seed)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the sources taught: parameters, what reads them, and what is worth knowing about them."""
+
+    parameterisation: Parameterisation
+    params: Params
+    diagnostics: Mapping[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where adaptation starts: one copy of the parameters per episode. `trains` is off where nothing is learned."""
+
+    parameterisation: Parameterisation
+    params: Params
+    penalty: Penalty | None = None
+    trains: bool = True
+
+
+class Method(Protocol):
+    """A recipe."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether it learns a prior first."""
+        ...
+
+    def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
+        """Learn from the source tasks."""
+        ...
+
+    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
+        """Where each episode starts, given the prior of its seed (none for methods without sources)."""
+        ...
+
+
+def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:
+    """One direct prompt per copy."""
+    return {"prompt": torch.stack(list(prompts))}
+
+
+def spent(*runs: Trained) -> dict[str, float | int]:
+    """What some runs cost together, as fields of Learned."""
+    return {
+        "seconds": sum(r.seconds for r in runs),
+        "rows": sum(r.rows for r in runs),
+        "tokens": sum(r.tokens for r in runs),
+    }

@@ -1,0 +1,55 @@
+"""One prompt trained on the mixture of all sources, then adapted: the multi-task baseline (MTL in Qin et al. 2023).
+
+Vu et al. 2022 call the same start "SPoT on a mixture". Parameterisation direct, rule descent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
+from promptprior.prompts.artifact import Prior
+from promptprior.prompts.parameterisation import Direct
+from promptprior.rules.descent import Descent
+from promptprior.rules.objective import PromptObjective
+from promptprior.rules.optimiser import optimiser
+from promptprior.tasks.task import Task
+from promptprior.train import Run
+
+
+@dataclass(frozen=True)
+class Multitask:
+    """The shared prompt of all sources."""
+
+    name: str = "multitask"
+    needs_sources: bool = True
+
+    def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
+        """Descend on batches of mixed sources."""
+        form = Direct(lab.settings.length, lab.backbone.width)
+        stage = lab.settings.source
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
+        run = Run(
+            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
+            objective=PromptObjective(lab.backbone, form),
+            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
+            params=stacked([lab.start(seed, self.name)]),
+            draws=lab.mixture(sources, seed),
+            steps=stage.steps,
+        )
+        done = lab.train(run, "source")
+        return Learned(form, done.params, {"source_loss": loss_curve(done.history)}, **spent(done))  # type: ignore[arg-type]
+
+    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
+        """Every episode starts from its prior's one prompt."""
+        device = lab.backbone.frozen.device
+        return Beginning(
+            Direct(lab.settings.length, lab.backbone.width),
+            stacked([prior.params["prompt"][0].to(device) for prior in priors]),
+        )
+
+
+def loss_curve(history: Sequence[dict[str, object]], points: int = 20) -> list[object]:
+    """The mean source loss at evenly spaced steps, for the artifact's diagnostics."""
+    losses = [line["loss"] for line in history if "loss" in line]
+    stride = max(1, len(losses) // points)
+    return losses[::stride]

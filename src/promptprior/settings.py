@@ -1,0 +1,67 @@
+"""Settings that all methods share: what the command line and config files set. Everything is in units a user can move
+between backbones: learning rates in units of the embedding scale, weights of priors in examples."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from promptprior.errors import SpecError
+from promptprior.rules.optimiser import OptimiserKind, Rate, ScheduleKind
+from promptprior.tasks.draw import RateKind
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field with a default and the line that `--help` shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one stage is trained: on the sources, or on the target's shots."""
+
+    steps: int = setting(100, "optimiser steps")
+    batch_size: int = setting(16, "texts per step (per episode on targets)")
+    learning_rates: tuple[float, ...] = setting(
+        (0.3,), "in units of the embedding scale; of several, dev picks the best for each episode"
+    )
+    optimiser: OptimiserKind = setting("adamw", "adamw, adafactor or sgd")
+    schedule: ScheduleKind = setting("linear", "constant, linear or cosine, to zero")
+    warmup: int = setting(0, "steps over which the rate rises")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
+    clip: float | None = setting(None, "largest gradient norm of a copy")
+    select_every: int = setting(0, "steps between looks at dev; 0: only before the first and after the last")
+    patience: int | None = setting(None, "looks at dev without improvement before stopping")
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1:
+            raise SpecError(
+                f"steps {self.steps}, batch size {self.batch_size} (--steps, --batch-size): expected at least 0 and 1"
+            )
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise SpecError(f"learning rates {self.learning_rates} (--learning-rates): expected positive numbers")
+
+    def rate(self, base: tuple[float, ...], scale: float) -> Rate:
+        """The learning rate of copies with these base rates."""
+        return Rate(base, scale, self.schedule, self.steps, self.warmup)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every method is given: the prompt, and how sources and targets are trained on.
+
+    The defaults are ours, found on SmolLM2-135M (docs/log.md); published settings are presets of their methods.
+    """
+
+    length: int = setting(20, "prompt length in tokens")
+    start: Literal["vocabulary", "text", "labels", "noise"] = setting(
+        "vocabulary", "what prompts start from: vocabulary, text, labels or noise"
+    )
+    start_text: str = setting("", "the text of --start text")
+    mixture: RateKind = setting("uniform", "how often each source is drawn")
+    mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)")
+    mixture_temperature: float = setting(2.0, "flattening of sizes (mixture temperature)")
+    source: Training = field(default_factory=lambda: Training(steps=200, batch_size=16))
+    target: Training = field(default_factory=lambda: Training(steps=60, batch_size=8, select_every=20))
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise SpecError(f"prompt length {self.length} (--length): expected at least 1")
