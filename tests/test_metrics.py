@@ -55,9 +55,7 @@ def test_class_metrics_are_scikit_learns(three_class):
     from sklearn import metrics as sk
 
     y, p, names = three_class
-    task = choice_task(
-        y, ("accuracy", "macro_f1", "matthews_correlation", "macro_recall", "f1_against_favor"), names
-    )
+    task = choice_task(y, ("accuracy", "macro_f1", "matthews_correlation", "macro_recall", "f1_against_favor"), names)
     got = scored(task, chosen(task, p.tolist()))
     assert got == pytest.approx(
         {
@@ -233,9 +231,7 @@ def test_an_empty_generation_is_not_a_punctuation_mark():
 def test_rouge_takes_the_best_reference():
     from rouge_score.rouge_scorer import RougeScorer
 
-    task = text_task(
-        ["the cat sat", "x"], ("rougeL",), [("the cat sat on a mat", "a dog stood"), ("x", "y z")]
-    )
+    task = text_task(["the cat sat", "x"], ("rougeL",), [("the cat sat on a mat", "a dog stood"), ("x", "y z")])
     got = scored(task, said(task, ["a dog stood up", "y"]))["rougeL"]
     f = [
         RougeScorer(["rougeL"]).score(r, p)["rougeL"].fmeasure
