@@ -19,7 +19,7 @@ from promptprior.fit import WatchStage, make_lab
 from promptprior.methods import Beginning, Episode, Lab, Method
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
-from promptprior.prompts.parameterisation import Parameterisation
+from promptprior.prompts.parameterisation import Parameterisation, parameterisation
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
@@ -212,11 +212,10 @@ def prompt_header(
     )
 
 
-def score_on_test(
-    backbone: Backbone, form: Parameterisation, adapted: Sequence[Adapted], limit: int | None = None
-) -> list[Marks]:
-    """Scores of adapted prompts on their tasks' test splits (the first `limit` examples), all in one exam."""
-    objective = PromptObjective(backbone, form)
+def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[Marks]:
+    """Scores of prompts adapted together on their tasks' test splits (the first `limit` examples), in one exam."""
+    header = adapted[0].prompt.header
+    objective = PromptObjective(backbone, parameterisation(header.parameterisation, header.parameterisation_settings))
     exams: dict[str, Exam] = {}
     for a in adapted:
         task = a.episode.task

@@ -100,6 +100,11 @@ class Method(Protocol):
         """Whether it learns a prior first."""
         ...
 
+    @property
+    def uses_shots(self) -> bool:
+        """Whether it learns anything from a target's examples."""
+        ...
+
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Learn from the source tasks."""
         ...

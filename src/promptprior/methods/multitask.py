@@ -22,6 +22,7 @@ class Multitask:
 
     name: str = "multitask"
     needs_sources: bool = True
+    uses_shots: bool = True
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Descend on batches of mixed sources."""

@@ -23,6 +23,7 @@ class PromptTuning:
 
     name: str = "prompt_tuning"
     needs_sources: bool = False
+    uses_shots: bool = True
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Nothing to learn. Raises SpecError."""
@@ -40,6 +41,7 @@ class ZeroShot:
 
     name: str = "zero_shot"
     needs_sources: bool = False
+    uses_shots: bool = False
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Nothing to learn. Raises SpecError."""

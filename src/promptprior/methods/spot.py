@@ -41,6 +41,7 @@ class Spot:
     probe_steps: int = field(default=10, metadata={"help": "steps that give a target its embedding"})
     name: str = "spot"
     needs_sources: bool = True
+    uses_shots: bool = True
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Train one prompt per source, all as copies of one run from one start."""

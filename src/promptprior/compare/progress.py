@@ -1,0 +1,79 @@
+"""Progress and time left of a comparison, from the tokens its stages will cost."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from promptprior.backbone import Backbone
+from promptprior.rules.rule import Info
+from promptprior.train import Watch
+
+Say = Callable[[str], None]
+
+
+def say_to_stderr(line: str) -> None:
+    """One line of progress; on a terminal each replaces the last."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line[:150]}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Progress:
+    """How far a comparison is. `total` and `done` count tokens as estimate.py does; the pace gives the time left."""
+
+    total: float
+    backbone: Backbone
+    say: Say = say_to_stderr
+    every: float = 2.0
+    done: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default=-1e9)
+
+    def tell(self, text: str, within: float = 0.0, force: bool = False) -> None:
+        """Say how far we are: `within` is what the stage at hand has done beyond `done`."""
+        now = time.monotonic()
+        if force or now - self.said >= self.every:
+            self.said = now
+            self.say(f"{self.percent(within)} {text} · {self.left(within, now)}")
+
+    def percent(self, within: float) -> str:
+        """Share of the work done."""
+        share = min(1.0, (self.done + within) / max(self.total, 1.0))
+        return f"{100 * share:3.0f}%"
+
+    def left(self, within: float, now: float) -> str:
+        """Time left at the pace so far."""
+        share = (self.done + within) / max(self.total, 1.0)
+        passed = now - self.started
+        return f"{duration(passed * (1 - share) / share)} left" if share > 0.01 else "time left unknown yet"
+
+    def stage(self, label: str, cost: float) -> tuple[Callable[[str], Watch], Callable[[], None]]:
+        """Watchers for the runs of one stage worth `cost`, and what to call when it is over."""
+
+        def watcher(name: str) -> Watch:
+            def watch(step: int, steps: int, info: Info) -> None:
+                loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
+                part = cost * step / max(steps, 1) if name != "probe" else 0.0
+                self.tell(f"{label} · {name} step {step}/{steps} · loss {loss:.3f}", part)
+
+            return watch
+
+        def over() -> None:
+            self.done += cost
+
+        return watcher, over
+
+
+def duration(seconds: float) -> str:
+    """A time a person reads.
+
+    >>> duration(75), duration(5), duration(7300)
+    ('1 min 15 s', '5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,264 @@
+"""Running a comparison: fit each method's prior per seed, adapt all its episodes as copies of one run, test, write.
+
+Results are one JSON line per cell in results.jsonl, written as soon as they are known. Killed at any moment and started
+again, finished cells are kept, and the run at hand resumes from its checkpoint.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.backbone import Backbone, load
+from promptprior.compare.estimate import cell_cost, source_cost
+from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
+from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
+from promptprior.compare.report import write_report
+from promptprior.compare.rows import BackboneName, Cost, Parameters, Point, Row, ShotIds, read_rows
+from promptprior.config import stable_hash, to_mapping
+from promptprior.errors import PromptpriorError
+from promptprior.evaluate import Marks
+from promptprior.files import append_line, read_json, write_json
+from promptprior.fit import fit
+from promptprior.methods import Method
+from promptprior.prompts.artifact import Prior, versions
+from promptprior.tasks import load_task
+
+RESULTS, REPORT = "results.jsonl", "report.html"
+
+
+def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = "") -> Path:
+    """Run what is missing of a plan and write its report; returns the path of report.html.
+
+    Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
+    recorded with its error and tried again by the next call; other cells go on.
+    """
+    tasks = load_tasks(plan)
+    backbone = backbone or load(plan.backbone, plan.dtype, plan.device)
+    wanted = cells(plan, tasks, backbone)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    write_json(plan.output / "plan.json", to_mapping(plan))
+    for name, count in tasks.left_out.items():
+        say(f"source {name}: {count} training examples left out because a target holds the same text")
+    done = finished(plan.output, wanted)
+    missing = [cell for cell in wanted if cell.key not in done]
+    say(f"{len(wanted)} cells: {len(done)} finished before, {len(missing)} to run")
+    run_groups(plan, tasks, backbone, missing, wanted, say, command)
+    return report(plan, wanted, command)
+
+
+def load_tasks(plan: Plan) -> Tasks:
+    """The tasks of a plan, checked, and sources cleaned of the targets' texts."""
+    limits = {"train": plan.train_limit} if plan.train_limit else None
+    sources = [load_task(name, plan.data, limits) for name in plan.sources]
+    targets = [load_task(name, plan.data) for name in plan.targets]
+    for target in targets:
+        target.split("test")
+    return separated(sources, targets)
+
+
+def finished(output: Path, wanted: Sequence[Cell]) -> dict[str, Row]:
+    """The good rows of these cells that are on disk; of several for one cell the last."""
+    path = output / RESULTS
+    rows = read_rows(path) if path.exists() else ()
+    keys = {cell.key for cell in wanted}
+    return {row.cell: row for row in rows if row.is_ok and row.cell in keys}
+
+
+def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
+    """The report of what is on disk of these cells: good rows, and the last error of the others."""
+    done = finished(plan.output, wanted)
+    keys = {cell.key for cell in wanted} - set(done)
+    failed = {row.cell: row for row in read_rows(plan.output / RESULTS) if row.cell in keys}
+    return write_report(
+        [*done.values(), *failed.values()],
+        plan.output / REPORT,
+        "promptprior comparison",
+        expected=len(wanted),
+        command=command,
+    )
+
+
+def run_groups(
+    plan: Plan, tasks: Tasks, backbone: Backbone, missing: list[Cell], wanted: list[Cell], say: Say, command: str
+) -> None:
+    """Run the missing cells, those of one method and seed together, and refresh the report after each group."""
+    if not missing:
+        return
+    groups = [(method, seed, list(some)) for (method, seed), some in groupby(missing, lambda c: (c.method, c.seed))]
+    costs = [group_cost(plan, tasks, backbone, method, seed, some) for method, seed, some in groups]
+    progress = Progress(sum(map(sum, costs)), backbone, say)
+    for (method, seed, some), cost in zip(groups, costs, strict=True):
+        try:
+            run_group(plan, tasks, backbone, method, seed, some, cost, progress)
+        except (PromptpriorError, RuntimeError) as error:
+            say(f"{method.name}, seed {seed}: failed: {error}")
+            for cell in some:
+                append_line(plan.output / RESULTS, failed_row(plan, tasks, backbone, cell, error).to_json())
+        report(plan, wanted, command)
+    say(f"all done in {duration(time.monotonic() - progress.started)}")
+
+
+def prior_folder(plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, seed: int) -> Path:
+    """Where the prior of a method and seed is kept; another setting has another folder."""
+    key = stable_hash(
+        [
+            backbone.card.fingerprint,
+            str(backbone.frozen.dtype),
+            to_mapping(method),
+            to_mapping(plan.resolved()),
+            [s.fingerprint for s in tasks.sources],
+        ]
+    )
+    return plan.output / "priors" / f"{method.name}-seed{seed}-{key[:8]}"
+
+
+def group_cost(
+    plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, seed: int, some: list[Cell]
+) -> tuple[float, float]:
+    """Estimated tokens of a group: fitting the prior (0 if it is there), and its cells."""
+    has_prior = (prior_folder(plan, tasks, backbone, method, seed) / "cost.json").exists()
+    settings = plan.resolved()
+    fitting = method.needs_sources and not has_prior
+    source = source_cost(backbone, tasks.sources, settings.source, settings.length) if fitting else 0.0
+    return source, sum(cell_cost(backbone, cell, plan) for cell in some)
+
+
+def run_group(
+    plan: Plan,
+    tasks: Tasks,
+    backbone: Backbone,
+    method: Method,
+    seed: int,
+    some: list[Cell],
+    cost: tuple[float, float],
+    progress: Progress,
+) -> None:
+    """Fit, adapt, test and write down the cells of one method and seed."""
+    label = f"{method.name}, seed {seed}" if seed else method.name
+    prior, source = fitted(plan, tasks, backbone, method, seed, label, cost[0], progress)
+    episodes = [make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0]) for cell in some]
+    work = plan.output / "work" / stable_hash([cell.key for cell in some])
+    watch, over = progress.stage(label, cost[1])
+    done = adapt(method, episodes, backbone, prior, plan.resolved(), work, watch)
+    progress.tell(f"{label} · testing", cost[1], force=True)
+    marks = score_on_test(backbone, done, plan.test_limit)
+    for cell, adapted, mark in zip(some, done, marks, strict=True):
+        adapted.prompt.save_pretrained(plan.output / "prompts" / cell.key)
+        append_line(plan.output / RESULTS, good_row(plan, tasks, backbone, cell, adapted, mark, source).to_json())
+    shutil.rmtree(work, ignore_errors=True)
+    over()
+
+
+def fitted(
+    plan: Plan,
+    tasks: Tasks,
+    backbone: Backbone,
+    method: Method,
+    seed: int,
+    label: str,
+    cost: float,
+    progress: Progress,
+) -> tuple[Prior | None, dict[str, float]]:
+    """The prior of a method and seed, fitted or loaded, and what fitting it cost."""
+    free = {"seconds": 0.0, "rows": 0, "tokens": 0}
+    if not method.needs_sources:
+        return None, free
+    folder = prior_folder(plan, tasks, backbone, method, seed)
+    if (folder / "cost.json").exists():
+        return Prior.from_pretrained(folder / "prior", backbone.card), read_json(folder / "cost.json")
+    watch, over = progress.stage(label, cost)
+    start = time.monotonic()
+    prior = fit(method, tasks.sources, backbone, plan.resolved(), seed, folder, watch)
+    counted = prior.header.diagnostics["cost"]
+    assert isinstance(counted, dict)
+    spent = {**counted, "seconds": time.monotonic() - start}
+    write_json(folder / "cost.json", spent)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    over()
+    return prior, spent
+
+
+def good_row(
+    plan: Plan,
+    tasks: Tasks,
+    backbone: Backbone,
+    cell: Cell,
+    adapted: Adapted,
+    mark: Marks,
+    source: dict[str, float],
+) -> Row:
+    """The row of a finished cell."""
+    metric = cell.target.metrics[0]
+    blank = failed_row(plan, tasks, backbone, cell, None)
+    shots = adapted.episode.shots
+    stored = sum(p.numel() for p in adapted.prompt.params.values())
+    ids = ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else ShotIds((), ())
+    return replace(
+        blank,
+        score=float(mark.scores[metric]),
+        scores={name: float(value) for name, value in mark.scores.items()} | {"answer_nll": mark.nll},
+        dev_score=adapted.dev_score if cell.k else None,
+        steps=max(point["step"] for point in adapted.curve),
+        best_step=adapted.best_step if cell.k else None,
+        curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
+        settings={**blank.settings, "learning_rate": adapted.learning_rate},
+        cost=Cost(
+            adapted.seconds,
+            adapted.rows,
+            adapted.tokens,
+            float(source["seconds"]),
+            int(source["rows"]),
+            int(source["tokens"]),
+        ),
+        parameters=Parameters(adapted.trainable, stored),
+        shots=ids,
+        status="ok",
+        error="",
+    )
+
+
+def failed_row(plan: Plan, tasks: Tasks, backbone: Backbone, cell: Cell, error: Exception | None) -> Row:
+    """The row of a cell that failed: everything but a score."""
+    target = cell.target
+    return Row(
+        cell=cell.key,
+        method=cell.method.name,
+        target=target.name,
+        family=target.family,
+        k=cell.k,
+        seed=cell.seed,
+        split="test",
+        metric=target.metrics[0],
+        score=None,
+        scores={},
+        dev_score=None,
+        steps=0,
+        best_step=None,
+        curve=(),
+        settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": str(backbone.frozen.dtype)},
+        cost=Cost(0.0, 0, 0, 0.0, 0, 0),
+        parameters=Parameters(0, 0),
+        sources=tuple(s.name for s in tasks.sources) if cell.method.needs_sources else (),
+        n_test=len(target.split("test")[: plan.test_limit]),
+        backbone=BackboneName(backbone.card.name, backbone.card.fingerprint),
+        shots=ShotIds((), ()),
+        versions={name: str(value) for name, value in versions().items()},
+        status="failed",
+        error=f"{type(error).__name__}: {error}",
+    )
+
+
+def flat_settings(plan: Plan) -> dict[str, object]:
+    """The settings a cell ran with, as plain values."""
+    made: dict[str, object] = to_mapping(plan.resolved())
+    return made
+
+
+def command_line() -> str:
+    """The command that this process was started with, for reports."""
+    return " ".join(["promptprior", *sys.argv[1:]])
