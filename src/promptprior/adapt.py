@@ -151,7 +151,7 @@ def adapted(
     chosen = max(copies, key=lambda c: (best.score[c], -best.nll[c]))
     params = {name: value[chosen : chosen + 1].clone() for name, value in done.params.items()}
     rate = rates[chosen - copies.start] if beginning.trains else None
-    story = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
+    story: dict[str, object] = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
     return Adapted(
         prompt=Prompt(prompt_header(method, settings, backbone, beginning.parameterisation, episode, story), params),
         episode=episode,

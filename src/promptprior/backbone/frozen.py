@@ -129,7 +129,7 @@ def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later."""
     model.requires_grad_(False)
     model.eval()
-    model.train = lambda *_: model  # type: ignore[method-assign, assignment]  # eval mode always
+    model.train = lambda *_: model  # eval mode always
     table = model.get_input_embeddings().weight
     card = BackboneCard(
         name=name,

@@ -14,6 +14,7 @@ Blocks that share keys stand next to each other, so nothing is ever copied to be
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -81,7 +82,7 @@ class Layout:
         return len(self.used_prompts) * self.length
 
 
-def moved(value: object, device: torch.device) -> object:
+def moved(value: Any, device: torch.device) -> Any:
     """A field on another device, where that means anything."""
     return value.to(device) if isinstance(value, Tensor | Stage) else value
 

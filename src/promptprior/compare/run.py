@@ -26,7 +26,7 @@ from promptprior.files import append_line, read_json, write_json
 from promptprior.fit import fit
 from promptprior.methods import Method
 from promptprior.prompts.artifact import Prior, versions
-from promptprior.tasks import load_task
+from promptprior.tasks import Split, load_task
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 
@@ -53,7 +53,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
 
 def load_tasks(plan: Plan) -> Tasks:
     """The tasks of a plan, checked, and sources cleaned of the targets' texts."""
-    limits = {"train": plan.train_limit} if plan.train_limit else None
+    limits: dict[Split, int] | None = {"train": plan.train_limit} if plan.train_limit else None
     sources = [load_task(name, plan.data, limits) for name in plan.sources]
     targets = [load_task(name, plan.data) for name in plan.targets]
     for target in targets:

@@ -102,7 +102,8 @@ class AdamW:
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
         """p (1 - rate decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start."""
-        moved, after = {}, {}
+        moved: Params = {}
+        after: Memory = {}
         for name, p in params.items():
             g = gradient[name]
             mean = torch.lerp(memory[f"mean/{name}"], g, 1 - self.beta1)
@@ -140,7 +141,8 @@ class Adafactor:
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
         """p (1 - rate decay) - rate s u, with u the clipped, factored-normalised gradient."""
-        moved, after = {}, {}
+        moved: Params = {}
+        after: Memory = {}
         keep = 1 - (step + 1) ** -self.decay
         for name, p in params.items():
             normalised, kept = self.normalise(gradient[name], memory, name, keep)
