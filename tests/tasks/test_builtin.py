@@ -12,7 +12,7 @@ import pytest
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks import builtin
-from promptprior.tasks.builtin import etymology, geography, phonetics, recipe, vocabulary
+from promptprior.tasks.builtin import etymology, geography, recipe, vocabulary
 from promptprior.tasks.builtin.recipe import Item, Source
 from promptprior.tasks.draw import k_shot
 from promptprior.tasks.task import SPLITS, Task, normalised
@@ -228,14 +228,6 @@ def items(name: str) -> dict[str, str]:
 )
 def test_known_facts_before_the_draw(name: str, question: str, answer: str) -> None:
     assert items(name)[question] == answer
-
-
-def test_rhyming_pairs_rhyme_and_others_do_not() -> None:
-    sounds = phonetics.pronunciations()
-    for pair, answer in items("rhyme").items():
-        first, second = pair.split(", ")
-        agree = phonetics.rhyme(sounds[first]) == phonetics.rhyme(sounds[second])
-        assert agree == (answer == "yes")
 
 
 def test_number_words_are_read_by_another_library() -> None:

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source, digest, split_of
+from promptprior.tasks.builtin.recipe import Item, Recipe, Source
 from promptprior.tasks.builtin.vocabulary import FREQUENCY, LEXICON, common_lemmas, is_common, lexicon
-from promptprior.tasks.task import Split
 
 FAMILY = "phonetics"
 SOUNDS = Source("misaki", "misaki", "Apache-2.0", "misaki's pronouncing dictionary of American English")
@@ -44,17 +43,6 @@ def syllables(sounds: str) -> int:
     return len(VOWEL.findall(sounds))
 
 
-def rhyme(sounds: str) -> str:
-    """What must agree for two words to rhyme: everything from the stressed vowel on.
-
-    >>> rhyme("kˈAk")
-    'Ak'
-    """
-    tail = sounds.rsplit(MAIN_STRESS, 1)[-1]
-    vowel = VOWEL.search(tail)
-    return sound_of(tail[vowel.start() :]) if vowel else ""
-
-
 def syllable_counts() -> Iterator[Item]:
     """Words of one to four syllables."""
     for word, sounds in pronunciations().items():
@@ -87,34 +75,6 @@ def soft_or_hard_c() -> Iterator[Item]:
                 yield Item(word, word, ("soft" if soft else "hard",))
 
 
-@cache
-def rhyme_groups() -> dict[str, list[str]]:
-    """Rhyme to the common words that have it, where there are at least two."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for word, sounds in sorted(pronunciations().items()):
-        if MAIN_STRESS in sounds:
-            groups[rhyme(sounds)].append(word)
-    return {key: words for key, words in groups.items() if key and len(words) > 1}
-
-
-def rhyming_pairs() -> dict[str, tuple[str, str]]:
-    """One pair of words for each rhyme."""
-    chosen = {key: sorted(words, key=digest)[:2] for key, words in rhyme_groups().items()}
-    return {key: (first, second) for key, (first, second) in chosen.items()}
-
-
-def rhymes() -> Iterator[Item]:
-    """Pairs that rhyme and pairs that do not: every second two pairs of a split swap their ends."""
-    by_split: dict[Split, list[tuple[str, str, str]]] = defaultdict(list)
-    for key, pair in sorted(rhyming_pairs().items(), key=lambda entry: digest(entry[0])):
-        by_split[split_of(key)].append((key, *pair))
-    for pairs in by_split.values():
-        for place, (key, first, second) in enumerate(pairs):
-            stranger = pairs[place ^ 1][2] if place | 1 < len(pairs) else second
-            swapped = place % 4 > 1 and stranger != second
-            yield Item(key, f"{first}, {stranger if swapped else second}", ("no" if swapped else "yes",))
-
-
 def homophones() -> Iterator[Item]:
     """Words that sound exactly like another common word."""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -131,7 +91,6 @@ RECIPES = (
     Recipe("syllable_count", FAMILY, "Word: {}\nSyllables:", syllable_counts, SOURCES),
     Recipe("stressed_syllable", FAMILY, "Word: {}\nStressed syllable:", stressed_syllables, SOURCES),
     Recipe("article", FAMILY, "Noun: {}\nArticle:", articles, SOURCES),
-    Recipe("rhyme", FAMILY, "Words: {}\nRhyme:", rhymes, SOURCES),
     Recipe("letter_c", FAMILY, "Word: {}\nLetter c is:", soft_or_hard_c, SOURCES),
     Recipe("homophone", FAMILY, "Word: {}\nSounds like:", homophones, SOURCES, False, ("exact_match",)),
 )

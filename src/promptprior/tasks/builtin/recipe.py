@@ -48,14 +48,12 @@ class Source:
 class Item:
     """One fact: `value` fills the template, `answers` are right (the first is taught).
 
-    Items of one `entity` (a lemma, a country, a number) stand in the same split, in every task. `choices`
-    are given only where every item offers its own.
+    Items of one `entity` (a lemma, a country, a number) stand in the same split, in every task.
     """
 
     entity: str
     value: str
     answers: tuple[str, ...]
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

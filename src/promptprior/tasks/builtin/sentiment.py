@@ -65,9 +65,9 @@ def subjectivities() -> Iterator[Item]:
 
 SOURCES = (VADER, LEXICON, FREQUENCY)
 RECIPES = (
-    Recipe("adjective_polarity", FAMILY, "Adjective: {}\nSentiment:", adjectives, SOURCES),
-    Recipe("noun_polarity", FAMILY, "Noun: {}\nSentiment:", nouns, SOURCES),
-    Recipe("verb_polarity", FAMILY, "Verb: {}\nSentiment:", verbs, SOURCES),
+    Recipe("adjective_polarity", FAMILY, "Adjective: {}\nLabel:", adjectives, SOURCES),
+    Recipe("noun_polarity", FAMILY, "Noun: {}\nLabel:", nouns, SOURCES),
+    Recipe("verb_polarity", FAMILY, "Verb: {}\nLabel:", verbs, SOURCES),
     Recipe("feeling_strength", FAMILY, "Word: {}\nStrength of feeling:", strengths, (VADER, FREQUENCY)),
     Recipe("fact_or_opinion", FAMILY, "Adjective: {}\nKind:", subjectivities, (PATTERN, FREQUENCY)),
 )
