@@ -171,8 +171,9 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None)
 
     Raises SpecError for an unknown dtype, a missing file or package.
     """
-    if dtype not in DTYPES:
-        raise SpecError(f"dtype {dtype!r} (--dtype): expected one of {', '.join(DTYPES)}")
+    chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
+    if chosen is None:
+        raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
     where = resolve(name)
     folder = converted(where) if where.endswith(".gguf") else where
     try:
@@ -186,8 +187,15 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None)
             f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
         ) from error
     frozen = freeze(model, tokenizer, name)
-    frozen.model.to(device=device, dtype=DTYPES[dtype])
+    frozen.model.to(device=device, dtype=chosen)
     return frozen
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """What "auto" means: bfloat16 where the device multiplies it in hardware, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def first_line(error: Exception) -> str:
