@@ -15,7 +15,7 @@ from promptprior.backbone import Backbone, training_tokens
 from promptprior.config import to_mapping
 from promptprior.errors import SpecError
 from promptprior.evaluate import Exam, Marks, dev_scores, make_exam, mark
-from promptprior.fit import WatchStage, make_lab
+from promptprior.fit import make_lab
 from promptprior.methods import Beginning, Episode, Lab, Method
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
@@ -27,6 +27,7 @@ from promptprior.settings import Settings
 from promptprior.tasks.draw import EpisodeDraws, Pool, k_shot
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
+from promptprior.watch import WatchStage
 
 
 @dataclass(frozen=True)

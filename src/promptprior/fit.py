@@ -1,6 +1,6 @@
 """Sources to prior: `fit` runs a method's source stage and keeps what it taught."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from promptprior.backbone import Backbone
@@ -10,10 +10,8 @@ from promptprior.methods import Lab, Learned, Method
 from promptprior.prompts.artifact import Header, Prior, TaskCard, check_saveable, versions
 from promptprior.settings import Settings
 from promptprior.tasks.task import Task
-from promptprior.train import Run, Trained, Watch, train
-
-WatchStage = Callable[[str], Watch | None]
-"""Given the name of a stage that begins, who watches its steps."""
+from promptprior.train import Run, Trained, train
+from promptprior.watch import WatchStage
 
 
 def fit(

@@ -1,0 +1,52 @@
+"""Who may watch training steps besides the log that every checkpoint keeps: TensorBoard, and several at once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from promptprior.errors import SpecError
+from promptprior.rules.rule import Info
+from promptprior.train import Watch
+
+WatchStage = Callable[[str], Watch | None]
+"""Given the name of a stage that begins, who watches its steps."""
+
+
+def tensorboard(folder: Path) -> WatchStage:
+    """Write every number a step reports to TensorBoard, one run per stage, one line per copy.
+
+    Raises SpecError when the tensorboard package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SpecError("TensorBoard logs (--tensorboard) need a package: pip install tensorboard") from error
+
+    def stage(name: str) -> Watch:
+        writer = SummaryWriter(str(folder / name))  # type: ignore[no-untyped-call]
+
+        def watch(step: int, steps: int, info: Info) -> None:
+            for key, value in info.items():
+                for copy, number in enumerate(value.flatten().tolist()):
+                    tag = key if value.numel() == 1 else f"{key}/copy{copy}"
+                    writer.add_scalar(tag, number, step)  # type: ignore[no-untyped-call]
+            if step == steps:
+                writer.close()  # type: ignore[no-untyped-call]
+
+        return watch
+
+    return stage
+
+
+def together(watchers: Sequence[WatchStage]) -> WatchStage:
+    """Several watchers as one."""
+
+    def stage(name: str) -> Watch:
+        each = [watch for make in watchers if (watch := make(name)) is not None]
+
+        def watch(step: int, steps: int, info: Info) -> None:
+            for one in each:
+                one(step, steps, info)
+
+        return watch
+
+    return stage

@@ -1,0 +1,28 @@
+"""TensorBoard gets every number of every step; several watchers all hear."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptprior.watch import tensorboard, together
+
+
+def test_tensorboard_holds_what_was_reported(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    watch = tensorboard(tmp_path)("source")
+    assert watch is not None
+    for step in (1, 2):
+        watch(step, 2, {"loss": torch.tensor([step * 1.0, step * 2.0]), "norm": torch.tensor(0.5)})
+    log = events.EventAccumulator(str(tmp_path / "source"))
+    log.Reload()
+    assert [e.value for e in log.Scalars("loss/copy1")] == [2.0, 4.0]
+    assert [e.step for e in log.Scalars("norm")] == [1, 2]
+
+
+def test_all_watchers_hear_and_stages_without_a_watcher_are_quiet() -> None:
+    heard: list[int] = []
+    watch = together([lambda _: lambda step, steps, info: heard.append(step), lambda _: None])("any")
+    assert watch is not None
+    watch(7, 9, {})
+    assert heard == [7]
