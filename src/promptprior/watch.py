@@ -22,15 +22,15 @@ def tensorboard(folder: Path) -> WatchStage:
         raise SpecError("TensorBoard logs (--tensorboard) need a package: pip install tensorboard") from error
 
     def stage(name: str) -> Watch:
-        writer = SummaryWriter(str(folder / name))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(folder / name))
 
         def watch(step: int, steps: int, info: Info) -> None:
             for key, value in info.items():
                 for copy, number in enumerate(value.flatten().tolist()):
                     tag = key if value.numel() == 1 else f"{key}/copy{copy}"
-                    writer.add_scalar(tag, number, step)  # type: ignore[no-untyped-call]
+                    writer.add_scalar(tag, number, step)
             if step == steps:
-                writer.close()  # type: ignore[no-untyped-call]
+                writer.close()
 
         return watch
 
@@ -41,7 +41,8 @@ def together(watchers: Sequence[WatchStage]) -> WatchStage:
     """Several watchers as one."""
 
     def stage(name: str) -> Watch:
-        each = [watch for make in watchers if (watch := make(name)) is not None]
+        made = [make(name) for make in watchers]
+        each = [one for one in made if one is not None]
 
         def watch(step: int, steps: int, info: Info) -> None:
             for one in each:
