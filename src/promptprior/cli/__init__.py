@@ -1,0 +1,8 @@
+"""The command line: each verb parses, builds, and calls one function of the library.
+
+Nothing here imports torch before a verb runs, so help is instant.
+"""
+
+from promptprior.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,42 @@
+"""What a comparison would run and cost, without running it."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from promptprior.backbone import Backbone, load
+from promptprior.compare.estimate import tokens_per_second
+from promptprior.compare.plan import Cell, Plan, Tasks, cells
+from promptprior.compare.progress import duration
+from promptprior.compare.run import finished, group_cost, load_tasks
+
+
+def preview(plan: Plan, backbone: Backbone | None = None) -> str:
+    """A page on the fits and cells that are missing, with estimated tokens and time."""
+    tasks = load_tasks(plan)
+    backbone = backbone or load(plan.backbone, plan.dtype, plan.device)
+    wanted = cells(plan, tasks, backbone)
+    done = finished(plan.output, wanted)
+    missing = [cell for cell in wanted if cell.key not in done]
+    lines = [
+        f"{len(wanted)} cells: {len(done)} finished before, {len(missing)} to run",
+        f"backbone {backbone.card.name} ({backbone.card.fingerprint}), {backbone.frozen.dtype}",
+        "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
+        "targets: " + ", ".join(f"{t.name} ({len(t.split('test')[: plan.test_limit])} to test)" for t in tasks.targets),
+    ]
+    return "\n".join([*lines, *group_lines(plan, tasks, backbone, missing)])
+
+
+def group_lines(plan: Plan, tasks: Tasks, backbone: Backbone, missing: Sequence[Cell]) -> list[str]:
+    """A line for each method and seed, and the sum."""
+    if not missing:
+        return ["nothing to run; the report would be written again"]
+    pace = tokens_per_second(backbone, tasks.targets[0], plan.resolved().length)
+    lines, total = [], 0.0
+    for (method, seed), group in groupby(missing, lambda c: (c.method, c.seed)):
+        some = list(group)
+        fitting, adapting = group_cost(plan, tasks, backbone, method, seed, some)
+        total += fitting + adapting
+        fit = f"fit {fitting:,.0f} tokens, " if fitting else ""
+        label = f"{method.name}, seed {seed}" if seed else method.name
+        lines.append(f"  {label}: {fit}adapt and test {len(some)} cells {adapting:,.0f} tokens")
+    return [*lines, f"about {total:,.0f} tokens, {duration(total / pace)} at {pace:,.0f} tokens a second"]
