@@ -19,7 +19,7 @@ from promptprior.fit import make_lab
 from promptprior.methods import Beginning, Episode, Lab, Method
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
-from promptprior.prompts.parameterisation import Parameterisation, parameterisation
+from promptprior.prompts.parameterisation import Parameterisation, parameterisation, plain_settings
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
@@ -116,7 +116,7 @@ def target_run(
     exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
     papers = [replace(exams[e], copy=c) for c, (e, _) in enumerate(copies)]
     tokens = [training_tokens(lab.backbone, e.task, e.shots.train) for e in episodes]
-    rate = stage.rate(tuple(rates[g] for _, g in copies), lab.backbone.scale)
+    rate = stage.rate(tuple(rates[g] for _, g in copies), lab.backbone.scale, beginning.factors)
     return Run(
         key=lab.key(method, "target", *((e.task.fingerprint, e.k, e.seed) for e in episodes)),
         objective=objective,
@@ -160,11 +160,17 @@ def adapted(
         best_step=best.step[chosen],
         dev_score=best.score[chosen] if episode.task.is_choice else None,
         curve=tuple(curve_of(done.history, chosen, episode.task.is_choice)),
-        trainable=sum(p[0].numel() for p in beginning.params.values()) if beginning.trains else 0,
+        trainable=trainable(beginning),
         seconds=done.seconds / episodes,
         rows=done.rows // episodes,
         tokens=done.tokens // episodes,
     )
+
+
+def trainable(beginning: Beginning) -> int:
+    """Numbers that adaptation may change, per episode."""
+    moving = {n: p for n, p in beginning.params.items() if beginning.trains and beginning.factors.get(n, 1.0)}
+    return sum(p[0].numel() for p in moving.values())
 
 
 def curve_of(history: Sequence[dict[str, Any]], copy: int, has_score: bool) -> list[dict[str, Any]]:
@@ -205,7 +211,7 @@ def prompt_header(
             "dtype": str(backbone.frozen.dtype),
         },
         parameterisation=form.name,
-        parameterisation_settings=to_mapping(form),
+        parameterisation_settings=plain_settings(form),
         backbone=backbone.card,
         tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids),),
         scores={"dev": story},
@@ -216,7 +222,8 @@ def prompt_header(
 def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[Marks]:
     """Scores of prompts adapted together on their tasks' test splits (the first `limit` examples), in one exam."""
     header = adapted[0].prompt.header
-    objective = PromptObjective(backbone, parameterisation(header.parameterisation, header.parameterisation_settings))
+    form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
+    objective = PromptObjective(backbone, form)
     exams: dict[str, Exam] = {}
     for a in adapted:
         task = a.episode.task

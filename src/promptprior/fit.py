@@ -8,6 +8,7 @@ from promptprior.config import to_mapping
 from promptprior.errors import SpecError
 from promptprior.methods import Lab, Learned, Method
 from promptprior.prompts.artifact import Header, Prior, TaskCard, check_saveable, versions
+from promptprior.prompts.parameterisation import plain_settings
 from promptprior.settings import Settings
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained, train
@@ -72,7 +73,7 @@ def prior_header(
             "dtype": str(backbone.frozen.dtype),
         },
         parameterisation=form.name,
-        parameterisation_settings=to_mapping(form),
+        parameterisation_settings=plain_settings(form),
         backbone=backbone.card,
         tasks=tuple(TaskCard(t.name, t.version, t.fingerprint, "source") for t in sources),
         diagnostics={**learned.diagnostics, "cost": {"rows": learned.rows, "tokens": learned.tokens}},

@@ -1,6 +1,7 @@
 """Settings that all methods share: what the command line and config files set. Everything is in units a user can move
 between backbones: learning rates in units of the embedding scale, weights of priors in examples."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,9 +40,9 @@ class Training:
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise SpecError(f"learning rates {self.learning_rates} (--learning-rates): expected positive numbers")
 
-    def rate(self, base: tuple[float, ...], scale: float) -> Rate:
-        """The learning rate of copies with these base rates."""
-        return Rate(base, scale, self.schedule, self.steps, self.warmup)
+    def rate(self, base: tuple[float, ...], scale: float, factors: Mapping[str, float] | None = None) -> Rate:
+        """The learning rate of copies with these base rates; `factors` multiply that of single parameters."""
+        return Rate(base, scale, self.schedule, self.steps, self.warmup, factors or {})
 
 
 @dataclass(frozen=True)

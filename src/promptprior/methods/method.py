@@ -79,12 +79,16 @@ class Learned:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where adaptation starts: one copy of the parameters per episode. `trains` is off where nothing is learned."""
+    """Where adaptation starts: one copy of the parameters per episode. `trains` is off where nothing is learned.
+
+    `factors` multiply the learning rate of single parameters by name; 0 freezes one.
+    """
 
     parameterisation: Parameterisation
     params: Params
     penalty: Penalty | None = None
     trains: bool = True
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -5,9 +5,11 @@ the distinct prompts a batch needs and says which prompt each text reads. It nev
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
+from promptprior.backbone import Backbone
+from promptprior.config import to_mapping
 from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.tasks.batch import Batch
@@ -31,6 +33,15 @@ class Parameterisation(Protocol):
         ...
 
 
+@runtime_checkable
+class Penalised(Protocol):
+    """What may be asked for a term beside the losses: a parameterisation with one of its own, and its objective."""
+
+    def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
+        """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Exams never see it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Direct:
     """One free matrix per copy: params["prompt"] is Float[C, L, D], and copy c's texts read prompt c."""
@@ -47,8 +58,18 @@ class Direct:
 PARAMETERISATIONS: Mapping[str, type[Direct]] = {"direct": Direct}
 
 
-def parameterisation(name: str, settings: Mapping[str, object]) -> Parameterisation:
-    """The parameterisation an artifact names. Raises ArtifactError for one this version does not know."""
+def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Parameterisation:
+    """The parameterisation an artifact names, reading this backbone where it reads one.
+
+    Raises ArtifactError for one this version does not know.
+    """
     if name not in PARAMETERISATIONS:
         raise ArtifactError(unknown_name("parameterisation", name, PARAMETERISATIONS))
-    return PARAMETERISATIONS[name](**settings)  # type: ignore[arg-type]
+    kind = PARAMETERISATIONS[name]
+    reads = {"backbone": backbone} if any(f.name == "backbone" for f in fields(kind)) else {}
+    return kind(**settings, **reads)  # type: ignore[arg-type]
+
+
+def plain_settings(form: Parameterisation) -> dict[str, object]:
+    """What an artifact keeps to make a parameterisation again: its fields, without the backbone it reads."""
+    return {name: to_mapping(value) for name, value in vars(form).items() if name != "backbone"}

@@ -8,7 +8,7 @@ import torch
 
 from promptprior.backbone import Backbone
 from promptprior.notation import Float, Params, Tensor
-from promptprior.prompts.parameterisation import Parameterisation
+from promptprior.prompts.parameterisation import Parameterisation, Penalised
 from promptprior.tasks.batch import Batch
 
 
@@ -19,8 +19,8 @@ class Objective(Protocol):
         """Each row's loss."""
         ...
 
-    def split(self, batch: Batch) -> Iterable[Batch]:
-        """The batch in pieces; the rows of all pieces are the rows of the batch, in order."""
+    def split(self, params: Params, batch: Batch) -> Iterable[Batch]:
+        """The batch in pieces that fit into memory under these params; their rows are the batch's, in order."""
         ...
 
 
@@ -36,9 +36,16 @@ class PromptObjective:
         prompts, index = self.parameterisation.prompts(params, batch)
         return self.backbone.losses(prompts, batch.reading(index))
 
-    def split(self, batch: Batch) -> Iterable[Batch]:
-        """Pieces within the backbone's memory budget."""
-        return self.backbone.split(batch, self.parameterisation.length)
+    def split(self, params: Params, batch: Batch) -> Iterable[Batch]:
+        """Pieces within the backbone's memory budget, whichever prompts the texts turn out to read."""
+        with torch.no_grad():
+            _, index = self.parameterisation.prompts(params, batch)
+        return self.backbone.split(batch.reading(index), self.parameterisation.length)
+
+    def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
+        """The parameterisation's own term, if it has one."""
+        form = self.parameterisation
+        return form.penalty(params, batch) if isinstance(form, Penalised) else None
 
 
 def copies_of(params: Params) -> int:
@@ -59,15 +66,27 @@ def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch
 
 
 def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tuple[Float[Tensor, " C"], Params]:
-    """Every copy's mean loss and its gradient, piece by piece; exactly as if each copy were alone."""
+    """Every copy's mean loss, and the gradient of it and of the objective's own penalty.
+
+    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get alone.
+    """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     total = next(iter(leaves.values())).new_zeros(copies).detach()
-    gradient = {name: torch.zeros_like(value) for name, value in leaves.items()}
-    for piece in objective.split(replace(batch, weight=mean_weights(batch, copies))):
+    gradient = penalty_gradient(objective, leaves, batch)
+    for piece in objective.split(leaves, replace(batch, weight=mean_weights(batch, copies))):
         loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
         parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
         for name, part in zip(leaves, parts, strict=True):
             gradient[name] += part if part is not None else 0
         total += loss.detach()
     return total, gradient
+
+
+def penalty_gradient(objective: Objective, leaves: Params, batch: Batch) -> Params:
+    """The gradient of an objective's own penalty; zeros where it has none."""
+    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
+    if penalty is None:
+        return {name: torch.zeros_like(value) for name, value in leaves.items()}
+    parts = torch.autograd.grad(penalty.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, parts, strict=True))
