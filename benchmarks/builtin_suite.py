@@ -26,7 +26,8 @@ HEAD = """# The built-in suite
 {count} tasks in {families} families, made offline when they are asked for, from data that ordinary PyPI packages
 ship. No answer is written by hand. `promptprior.tasks.builtin.load(name)` makes one; examples are dealt to
 train / validation / test by a stable hash of their entity (a lemma, a country, a number), so an entity stands in the
-same split in every task. Choice tasks are balanced (no class more than twice as often as the rarest).
+same split in every task. Choice tasks are balanced: equal classes where the data allow, else none more than twice
+as often as the rarest.
 
 Zero-shot: SmolLM2-135M-Instruct without a prompt on the first {rows} test examples: choices ranked by summed
 log-probability, free text generated greedily and compared by exact match. Chance: the share of the commonest

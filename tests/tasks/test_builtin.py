@@ -266,6 +266,8 @@ def test_contradicting_items_are_dropped_and_equal_ones_merged() -> None:
 def test_balancing_takes_at_most_twice_the_rarest() -> None:
     many = [Item(str(i), str(i), ("a",)) for i in range(50)] + [Item(f"b{i}", f"b{i}", ("b",)) for i in range(3)]
     assert Counter(item.answers[0] for item in recipe.balanced(many, 100)) == {"a": 6, "b": 3}
+    assert Counter(item.answers[0] for item in recipe.balanced(many, 16)) == {"a": 4, "b": 3}
+    assert Counter(item.answers[0] for item in recipe.balanced(many, 8)) == {"a": 3, "b": 3}
     assert Counter(item.answers[0] for item in recipe.balanced(many, 4)) == {"a": 2, "b": 2}
     assert recipe.balanced([], 4) == []
 

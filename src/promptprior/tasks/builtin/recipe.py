@@ -135,12 +135,12 @@ def splits(items: Sequence[Item], balance: bool) -> dict[Split, list[Item]]:
 
 
 def balanced(items: Sequence[Item], size: int) -> list[Item]:
-    """The first items of every class: an equal share of `size` each, and of none more than twice the rarest.
-
-    They are shuffled anew, because the rarest class reaches further down the list than the others.
+    """The first items of every class, equally many; a rare class is outnumbered, at most two to one, to fill half of
+    `size`. They are shuffled anew, because the rarest class reaches further down the list than the others.
     """
     counts = Counter(item.answers[0] for item in items)
-    quota = min(size // len(counts), 2 * min(counts.values())) if counts else 0
+    rarest, classes = min(counts.values(), default=0), max(len(counts), 1)
+    quota = min(size // classes, max(rarest, min(2 * rarest, size // 2 // classes)))
     taken: Counter[str] = Counter()
     chosen = []
     for item in items:
