@@ -18,7 +18,7 @@ from promptprior.notation import Bool, Float, Int, Tensor
 NAME = "promptprior_packed"
 LAYOUT: ContextVar[Layout] = ContextVar("layout")
 
-Keys = tuple[Float[Tensor, "H B K d"], Float[Tensor, "H B K d"]]
+Keys = tuple[Float[Tensor, "H _ K d"], Float[Tensor, "H _ K d"]]
 
 
 def packed_attention(
@@ -67,8 +67,8 @@ class Scores:
         self,
         query_at: Int[Tensor, "B S"],
         key_at: Int[Tensor, "B K"] | Int[Tensor, "1 K"],
-        hidden: Bool[Tensor, "B #S K"] | None = None,
-    ) -> Bool[Tensor, "B S 1 K"] | None:
+        hidden: Bool[Tensor, "#B #S K"] | None = None,
+    ) -> Bool[Tensor, "#B #S 1 K"] | None:
         """Which keys a query does not see: those named in `hidden`, and those outside the sliding window."""
         if self.window is not None and int(query_at.max()) >= self.window:
             far = query_at[:, :, None] - key_at[:, None, :] >= self.window
@@ -135,7 +135,7 @@ def causal(query_at: Int[Tensor, "B S"], key_at: Int[Tensor, "B K"]) -> Bool[Ten
     return later.triu(1)[None]
 
 
-def text_mask(layout: Layout, score: Scores) -> Bool[Tensor, "B S 1 K"] | None:
+def text_mask(layout: Layout, score: Scores) -> Bool[Tensor, "#B #S 1 K"] | None:
     """What an answer does not see of its text's block: the padding, and what is outside the window."""
     assert layout.suffixes is not None
     bodies, answers = layout.bodies, layout.suffixes
@@ -147,7 +147,7 @@ def text_mask(layout: Layout, score: Scores) -> Bool[Tensor, "B S 1 K"] | None:
 
 def attend(
     q: Float[Tensor, "H B S g d"],
-    parts: list[tuple[Float[Tensor, "H Bk K d"], Float[Tensor, "H Bk K d"], Bool[Tensor, "B S 1 K"] | None]],
+    parts: list[tuple[Float[Tensor, "H _ _ d"], Float[Tensor, "H _ _ d"], Bool[Tensor, "_ _ 1 _"] | None]],
     score: Scores,
 ) -> Float[Tensor, "H B S g d"]:
     """Softmax attention of query blocks over several parts of keys at once: one softmax over all parts."""

@@ -29,10 +29,10 @@ class Stage:
     """B blocks of S slots. `slots` names the token in each slot (pads name token 0), `places` the slot of each
     token; both count from the stage's own first token."""
 
+    positions: Int[Tensor, "B S"]
     slots: Int[Tensor, " B*S"]
     places: Int[Tensor, " n"]
     filled: Bool[Tensor, " B*S"]
-    positions: Int[Tensor, "B S"]
     blocks: int
     size: int
 
@@ -64,7 +64,7 @@ class Layout:
     token_ids: Int[Tensor, " n"]
     position_ids: Int[Tensor, " N"]
     bodies: Stage
-    text_lengths: Int[Tensor, " G*n"]
+    text_lengths: Int[Tensor, " B"]
     suffixes: Stage | None
     groups: int
     group_prompt: Int[Tensor, " G"] | None
@@ -173,10 +173,10 @@ def ragged_stage(
     starts[present] = block_lengths[owners >= 0].cumsum(0) - block_lengths[owners >= 0]
     offset = torch.as_tensor(first_position).expand(len(lengths))[owners]
     stage = Stage(
+        positions=offset[:, None] + torch.arange(size),
         slots=slots.flatten(),
         places=filled.flatten().nonzero().flatten(),
         filled=filled.flatten(),
-        positions=offset[:, None] + torch.arange(size),
         blocks=len(owners),
         size=size,
     )
