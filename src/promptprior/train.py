@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
+from typing_extensions import TypeVar
 
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
@@ -27,8 +28,11 @@ Watch = Callable[[int, int, Info], None]
 """Told after every step: steps done, steps in all, what the step reported."""
 
 
+Drawn = TypeVar("Drawn", default=Any)
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Drawn]):
     """One training run. `key` names everything that decides its result; a checkpoint of another key is refused.
 
     `select` is asked every `select_every` steps, before the first and after the last; `patience` stops the run when no
@@ -37,9 +41,9 @@ class Run:
 
     key: str
     objective: PromptObjective
-    rule: Rule
+    rule: Rule[Drawn]
     params: Params
-    draws: Draws
+    draws: Draws[Drawn]
     steps: int
     select: Select | None = None
     select_every: int = 0

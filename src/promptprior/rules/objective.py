@@ -19,8 +19,9 @@ class Objective(Protocol):
         """Each row's loss."""
         ...
 
-    def split(self, params: Params, batch: Batch) -> Iterable[Batch]:
-        """The batch in pieces that fit into memory under these params; their rows are the batch's, in order."""
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+        """The batch in pieces that fit into a share of the memory under these params; their rows are the batch's, in
+        order."""
         ...
 
 
@@ -36,11 +37,12 @@ class PromptObjective:
         prompts, index = self.parameterisation.prompts(params, batch)
         return self.backbone.losses(prompts, batch.reading(index))
 
-    def split(self, params: Params, batch: Batch) -> Iterable[Batch]:
-        """Pieces within the backbone's memory budget, whichever prompts the texts turn out to read."""
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+        """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
         with torch.no_grad():
             _, index = self.parameterisation.prompts(params, batch)
-        return self.backbone.split(batch.reading(index), self.parameterisation.length)
+        limited = replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens)))
+        return limited.split(batch.reading(index), self.parameterisation.length)
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """The parameterisation's own term, if it has one."""

@@ -6,9 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from typing_extensions import TypeVar
 
 from promptprior.errors import DataError, SpecError
 from promptprior.notation import Float, Tensor
@@ -17,6 +18,7 @@ from promptprior.tasks.task import Example, Task, normalised
 
 CROSSFIT_SEEDS = (13, 21, 42, 87, 100)
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
+Drawn = TypeVar("Drawn", covariant=True, default=Any)
 BUCKET = 16  # batches that are drawn together and sorted by length
 
 
@@ -96,11 +98,12 @@ def mixture_rates(
     return weights[kind] / weights[kind].sum()
 
 
-class Draws(Protocol):
-    """What a training loop draws from: a Batch for every step, the same for the same step."""
+class Draws(Protocol[Drawn]):
+    """What a training loop draws from: a Batch (or what else its rule learns from) for every step, the same for the
+    same step."""
 
-    def batch(self, step: int) -> Batch:
-        """The batch of one step."""
+    def batch(self, step: int) -> Drawn:
+        """What one step sees."""
         ...
 
 
