@@ -113,9 +113,10 @@ def test_second_derivatives_exist_and_are_right(family: str) -> None:
     assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
-def test_the_packed_route_serves_every_family_with_an_attention_interface() -> None:
+def test_every_family_takes_the_fastest_route_that_knows_it() -> None:
     routes = {family: tiny(family).states.__name__ for family in CAUSAL}
     assert routes.pop("bloom") == "concatenated_states"
+    assert {routes.pop(family) for family in ("llama", "mistral", "qwen2")} == {"llama_states"}
     assert set(routes.values()) == {"packed_states"}
 
 

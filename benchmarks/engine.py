@@ -1,0 +1,155 @@
+"""One training step, ours against PEFT prompt tuning with the model's own loss, alternating in one run.
+
+    python benchmarks/engine.py                      # the cases the bars name: about 5 minutes on 2 cores
+    python benchmarks/engine.py --full               # every model, dtype, prompt length, row count and text
+    python benchmarks/engine.py --case smollm2/float32/L100/R32/even --trials 5
+"""
+
+import copy
+from typing import Any
+
+import torch
+from measure import Step, alternate, finish, options, peak_bytes, product_seconds, report_peak
+from workloads import Case, backbone, has_data, made_batch
+
+from promptprior.notation import Tensor
+from promptprior.tasks.batch import Batch
+
+BARS = [
+    *(Case("smollm2", dtype, 100, 32, "even") for dtype in ("bfloat16", "float32")),
+    Case("smollm2", "float32", 20, 32, "sst2"),
+    Case("smollm2", "float32", 100, 8, "boolq"),
+    *(Case("t5small", dtype, 100, 32, "even") for dtype in ("bfloat16", "float32")),
+]
+FULL = [
+    Case(model, dtype, length, rows, text)
+    for model in ("smollm2", "t5small")
+    for dtype in ("bfloat16", "float32")
+    for length in (20, 100)
+    for rows in (8, 32)
+    for text in ("even", "sst2", "mnli", "boolq")
+]
+
+
+def ours(case: Case, prompt: Tensor, batch: Batch) -> Step:
+    """A step that leaves the prompt's gradient in `prompt.grad`: the mean loss over all target tokens."""
+    share = batch.target_lengths / batch.target_lengths.sum()
+
+    def step() -> None:
+        prompt.grad = None
+        (backbone(case.model, case.dtype).losses(prompt[None], batch) * share).sum().backward()
+
+    return step
+
+
+def peft(case: Case, prompt: Tensor, batch: Batch) -> tuple[Step, Tensor]:
+    """The same through PEFT, as its documentation does it, and the parameter that gets the gradient."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    causal = case.model == "smollm2"
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
+        num_virtual_tokens=case.length,
+        num_transformer_submodules=1,
+    )
+    model = get_peft_model(copy.deepcopy(backbone(case.model, case.dtype).frozen.model), config)
+    parameter = model.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        parameter.copy_(prompt)
+    inputs = causal_inputs(batch) if causal else encoder_decoder_inputs(batch)
+
+    def step() -> None:
+        parameter.grad = None
+        model(**inputs).loss.backward()
+
+    return step, parameter
+
+
+def causal_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Text and target in one right-padded row; only the target is a label."""
+    rows = [
+        torch.cat([text[:n], target[:u]])
+        for text, n, target, u in zip(
+            batch.text_ids, batch.text_lengths, batch.target_ids, batch.target_lengths, strict=True
+        )
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    place = torch.arange(ids.shape[1])
+    ends = (batch.text_lengths + batch.target_lengths)[:, None]
+    labels = ids.masked_fill((place < batch.text_lengths[:, None]) | (place >= ends), -100)
+    return {"input_ids": ids, "attention_mask": (place < ends).long(), "labels": labels}
+
+
+def encoder_decoder_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Text to the encoder, target to the decoder."""
+    pads = torch.arange(batch.target_ids.shape[1]) >= batch.target_lengths[:, None]
+    mask = torch.arange(batch.text_ids.shape[1]) < batch.text_lengths[:, None]
+    labels = batch.target_ids.masked_fill(pads, -100)
+    return {"input_ids": batch.text_ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def start_prompt(case: Case) -> Tensor:
+    """A random prompt on the scale of the embeddings, in float32."""
+    generator = torch.Generator().manual_seed(1)
+    base = backbone(case.model, case.dtype)
+    return (torch.randn(case.length, base.width, generator=generator) * base.scale).requires_grad_()
+
+
+def measured(case: Case, trials: int, with_memory: bool) -> dict[str, Any]:
+    """One line of the table."""
+    prompt, batch = start_prompt(case), made_batch(case)
+    our_step = ours(case, prompt, batch)
+    peft_step, parameter = peft(case, prompt.detach(), batch)
+    mine, theirs = alternate([our_step, peft_step], trials)
+    error = float((prompt.grad - parameter.grad).norm() / parameter.grad.norm())  # type: ignore[operator, union-attr]
+    products, flops = product_seconds(our_step)
+    del peft_step, parameter
+    row = {
+        "case": case.name,
+        "ours_s": mine.median,
+        "peft_s": theirs.median,
+        "speedup": theirs.median / mine.median,
+        "grad_rel_error": error,
+        "peak_memory_ratio": None,
+        "gemm_fraction": products / mine.median,
+        "ours_spread": mine.spread,
+        "peft_spread": theirs.spread,
+        "gflops_per_s": flops / mine.median / 1e9,
+    }
+    return row | (memory(case) if with_memory else {})
+
+
+def memory(case: Case) -> dict[str, float]:
+    """Peak memory of ours over PEFT's, each in a fresh process: of the whole process, and of the step alone."""
+    mine, theirs = (peak_bytes(__file__, ["--case", case.name, "--peak", side]) for side in ("ours", "peft"))
+    return {
+        "peak_memory_ratio": mine[0] / theirs[0],
+        "step_memory_ratio": (mine[0] - mine[1]) / (theirs[0] - theirs[1]),
+    }
+
+
+def main() -> None:
+    """Measure the chosen cases."""
+    parser = options(__doc__)
+    parser.add_argument("--case", action="append", help="model/dtype/L<prompt>/R<rows>/<text>; may be repeated")
+    parser.add_argument("--full", action="store_true", help="all combinations")
+    parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory processes")
+    parser.add_argument("--peak", choices=("ours", "peft"), help="(internal) print one side's peak memory")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    cases = [Case.parse(name) for name in chosen.case] if chosen.case else FULL if chosen.full else BARS
+    cases = [case for case in cases if case.text == "even" or has_data()]
+    if chosen.peak:
+        prompt, batch = start_prompt(cases[0]), made_batch(cases[0])
+        side = ours(cases[0], prompt, batch) if chosen.peak == "ours" else peft(cases[0], prompt.detach(), batch)[0]
+        report_peak(side)
+        return
+    rows = []
+    for case in cases:
+        rows.append(measured(case, chosen.trials, not chosen.no_memory))
+        print(f"{case.name}: {rows[-1]['speedup']:.2f}x, gradient {rows[-1]['grad_rel_error']:.1e}", flush=True)
+    finish(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
