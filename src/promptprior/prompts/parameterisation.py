@@ -12,6 +12,7 @@ from promptprior.backbone import Backbone
 from promptprior.config import to_mapping
 from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.prompts.bank import Bank
 from promptprior.tasks.batch import Batch
 
 
@@ -55,7 +56,7 @@ class Direct:
         return params["prompt"], batch.copy_index
 
 
-PARAMETERISATIONS: Mapping[str, type[Direct]] = {"direct": Direct}
+PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank]] = {"direct": Direct, "bank": Bank}
 
 
 def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Parameterisation:
