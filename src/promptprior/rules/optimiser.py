@@ -181,7 +181,7 @@ def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser
 
 def clipped(gradient: Params, most: float | None) -> tuple[Params, Float[Tensor, " C"]]:
     """Each copy's gradient scaled down to norm `most` over all parameters, and the norm it had."""
-    squares = [g.flatten(1).square().sum(1) for g in gradient.values()]
+    squares = [g.reshape(len(g), -1).square().sum(1) for g in gradient.values()]
     norm = torch.stack(squares).sum(0).sqrt()
     if most is None:
         return gradient, norm
