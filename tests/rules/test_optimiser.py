@@ -1,0 +1,180 @@
+"""Optimisers against torch's and transformers', copy by copy."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Adafactor as PublishedAdafactor
+
+from promptprior.errors import SpecError
+from promptprior.notation import Params
+from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, clipped, optimiser
+
+SHAPES = {"prompt": (5, 7), "gate": (3,), "depth": ()}
+COPIES, STEPS = 3, 8
+KINDS: dict[str, Callable[[Rate], Optimiser]] = {
+    "adamw": lambda rate: AdamW(rate, weight_decay=0.1),
+    "adafactor": lambda rate: Adafactor(rate, weight_decay=0.1),
+    "sgd": Sgd,
+    "momentum": lambda rate: Sgd(rate, momentum=0.9),
+}
+
+
+def some(seed: int, copies: int = COPIES) -> Params:
+    g = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(copies, *s, generator=g, dtype=torch.float64) for n, s in SHAPES.items()}
+
+
+def gradients() -> list[Params]:
+    return [some(100 + step) for step in range(STEPS)]
+
+
+def moved(made: Optimiser, params: Params, given: list[Params]) -> Params:
+    memory = made.init(params)
+    for step, gradient in enumerate(given):
+        params, memory = made.update(gradient, memory, params, step)
+    return params
+
+
+def one(params: Params, copy: int) -> Params:
+    return {n: v[copy : copy + 1] for n, v in params.items()}
+
+
+def theirs(make: Callable[[list[torch.Tensor]], torch.optim.Optimizer], copy: int) -> Params:
+    """What another library's optimiser does with one copy alone, each parameter without its copies axis."""
+    leaves = {n: v[copy].clone().requires_grad_() for n, v in some(0).items()}
+    made = make(list(leaves.values()))
+    for gradient in gradients():
+        for name, leaf in leaves.items():
+            leaf.grad = gradient[name][copy].clone()
+        made.step()
+    return {n: v.detach()[None] for n, v in leaves.items()}
+
+
+ORACLES: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
+    "adamw": lambda leaves: torch.optim.AdamW(leaves, lr=0.05, weight_decay=0.1),
+    "adafactor": lambda leaves: PublishedAdafactor(
+        leaves, lr=0.05, relative_step=False, scale_parameter=False, weight_decay=0.1
+    ),
+    "sgd": lambda leaves: torch.optim.SGD(leaves, lr=0.05),
+    "momentum": lambda leaves: torch.optim.SGD(leaves, lr=0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copy", range(COPIES))
+def test_every_copy_moves_as_the_published_optimiser_moves_it(kind: str, copy: int) -> None:
+    together = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
+    for name, expected in theirs(ORACLES[kind], copy).items():
+        torch.testing.assert_close(together[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_together_equal_copies_apart(kind: str) -> None:
+    """Bit for bit, also where every copy has its own rate."""
+    rates = (0.01, 0.1, 1.0)
+    together = moved(KINDS[kind](Rate(rates)), some(0), gradients())
+    for copy in range(COPIES):
+        alone = moved(
+            KINDS[kind](Rate(rates[copy : copy + 1])), one(some(0), copy), [one(g, copy) for g in gradients()]
+        )
+        for name, value in alone.items():
+            assert torch.equal(together[name][copy : copy + 1], value), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_leave_what_they_are_given_as_it_was(kind: str) -> None:
+    made, params, gradient = KINDS[kind](Rate((0.1,))), some(0), some(1)
+    _, memory = made.update(gradient, made.init(params), params, 0)
+    kept = {n: v.clone() for n, v in memory.items()}
+    made.update(gradient, memory, params, 1)
+    assert all(torch.equal(v, kept[n]) for n, v in memory.items())
+    assert all(torch.equal(v, some(0)[n]) for n, v in params.items())
+    assert all(torch.equal(v, some(1)[n]) for n, v in gradient.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rates_are_in_units_of_the_scale(kind: str) -> None:
+    """The same problem in units twice as large: params twice as large, gradients half, every move twice as large."""
+    plain = moved(KINDS[kind](Rate((0.05,), scale=0.1)), some(0), gradients())
+    double = {n: 2 * v for n, v in some(0).items()}
+    half = [{n: g / 2 for n, g in gradient.items()} for gradient in gradients()]
+    scaled = moved(KINDS[kind](Rate((0.05,), scale=0.2)), double, half)
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], 2 * value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_factor_changes_the_rate_of_one_name_and_0_freezes_it(kind: str) -> None:
+    plain = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
+    half = moved(KINDS[kind](Rate((0.05,), factors={"gate": 0.5})), some(0), gradients())
+    slow = moved(KINDS[kind](Rate((0.025,))), some(0), gradients())
+    still = moved(KINDS[kind](Rate((0.05,), factors={"gate": 0.0})), some(0), gradients())
+    assert torch.equal(half["gate"], slow["gate"])
+    assert torch.equal(half["prompt"], plain["prompt"])
+    assert torch.equal(still["gate"], some(0)["gate"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    rate = Rate((1.0,), schedule=schedule, steps=6, warmup=2)  # type: ignore[arg-type]
+    assert [round(rate.multiplier(s), 6) for s in range(6)] == expected
+
+
+def test_a_schedule_moves_by_the_rate_of_its_step() -> None:
+    rate = Rate((1.0,), schedule="linear", steps=4, warmup=1)
+    ones = {"prompt": torch.ones(2, 1, 1)}
+    made, params, seen = Sgd(rate), {"prompt": torch.zeros(2, 1, 1)}, []
+    for step in range(4):
+        after, _ = made.update(ones, {}, params, step)
+        seen.append(float((params["prompt"] - after["prompt"])[0]))
+        params = after
+    assert seen == pytest.approx([rate.multiplier(s) for s in range(4)])
+    assert rate.multiplier(3) > 0
+
+
+def test_clipping_scales_every_copy_by_its_own_norm_over_all_names() -> None:
+    gradient = some(3)
+    gradient = {
+        n: v * torch.tensor([0.01, 1.0, 100.0], dtype=v.dtype).view(-1, *[1] * (v.dim() - 1))
+        for n, v in gradient.items()
+    }
+    limited, norm = clipped(gradient, 1.0)
+    for copy in range(COPIES):
+        leaves = [torch.zeros_like(v[copy]).requires_grad_() for v in gradient.values()]
+        for leaf, value in zip(leaves, gradient.values(), strict=True):
+            leaf.grad = value[copy].clone()
+        expected_norm = torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        assert float(norm[copy]) == pytest.approx(float(expected_norm))
+        for leaf, value in zip(leaves, limited.values(), strict=True):
+            torch.testing.assert_close(value[copy], leaf.grad, rtol=1e-5, atol=1e-9)
+    same, _ = clipped(gradient, None)
+    assert all(torch.equal(same[n], g) for n, g in gradient.items())
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    zero = [{n: torch.zeros_like(v, dtype=torch.float32) for n, v in some(0).items()}] * 3
+    start = {n: v.float() for n, v in some(0).items()}
+    for made in (AdamW(Rate((1.0,))), Adafactor(Rate((1.0,)), weight_decay=0.0), Sgd(Rate((1.0,)))):
+        assert all(torch.equal(v, start[n]) for n, v in moved(made, start, zero).items())
+    limited, norm = clipped(zero[0], 1.0)
+    assert float(norm.max()) == 0
+    assert all(bool((g == 0).all()) for g in limited.values())
+
+
+def test_optimisers_by_name() -> None:
+    rate = Rate((0.1,))
+    assert optimiser("adamw", rate, 0.2) == AdamW(rate, weight_decay=0.2)
+    assert optimiser("adafactor", rate, 0.2) == Adafactor(rate, weight_decay=0.2)
+    assert optimiser("sgd", rate, 0.0) == Sgd(rate)
+    with pytest.raises(SpecError, match=r"weight decay \(--weight-decay\) has no effect with sgd"):
+        optimiser("sgd", rate, 0.1)
+    assert replace(rate, base=(0.2,)).at(0, "prompt", torch.zeros(3, 2)).shape == (3, 1)
