@@ -1,0 +1,194 @@
+"""A comparison end to end on a tiny model: cells are kept by content, never run twice, and failures are written down."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptprior.backbone import Backbone
+from promptprior.compare import run
+from promptprior.compare.plan import Plan, cells, separated
+from promptprior.compare.rows import read_rows
+from promptprior.errors import SpecError, TrainingError
+from promptprior.settings import Settings, Training
+from promptprior.tasks.task import Example, Task
+from tests.backbone.tiny import tiny
+
+
+def words(name: str, low: str, high: str, count: int = 24) -> Task:
+    """Texts of two kinds of letters; the answer names the kind."""
+
+    def example(i: int, split: str) -> Example:
+        kind = i % 2
+        letters = (low, high)[kind]
+        text = "".join(letters[(i * 7 + j * (i + 3)) % len(letters)] for j in range(6)) + f" {split[:2]}{i}"
+        return Example(f"{split}{i}", text, ("a", "b")[kind], ("a", "b"), kind)
+
+    splits = {s: tuple(example(i, s) for i in range(count)) for s in ("train", "validation", "test")}
+    return Task(name, "multiple_choice", ("accuracy",), splits)
+
+
+TASKS = {"one": words("one", "cde", "XYZ"), "two": words("two", "fgh", "UVW"), "three": words("three", "ijk", "RST")}
+SHORT = Settings(
+    length=3,
+    source=Training(steps=3, batch_size=4),
+    target=Training(steps=2, batch_size=2, select_every=1),
+)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return tiny("llama", torch.float32)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(run, "load_task", lambda name, *_: TASKS[name])
+    return Plan(
+        methods=("zero_shot", "prompt_tuning", "multitask", "spot"),
+        sources=("one", "two"),
+        targets=("three",),
+        shots=(2,),
+        seeds=(13, 21),
+        settings=SHORT,
+        output=tmp_path / "out",
+    )
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def lines(plan: Plan) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (plan.output / run.RESULTS).read_text().splitlines()]
+
+
+def test_every_cell_once_with_report_priors_and_prompts(plan: Plan, backbone: Backbone) -> None:
+    page = run.compare(plan, backbone, quiet)
+    rows = read_rows(plan.output / run.RESULTS)
+    assert [(r.method, r.k, r.seed) for r in rows] == [
+        ("zero_shot", 0, 0),
+        ("prompt_tuning", 2, 13),
+        ("multitask", 2, 13),
+        ("spot", 2, 13),
+        ("prompt_tuning", 2, 21),
+        ("multitask", 2, 21),
+        ("spot", 2, 21),
+    ]
+    assert all(r.is_ok and r.n_test == 24 for r in rows)
+    assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:200].lower()
+    assert len(list((plan.output / "prompts").iterdir())) == len(rows)
+    assert len(list((plan.output / "priors").iterdir())) == 4
+    spot = next(r for r in rows if r.method == "spot")
+    assert spot.sources == ("one", "two")
+    assert spot.cost.source_rows > 0
+    assert set(spot.shots.train_ids).isdisjoint(spot.shots.dev_ids)
+
+
+def test_finished_cells_are_not_run_again_and_a_changed_setting_reuses_none(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.compare(plan, backbone, quiet)
+    before = lines(plan)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "adapt", refuse)
+        patch.setattr(run, "fit", refuse)
+        run.compare(plan, backbone, quiet)
+    assert lines(plan) == before
+
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, settings=longer), backbone, quiet)
+    new = lines(plan)[len(before) :]
+    assert {r["method"] for r in new} == {"zero_shot", "prompt_tuning", "multitask", "spot"}
+    assert len({r["cell"] for r in lines(plan)}) == 2 * len(before)
+
+
+def test_one_missing_target_does_not_change_the_other_cells_keys(plan: Plan, backbone: Backbone) -> None:
+    def keys(targets: Sequence[str]) -> set[str]:
+        tasks = separated([TASKS["one"]], [TASKS[t] for t in targets])
+        return {c.key for c in cells(replace(plan, sources=("one",)), tasks, backbone)}
+
+    assert keys(["three"]) < keys(["three", "two"])
+
+
+def test_a_failing_group_is_recorded_and_tried_again(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run.adapt
+
+    def failing(method: Any, *args: Any, **kwargs: Any) -> Any:
+        if method.name == "multitask":
+            raise TrainingError("planted")
+        return real(method, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "adapt", failing)
+        run.compare(plan, backbone, quiet)
+    bad = [r for r in read_rows(plan.output / run.RESULTS) if not r.is_ok]
+    assert {(r.method, r.error) for r in bad} == {("multitask", "TrainingError: planted")}
+    run.compare(plan, backbone, quiet)
+    assert all(r.is_ok for r in read_rows(plan.output / run.RESULTS))
+
+
+def test_killed_between_two_runs_the_rest_is_the_same(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    run.compare(plan, backbone, quiet)
+
+    class Killed(BaseException):
+        """Like SIGKILL, nothing in the library catches it."""
+
+    heard: list[str] = []
+
+    def die(line: str) -> None:
+        heard.append(line)
+        if "spot, seed 13" in line and "testing" in line:
+            raise Killed
+
+    other = replace(plan, output=tmp_path / "other")
+    with pytest.raises(Killed):
+        run.compare(other, backbone, die)
+    run.compare(other, backbone, quiet)
+
+    def results(p: Plan) -> list[tuple[object, ...]]:
+        return sorted((r["cell"], r["score"], r["dev_score"], r["best_step"]) for r in lines(p))
+
+    assert results(other) == results(plan)
+
+
+def test_sources_lose_the_texts_of_targets(plan: Plan) -> None:
+    leak = TASKS["three"].examples["test"][0]
+    source = replace(
+        TASKS["one"],
+        examples={**TASKS["one"].examples, "train": (*TASKS["one"].examples["train"], replace(leak, id="x"))},
+    )
+    tasks = separated([source], [TASKS["three"]])
+    assert tasks.left_out == {"one": 1}
+    assert leak.text not in {e.text for e in tasks.sources[0].examples["train"]}
+    with pytest.raises(SpecError, match="the same task stands on both sides"):
+        separated([TASKS["three"]], [TASKS["three"]])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"methods": ("spott",)}, "did you mean 'spot'"),
+        ({"targets": ()}, "--targets"),
+        ({"seeds": (13, 13)}, "names something twice"),
+        ({"shots": (0,)}, "at least 1; got 0"),
+        ({"sources": ()}, "learn from source tasks"),
+        ({"sources": ("three",)}, "cannot be among its own sources"),
+        ({"options": {"maml": {}}}, "not among --methods"),
+        ({"options": {"spot": {"tops": 3}}}, "did you mean 'top'"),
+    ],
+)
+def test_a_wrong_plan_fails_before_anything_is_loaded(plan: Plan, change: dict[str, Any], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        replace(plan, **change)
+    assert not plan.output.exists()
