@@ -1,4 +1,4 @@
-"""A comparison end to end on a tiny model: cells are kept by content, never run twice, and failures are written down."""
+"""A comparison end to end on a tiny model: kept by content, never run twice, failures written down."""
 
 import json
 from collections.abc import Sequence
