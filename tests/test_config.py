@@ -12,6 +12,7 @@ import yaml
 
 from promptprior.config import (
     apply_overrides,
+    dump_yaml,
     flag,
     from_mapping,
     load_yaml,
@@ -275,3 +276,28 @@ def test_broken_yaml_names_file_and_line(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SpecError, match=r"nowhere\.yaml: cannot be read: No such file"):
         load_yaml(tmp_path / "nowhere.yaml")
+
+
+@dataclass(frozen=True)
+class Career:
+    first: Rule = field(default_factory=lambda: Rule(steps=200))
+    job: Job = field(default_factory=lambda: Job("spot", rule=Rule(learning_rate=0.1)))
+
+
+def test_part_of_a_nested_config_leaves_the_rest_at_the_defaults_of_its_field():
+    made = from_mapping(Career, {"first": {"order": "second"}, "job": {"rule": {"steps": 7}}}, "c.yaml")
+    assert made.first == Rule(200, 0.3, "second")
+    assert made.job == Job("spot", rule=Rule(7, 0.1))
+
+
+def test_help_shows_the_defaults_that_count():
+    assert {s.flag: s.default for s in settings_of(Career)}["--first.steps"] == "200"
+    assert {s.flag: s.default for s in settings_of(Career)}["--job.rule.learning-rate"] == "0.1"
+    assert {s.flag: s.default for s in settings_of(Career)}["--job.method"] == '"spot"'
+
+
+@pytest.mark.parametrize("text", ["yes", "1e-3", "null", "~", "", "0o7", "a: b\n# c", "1.0", "true", "- x", "é"])
+def test_a_written_config_is_read_back_as_it_was(tmp_path, text):
+    made = Job(text, note=text, seeds=(), extra={text or "k": [text, 1e22, 1e-5, True, None]})
+    path = written(tmp_path, dump_yaml(made))
+    assert from_mapping(Job, load_yaml(path), "again") == made

@@ -66,15 +66,19 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def settings_of(cls: type[Config], key: str = "") -> Iterator[Setting]:
-    """Every setting of a config, nested ones under their dotted names, in the order written."""
+def settings_of(cls: type[Config], key: str = "", default: object = MISSING) -> Iterator[Setting]:
+    """Every setting of a config, nested ones under their dotted names, in the order written.
+
+    `default` is the config whose values are the defaults, where a field of that type has one of its own.
+    """
     hints = typing.get_type_hints(cls)
     for item in fields(cls):
         name, hint = f"{key}.{item.name}" if key else item.name, hints[item.name]
+        value = default_of(item) if default is MISSING else getattr(default, item.name)
         if isinstance(hint, type) and is_dataclass(hint):
-            yield from settings_of(hint, name)
+            yield from settings_of(hint, name, value)
         else:
-            yield Setting(flag(name), kind_name(hint), default_text(item), item.metadata.get("help", ""))
+            yield Setting(flag(name), kind_name(hint), default_text(value), item.metadata.get("help", ""))
 
 
 def from_mapping(cls: type[C], mapping: Mapping[str, object], where: str, key: str = "") -> C:
@@ -87,7 +91,8 @@ def from_mapping(cls: type[C], mapping: Mapping[str, object], where: str, key: s
     place, hints = Place(where, key), typing.get_type_hints(cls)
     known = {item.name: item for item in fields(cls) if item.init}
     refuse_unknown(mapping, known, place)
-    values = {name: converted(mapping[name], hints[name], place / name) for name in known if name in mapping}
+    given = {name: over_default(mapping[name], default_of(known[name])) for name in known if name in mapping}
+    values = {name: converted(value, hints[name], place / name) for name, value in given.items()}
     for name in known.keys() - values.keys():
         if is_required(known[name]):
             raise missing(known[name], kind_name(hints[name]), place / name)
@@ -148,6 +153,11 @@ def load_yaml(path: Path) -> dict[str, object]:
     return value
 
 
+def dump_yaml(config: Any) -> str:
+    """A config as YAML that `load_yaml` reads back to the same values."""
+    return yaml.dump(to_mapping(config), Dumper=YamlWriter, sort_keys=False, allow_unicode=True, width=110)
+
+
 def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str]) -> dict[str, object]:
     """The mapping with flags laid over it: dotted keys, dashes as good as underscores.
 
@@ -196,6 +206,12 @@ class Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class YamlWriter(yaml.SafeDumper):
+    """A dumper that quotes what YAML 1.2 would not read as text."""
+
+    yaml_implicit_resolvers = RESOLVERS
+
+
 def line_of(error: yaml.MarkedYAMLError) -> str:
     """ ", line N", where the parser knows it."""
     mark = error.problem_mark or error.context_mark
@@ -232,12 +248,22 @@ def is_required(item: Field[Any]) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
 
 
-def default_text(item: Field[Any]) -> str | None:
-    """The default of a field as help texts print it; None for a field without."""
-    if is_required(item):
-        return None
-    value = item.default_factory() if item.default_factory is not MISSING else item.default
-    return json.dumps(to_mapping(value), ensure_ascii=False)
+def default_of(item: Field[Any]) -> Any:
+    """The default of a field; MISSING for one without."""
+    return item.default_factory() if item.default_factory is not MISSING else item.default
+
+
+def default_text(value: object) -> str | None:
+    """A default as help texts print it; None where there is none."""
+    return None if value is MISSING else json.dumps(to_mapping(value), ensure_ascii=False)
+
+
+def over_default(value: object, default: object) -> object:
+    """Part of a nested config laid over the default of its field, so that what is not given stays as it was."""
+    if not (isinstance(value, Mapping) and is_dataclass(default)):
+        return value
+    whole = {item.name: getattr(default, item.name) for item in fields(default) if item.init}
+    return {**whole, **{name: over_default(part, whole.get(name)) for name, part in value.items()}}
 
 
 PLAIN: dict[object, str] = {
