@@ -60,12 +60,12 @@ def config(family: str) -> tf.PretrainedConfig:
 def tokenizer() -> tf.PreTrainedTokenizerFast:
     """One token per printable ASCII character; 0 pads, 1 ends."""
     vocabulary = {"<pad>": 0, "<end>": 1} | {chr(32 + i): 2 + i for i in range(WORDS - 2)}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     made.decoder = decoders.Fuse()
     made.post_processor = processors.TemplateProcessing(single="$A")
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<end>", bos_token="<end>", unk_token="~"
+        tokenizer_object=made, pad_token="<pad>", eos_token="<end>", bos_token="<end>", unk_token="?"
     )
 
 
