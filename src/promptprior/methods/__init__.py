@@ -8,12 +8,17 @@ from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method
 from promptprior.methods.multitask import Multitask
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
 from promptprior.methods.spot import Spot
+from promptprior.methods.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
 
-METHODS: Mapping[str, type[PromptTuning] | type[ZeroShot] | type[Multitask] | type[Spot]] = {
+METHODS: Mapping[str, type[PromptTuning] | type[ZeroShot] | type[Multitask] | type[Spot] | type[Tpt]] = {
     "zero_shot": ZeroShot,
     "prompt_tuning": PromptTuning,
     "multitask": Multitask,
     "spot": Spot,
+    "tpt": Tpt,
+    "tpt_as_released": TptAsReleased,
+    "tpt_static": TptStatic,
+    "tpt_random": TptRandom,
 }
 
 
