@@ -190,7 +190,7 @@ def score_gradient(out: Tensor, weights: Tensor, plan: StagePlan, values: list[B
     return torch.ops.aten._softmax_backward_data(joined, weights, -1, weights.dtype)
 
 
-def rows_of_keys(x: Tensor, keys: Blocks) -> Float[Tensor, "H Bk n d"]:
+def rows_of_keys(x: Tensor, keys: Blocks) -> Float[Tensor, "H Bk n last"]:
     """Query blocks that share keys as the rows of one product."""
     return x.reshape(x.shape[0], keys.shape[1], -1, x.shape[-1])
 
