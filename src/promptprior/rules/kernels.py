@@ -1,0 +1,228 @@
+"""Kernels of Stein variational gradient descent over M particles, in Gram form: no tensor is ever M x M x D.
+
+A kernel works on blocks, sets of coordinates that see each other: for block b with bandwidth h_b,
+
+    k_b(x, y) = exp(-||x_b - y_b||^2 / h_b),   h_b = median_{i<j} ||x_b - y_b||^2 / log(M + 1)
+
+and block b of a particle is moved by k_b alone (a matrix-valued kernel, Wang et al. 2019). `Rbf` has one block, the
+whole particle: Liu & Wang 2016. With d coordinates in a block and M << d particles the stationary variance of SVGD on a
+unit Gaussian is log(M + 1) / d (docs/bmtpt.md derives it), so small blocks keep what large ones lose.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+
+from promptprior.errors import SpecError, unknown_name
+from promptprior.notation import Float, Params, Tensor
+
+KernelKind = Literal["rbf", "per_token", "projected", "gradient", "none"]
+
+
+@dataclass(frozen=True)
+class Stein:
+    """The two forces on every particle and the mean off-diagonal kernel value (0 for one particle).
+
+    `attraction` is (1/M) sum_j k(x_j, x_i) gradient_j; `repulsion` is (1/M) sum_j grad_{x_j} k(x_j, x_i).
+    """
+
+    attraction: Params
+    repulsion: Params
+    similarity: Float[Tensor, ""]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """What the rule asks of a kernel."""
+
+    def stein(self, params: Params, gradient: Params) -> Stein:
+        """Both forces, for params and gradients with a leading particle axis."""
+        ...
+
+
+@dataclass(frozen=True)
+class Independent:
+    """No kernel: every particle follows its own gradient, as in `Descent`. The control arm of all others."""
+
+    def stein(self, params: Params, gradient: Params) -> Stein:
+        """The gradients themselves and no repulsion."""
+        first = next(iter(params.values()))
+        return Stein(dict(gradient), {n: torch.zeros_like(p) for n, p in params.items()}, first.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class Rbf:
+    """One kernel over all parameters of a particle together, with one scalar bandwidth."""
+
+    def stein(self, params: Params, gradient: Params) -> Stein:
+        """Both forces."""
+        forces = block_forces(flat(params)[None], flat(gradient)[None])
+        return Stein(unflat(forces.attraction[0], params), unflat(forces.repulsion[0], params), forces.similarity)
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """A kernel for every position of every tensor (axis 1 of those with three axes or more; others are one block).
+
+    `block` cuts each position further, into blocks of that many coordinates; 0 leaves it whole.
+    """
+
+    block: int = 0
+
+    def stein(self, params: Params, gradient: Params) -> Stein:
+        """Both forces."""
+        attraction, repulsion, similarity = {}, {}, []
+        for name, value in params.items():
+            forces = block_forces(positions(value, self.block), positions(gradient[name], self.block))
+            attraction[name] = unpositions(forces.attraction, value)
+            repulsion[name] = unpositions(forces.repulsion, value)
+            similarity.append(forces.similarity)
+        return Stein(attraction, repulsion, torch.stack(similarity).mean())
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A kernel of its own in a subspace of `dimensions` coordinates, plain RBF in the rest.
+
+    With `subspace` "random" the subspace is fixed by `seed`; "gradient" takes the span of the particles' gradients at
+    this step (at most M dimensions; after Chen & Ghattas 2020, who use a likelihood-informed subspace). Only the
+    subspace keeps its variance: the rest is as collapsed as under RBF.
+    """
+
+    dimensions: int = 16
+    subspace: Literal["random", "gradient"] = "random"
+    seed: int = 0
+
+    def stein(self, params: Params, gradient: Params) -> Stein:
+        """Both forces: those of RBF, with their part inside the subspace exchanged for that of the inner kernel."""
+        x, g = flat(params), flat(gradient)
+        basis = self.basis(g)
+        outer = block_forces(x[None], g[None])
+        inner = block_forces((x @ basis)[None], (g @ basis)[None])
+        return Stein(
+            unflat(exchanged(outer.attraction[0], inner.attraction[0], basis), params),
+            unflat(exchanged(outer.repulsion[0], inner.repulsion[0], basis), params),
+            inner.similarity,
+        )
+
+    def basis(self, gradient: Float[Tensor, "M n"]) -> Float[Tensor, "n p"]:
+        """Orthonormal columns that span the subspace."""
+        if self.subspace == "gradient":
+            return torch.linalg.qr(gradient.T)[0]
+        count = min(self.dimensions, gradient.shape[1])
+        return random_basis(self.seed, gradient.shape[1], count).to(gradient)
+
+
+@lru_cache(maxsize=4)
+def random_basis(seed: int, size: int, dimensions: int) -> Float[Tensor, "n p"]:
+    """A random orthonormal basis; the same for the same arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(size, dimensions, generator=generator, dtype=torch.float64))[0]
+
+
+def exchanged(outer: Float[Tensor, "M n"], inner: Float[Tensor, "M p"], basis: Float[Tensor, "n p"]) -> Tensor:
+    """`outer` with its coordinates in the subspace replaced, Float[M, n]."""
+    return outer + (inner - outer @ basis) @ basis.T
+
+
+@dataclass(frozen=True)
+class Forces:
+    """Both forces in every block, and the mean off-diagonal kernel value."""
+
+    attraction: Float[Tensor, "B M n"]
+    repulsion: Float[Tensor, "B M n"]
+    similarity: Float[Tensor, ""]
+
+
+def block_forces(x: Float[Tensor, "B M n"], gradient: Float[Tensor, "B M n"]) -> Forces:
+    """Attraction and repulsion in every block, from M x M matrices alone."""
+    particles = x.shape[1]
+    centred = x - x.mean(1, keepdim=True)
+    squared = squared_distances(centred)
+    bandwidth = median_bandwidth(squared)
+    kernel = torch.exp(-squared / bandwidth[:, None, None])
+    away = kernel.sum(2, keepdim=True) * centred - kernel @ centred
+    return Forces(
+        attraction=kernel @ gradient / particles,
+        repulsion=away * (2 / bandwidth / particles)[:, None, None],
+        similarity=off_diagonal(kernel).mean() if particles > 1 else kernel.new_zeros(()),
+    )
+
+
+def squared_distances(centred: Float[Tensor, "B M n"]) -> Float[Tensor, "B M M"]:
+    """||x_i - x_j||^2 from the Gram matrix of centred particles; 0 where it is below what rounding can tell."""
+    gram = centred @ centred.transpose(1, 2)
+    norms = gram.diagonal(dim1=1, dim2=2)
+    sums = norms[:, :, None] + norms[:, None, :]
+    squared = sums - 2 * gram
+    noise = 16 * torch.finfo(centred.dtype).eps * sums
+    squared = torch.where(squared > noise, squared, 0)
+    return squared.masked_fill(torch.eye(squared.shape[1], dtype=torch.bool, device=squared.device), 0)
+
+
+def median_bandwidth(squared: Float[Tensor, "B M M"]) -> Float[Tensor, " B"]:
+    """med^2 / log(M + 1), the median over pairs of squared distances; 1 where no pair is apart.
+
+    Liu & Wang 2016 divide by log M; M + 1 is safe for few particles.
+    """
+    particles = squared.shape[1]
+    if particles < 2:
+        return squared.new_ones(len(squared))
+    median = torch.quantile(off_diagonal(squared), 0.5, dim=1)
+    mean = off_diagonal(squared).mean(1)  # more than half of the pairs coincide, but not all
+    chosen = torch.where(median > 0, median, mean)
+    return torch.where(chosen > 0, chosen / math.log(particles + 1), 1)
+
+
+def off_diagonal(matrix: Float[Tensor, "B M M"]) -> Float[Tensor, "B pairs"]:
+    """The entries above the diagonal."""
+    i, j = torch.triu_indices(matrix.shape[1], matrix.shape[1], offset=1, device=matrix.device)
+    return matrix[:, i, j]
+
+
+# Parameters as vectors and blocks
+
+
+def flat(params: Params) -> Float[Tensor, "M n"]:
+    """All parameters of each particle as one vector, in float32 or better."""
+    joint = torch.cat([value.flatten(1) for value in params.values()], dim=1)
+    return joint.to(torch.promote_types(joint.dtype, torch.float32))
+
+
+def unflat(joint: Float[Tensor, "M n"], like: Params) -> Params:
+    """The inverse of `flat`."""
+    parts = joint.split([value[0].numel() for value in like.values()], dim=1)
+    return {name: part.reshape(value.shape).to(value) for part, (name, value) in zip(parts, like.items(), strict=True)}
+
+
+def positions(value: Tensor, block: int = 0) -> Float[Tensor, "B M n"]:
+    """The blocks of one tensor; the last block of a position is filled up with zeros."""
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    rows = wide.flatten(2) if value.dim() >= 3 else wide.reshape(len(value), 1, -1)
+    width = block or rows.shape[2]
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[2] % width))
+    return padded.reshape(len(value), -1, width).transpose(0, 1)
+
+
+def unpositions(blocks: Float[Tensor, "B M n"], like: Tensor) -> Tensor:
+    """The inverse of `positions`."""
+    rows = like.shape[1] if like.dim() >= 3 else 1
+    joined = blocks.transpose(0, 1).reshape(len(like), rows, -1)
+    return joined[:, :, : like[0].numel() // rows].reshape(like.shape).to(like)
+
+
+def make_kernel(kind: KernelKind, block: int = 0, dimensions: int = 16, seed: int = 0) -> Kernel:
+    """The kernel of a name. Raises SpecError for an unknown one."""
+    kernels: dict[str, Kernel] = {
+        "rbf": Rbf(),
+        "per_token": PerToken(block),
+        "projected": Projected(dimensions, "random", seed),
+        "gradient": Projected(dimensions, "gradient"),
+        "none": Independent(),
+    }
+    if kind not in kernels:
+        raise SpecError(unknown_name("kernel", kind, kernels) + " (--kernel)")
+    return kernels[kind]

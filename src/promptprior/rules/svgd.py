@@ -1,0 +1,120 @@
+"""Stein variational gradient descent: M copies as particles of one posterior (Liu & Wang 2016, arXiv 1608.04471).
+
+The posterior is p(x) exp(-count * loss(x)), where loss is the mean over rows and `count` says how many observations it
+stands for. Everything is divided by count, so that forces are in units of the mean loss:
+
+    direction_i = (1/M) sum_j [ k(x_j, x_i) (grad loss_j + grad penalty_j) - (strength / count) grad_{x_j} k(x_j, x_i) ]
+
+and any optimiser takes it as a gradient: with M = 1 this is `Descent`, number for number. The drawn batch is read by
+all particles in one engine call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from promptprior.notation import Float, Params, Tensor
+from promptprior.rules.descent import Penalty, with_penalty
+from promptprior.rules.kernels import Kernel, Rbf, Stein, flat, off_diagonal, squared_distances
+from promptprior.rules.objective import Objective, copies_of, loss_and_gradient
+from promptprior.rules.optimiser import Optimiser, clipped
+from promptprior.rules.rule import Info, State
+from promptprior.tasks.batch import Batch
+
+
+@dataclass(frozen=True)
+class Repulsion:
+    """A factor on the repulsive force, moved linearly from `first` to `last` over `steps` (annealing).
+
+    1 is plain SVGD. On a unit Gaussian with d coordinates in a block, the variance kept is `last` times log(M + 1) / d.
+    """
+
+    last: float = 1.0
+    first: float | None = None
+    steps: int = 1
+
+    def at(self, step: int) -> float:
+        """The factor at a step.
+
+        >>> [Repulsion(last=1.0, first=3.0, steps=2).at(s) for s in range(4)]
+        [3.0, 2.0, 1.0, 1.0]
+        """
+        done = min(1.0, step / self.steps)
+        first = self.last if self.first is None else self.first
+        return first + done * (self.last - first)
+
+
+@dataclass(frozen=True)
+class Svgd:
+    """One optimiser step on minus the Stein direction.
+
+    `count` tempers: the number of tasks counts each source once, the number of training examples gives the true
+    posterior. `penalty` is minus the log-prior over count. `task_weights` multiplies the rows of each task: desired
+    share over drawn rate makes the loss an estimate for the desired mixture whatever the rates (self-normalised in
+    each batch). `scale`: the embedding scale, in which distances are reported.
+    """
+
+    optimiser: Optimiser
+    kernel: Kernel = Rbf()
+    count: float = 1.0
+    repulsion: Repulsion = Repulsion()
+    penalty: Penalty | None = None
+    task_weights: Sequence[float] | None = None
+    clip: float | None = None
+    scale: float = 1.0
+
+    def init(self, params: Params) -> State:
+        """Nothing remembered yet."""
+        return State(params, self.optimiser.init(params))
+
+    def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
+        """One step of every particle on one batch, which must be of copy 0."""
+        read = reweighted(batch, self.task_weights).tile(copies_of(state.params))
+        loss, gradient = loss_and_gradient(objective, state.params, read)
+        info: dict[str, Tensor] = {"loss": loss}
+        if self.penalty is not None:
+            info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
+        forces = self.kernel.stein(state.params, gradient)
+        factor = self.repulsion.at(state.step) / self.count
+        info |= diagnostics(state.params, forces, factor, self.scale)
+        direction, info["gradient_norm"] = clipped(total(forces, factor), self.clip)
+        params, memory = self.optimiser.update(direction, state.memory, state.params, state.step)
+        return State(params, memory, state.step + 1), info
+
+
+def reweighted(batch: Batch, task_weights: Sequence[float] | None) -> Batch:
+    """The batch with every row's weight multiplied by its task's."""
+    if task_weights is None:
+        return batch
+    factors = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
+    return replace(batch, weight=batch.weight * factors[batch.row_task])
+
+
+def total(forces: Stein, factor: float) -> Params:
+    """Minus the Stein direction: attraction less the weighted repulsion."""
+    return {name: pull - factor * forces.repulsion[name] for name, pull in forces.attraction.items()}
+
+
+def diagnostics(params: Params, forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
+    """Whether the particles are more than separate chains, and whether they are still apart.
+
+    `repulsion_ratio` is the norm of all repulsion over that of all attraction, `kernel` the mean off-diagonal value,
+    `distance` the mean distance of two particles and `spread` the standard deviation of an entry across particles,
+    both in units of the embedding scale.
+    """
+    push, pull = flat(forces.repulsion).norm(), flat(forces.attraction).norm()
+    particles = flat(params)
+    squared = squared_distances((particles - particles.mean(0))[None])
+    apart = off_diagonal(squared).sqrt().mean() if len(particles) > 1 else squared.new_zeros(())
+    return {
+        "repulsion_ratio": factor * push / pull.clamp(min=torch.finfo(pull.dtype).tiny),
+        "kernel": forces.similarity,
+        "distance": apart / scale,
+        "spread": spread(particles) / scale,
+    }
+
+
+def spread(particles: Float[Tensor, "M n"]) -> Float[Tensor, ""]:
+    """Root mean square deviation of an entry from the particles' mean."""
+    return (particles - particles.mean(0)).square().mean().sqrt()
