@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from promptprior.backbone import ranking_tokens, training_tokens
+from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.metrics import Prediction, score
 from promptprior.notation import Float, Params, Tensor
+from promptprior.prompts.artifact import Prompt
+from promptprior.prompts.parameterisation import parameterisation
 from promptprior.rules.objective import PromptObjective
 from promptprior.tasks.batch import Tokens, collate
-from promptprior.tasks.task import Example, Task
+from promptprior.tasks.task import Example, Split, Task
 
 TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to fit its memory
 
@@ -56,10 +58,34 @@ def mark(objective: PromptObjective, params: Params, exams: Sequence[Exam], gene
     ]
 
 
+def evaluate(prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None) -> Marks:
+    """Scores of a prompt on a split of a task (its first `limit` examples).
+
+    Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
+    """
+    objective = prompt_objective(prompt, backbone)
+    exam = make_exam(objective, task, task.split(split)[:limit])
+    return mark(objective, prompt.params, [exam])[0]
+
+
 @torch.no_grad()
-def predict(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[Prediction]]:
-    """The predictions of every exam: the most likely choice, or generated text."""
-    return answered(objective, params, exams, exam_losses(objective, params, exams), generate=True)
+def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]) -> list[Prediction]:
+    """What a prompt answers to examples of a task: the most likely choice, or generated text. Targets are not read.
+
+    Raises ArtifactError for a prompt of another backbone.
+    """
+    objective = prompt_objective(prompt, backbone)
+    params, exams = prompt.params, [make_exam(objective, task, examples)]
+    losses = exam_losses(objective, params, exams) if task.is_choice else [[]]
+    return answered(objective, params, exams, losses, generate=True)[0]
+
+
+def prompt_objective(prompt: Prompt, backbone: Backbone) -> PromptObjective:
+    """The losses of a backbone that reads this prompt. Raises ArtifactError when it is another's."""
+    header = prompt.header
+    header.backbone.check(backbone.card, f"the prompt of {header.method}")
+    form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
+    return PromptObjective(backbone, form)
 
 
 def answered(

@@ -1,6 +1,6 @@
 """promptprior compare: methods x targets x shots x seeds, to results.jsonl and report.html."""
 
-from promptprior.cli.saved import command_line, save_plan
+from promptprior.cli.saved import command_line
 from promptprior.cli.verb import Verb
 from promptprior.compare.plan import Plan
 
@@ -12,9 +12,7 @@ def run(plan: Plan, dry_run: bool) -> None:
 
     if dry_run:
         return print(preview(plan))
-    report = compare(plan, command=command_line())
-    save_plan(plan, plan.output / "plan.yaml")
-    return print(report)
+    return print(compare(plan, command=command_line()))
 
 
 VERB = Verb(

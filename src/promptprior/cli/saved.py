@@ -5,27 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from promptprior.config import RESOLVERS, to_mapping
-
-
-class Writer(yaml.SafeDumper):
-    """YAML by the rules that `load_yaml` reads."""
-
-    yaml_implicit_resolvers = RESOLVERS
+from promptprior.config import dump_yaml
 
 
 def save_plan(plan: Any, path: Path) -> None:
     """Write the resolved settings of a verb."""
     from promptprior.files import write_text
 
-    text = yaml.dump(to_mapping(plan), Dumper=Writer, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    write_text(path, text)
+    write_text(path, dump_yaml(plan))
 
 
 def beside(output: Path) -> Path:
-    """Where the plan of an output that is a folder of its own, or a file, is kept."""
+    """Where the plan of an output that is one file or artifact is kept."""
     return output.with_name(output.name + ".plan.yaml")
 
 

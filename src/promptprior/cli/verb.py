@@ -22,5 +22,4 @@ class Verb:
     run: Callable[[Any, bool], None]
     example: str
     positional: tuple[str, ...] = (PLAN_FILE,)
-    required: bool = False
     defaults: Callable[[Mapping[str, object]], dict[str, object]] = dict

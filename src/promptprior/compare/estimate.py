@@ -12,7 +12,7 @@ import torch
 
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.compare.plan import Cell, Plan
-from promptprior.settings import Training
+from promptprior.settings import Settings, Training
 from promptprior.tasks import Task, collate
 from promptprior.tasks.draw import k_shot
 
@@ -32,14 +32,18 @@ def source_cost(backbone: Backbone, sources: Sequence[Task], stage: Training, le
 
 def cell_cost(backbone: Backbone, cell: Cell, plan: Plan) -> float:
     """Tokens of adapting and testing one cell."""
-    stage, length = plan.resolved().target, plan.resolved().length
-    per_text = text_length(backbone, cell.target)
     tested = len(cell.target.split("test")[: plan.test_limit])
-    if cell.k == 0:
+    return adapting_cost(backbone, cell.target, cell.k, cell.seed, plan.resolved(), tested)
+
+
+def adapting_cost(backbone: Backbone, target: Task, k: int, seed: int, settings: Settings, tested: int) -> float:
+    """Tokens of adapting to k shots of a target (none for k = 0) and testing on some examples."""
+    stage, per_text = settings.target, text_length(backbone, target)
+    if k == 0:
         return SCORED * tested * per_text
-    shots = k_shot(cell.target, cell.k, cell.seed)
+    shots = k_shot(target, k, seed)
     looks = 2 + (stage.steps // stage.select_every if stage.select_every else 0)
-    trained = stage.steps * (min(stage.batch_size, len(shots.train)) * per_text + length)
+    trained = stage.steps * (min(stage.batch_size, len(shots.train)) * per_text + settings.length)
     rates = len(stage.learning_rates)
     return rates * (trained + SCORED * looks * len(shots.dev) * per_text) + SCORED * tested * per_text
 

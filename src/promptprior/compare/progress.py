@@ -67,6 +67,28 @@ class Progress:
         return watcher, over
 
 
+def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Callable[[str], Watch]:
+    """A watcher for runs that stand alone: the step, the loss and the time left."""
+
+    def watcher(stage: str) -> Watch:
+        started, said = time.monotonic(), -every
+
+        def watch(step: int, steps: int, info: Info) -> None:
+            nonlocal said
+            passed = time.monotonic() - started
+            if passed - said < every and step < steps:
+                return
+            said = passed
+            loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
+            say(
+                f"{label} · {stage} step {step}/{steps} · loss {loss:.3f} · {duration(passed * (steps - step) / step)} left"
+            )
+
+        return watch
+
+    return watcher
+
+
 def duration(seconds: float) -> str:
     """A time a person reads.
 

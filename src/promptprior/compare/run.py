@@ -19,10 +19,10 @@ from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
 from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
 from promptprior.compare.report import write_report
 from promptprior.compare.rows import BackboneName, Cost, Parameters, Point, Row, ShotIds, read_rows
-from promptprior.config import stable_hash, to_mapping
+from promptprior.config import dump_yaml, stable_hash, to_mapping
 from promptprior.errors import PromptpriorError
 from promptprior.evaluate import Marks
-from promptprior.files import append_line, read_json, write_json
+from promptprior.files import append_line, read_json, write_json, write_text
 from promptprior.fit import fit
 from promptprior.methods import Method
 from promptprior.prompts.artifact import Prior, versions
@@ -41,7 +41,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     backbone = backbone or load(plan.backbone, plan.dtype, plan.device)
     wanted = cells(plan, tasks, backbone)
     plan.output.mkdir(parents=True, exist_ok=True)
-    write_json(plan.output / "plan.json", to_mapping(plan))
+    write_text(plan.output / "plan.yaml", dump_yaml(plan))
     for name, count in tasks.left_out.items():
         say(f"source {name}: {count} training examples left out because a target holds the same text")
     done = finished(plan.output, wanted)

@@ -1,0 +1,36 @@
+"""promptprior fit: source tasks to a prior."""
+
+from promptprior.cli.plans import FitPlan
+from promptprior.cli.saved import save_plan
+from promptprior.cli.verb import Verb
+
+
+def run(plan: FitPlan, dry_run: bool) -> None:
+    """Fit a prior and say where it is."""
+    from promptprior.cli.building import cost_line, load_backbone, with_source_steps
+    from promptprior.compare.estimate import source_cost
+    from promptprior.compare.progress import watch_steps
+    from promptprior.fit import fit
+    from promptprior.methods import make_method
+    from promptprior.tasks import load_task
+
+    method, settings = make_method(plan.method, plan.options), with_source_steps(plan.settings, plan.steps)
+    limits = {"train": plan.train_limit} if plan.train_limit else None
+    sources = [load_task(name, plan.data, limits) for name in plan.sources]  # type: ignore[arg-type]
+    backbone = load_backbone(plan)
+    if dry_run:
+        sizes = ", ".join(f"{source.name} ({len(source.split('train'))})" for source in sources)
+        print(f"fit {plan.method}, seed {plan.seed}, {settings.source.steps} steps on {sizes}")
+        cost = source_cost(backbone, sources, settings.source, settings.length)
+        return print(cost_line(backbone, sources[0], settings.length, cost))
+    fit(method, sources, backbone, settings, plan.seed, plan.output, watch_steps(plan.method))
+    save_plan(plan, plan.output / "plan.yaml")
+    return print(plan.output / "prior")
+
+
+VERB = Verb(
+    "fit",
+    FitPlan,
+    run,
+    "promptprior fit --method multitask --sources noun_polarity,verb_polarity --steps 100 --output runs/prior",
+)

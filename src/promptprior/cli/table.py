@@ -1,0 +1,21 @@
+"""Plain tables."""
+
+from collections.abc import Mapping, Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns under their heads.
+
+    >>> print(table(["a", "bb"], [["xxx", "y"]]))
+    a    bb
+    xxx  y
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in [head, *rows])
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def score_lines(scores: Mapping[str, float]) -> str:
+    """Scores by name, a line each."""
+    width = max(map(len, scores), default=0)
+    return "\n".join(f"{name:{width}}  {value:.4f}" for name, value in scores.items())
