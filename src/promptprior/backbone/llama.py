@@ -7,7 +7,7 @@ from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed_model
-from promptprior.backbone.block import ACTIVATIONS, Block, HandWritten, Pass, Rotary
+from promptprior.backbone.block import ACTIVATIONS, Block, HandWritten, Pass
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Layout, plan
 from promptprior.backbone.stages import StagePlan, causal_plans
@@ -95,7 +95,11 @@ def window_of(layer: Any, model: PreTrainedModel) -> int | None:
 
 
 def plain_layer(
-    x: Float[Tensor, "N D"], layer: Any, model: PreTrainedModel, layout: Layout, rotary: Rotary
+    x: Float[Tensor, "N D"],
+    layer: Any,
+    model: PreTrainedModel,
+    layout: Layout,
+    rotary: tuple[Float[Tensor, "1 N d"], Float[Tensor, "1 N d"]],
 ) -> Float[Tensor, "N D"]:
     """The layer as transformers computes it, in operations that can be differentiated twice."""
     with packed_model(model, layout):
