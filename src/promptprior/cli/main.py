@@ -43,6 +43,7 @@ def complain(text: str) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Show help or run a verb."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     if words and words[0] == "--version":
         from importlib.metadata import version
 
@@ -59,7 +60,6 @@ def run(words: Sequence[str]) -> None:
 
 def run_verb(verb: Verb, words: Sequence[str]) -> None:
     """Read the settings of a verb from its file and flags, and run it."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     arguments = read_arguments(words, [*settings_of(verb.settings), *COMMON])
     flags, common = dict(arguments.flags), {}
     for setting in COMMON:

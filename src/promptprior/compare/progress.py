@@ -79,10 +79,9 @@ def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Cal
             if passed - said < every and step < steps:
                 return
             said = passed
+            left = duration(passed * (steps - step) / step)
             loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
-            say(
-                f"{label} · {stage} step {step}/{steps} · loss {loss:.3f} · {duration(passed * (steps - step) / step)} left"
-            )
+            say(f"{label} · {stage} step {step}/{steps} · loss {loss:.3f} · {left} left")
 
         return watch
 
