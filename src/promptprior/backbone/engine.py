@@ -16,7 +16,7 @@ from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.causal import concatenated_states, packed_states
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone import llama
+from promptprior.backbone import llama, t5
 from promptprior.backbone.head import row_means, token_nll
 from promptprior.backbone.seq2seq import encoder_decoder_states
 from promptprior.notation import Float, Tensor
@@ -139,7 +139,7 @@ def as_backbone(frozen: Frozen, max_tokens: int | None = None) -> Backbone:
 def route(frozen: Frozen) -> States:
     """How states are computed: one rule for every model."""
     if frozen.card.is_encoder_decoder:
-        return encoder_decoder_states
+        return t5.t5_states if t5.serves(frozen.model) else encoder_decoder_states
     if llama.serves(frozen.model):
         return llama.llama_states
     return packed_states if type(frozen.model)._can_set_attn_implementation() else concatenated_states

@@ -1,0 +1,195 @@
+"""T5 without waste: an encoder without padding, and cross-attention that never projects the encoding.
+
+The encoder runs hand-written blocks (block.py) over all texts as one ragged sequence; only attention sees padded
+blocks. The decoder reads label positions alone, all choices of a text against one encoding. With few label tokens the
+key and value projections of cross-attention move from the encoding to the queries,
+
+    (x Wq) (E Wk)' = (x Wq Wk') E'        softmax(..) (E Wv) = (softmax(..) E) Wv
+
+which is the same number by associativity, and saves two products over every encoded token in every layer.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import Linear
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from promptprior.backbone.attention import packed, unpacked
+from promptprior.backbone.block import ACTIVATIONS, Block, HandWritten, Pass
+from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.layout import Stage, ragged_stage, ragged_take, rows_of
+from promptprior.backbone.seq2seq import shifted
+from promptprior.backbone.stages import Part, StagePlan
+from promptprior.notation import Bool, Float, Int, Tensor
+from promptprior.tasks.batch import Batch
+
+FAMILIES = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration")
+
+
+def serves(model: PreTrainedModel) -> bool:
+    """Whether this file knows the model. In float16 T5 overflows: transformers clamps it, we do not."""
+    if type(model).__name__ not in FAMILIES or model.dtype == torch.float16:
+        return False
+    blocks = [block_of(block, model) for block in model.encoder.block]
+    known = all(block.activation in ACTIVATIONS for block in blocks)
+    return known and all(type(linear) is Linear for block in blocks for linear in block.linears)
+
+
+def block_of(block: Any, model: PreTrainedModel) -> Block:
+    """The weights of one encoder block."""
+    attention, mlp = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense
+    gated = model.config.is_gated_act
+    return Block(
+        norm=block.layer[0].layer_norm.weight,
+        q=attention.q,
+        k=attention.k,
+        v=attention.v,
+        o=attention.o,
+        mlp_norm=block.layer[-1].layer_norm.weight,
+        gate=mlp.wi_0 if gated else None,
+        up=mlp.wi_1 if gated else mlp.wi,
+        down=mlp.wo,
+        eps=block.layer[0].layer_norm.variance_epsilon,
+        activation=model.config.dense_act_fn,
+        heads=model.config.num_heads,
+        kv_heads=model.config.num_heads,
+    )
+
+
+def t5_states(
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
+) -> Float[Tensor, "V D"]:
+    """The final decoder state that predicts each target token, row after row."""
+    encoded, stage = encoded_texts(frozen, prompts, batch, keep)
+    grid = rows_of(torch.arange(batch.texts), batch.text_index).flatten()  # rows of each text; -1 where it has fewer
+    ids = shifted(frozen, batch)[grid.clamp(min=0)].to(frozen.device)
+    states = decoded(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
+    row_place = torch.zeros(batch.rows, dtype=torch.long)
+    row_place[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
+    reads = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]
+    return states[row_place.to(frozen.device)][reads.to(frozen.device)]
+
+
+def encoded_texts(
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool
+) -> tuple[Float[Tensor, "X S D"], Stage]:
+    """The encoder's output for each prompt and text, and where its tokens stand."""
+    length, encoder = prompts.shape[1], frozen.model.encoder
+    lengths = length + batch.text_lengths
+    stage = ragged_stage(torch.arange(batch.texts), lengths, 0)[0].to(frozen.device)
+    used = prompts.to(frozen.device, frozen.dtype).flatten(0, 1)
+    texts = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
+    x = torch.cat([used, texts]).index_select(0, token_order(prompts, batch).to(frozen.device))
+    for work in passes(frozen.model, stage, keep):
+        x = HandWritten.apply(x, work)
+    return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
+
+
+def token_order(prompts: Float[Tensor, "P L D"], batch: Batch) -> Int[Tensor, " N"]:
+    """Where each token of [prompt, text, prompt, text, …] stands in [all prompts, all texts]."""
+    length = prompts.shape[1]
+    prompt = batch.prompt_index.cpu()[:, None] * length + torch.arange(length)
+    place = torch.arange(batch.text_ids.shape[1])
+    starts = prompts.shape[0] * length + batch.text_lengths.cumsum(0) - batch.text_lengths
+    text = starts[:, None] + place
+    filled = torch.cat([torch.ones_like(prompt, dtype=torch.bool), place < batch.text_lengths[:, None]], dim=1)
+    return torch.cat([prompt, text], dim=1)[filled]
+
+
+def passes(model: PreTrainedModel, stage: Stage, keep: bool) -> list[Pass]:
+    """One pass per encoder block; all share the relative positions of the first."""
+    first = model.encoder.block[0].layer[0].SelfAttention
+    bias = first.compute_bias(stage.size, stage.size).detach()  # [1, H, S, S]
+    pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
+    plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
+    return [
+        Pass(
+            block=block_of(block, model),
+            plans=[plan],
+            query_rotary=None,
+            key_rotary=None,
+            rows=None,
+            keep=keep,
+            plain=lambda x, block=block: plain_block(x, block, stage, bias, pads),
+        )
+        for block in model.encoder.block
+    ]
+
+
+def plain_block(
+    x: Float[Tensor, "N D"], block: Any, stage: Stage, bias: Tensor, pads: Bool[Tensor, "X 1 1 S"] | None
+) -> Float[Tensor, "N D"]:
+    """The block as transformers computes it, in operations that can be differentiated twice."""
+    hidden = None if pads is None else torch.zeros_like(pads, dtype=x.dtype).masked_fill(pads, torch.finfo(x.dtype).min)
+    with sdpa_kernel(SDPBackend.MATH):
+        out = block(packed(x[None], stage)[0], hidden, bias)[0]
+    return unpacked(out[None], stage)[0]
+
+
+def decoded(
+    model: PreTrainedModel, ids: Int[Tensor, "rows U"], encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
+) -> Float[Tensor, "rows U D"]:
+    """The decoder's final states. Rows stand text after text, as many for each."""
+    decoder = model.decoder
+    x = decoder.embed_tokens(ids)
+    size = ids.shape[1]
+    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)
+    later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
+    bias = bias.masked_fill(later, float("-inf"))
+    for block in decoder.block:
+        x = x + self_attention(block.layer[0].layer_norm(x), block.layer[0].SelfAttention, bias)
+        x = x + cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, encoded, pads)
+        x = block.layer[2](x)
+    return decoder.final_layer_norm(x)
+
+
+def self_attention(h: Float[Tensor, "R U D"], attention: Any, bias: Tensor) -> Float[Tensor, "R U D"]:
+    """Causal attention among a row's label positions."""
+    q, k, v = (by_head(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
+    weights = softmax(q @ k.transpose(-1, -2) + bias)
+    return attention.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+def cross_attention(
+    h: Float[Tensor, "R U D"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
+) -> Float[Tensor, "R U D"]:
+    """Attention of all rows of a text to its one encoding, which is projected only where that costs less."""
+    queries = h.reshape(encoded.shape[0], -1, h.shape[-1])  # [X, choices * U, D]
+    q = by_head(attention.q(queries), attention)
+    reassociate = queries.shape[1] < attention.key_value_proj_dim
+    attend = projected_queries if reassociate else projected_keys
+    seen = attend(q, attention, encoded, pads[:, None, None, :])
+    return attention.o(seen.transpose(1, 2).flatten(2)).view(h.shape)
+
+
+def projected_queries(
+    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X 1 1 S"]
+) -> Float[Tensor, "X H n d"]:
+    """Cross-attention with both projections moved to the side of the queries."""
+    heads, rows, width = q.shape[1], q.shape[2], q.shape[3]
+    key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
+    wide = (q @ key_weight).flatten(1, 2)  # [X, H n, D]
+    scores = (wide @ encoded.transpose(1, 2)).unflatten(1, (heads, rows)).masked_fill(pads, float("-inf"))
+    mixed = softmax(scores).flatten(1, 2) @ encoded
+    return mixed.unflatten(1, (heads, rows)) @ value_weight.transpose(1, 2)
+
+
+def projected_keys(
+    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X 1 1 S"]
+) -> Float[Tensor, "X H n d"]:
+    """Cross-attention as usual: cheaper when there are many label tokens."""
+    k, v = (by_head(linear(encoded), attention) for linear in (attention.k, attention.v))
+    scores = (q @ k.transpose(-1, -2)).masked_fill(pads, float("-inf"))
+    return softmax(scores) @ v
+
+
+def by_head(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:
+    """Heads apart."""
+    return x.unflatten(2, (-1, attention.key_value_proj_dim)).transpose(1, 2)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax in at least float32, rounded back."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
