@@ -57,8 +57,9 @@ def copies_of(params: Params) -> int:
 
 def mean_weights(batch: Batch, copies: int) -> Float[Tensor, " R"]:
     """Row weights that sum to one within each copy: a copy's objective is the weighted mean over its rows."""
-    total = batch.weight.new_zeros(copies).index_add(0, batch.row_copy, batch.weight)
-    return batch.weight / total[batch.row_copy]
+    weight = batch.weight.double()
+    total = weight.new_zeros(copies).index_add(0, batch.row_copy, weight)
+    return weight / total[batch.row_copy]
 
 
 def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch: Batch, copies: int) -> Tensor:
