@@ -1,4 +1,4 @@
-"""How the tests check the library's signatures: the arrays in them, by beartype; names and numbers the library checks."""
+"""How the tests check the library's signatures: the shapes of their arrays, by beartype, and nothing else."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -15,7 +15,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def holds_array(hint: Any) -> bool:
     """Whether a jaxtyping array stands anywhere in an annotation."""
-    return isinstance(hint, type) and issubclass(hint, AbstractArray) or any(map(holds_array, flat(get_args(hint))))
+    is_array = isinstance(hint, type) and issubclass(hint, AbstractArray)
+    return is_array or any(map(holds_array, flat(get_args(hint))))
 
 
 def flat(arguments: tuple[Any, ...]) -> list[Any]:
