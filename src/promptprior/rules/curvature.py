@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.notation import Float, Params, Tensor
+from promptprior.prompts.parameterisation import Penalised
 from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights
 from promptprior.tasks.batch import Batch
 
@@ -38,7 +39,7 @@ def say_once(name: str) -> None:
 
 
 def hessian_product(objective: Objective, params: Params, batch: Batch, vector: Params) -> Params:
-    """H v for every copy's weighted mean loss on a batch: d/dparams <dloss/dparams[n], v[n]> over the names in v.
+    """H v for every copy's weighted mean loss on a batch, its penalty included: d/dparams <dloss/dparams[n], v[n]> over the names in v.
 
     The result has every name of `params`. Exact (Pearlmutter 1994): the gradient is differentiated once more, piece by
     piece, so memory is that of one piece.
@@ -51,7 +52,8 @@ def hessian_product(objective: Objective, params: Params, batch: Batch, vector: 
         for piece in objective.split(leaves, weighted, SECOND_ORDER_SHARE):
             loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
             add_product(product, loss.sum(), leaves, vector)
-        if isinstance(objective, PromptObjective) and (penalty := objective.penalty(leaves, batch)) is not None:
+        penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
+        if penalty is not None:
             add_product(product, penalty.sum(), leaves, vector)
     return product
 
