@@ -39,7 +39,7 @@ def say_once(name: str) -> None:
 
 
 def hessian_product(objective: Objective, params: Params, batch: Batch, vector: Params) -> Params:
-    """H v for every copy's weighted mean loss on a batch, its penalty included: d/dparams <dloss/dparams[n], v[n]> over the names in v.
+    """H v for every copy's weighted mean loss on a batch and its penalty: d/dparams <dloss/dparams[n], v[n]>, n in v.
 
     The result has every name of `params`. Exact (Pearlmutter 1994): the gradient is differentiated once more, piece by
     piece, so memory is that of one piece.
