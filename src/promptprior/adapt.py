@@ -1,11 +1,12 @@
 """Prior and a few labelled examples to a prompt.
 
-All episodes (target x k x seed) of a method, and all learning rates, are copies in one training run; dev shots pick the
-step and the rate of each, and test examples are seen only by `score_on_test`, when all is decided.
+All episodes (target x k x seed) of a method, and all ways to adapt each (variants of the method x learning rates), are
+copies in one training run; dev shots pick the step and the way of each, and test examples are seen only by
+`score_on_test`, when all is decided.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from promptprior.methods import Beginning, Episode, Lab, Method
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.prompts.parameterisation import Parameterisation, parameterisation, plain_settings
-from promptprior.rules.descent import Descent
+from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
 from promptprior.settings import Settings
@@ -47,6 +48,7 @@ class Adapted:
     seconds: float
     rows: int
     tokens: int
+    variant: Mapping[str, object] = field(default_factory=dict)
 
 
 def make_episode(task: Task, k: int, seed: int) -> Episode:
@@ -110,9 +112,10 @@ def target_run(
     episodes: Sequence[Episode],
     rates: Sequence[float],
 ) -> Run:
-    """The one run that adapts all episodes at all rates: copy e * G + g is episode e at rate g."""
+    """The one run that adapts all episodes in all ways: copy (e * V + v) * G + g is episode e, variant v, rate g."""
     stage = lab.settings.target
-    copies = [(e, g) for e in range(len(episodes)) for g in range(len(rates))]
+    ways = len(beginning.variants) * len(rates)
+    copies = [(e, way % len(rates)) for e in range(len(episodes)) for way in range(ways)]
     exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
     papers = [replace(exams[e], copy=c) for c, (e, _) in enumerate(copies)]
     tokens = [training_tokens(lab.backbone, e.task, e.shots.train) for e in episodes]
@@ -120,7 +123,11 @@ def target_run(
     return Run(
         key=lab.key(method, "target", *((e.task.fingerprint, e.k, e.seed) for e in episodes)),
         objective=objective,
-        rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip, beginning.penalty),
+        rule=Descent(
+            optimiser(stage.optimiser, rate, stage.weight_decay),
+            stage.clip,
+            at_every_rate(beginning.penalty, len(rates)),
+        ),
         params={n: p.repeat_interleave(len(rates), dim=0) for n, p in beginning.params.items()},
         draws=EpisodeDraws(
             [Pool(tokens[e], copy=c) for c, (e, _) in enumerate(copies)],
@@ -132,6 +139,18 @@ def target_run(
         select_every=stage.select_every,
         patience=stage.patience,
     )
+
+
+def at_every_rate(penalty: Penalty | None, rates: int) -> Penalty | None:
+    """The penalty of copies that stand `rates` times in a row."""
+    if penalty is None or rates == 1:
+        return penalty
+
+    def repeated(params: Params) -> Float[Tensor, " C"]:
+        each = [penalty({name: value[g::rates] for name, value in params.items()}) for g in range(rates)]
+        return torch.stack(each, dim=1).flatten()
+
+    return repeated
 
 
 def adapted(
@@ -148,13 +167,18 @@ def adapted(
     """One episode's best copy, as an artifact with its story."""
     assert done.best is not None
     best = done.best
-    copies = range(place * len(rates), (place + 1) * len(rates))
+    ways = len(beginning.variants) * len(rates)
+    copies = range(place * ways, (place + 1) * ways)
     chosen = max(copies, key=lambda c: (best.score[c], -best.nll[c]))
     params = {name: value[chosen : chosen + 1].clone() for name, value in done.params.items()}
-    rate = rates[chosen - copies.start] if beginning.trains else None
+    which, place_of_rate = divmod(chosen - copies.start, len(rates))
+    variant = beginning.variants[which]
+    rate = rates[place_of_rate] if beginning.trains else None
     story: dict[str, object] = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
     return Adapted(
-        prompt=Prompt(prompt_header(method, settings, backbone, beginning.parameterisation, episode, story), params),
+        prompt=Prompt(
+            prompt_header(method, settings, backbone, beginning.parameterisation, episode, {**variant, **story}), params
+        ),
         episode=episode,
         learning_rate=rate,
         best_step=best.step[chosen],
@@ -164,6 +188,7 @@ def adapted(
         seconds=done.seconds / episodes,
         rows=done.rows // episodes,
         tokens=done.tokens // episodes,
+        variant=variant,
     )
 
 
