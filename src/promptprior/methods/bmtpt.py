@@ -1,0 +1,336 @@
+"""BMTPT: a posterior over prompts from all source tasks, by SVGD; targets adapt under it as their prior.
+
+Lee, Jeong, Yun, Kim 2023, "Bayesian Multi-Task Transfer Learning for Soft Prompt Tuning" (Findings of EMNLP; arXiv
+2402.08594). Parameterisation direct (decomposed for several targets together), rule svgd. From the paper: the two
+stages, SVGD over one posterior of all sources, the particles' aggregate as the target's start and the posterior as its
+prior. NOT recovered, hence all ours: M, kernel and bandwidth, likelihood weights, steps, optimiser and rates, the prior's form
+and width, how particles are aggregated and started. docs/bmtpt.md says why each is as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+
+from promptprior.backbone import training_tokens
+from promptprior.errors import SpecError
+from promptprior.evaluate import dev_scores, make_exam
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
+from promptprior.methods.multitask import loss_curve
+from promptprior.notation import Float, Params, Tensor
+from promptprior.prompts.artifact import Prior
+from promptprior.prompts.decomposed import Decomposed, two_speeds
+from promptprior.prompts.parameterisation import Direct
+from promptprior.prompts.posterior import GaussianPenalty, PenaltyKind, StartKind, geometry, penalty, start, weights
+from promptprior.rules.conflict import agreement_weights, task_cosines
+from promptprior.rules.descent import Descent, Penalty
+from promptprior.rules.kernels import KernelKind, make_kernel
+from promptprior.rules.objective import PromptObjective, copies_of, copy_losses, mean_weights
+from promptprior.rules.optimiser import optimiser
+from promptprior.rules.svgd import Repulsion, Svgd, reweighted
+from promptprior.settings import setting
+from promptprior.tasks.batch import Batch
+from promptprior.tasks.draw import EpisodeDraws, MixtureDraws, Pool, generator
+from promptprior.tasks.task import Task
+from promptprior.train import Run
+
+JUDGED = range(10**9, 10**9 + 8)  # steps whose batches no training reaches
+
+
+@dataclass(frozen=True)
+class Bmtpt:
+    """Particles of a posterior, and MAP under it."""
+
+    particles: int = setting(5, "M, prompts that stand for the posterior")
+    kernel: KernelKind = setting("per_token", "rbf, per_token, projected, gradient (its subspace) or none")
+    block: int = setting(0, "coordinates in a block of kernel per_token; 0: whole tokens")
+    dimensions: int = setting(16, "dimensions of kernel projected")
+    repulsion: float = setting(1.0, "factor on the repulsive force; 1 is SVGD")
+    first_repulsion: float | None = setting(None, "the factor at the first step, moved linearly to --repulsion")
+    weighting: Literal["balanced", "proportional", "counts", "agreement"] = setting(
+        "balanced",
+        "likelihood of sources: balanced or proportional (tempered to one observation per source), counts (the true "
+        "posterior), agreement (less for sources whose gradients oppose the others)",
+    )
+    temperature: float = setting(1.0, "divides the log-likelihood")
+    width: float = setting(100.0, "of the Gaussian prior over source prompts, in embedding scales; 0: flat")
+    jitter: float = setting(0.5, "noise around one shared start, in embedding scales; 0: every particle its own start")
+    budget: Literal["full", "steps", "batch"] = setting(
+        "full", "full: every particle trains as long as one prompt; steps or batch: divided by M, at one prompt's cost"
+    )
+    start: StartKind = setting("mean", "where targets start: mean, weighted, best (on dev) or sampled")
+    penalty: PenaltyKind = setting("gaussian", "prior of targets: gaussian, mixture or none")
+    prior_width: tuple[float, ...] = setting(
+        (30.0, 300.0), "of the prior of targets, in embedding scales; of several, dev picks one for each episode"
+    )
+    joint_steps: int = setting(0, "steps in which all targets of a seed first train one decomposed prompt together")
+    low_rank_rate: float = setting(0.01, "rate of the low-rank parts in those steps, absolute: they start from 1")
+    name: str = "bmtpt"
+    needs_sources: bool = True
+    uses_shots: bool = True
+
+    def __post_init__(self) -> None:
+        if self.particles < 1:
+            raise SpecError(f"particles {self.particles} (--particles): expected at least 1")
+        if self.temperature <= 0 or self.width < 0 or self.jitter < 0:
+            raise SpecError(
+                f"temperature {self.temperature}, width {self.width}, jitter {self.jitter} (--temperature, --width, "
+                "--jitter): expected a positive temperature and no negative widths"
+            )
+        if not self.prior_width or min(self.prior_width) <= 0:
+            raise SpecError(
+                f"prior widths {self.prior_width} (--prior-width): expected positive numbers (for no prior: --penalty "
+                "none)"
+            )
+
+    # Sources
+
+    def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
+        """Draw M particles from the posterior of all sources, and judge them."""
+        form = Direct(lab.settings.length, lab.backbone.width)
+        objective = PromptObjective(lab.backbone, form)
+        draws, steps = self.budgeted(lab.mixture(sources, seed), lab.settings.source.steps)
+        params = self.started(lab, seed)
+        shares = self.shares(objective, params, draws)
+        rule = self.rule(lab, draws, shares, steps)
+        key = lab.key(self, seed, *(t.fingerprint for t in sources))
+        done = lab.train(Run(key, objective, rule, params, draws, steps), "source")
+        diagnostics = {
+            "source_loss": loss_curve(done.history),
+            "forces": force_curves(done.history),
+            "task_weights": shares.tolist(),
+            "count": rule.count,
+            **self.judged(lab, objective, done.params, draws, rule),
+        }
+        return Learned(form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+
+    def budgeted(self, draws: MixtureDraws, steps: int) -> tuple[MixtureDraws, int]:
+        """Draws and steps, with what the budget divides divided by M."""
+        if self.budget == "steps":
+            return draws, max(1, steps // self.particles)
+        if self.budget == "batch":
+            return replace(draws, batch_size=max(1, draws.batch_size // self.particles)), steps
+        return draws, steps
+
+    def started(self, lab: Lab, seed: int) -> Params:
+        """The particles' starts, the same for all arms: one prompt with noise around it, or M prompts."""
+        if not self.jitter:
+            return stacked([lab.start(seed, "bmtpt", m) for m in range(self.particles)])
+        shared = lab.start(seed, "bmtpt", 0)
+        noise = torch.randn(self.particles, *shared.shape, generator=generator("jitter", seed)).to(shared)
+        noise[0] = 0  # a single particle starts where a prompt does
+        return {"prompt": shared + self.jitter * lab.backbone.scale * noise}
+
+    def shares(self, objective: PromptObjective, params: Params, draws: MixtureDraws) -> Float[Tensor, " tasks"]:
+        """The share of the likelihood that each source has."""
+        if self.weighting in ("proportional", "counts"):
+            share = torch.tensor([float(len(pool.items)) for pool in draws.pools])
+        elif self.weighting == "agreement":
+            middle = {name: value.mean(0, keepdim=True) for name, value in params.items()}
+            batches = [draws.batch(step) for step in JUDGED]
+            share = agreement_weights(task_cosines(objective, middle, batches, len(draws.pools))).cpu()
+        else:
+            share = torch.ones(len(draws.pools))
+        return share / share.sum()
+
+    def rule(self, lab: Lab, draws: MixtureDraws, shares: Float[Tensor, " tasks"], steps: int) -> Svgd:
+        """SVGD on the tempered posterior."""
+        stage = replace(lab.settings.source, steps=steps)
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
+        observations = sum(len(p.items) for p in draws.pools) if self.weighting == "counts" else len(draws.pools)
+        count = observations / self.temperature
+        return Svgd(
+            optimiser(stage.optimiser, rate, stage.weight_decay),
+            make_kernel(self.kernel, self.block, self.dimensions),
+            count=count,
+            repulsion=Repulsion(self.repulsion, self.first_repulsion, max(1, steps)),
+            penalty=self.prompt_prior(lab, count),
+            task_weights=(shares / torch.tensor(draws.rates)).tolist(),
+            clip=stage.clip,
+            scale=lab.backbone.scale,
+        )
+
+    def prompt_prior(self, lab: Lab, count: float) -> Penalty | None:
+        """N(0, (width * scale)^2) over every entry of a particle."""
+        if not self.width:
+            return None
+        frozen = lab.backbone.frozen
+        zero = torch.zeros(
+            self.particles, lab.settings.length, lab.backbone.width, dtype=frozen.prompt_dtype, device=frozen.device
+        )
+        strength = 1 / (2 * (self.width * lab.backbone.scale) ** 2 * count)
+        return GaussianPenalty(zero, zero.new_full((self.particles,), strength))
+
+    def judged(
+        self, lab: Lab, objective: PromptObjective, params: Params, draws: MixtureDraws, rule: Svgd
+    ) -> dict[str, object]:
+        """How the particles lie, and whether their mean is as good as they are."""
+        particles = params["prompt"]
+        mean = particles.mean(0, keepdim=True)
+        batches = [draws.batch(step) for step in JUDGED]
+        losses = source_losses(objective, {"prompt": torch.cat([particles, mean])}, batches, rule.task_weights)
+        weight = weights(losses[:-1], rule.count)
+        return {
+            "particle_loss": losses[:-1].tolist(),
+            "mean_loss": float(losses[-1]),
+            "effective_particles": float(1 / weight.square().sum()),
+            "geometry": geometry(particles, lab.backbone.scale),
+            "gradient_cosines": task_cosines(objective, {"prompt": mean}, batches, len(draws.pools)).tolist(),
+        }
+
+    # Targets
+
+    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
+        """Every episode at the aggregate of its prior's particles, under each width of the prior term."""
+        device = lab.backbone.frozen.device
+        distinct = list({id(prior): prior for prior in priors}.values())
+        places = {id(prior): place for place, prior in enumerate(distinct)}
+        posteriors = torch.stack([prior.params["prompt"].to(device) for prior in distinct])
+        which = [places[id(prior)] for prior in priors]
+        starts = self.target_starts(lab, priors, posteriors[which], episodes)
+        if self.joint_steps:
+            starts = self.joined(lab, starts, which, episodes)
+        widths = self.prior_width if self.penalty != "none" else (1.0,)
+        copies = [(e, w) for e in range(len(episodes)) for w in widths]
+        prior_term = penalty(
+            self.penalty,
+            posteriors,
+            [which[e] for e, _ in copies],
+            [w for _, w in copies],
+            [len(episodes[e].shots.train) for e, _ in copies],
+            lab.backbone.scale,
+        )
+        return Beginning(
+            Direct(lab.settings.length, lab.backbone.width),
+            {"prompt": starts.repeat_interleave(len(widths), dim=0)},
+            prior_term,
+            variants=[{"prior_width": w} for w in widths] if prior_term else ({},),
+        )
+
+    def target_starts(
+        self, lab: Lab, priors: Sequence[Prior], particles: Float[Tensor, "E M L D"], episodes: Sequence[Episode]
+    ) -> Float[Tensor, "E L D"]:
+        """The aggregate that each episode starts from."""
+        if self.start == "best":
+            losses = dev_losses(lab, particles, episodes)
+        else:
+            losses = torch.tensor([cast(list[float], p.header.diagnostics["particle_loss"]) for p in priors])
+        counts = [cast(float, p.header.diagnostics["count"]) for p in priors]
+        return torch.stack(
+            [
+                start(own, self.start, loss, count, generator("sampled", e.seed, e.task.name))
+                for own, loss, count, e in zip(particles, losses, counts, episodes, strict=True)
+            ]
+        )
+
+    def joined(
+        self, lab: Lab, starts: Float[Tensor, "E L D"], which: Sequence[int], episodes: Sequence[Episode]
+    ) -> Float[Tensor, "E L D"]:
+        """The starts after all targets of a group (one prior, k and seed) have trained a decomposed prompt together."""
+        groups = grouped(which, episodes)
+        form = Decomposed(lab.settings.length, lab.backbone.width, max(map(len, groups)))
+        shared = torch.stack([starts[members].mean(0) for members in groups])
+        done = lab.train(self.joint_run(lab, form, shared, groups, episodes), "joint")
+        prompts = form.of_tasks(done.last)
+        after = starts.clone()
+        for copy, members in enumerate(groups):
+            after[members] = prompts[copy, : len(members)]
+        return after
+
+    def joint_run(
+        self,
+        lab: Lab,
+        form: Decomposed,
+        shared: Float[Tensor, "G L D"],
+        groups: Sequence[Sequence[int]],
+        episodes: Sequence[Episode],
+    ) -> Run:
+        """Every group a copy, its targets the copy's tasks; the prior's middle width pulls the shared part back."""
+        stage = replace(lab.settings.target, steps=self.joint_steps)
+        factors = two_speeds(stage.learning_rates[0], self.low_rank_rate, lab.backbone.scale)
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, factors)
+        members = [(copy, task, episodes[e]) for copy, group in enumerate(groups) for task, e in enumerate(group)]
+        shots = [sum(len(episodes[e].shots.train) for e in group) for group in groups]
+        width = self.prior_width[len(self.prior_width) // 2] * lab.backbone.scale
+        pull = GaussianPenalty(shared, 1 / (2 * width**2 * torch.tensor(shots).to(shared)), "shared")
+        return Run(
+            key=lab.key(self, "joint", *((e.task.fingerprint, e.k, e.seed) for _, _, e in members)),
+            objective=PromptObjective(lab.backbone, form),
+            rule=Descent(
+                optimiser(stage.optimiser, rate, stage.weight_decay),
+                stage.clip,
+                None if self.penalty == "none" else pull,
+            ),
+            params=form.begin(shared),
+            draws=EpisodeDraws(
+                [Pool(training_tokens(lab.backbone, e.task, e.shots.train), task, copy) for copy, task, e in members],
+                stage.batch_size,
+                [e.seed for _, _, e in members],
+            ),
+            steps=stage.steps,
+        )
+
+
+@dataclass(frozen=True)
+class BmtptChains(Bmtpt):
+    """Control: M chains from the same starts on the same batches, each by itself, then treated as particles."""
+
+    kernel: KernelKind = setting("none", "none: the chains do not see each other")
+    name: str = "bmtpt_chains"
+
+
+@dataclass(frozen=True)
+class BmtptSingle(Bmtpt):
+    """Control: one particle, which is descent on the mixture of sources, with the target prior around it."""
+
+    particles: int = setting(1, "one")
+    name: str = "bmtpt_single"
+
+
+@dataclass(frozen=True)
+class BmtptNoPrior(Bmtpt):
+    """Control: the same particles and start, and plain descent on the target."""
+
+    penalty: PenaltyKind = setting("none", "none: targets only start from the sources")
+    name: str = "bmtpt_no_prior"
+
+
+def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]]:
+    """Episodes of one prior, k and seed, in order."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for place, (prior, episode) in enumerate(zip(which, episodes, strict=True)):
+        groups.setdefault((prior, episode.k, episode.seed), []).append(place)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def source_losses(
+    objective: PromptObjective, params: Params, batches: Sequence[Batch], task_weights: Sequence[float] | None
+) -> Float[Tensor, " C"]:
+    """The mean loss of every copy on the same batches."""
+    copies = copies_of(params)
+    total = torch.zeros(copies, device=params["prompt"].device)
+    for batch in batches:
+        read = reweighted(batch, task_weights).tile(copies)
+        for piece in objective.split(params, replace(read, weight=mean_weights(read, copies))):
+            total += copy_losses(objective.losses(params, piece), piece.weight, piece, copies)
+    return (total / len(batches)).cpu()
+
+
+def dev_losses(lab: Lab, particles: Float[Tensor, "E M L D"], episodes: Sequence[Episode]) -> Float[Tensor, "E M"]:
+    """What each episode's dev shots say of each particle before adaptation, in nats."""
+    objective = PromptObjective(lab.backbone, Direct(lab.settings.length, lab.backbone.width))
+    exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
+    count = particles.shape[1]
+    papers = [replace(exam, copy=e * count + m) for e, exam in enumerate(exams) for m in range(count)]
+    _, nll = dev_scores(objective, papers, {"prompt": particles.flatten(0, 1)})
+    return nll.reshape(len(episodes), count)
+
+
+def force_curves(history: Sequence[Mapping[str, object]], points: int = 20) -> dict[str, list[object]]:
+    """What SVGD reported at evenly spaced steps: is there any repulsion, and do particles stay apart?"""
+    names = ("repulsion_ratio", "kernel", "distance", "spread")
+    lines = [line for line in history if "repulsion_ratio" in line]
+    stride = max(1, len(lines) // points)
+    return {name: [line[name] for line in lines[::stride]] for name in names}
