@@ -105,8 +105,8 @@ def train(
 
     Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run.
     """
+    clock = Clock(run)
     progress = restored(run, folder) or opened(run)
-    clock = Clock(run, progress.spent)
     saved = time.monotonic()
     while progress.state.step < run.steps and not progress.stopped:
         progress = advanced(run, progress)
@@ -122,25 +122,24 @@ def train(
 
 
 class Clock:
-    """Seconds, rows and tokens since it was made, on top of what had been spent before."""
+    """Seconds, rows and tokens since it was made."""
 
-    def __init__(self, run: Run, before: Spent) -> None:
+    def __init__(self, run: Run) -> None:
         self.meter = run.objective.backbone.meter
-        self.before, self.start = before, time.monotonic()
-        self.rows, self.tokens = self.meter.rows, self.meter.tokens
+        self.start, self.rows, self.tokens = time.monotonic(), self.meter.rows, self.meter.tokens
 
-    def read(self) -> Spent:
-        """What has been spent by now."""
+    def read(self, before: Spent) -> Spent:
+        """What has been spent by now, on top of what had been spent before."""
         return Spent(
-            self.before.seconds + time.monotonic() - self.start,
-            self.before.rows + self.meter.rows - self.rows,
-            self.before.tokens + self.meter.tokens - self.tokens,
+            before.seconds + time.monotonic() - self.start,
+            before.rows + self.meter.rows - self.rows,
+            before.tokens + self.meter.tokens - self.tokens,
         )
 
 
 def with_cost(progress: Progress, clock: Clock) -> Progress:
     """The same progress with its cost up to now."""
-    return Progress(progress.state, progress.best, progress.history, clock.read(), progress.stopped)
+    return Progress(progress.state, progress.best, progress.history, clock.read(progress.spent), progress.stopped)
 
 
 def opened(run: Run) -> Progress:
