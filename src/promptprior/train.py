@@ -35,8 +35,8 @@ Drawn = TypeVar("Drawn", default=Any)
 class Run(Generic[Drawn]):
     """One training run. `key` names everything that decides its result; a checkpoint of another key is refused.
 
-    `select` is asked every `select_every` steps, before the first and after the last; `patience` stops the run when no
-    copy has improved for that many selections in a row.
+    `select` is asked every `select_every` steps, before the first and after the last. A copy that has not improved for
+    `patience` selections in a row keeps its best, as if it were alone; the run stops when that holds for all.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Best:
     step: tuple[int, ...]
     score: tuple[float, ...]
     nll: tuple[float, ...]
-    waited: int = 0
+    waited: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -169,23 +169,26 @@ def selected(run: Run, progress: Progress) -> Progress:
         history[-1] = {**history[-1], "dev_score": rounded(score), "dev_nll": rounded(nll)}
     else:
         history = [{"step": 0, "dev_score": rounded(score), "dev_nll": rounded(nll)}]
-    best = improved(progress.best, progress.state, score.tolist(), nll.tolist())
-    stopped = run.patience is not None and best.waited >= run.patience
+    best = improved(progress.best, progress.state, score.tolist(), nll.tolist(), run.patience)
+    stopped = run.patience is not None and min(best.waited) >= run.patience
     return Progress(progress.state, best, history, progress.spent, stopped)
 
 
-def improved(best: Best | None, state: State, score: list[float], nll: list[float]) -> Best:
-    """The best of what was and what is, copy by copy."""
+def improved(best: Best | None, state: State, score: list[float], nll: list[float], patience: int | None) -> Best:
+    """The best of what was and what is, copy by copy; a copy that is out of patience stays as it was."""
     if best is None:
         params = {name: value.clone() for name, value in state.params.items()}
-        return Best(params, (state.step,) * len(score), tuple(score), tuple(nll))
-    better = [(s, -n) > (bs, -bn) for s, n, bs, bn in zip(score, nll, best.score, best.nll, strict=True)]
+        return Best(params, (state.step,) * len(score), tuple(score), tuple(nll), (0,) * len(score))
+    better = [
+        (patience is None or waited < patience) and (s, -n) > (bs, -bn)
+        for s, n, bs, bn, waited in zip(score, nll, best.score, best.nll, best.waited, strict=True)
+    ]
     return Best(
         params={name: pick(better, value, best.params[name]) for name, value in state.params.items()},
         step=tuple(state.step if b else old for b, old in zip(better, best.step, strict=True)),
         score=tuple(s if b else old for b, s, old in zip(better, score, best.score, strict=True)),
         nll=tuple(n if b else old for b, n, old in zip(better, nll, best.nll, strict=True)),
-        waited=0 if any(better) else best.waited + 1,
+        waited=tuple(0 if b else waited + 1 for b, waited in zip(better, best.waited, strict=True)),
     )
 
 
@@ -278,7 +281,7 @@ def restored(run: Run, folder: Path | None) -> Progress | None:
         tuple(meaning["best"]["step"]),
         tuple(meaning["best"]["score"]),
         tuple(meaning["best"]["nll"]),
-        meaning["best"]["waited"],
+        tuple(meaning["best"]["waited"]),
     )
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return Progress(state, best, history, Spent(**meaning["spent"]), meaning["stopped"])
