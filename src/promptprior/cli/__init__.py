@@ -3,6 +3,6 @@
 Nothing here imports torch before a verb runs, so help is instant.
 """
 
-from promptprior.cli.main import main
+from promptprior.cli.entry import main
 
 __all__ = ["main"]

@@ -71,7 +71,8 @@ def unanswered(spec: TaskSpec, row: Row, where: str) -> Example:
     """A row's text, and its choices where it has any."""
     templates = spec.templates
     text = str(templates.text.value(row, where, "doc_to_text"))
-    name = content_id(row) if templates.id is None else str(templates.id.value(row, where, "doc_to_id"))
+    named = templates.id is not None and all(column in row for column in templates.id.columns)
+    name = str(templates.id.value(row, where, "doc_to_id")) if templates.id and named else content_id(row)
     choices = spec.fixed_choices
     if templates.choices is not None:
         choices = row_choices(spec, row, where)

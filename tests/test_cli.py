@@ -1,0 +1,404 @@
+"""The command line from end to end on a tiny model: every verb, every kind of bad input, help, kill and resume."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+
+from promptprior.cli import main
+from promptprior.cli.arguments import read_arguments, short
+from promptprior.cli.help import COMMON
+from promptprior.cli.verbs import VERBS, find_verb
+from promptprior.config import load_yaml, settings_of
+from promptprior.errors import SpecError
+from promptprior.tasks.task import content_id
+from tests.backbone.tiny import config, tokenizer
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = ("--dtype", "float32", "--length", "3", "--source.batch-size", "4", "--target.batch-size", "2")
+SPLITS = {"train": 24, "validation": 6, "test": 8}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+def saved_model(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, letters in {"vowels": "ae", "sounds": "st", "edges": "xz", "other": "kl"}.items():
+        write_task(tmp_path / "data" / name, letters)
+    return tmp_path / "data"
+
+
+def write_task(folder: Path, letters: str) -> None:
+    """Which of two letters a row's text holds."""
+    folder.mkdir(parents=True)
+    for split, count in SPLITS.items():
+        rows = [row(split, i, letters) for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def row(split: str, i: int, letters: str) -> dict[str, object]:
+    return {"id": f"{split}-{i}", "text": f"{split} {letters[i % 2] * 3} {i}", "label": ("low", "high")[i % 2]}
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def compare_words(data: Path, model: Path, output: Path) -> list[object]:
+    lists = ["--methods", "prompt_tuning,multitask", "--sources", "vowels,sounds", "--targets", "edges,other"]
+    sizes = ["--shots", "2", "--seeds", "13,21", "--steps", "2", "--test-limit", "4"]
+    return ["compare", "--data", data, *lists, *sizes, "--backbone", model, *TINY, "--output", output]
+
+
+def rows_of(output: Path) -> dict[str, dict[str, object]]:
+    """Result rows by cell, without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        for key in ("seconds", "source_seconds"):
+            line["cost"].pop(key)
+    assert len({line["cell"] for line in lines}) == len(lines), "a cell stands there twice"
+    return {line["cell"]: line for line in lines}
+
+
+# Verbs --------------------------------------------------------------------------------------------------
+
+
+def test_fit_adapt_evaluate_predict_inspect(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    prior, prompt, answers = tmp_path / "prior", tmp_path / "prompt", tmp_path / "answers.jsonl"
+    code, out, err = cli(
+        "fit", "--data", data, "--sources", "vowels,sounds", "--steps", 2, "--backbone", model, *TINY, "--output", prior
+    )
+    assert (code, out.strip()) == (0, str(prior / "prior")), err
+    assert load_yaml(prior / "plan.yaml")["sources"] == ["vowels", "sounds"]
+
+    adapt = ["adapt", "--prior", prior, "--data", data, "--target", "edges", "--shots", 2, "--dtype", "float32"]
+    code, out, err = cli(*adapt, "--target.steps", 2, "--output", prompt)
+    assert code == 0, err
+    assert re.search(r"dev 0\.\d+ at step \d\ntest accuracy", out)
+    header = json.loads((prompt / "promptprior.json").read_text())
+    assert (header["method"], header["settings"]["length"]) == ("multitask", 3)  # the prior's own
+    assert (prompt / "adapter_config.json").exists()
+    assert not (tmp_path / "prompt.work").exists()
+
+    evaluate = ["evaluate", "--prompt", prompt, "--data", data, "--dtype", "float32"]
+    code, out, err = cli(*evaluate, "--json")
+    assert code == 0, err
+    assert json.loads(out)["scores"] == pytest.approx(header["scores"]["test"])
+    code, out, _ = cli(*evaluate, "--split", "validation")
+    assert out.startswith("edges, 6 of validation\naccuracy ")
+
+    unlabelled = tmp_path / "rows.jsonl"
+    unlabelled.write_text('{"id": "a", "text": "test xxx 1"}\n{"text": "anything"}\n')
+    predict = ["predict", "--prompt", prompt, "--data", data, "--dtype", "float32", "--input", unlabelled]
+    code, _, err = cli(*predict, "--output", answers)
+    assert code == 0, err
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [a["example_id"] for a in found] == ["a", content_id({"text": "anything"})]
+    assert {a["text"] for a in found} <= {"low", "high"}
+
+    code, out, _ = cli("inspect", prompt)
+    assert code == 0
+    assert "prompt of method multitask" in out
+    assert cli("inspect", prior)[1].startswith("prior of method multitask")
+
+
+def test_predictions_of_labelled_rows_are_the_ones_that_evaluate_counts(
+    cli: Cli, data: Path, model: Path, tmp_path: Path
+):
+    prompt, answers = tmp_path / "prompt", tmp_path / "answers.jsonl"
+    common = ["--data", data, "--target", "edges", "--backbone", model, "--dtype", "float32"]
+    assert cli("adapt", *common, "--shots", 2, "--steps", 2, "--length", 3, "--output", prompt)[0] == 0
+    cli("predict", "--prompt", prompt, *common, "--input", data / "edges" / "test.jsonl", "--output", answers)
+    given = [json.loads(line)["label"] for line in (data / "edges" / "test.jsonl").read_text().splitlines()]
+    told = [json.loads(line)["text"] for line in answers.read_text().splitlines()]
+    right = sum(a == b for a, b in zip(given, told, strict=True)) / len(given)
+    assert json.loads(cli("evaluate", "--prompt", prompt, *common, "--json")[1])["scores"]["accuracy"] == right
+
+
+def test_compare_reports_reuses_and_reads_its_own_plan(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    words = compare_words(data, model, output)
+    code, out, err = cli(*words)
+    assert (code, out.strip()) == (0, str(output / "report.html")), err
+    first = rows_of(output)
+    assert len(first) == 8
+    assert (output / "report.html").read_text().startswith("<!doctype html>")
+
+    code, _, err = cli("compare", output / "plan.yaml")  # the saved plan, given back
+    assert "8 cells: 8 finished before, 0 to run" in err, err
+    assert rows_of(output) == first
+
+    code, _, err = cli("compare", output / "plan.yaml", "--target.learning-rates", "0.1")
+    assert "8 cells: 0 finished before, 8 to run" in err, err
+    assert len(rows_of(output)) == 16
+
+    page = tmp_path / "again.html"
+    assert cli("report", output / "results.jsonl", "--output", page)[0] == 0
+    assert "promptprior comparison" in page.read_text()
+
+
+@pytest.mark.parametrize("verb", ["fit", "adapt", "compare"])
+def test_a_dry_run_tells_the_cost_and_writes_nothing(cli: Cli, data: Path, model: Path, tmp_path: Path, verb: str):
+    output = tmp_path / "out"
+    common = ["--data", data, "--backbone", model, *TINY, "--output", output, "--dry-run"]
+    words = {
+        "fit": ["--sources", "vowels"],
+        "adapt": ["--target", "edges", "--shots", 2],
+        "compare": ["--sources", "vowels", "--targets", "edges", "--shots", 2, "--seeds", 13],
+    }[verb]
+    code, out, err = cli(verb, *words, *common)
+    assert code == 0, err
+    assert re.search(r"about [\d,]+ tokens, .* at [\d,]+ tokens a second", out)
+    assert not output.exists()
+
+
+def test_tasks_list_show_and_check(cli: Cli, data: Path):
+    code, out, _ = cli("tasks", "list", "--data", data)
+    assert code == 0
+    assert re.search(r"^vowels +data ", out, re.MULTILINE)
+    assert re.search(r"^noun_plural +builtin ", out, re.MULTILINE)
+    assert re.search(r"^boolq +hub ", out, re.MULTILINE)
+    assert "answers   high, low" in cli("tasks", "show", "vowels", "--data", data)[1]
+    code, out, _ = cli("tasks", "check", data)
+    assert (code, out.count("ok     ")) == (0, 4)
+    (data / "edges" / "test.jsonl").write_text('{"text": "a"}\n')
+    code, out, err = cli("tasks", "check", data)
+    assert code == 2
+    assert "1 of 4 cannot be used" in err
+    assert re.search(r"test\.jsonl line 1: doc_to_id: missing column 'id'", out), out
+
+
+# Bad input ----------------------------------------------------------------------------------------------
+
+
+def broken(data: Path, how: str) -> None:
+    """Spoil the target's data in one way."""
+    test, train = data / "edges" / "test.jsonl", data / "edges" / "train.jsonl"
+    spec = 'task: edges\ndoc_to_text: "{{text}}"\ndoc_to_target: label\ndoc_to_choice: [low, high]\n'
+    if how == "column":
+        train.write_text('{"id": "1", "label": "low"}\n{"id": "2", "label": "high"}\n')
+    if how == "label":
+        (data / "edges" / "spec.yaml").write_text(spec)
+        test.write_text('{"id": "1", "text": "a", "label": "middle"}\n')
+    if how == "empty":
+        test.write_text("")
+    if how == "bytes":
+        test.write_bytes(b'{"id": "1", "text": "caf\xe9", "label": "low"}\n')
+    if how == "ids":
+        (data / "edges" / "spec.yaml").write_text(spec + "doc_to_id: id\n")
+        test.write_text('{"id": "train-1", "text": "new", "label": "low"}\n')
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("column", r"train\.jsonl.*text"),
+        ("label", r"test\.jsonl line 1.*'middle' is outside the list"),
+        ("empty", r"test\.jsonl: the file holds no rows"),
+        ("bytes", r"test\.jsonl line 1: not UTF-8 \(byte 0xe9 at offset"),
+        ("ids", r"1 id\(s\) stand in both train and test: train-1"),
+    ],
+)
+def test_bad_data_stops_before_anything_is_written(
+    cli: Cli, data: Path, model: Path, tmp_path: Path, how: str, says: str
+):
+    broken(data, how)
+    output = tmp_path / "out"
+    code, out, err = cli(*compare_words(data, model, output))
+    assert (code, out) == (2, "")
+    assert err.count("\n") <= 8
+    assert re.search(says, err), err
+    assert "Traceback" not in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "--targets", "edgse"], "unknown task 'edgse'; did you mean 'edges'"),
+        (["compare", "--methods", "multitsk"], "unknown method 'multitsk'; did you mean 'multitask'"),
+        (["compare", "--target.learnin-rates", "1"], "did you mean '--target.learning-rates'"),
+        (["compare", "--batch-size", "1"], "ambiguous: say --source.batch-size or --target.batch-size"),
+        (["compare", "--shots", "some"], "expected a whole number"),
+        (["compare", "--shots"], "needs a value"),
+        (["compare", "--seeds", "1", "--seeds", "2"], "given twice"),
+        (["compare", "a.yaml", "b.yaml"], "one word too many"),
+        (["compare", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["compare", "--dtype", "float31"], "expected one of auto, float32"),
+        (["compare", "--backbone", "/no/such/model"], "could not be loaded"),
+        (["compare", "--sources", "edges,vowels"], "a target cannot be among its own sources"),
+        (["compare", "--options.multitask.nothing", "1"], "unknown key 'nothing'"),
+        (["compar"], "unknown verb 'compar'; did you mean 'compare'"),
+        (["fit"], "--sources"),
+        (["fit", "--sources", "vowels", "--method", "prompt_tuning"], "has no prior to fit"),
+        (["adapt"], "--target"),
+        (["adapt", "--target", "edges", "--method", "multitask"], "--prior"),
+        (["evaluate"], "'prompt' (flag --prompt) is missing"),
+        (["evaluate", "--prompt", "nowhere"], "no such folder"),
+        (["report", "nowhere.jsonl"], "no such file"),
+        (["inspect", "nowhere"], "no such folder"),
+        (["tasks", "show"], "needs one more word"),
+        (["tasks", "chekc", "x"], "did you mean 'check'"),
+    ],
+)
+def test_bad_words_are_one_message_and_nothing_else(
+    cli: Cli, data: Path, model: Path, tmp_path: Path, words: Sequence[str], says: str
+):
+    given = list(words)
+    if words[0] in ("compare", "fit", "adapt"):
+        base = {"--data": str(data), "--backbone": str(model), "--dtype": "float32", "--output": str(tmp_path / "out")}
+        if words[0] == "compare":
+            base |= {"--sources": "vowels", "--targets": "edges", "--methods": "multitask", "--shots": "2"}
+        given += [word for flag, value in base.items() if flag not in words for word in (flag, value)]
+    code, out, err = cli(*given)
+    assert (code, out) == (2, "")
+    assert says in err, err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def prior(cli: Cli, data: Path, model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "prior"
+    words = ["--data", data, "--sources", "vowels", "--steps", 1, "--backbone", model, *TINY]
+    assert cli("fit", *words, "--output", folder)[0] == 0
+    return folder
+
+
+def test_a_prior_of_another_backbone_is_refused(cli: Cli, data: Path, prior: Path, tmp_path: Path):
+    other = saved_model(tmp_path / "other", seed=1)
+    words = ["--prior", prior, "--backbone", other, "--data", data, "--target", "edges", "--dtype", "float32"]
+    code, _, err = cli("adapt", *words, "--shots", 2, "--output", tmp_path / "out")
+    assert code == 2
+    assert "cannot be used with" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_off_prior_is_refused(cli: Cli, data: Path, prior: Path, tmp_path: Path):
+    [file] = (prior / "prior").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-50])
+    words = ["--prior", prior, "--data", data, "--target", "edges", "--dtype", "float32", "--shots", 2]
+    code, _, err = cli("adapt", *words, "--output", tmp_path / "out")
+    assert code == 2
+    assert "not a whole safetensors file" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_where_an_error_came_from(cli: Cli):
+    assert "Traceback" in cli("inspect", "nowhere", "--debug")[2]
+
+
+def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("promptprior.cli.entry.run", stop)
+    code, _, err = cli("compare")
+    assert code == 130
+    assert "Run the same command again" in err
+
+
+# Killed and resumed -------------------------------------------------------------------------------------
+
+
+def test_a_killed_comparison_goes_on_to_the_same_rows(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cli(*compare_words(data, model, whole))[0] == 0
+    kill_after_lines(compare_words(data, model, cut), cut / "results.jsonl", lines=2)
+    before = (cut / "results.jsonl").read_text()
+    assert 2 <= len(rows_of(cut)) < 8
+    code, _, err = cli(*compare_words(data, model, cut))
+    assert code == 0
+    assert f"{before.count(chr(10))} finished before" in err
+    assert (cut / "results.jsonl").read_text().startswith(before)  # no finished cell was run again
+    assert rows_of(cut) == rows_of(whole)
+
+
+def kill_after_lines(words: Sequence[object], file: Path, lines: int) -> None:
+    """Run a command in a process of its own and SIGKILL it once a file has that many lines."""
+    code = "import sys; from promptprior.cli import main; sys.exit(main())"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=environment, **quiet)
+    limit = time.monotonic() + 120
+    while not (file.exists() and file.read_text().count("\n") >= lines) and time.monotonic() < limit:
+        assert process.poll() is None, "the comparison ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+# Help and documents -------------------------------------------------------------------------------------
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from promptprior.cli import main; main([]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_setting_of_a_verb_has_a_help_text_and_a_default(cli: Cli, verb: str):
+    code, out, _ = cli(verb, "--help")
+    assert code == 0
+    for setting in settings_of(find_verb(verb).settings):
+        assert f"  {short(setting)} " in out or f"  {short(setting)}\n" in out
+        assert setting.help, setting.flag
+    assert cli("help", verb)[1] == out
+
+
+def documents() -> list[Path]:
+    return [path for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))) if path.exists()]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `promptprior …` command in the code blocks and code spans of a document."""
+    blocks = re.findall(r"```(?:bash|console|sh)?\n(.*?)```", text, re.DOTALL) + re.findall(
+        r"`(promptprior [^`\n]+)`", text
+    )
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.removeprefix("$ ").split("#")[0].split() for line in lines if re.match(r"(\$ )?promptprior \w", line)]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def test_commands_in_documents_use_verbs_and_flags_that_exist(path: Path):
+    for _, verb, *words in commands(path.read_text(encoding="utf-8")):
+        if verb not in VERBS:
+            pytest.fail(f"{path.name}: unknown verb {verb}")
+        known = [*settings_of(find_verb(verb).settings), *COMMON]
+        read_arguments([w for w in words if w not in ("…", "...", "--help")], known)
+
+
+def test_an_option_of_a_method_needs_no_declaration():
+    known = [*settings_of(find_verb("compare").settings), *COMMON]
+    made = read_arguments(["--options.spot.top", "2", "--length=5", "--dry-run"], known)
+    assert made.flags == {"options.spot.top": "2", "settings.length": "5", "dry-run": "true"}
+    with pytest.raises(SpecError, match="ambiguous"):
+        read_arguments(["--warmup", "2"], known)
