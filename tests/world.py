@@ -28,7 +28,7 @@ def choice_task(
         for i, word in enumerate(words(name, 2 * size))
     ]
     return Task(
-        name, "multiple_choice", ("acc",), {"train": tuple(made[:size]), "test": tuple(made[size:])},
+        name, "multiple_choice", ("accuracy",), {"train": tuple(made[:size]), "test": tuple(made[size:])},
         label_names=tuple(choices),
     )  # fmt: skip
 
