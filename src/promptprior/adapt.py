@@ -119,7 +119,9 @@ def target_run(
     exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
     papers = [replace(exams[e], copy=c) for c, (e, _) in enumerate(copies)]
     tokens = [training_tokens(lab.backbone, e.task, e.shots.train) for e in episodes]
-    rate = stage.rate(tuple(rates[g] for _, g in copies), lab.backbone.scale, beginning.factors)
+    rate = stage.rate(
+        tuple(rates[g] for _, g in copies), lab.backbone.scale, at_every_rate_factors(beginning, len(rates))
+    )
     return Run(
         key=lab.key(method, "target", *((e.task.fingerprint, e.k, e.seed) for e in episodes)),
         objective=objective,
@@ -139,6 +141,16 @@ def target_run(
         select_every=stage.select_every,
         patience=stage.patience,
     )
+
+
+def at_every_rate_factors(beginning: Beginning, rates: int) -> dict[str, float | Tensor]:
+    """The factors of copies that stand `rates` times in a row."""
+    return {n: f.repeat_interleave(rates, dim=0) if isinstance(f, Tensor) else f for n, f in beginning.factors.items()}
+
+
+def moves(factor: float | Tensor) -> bool:
+    """Whether a parameter whose rate has this factor is trained at all."""
+    return bool((factor != 0).any()) if isinstance(factor, Tensor) else factor != 0
 
 
 def at_every_rate(penalty: Penalty | None, rates: int) -> Penalty | None:
@@ -194,7 +206,7 @@ def adapted(
 
 def trainable(beginning: Beginning) -> int:
     """Numbers that adaptation may change, per episode."""
-    moving = {n: p for n, p in beginning.params.items() if beginning.trains and beginning.factors.get(n, 1.0)}
+    moving = {n: p for n, p in beginning.params.items() if beginning.trains and moves(beginning.factors.get(n, 1.0))}
     return sum(p[0].numel() for p in moving.values())
 
 

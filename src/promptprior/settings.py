@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from promptprior.errors import SpecError
+from promptprior.notation import Tensor
 from promptprior.rules.optimiser import OptimiserKind, Rate, ScheduleKind
 from promptprior.tasks.draw import RateKind
 
@@ -40,7 +41,7 @@ class Training:
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise SpecError(f"learning rates {self.learning_rates} (--learning-rates): expected positive numbers")
 
-    def rate(self, base: tuple[float, ...], scale: float, factors: Mapping[str, float] | None = None) -> Rate:
+    def rate(self, base: tuple[float, ...], scale: float, factors: Mapping[str, float | Tensor] | None = None) -> Rate:
         """The learning rate of copies with these base rates; `factors` multiply that of single parameters."""
         return Rate(base, scale, self.schedule, self.steps, self.warmup, factors or {})
 

@@ -81,16 +81,16 @@ class Learned:
 class Beginning:
     """Where adaptation starts: one copy of the parameters per episode. `trains` is off where nothing is learned.
 
-    `factors` multiply the learning rate of single parameters by name; 0 freezes one. `variants` are ways to adapt each
-    episode, described as a header keeps them, of which dev picks one: with V of them params and penalty have copies
-    e * V + v, episode e in variant v.
+    `factors` multiply the learning rate of single parameters by name (0 freezes one), or of every element of one.
+    `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
+    params, penalty and factors of elements have copies e * V + v, episode e in variant v.
     """
 
     parameterisation: Parameterisation
     params: Params
     penalty: Penalty | None = None
     trains: bool = True
-    factors: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, float | Tensor] = field(default_factory=dict)
     variants: Sequence[Mapping[str, object]] = ({},)
 
 

@@ -22,8 +22,8 @@ ScheduleKind = Literal["constant", "linear", "cosine"]
 class Rate:
     """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
 
-    `factors` multiplies the rate of single parameters by name (the two speeds of decomposed prompts); `scale` is the
-    embedding scale.
+    `factors` multiply the rate of single parameters by name (the two speeds of decomposed prompts), or of every element
+    of one (Meta-SGD); `scale` is the embedding scale.
     """
 
     base: tuple[float, ...]
@@ -31,13 +31,13 @@ class Rate:
     schedule: ScheduleKind = "constant"
     steps: int = 1
     warmup: int = 0
-    factors: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, float | Tensor] = field(default_factory=dict)
 
-    def at(self, step: int, name: str, like: Tensor) -> Float[Tensor, "C *ones"]:
+    def at(self, step: int, name: str, like: Tensor) -> Float[Tensor, "C *s"]:
         """The rate of one parameter at a step, shaped to multiply it; in units of the embedding scale."""
         base = torch.tensor(self.base, dtype=like.dtype, device=like.device) * self.multiplier(step)
-        copies = base.expand(like.shape[0]) * self.factors.get(name, 1.0)
-        return copies.view(-1, *[1] * (like.dim() - 1))
+        copies = base.expand(like.shape[0]).view(-1, *[1] * (like.dim() - 1))
+        return copies * self.factors.get(name, 1.0)
 
     def multiplier(self, step: int) -> float:
         """What warm-up and schedule leave of the rate at a step.

@@ -44,7 +44,8 @@ class MetaDraws:
     """`units_per_step` units a step for each meta-learner (one for every seed), a pure function of (seed, step).
 
     A unit gives `support_size` texts to each of `inner_steps` inner batches, in shuffled epochs of its support, and
-    `query_size` texts of its query (0: no query at all). A unit with fewer gives all it has.
+    `query_size` texts of its query (0: no query at all). A unit with fewer gives all it has. `same_support` gives
+    every inner step the same texts.
     """
 
     units: Sequence[Unit]
@@ -53,6 +54,7 @@ class MetaDraws:
     support_size: int
     query_size: int
     seeds: Sequence[int]
+    same_support: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.units_per_step <= len(self.units):
@@ -91,6 +93,7 @@ class MetaDraws:
     def part(self, order: Sequence[int], k: int) -> list[int]:
         """The places of inner batch k: the next `support_size`, from the front again when they run out."""
         take = min(self.support_size, len(order))
+        k = 0 if self.same_support else k
         return [order[(k * take + i) % len(order)] for i in range(take)]
 
     def query_order(self, seed: int, step: int, unit: int) -> list[int]:
