@@ -1,20 +1,32 @@
 """Recipes, one per paper. `METHODS` is all of them; a new one is a file and a line here."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from promptprior.config import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
+from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSingle
+from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method
 from promptprior.methods.multitask import Multitask
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
 from promptprior.methods.spot import Spot
 from promptprior.methods.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
 
-METHODS: Mapping[str, type[PromptTuning] | type[ZeroShot] | type[Multitask] | type[Spot] | type[Tpt]] = {
+METHODS: Mapping[str, type[Any]] = {
     "zero_shot": ZeroShot,
     "prompt_tuning": PromptTuning,
     "multitask": Multitask,
     "spot": Spot,
+    "bmtpt": Bmtpt,
+    "bmtpt_chains": BmtptChains,
+    "bmtpt_single": BmtptSingle,
+    "bmtpt_no_prior": BmtptNoPrior,
+    "maml": MamlStart,
+    "fomaml": FomamlStart,
+    "reptile": ReptileStart,
+    "meta_sgd": MetaSgdStart,
+    "imaml": ImamlStart,
     "tpt": Tpt,
     "tpt_as_released": TptAsReleased,
     "tpt_static": TptStatic,
