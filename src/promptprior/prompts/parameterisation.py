@@ -13,6 +13,7 @@ from promptprior.config import to_mapping
 from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.prompts.bank import Bank
+from promptprior.prompts.decomposed import Decomposed
 from promptprior.tasks.batch import Batch
 
 
@@ -56,7 +57,11 @@ class Direct:
         return params["prompt"], batch.copy_index
 
 
-PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank]] = {"direct": Direct, "bank": Bank}
+PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank] | type[Decomposed]] = {
+    "direct": Direct,
+    "bank": Bank,
+    "decomposed": Decomposed,
+}
 
 
 def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Parameterisation:
