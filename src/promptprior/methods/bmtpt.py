@@ -3,8 +3,8 @@
 Lee, Jeong, Yun, Kim 2023, "Bayesian Multi-Task Transfer Learning for Soft Prompt Tuning" (Findings of EMNLP; arXiv
 2402.08594). Parameterisation direct (decomposed for several targets together), rule svgd. From the paper: the two
 stages, SVGD over one posterior of all sources, the particles' aggregate as the target's start and the posterior as its
-prior. NOT recovered, hence all ours: M, kernel and bandwidth, likelihood weights, steps, optimiser and rates, the prior's form
-and width, how particles are aggregated and started. docs/bmtpt.md says why each is as it is.
+prior. NOT recovered, hence all ours: M, kernel and bandwidth, likelihood weights, steps, optimiser and rates, the
+prior's form and width, how particles are aggregated and started. docs/bmtpt.md says why each is as it is.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,188 @@
+"""BMTPT end to end on a tiny model: its limits are the methods it contains, and its prior says how it lies."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.backbone import Backbone
+from promptprior.errors import SpecError
+from promptprior.fit import fit
+from promptprior.methods import METHODS, make_method
+from promptprior.methods.bmtpt import Bmtpt
+from promptprior.methods.method import Lab
+from promptprior.notation import Tensor
+from promptprior.predictive import each_particle, score_together
+from promptprior.prompts.artifact import Prior
+from promptprior.settings import Settings, Training
+from tests.backbone.tiny import tiny
+from tests.world import always, choice_task, early, short
+
+SOURCES = [choice_task("yes", always(0)), choice_task("early", early), choice_task("no", always(1), size=16)]
+TARGETS = [choice_task("target", always(0)), choice_task("other", early)]
+ARMS = ("bmtpt", "bmtpt_chains", "bmtpt_single", "bmtpt_no_prior")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny("gpt2", torch.float32)
+
+
+def fitted(backbone: Backbone, settings: Settings | None = None, **options: Any) -> Prior:
+    return fit(Bmtpt(**{"particles": 3, **options}), SOURCES, backbone, settings or short())
+
+
+@pytest.fixture(scope="module")
+def prior(backbone: Backbone) -> Prior:
+    return fitted(backbone)
+
+
+def prompts_of(adapted: list[Any]) -> list[Tensor]:
+    return [a.prompt.params["prompt"][0] for a in adapted]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_fits_adapts_and_scores(backbone: Backbone, name: str) -> None:
+    method = make_method(name, {} if name == "bmtpt_single" else {"particles": 2})
+    made = fit(method, SOURCES, backbone, short())
+    episodes = [make_episode(task, 2, seed) for task in TARGETS for seed in (13, 21)]
+    done = adapt(method, episodes, backbone, made, short())
+    assert len(score_on_test(backbone, done, limit=4)) == 4
+    assert made.params["prompt"].shape[0] == {"bmtpt_single": 1}.get(name, 2)
+    widths = {a.variant.get("prior_width") for a in done}
+    assert widths <= ({None} if name == "bmtpt_no_prior" else {30.0, 300.0})
+
+
+def test_the_prior_comes_back_with_its_diagnostics(prior: Prior, tmp_path: Path) -> None:
+    prior.save_pretrained(tmp_path / "prior")
+    found = Prior.from_pretrained(tmp_path / "prior").header.diagnostics
+    assert len(found["particle_loss"]) == 3  # type: ignore[arg-type]
+    assert found["count"] == 3
+    assert {"distances", "kernel", "spread", "directions", "size"} <= set(found["geometry"])  # type: ignore[call-overload]
+    assert set(found["forces"]) == {"repulsion_ratio", "kernel", "distance", "spread"}  # type: ignore[call-overload]
+    assert min(found["forces"]["repulsion_ratio"]) > 0  # type: ignore[call-overload, index]
+    assert found["gradient_cosines"][0][0] == pytest.approx(1, abs=1e-3)  # type: ignore[index]
+
+
+def test_the_source_loss_falls(prior: Prior) -> None:
+    first, *_, last = prior.header.diagnostics["source_loss"]  # type: ignore[misc]
+    assert max(last) < min(first)
+
+
+def test_one_particle_is_descent_on_the_mixture_as_multitask_does_it(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_start = Lab.start
+    monkeypatch.setattr(Lab, "start", lambda lab, seed, *names, labels=(): own_start(lab, seed))  # same for both
+    single = fit(make_method("bmtpt_single", {"width": 0.0}), SOURCES, backbone, short())
+    multitask = fit(make_method("multitask"), SOURCES, backbone, short())
+    assert torch.equal(single.params["prompt"], multitask.params["prompt"])
+
+
+def test_chains_do_not_see_each_other(backbone: Backbone) -> None:
+    three = fit(make_method("bmtpt_chains", {"particles": 3}), SOURCES, backbone, short())
+    one = fit(make_method("bmtpt_chains", {"particles": 1}), SOURCES, backbone, short())
+    torch.testing.assert_close(three.params["prompt"][:1], one.params["prompt"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_narrow_prior_keeps_the_mean_and_a_wide_one_is_no_prior(backbone: Backbone, prior: Prior) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    settings = short()
+    held = adapt(Bmtpt(particles=3, prior_width=(1e-3,)), episodes, backbone, prior, settings)
+    wide = adapt(Bmtpt(particles=3, prior_width=(1e6,)), episodes, backbone, prior, settings)
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, settings)
+    torch.testing.assert_close(prompts_of(wide)[0], prompts_of(free)[0], rtol=1e-4, atol=1e-5)
+    assert held[0].variant == {"prior_width": 1e-3}
+    mean = prior.params["prompt"].mean(0)
+    moved = [(prompts_of(a)[0] - mean).norm() for a in (held, wide)]
+    assert float(moved[0]) <= float(moved[1])
+
+
+def test_dev_picks_among_widths_and_rates_as_if_each_ran_alone(backbone: Backbone, prior: Prior) -> None:
+    episodes = [make_episode(task, 2, 13) for task in TARGETS]
+    settings = short(target=Training(4, 4, (0.1, 0.5), select_every=2))
+    both = adapt(Bmtpt(particles=3, prior_width=(1.0, 1e4)), episodes, backbone, prior, settings)
+    alone = [adapt(Bmtpt(particles=3, prior_width=(w,)), episodes, backbone, prior, settings) for w in (1.0, 1e4)]
+    for e, made in enumerate(both):
+        match = alone[(1.0, 1e4).index(made.variant["prior_width"])][e]  # type: ignore[arg-type]
+        assert made.learning_rate == match.learning_rate
+        torch.testing.assert_close(made.prompt.params, match.prompt.params, rtol=1e-4, atol=1e-5)
+        assert made.prompt.header.scores["dev"]["prior_width"] == made.variant["prior_width"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("start", ["mean", "weighted", "best", "sampled"])
+def test_untrained_targets_stand_at_their_start(backbone: Backbone, prior: Prior, start: str) -> None:
+    method = make_method("bmtpt", {"particles": 3, "start": start})
+    episodes = [make_episode(TARGETS[0], 2, 13)]
+    made = prompts_of(adapt(method, episodes, backbone, prior, short(target=Training(steps=0))))[0]
+    particles = prior.params["prompt"]
+    is_particle = any(torch.equal(made, p) for p in particles)
+    assert is_particle == (start in ("best", "sampled"))
+    if start == "mean":
+        torch.testing.assert_close(made, particles.mean(0))
+
+
+def test_targets_together_share_a_prompt_first(backbone: Backbone, prior: Prior) -> None:
+    episodes = [make_episode(task, 2, seed) for seed in (13, 21) for task in TARGETS]
+    settings = short(target=Training(steps=0))
+    joint = prompts_of(adapt(Bmtpt(particles=3, joint_steps=4), episodes, backbone, prior, settings))
+    mean = prior.params["prompt"].mean(0)
+    ratio = [p / q for p, q in (joint[:2], joint[2:])]
+    for r in ratio:  # two prompts of a group differ by a ratio of rank-one matrices, itself of rank one
+        singular = torch.linalg.svdvals(r.double())
+        assert float(singular[1] / singular[0]) < 1e-3
+    assert all(not torch.allclose(p, mean, atol=1e-4) for p in joint)
+    assert not torch.allclose(joint[0], joint[2], atol=1e-5)
+
+
+def test_every_particle_adapted_and_averaged(backbone: Backbone, prior: Prior) -> None:
+    method = Bmtpt(particles=3)
+    episode = make_episode(TARGETS[0], 2, 13)
+    done = adapt(method, [episode] * 3, backbone, each_particle(prior), short())
+    made = score_together(backbone, done, limit=8)
+    assert len(made.alone) == 3
+    assert {"nll", "ece", "brier"} <= made.together.keys()
+    assert made.together["nll"] <= max(one["nll"] for one in made.alone) + 1e-9  # Jensen
+    assert made.abstention[-1] == (1.0, pytest.approx(made.together["accuracy"]))
+
+
+@pytest.mark.parametrize("budget", ["steps", "batch"])
+def test_a_divided_budget_costs_as_much_as_one_prompt(backbone: Backbone, budget: Any) -> None:
+    rows = []
+    for particles in (1, 4):
+        before = backbone.meter.rows
+        made = fitted(backbone, particles=particles, budget=budget)
+        cost = made.header.diagnostics["cost"]
+        rows.append(cost["rows"])  # type: ignore[index]
+        assert backbone.meter.rows > before
+    assert rows[1] == rows[0]
+
+
+@pytest.mark.parametrize("weighting", ["proportional", "counts", "agreement"])
+def test_weightings(backbone: Backbone, weighting: Any) -> None:
+    found = fitted(backbone, weighting=weighting).header.diagnostics
+    shares = torch.tensor(found["task_weights"])
+    torch.testing.assert_close(shares.sum(), torch.tensor(1.0))
+    assert found["count"] == (80 if weighting == "counts" else 3)
+    if weighting != "agreement":
+        torch.testing.assert_close(shares, torch.tensor([0.4, 0.4, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"particles": 0}, r"particles 0 \(--particles\): expected at least 1"),
+        ({"temperature": 0.0}, r"temperature 0.0.*positive temperature"),
+        ({"prior_width": ()}, r"prior widths \(\) \(--prior-width\)"),
+        ({"kernel": "rbff"}, r"rbff"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        make_method("bmtpt", options)
+
+
+def test_arms_are_methods() -> None:
+    assert set(ARMS) <= set(METHODS)
