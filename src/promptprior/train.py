@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
+from promptprior.prompts.header import digest
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.rule import Info, Rule, State
 from promptprior.tasks.draw import Draws
@@ -164,6 +165,7 @@ def selected(run: Run, progress: Progress) -> Progress:
     """Ask dev, keep the params of every copy that improved (score, then NLL), and stop when patience is over."""
     assert run.select is not None
     score, nll = run.select(progress.state.params)
+    check_judged(progress.state, score, nll)
     history = [*progress.history]
     if history:
         history[-1] = {**history[-1], "dev_score": rounded(score), "dev_nll": rounded(nll)}
@@ -213,6 +215,16 @@ def check_finite(state: State, info: Info, history: list[dict[str, Any]]) -> Non
     )
 
 
+def check_judged(state: State, score: Float[Tensor, " C"], nll: Float[Tensor, " C"]) -> None:
+    """Stop when dev examples got a loss that is no number: the best could not be told from the rest."""
+    bad = (~(score + nll).isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise TrainingError(
+            f"step {state.step}: dev NLL {rounded(nll)} and score {rounded(score)} are not finite for copies {bad}; "
+            "use --dtype float32, or lower the learning rate (--target.learning-rates)"
+        )
+
+
 def rounded(value: Tensor) -> float | list[float]:
     """A logged tensor as plain numbers of six digits."""
     if value.dim() == 0:
@@ -248,6 +260,7 @@ def save(run: Run, progress: Progress, folder: Path) -> None:
     tensors |= {f"best/{n}": v for n, v in best.params.items()} if best else {}
     meaning = {
         "key": run.key,
+        "start": start_of(run),
         "step": progress.state.step,
         "stopped": progress.stopped,
         "spent": vars(progress.spent),
@@ -259,7 +272,6 @@ def save(run: Run, progress: Progress, folder: Path) -> None:
         write_json(made / "state.json", meaning)
         (made / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in progress.history))
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(folder, write)
 
 
@@ -273,6 +285,11 @@ def restored(run: Run, folder: Path | None) -> Progress | None:
             f"{folder} holds a checkpoint of another run (key {meaning['key']}, this run is {run.key}): settings, data "
             "or backbone changed; use another --output folder or delete this one"
         )
+    if meaning["start"] != start_of(run):
+        raise TrainingError(
+            f"{folder} holds a checkpoint of a run that started from other parameters (another prior?); use another "
+            "--output folder or delete this one"
+        )
     device = next(iter(run.params.values())).device
     tensors = {n: v.to(device) for n, v in read_tensors(folder / "state.safetensors").items()}
     state = State(named(tensors, "params/"), named(tensors, "memory/"), meaning["step"])
@@ -285,6 +302,11 @@ def restored(run: Run, folder: Path | None) -> Progress | None:
     )
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return Progress(state, best, history, Spent(**meaning["spent"]), meaning["stopped"])
+
+
+def start_of(run: Run) -> dict[str, str]:
+    """Digests of the parameters a run starts from."""
+    return {name: digest(value) for name, value in sorted(run.params.items())}
 
 
 def named(tensors: Mapping[str, Tensor], prefix: str) -> Params:
