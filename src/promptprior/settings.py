@@ -40,6 +40,14 @@ class Training:
             )
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise SpecError(f"learning rates {self.learning_rates} (--learning-rates): expected positive numbers")
+        if self.warmup < 0 or self.select_every < 0:
+            raise SpecError(
+                f"warmup {self.warmup}, select every {self.select_every} (--warmup, --select-every): expected 0 or more"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise SpecError(f"patience {self.patience} (--patience): expected at least 1, or nothing to never stop")
+        if self.clip is not None and self.clip <= 0:
+            raise SpecError(f"clip {self.clip} (--clip): expected a positive gradient norm, or nothing for none")
 
     def rate(self, base: tuple[float, ...], scale: float, factors: Mapping[str, float | Tensor] | None = None) -> Rate:
         """The learning rate of copies with these base rates; `factors` multiply that of single parameters."""
