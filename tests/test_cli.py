@@ -390,8 +390,9 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
 def test_commands_in_documents_use_verbs_and_flags_that_exist(path: Path):
     for _, verb, *words in commands(path.read_text(encoding="utf-8")):
-        if verb not in VERBS:
-            pytest.fail(f"{path.name}: unknown verb {verb}")
+        if verb == "VERB":
+            continue
+        assert verb in VERBS, path.name
         known = [*settings_of(find_verb(verb).settings), *COMMON]
         read_arguments([w for w in words if w not in ("…", "...", "--help")], known)
 
