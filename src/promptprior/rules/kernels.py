@@ -24,14 +24,16 @@ KernelKind = Literal["rbf", "per_token", "projected", "gradient", "none"]
 
 @dataclass(frozen=True)
 class Stein:
-    """The two forces on every particle and the mean off-diagonal kernel value (0 for one particle).
+    """The two forces on every particle, the mean off-diagonal kernel value (0 for one particle) and what it came from.
 
-    `attraction` is (1/M) sum_j k(x_j, x_i) gradient_j; `repulsion` is (1/M) sum_j grad_{x_j} k(x_j, x_i).
+    `attraction` is (1/M) sum_j k(x_j, x_i) gradient_j; `repulsion` is (1/M) sum_j grad_{x_j} k(x_j, x_i); `squared` are
+    the squared distances of whole particles.
     """
 
     attraction: Params
     repulsion: Params
     similarity: Float[Tensor, ""]
+    squared: Float[Tensor, "M M"]
 
 
 @runtime_checkable
@@ -49,8 +51,9 @@ class Independent:
 
     def stein(self, params: Params, gradient: Params) -> Stein:
         """The gradients themselves and no repulsion."""
-        first = next(iter(params.values()))
-        return Stein(dict(gradient), {n: torch.zeros_like(p) for n, p in params.items()}, first.new_zeros(()))
+        x = flat(params)
+        squared = squared_distances((x - x.mean(0))[None])[0]
+        return Stein(dict(gradient), {n: torch.zeros_like(p) for n, p in params.items()}, x.new_zeros(()), squared)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Rbf:
     def stein(self, params: Params, gradient: Params) -> Stein:
         """Both forces."""
         forces = block_forces(flat(params)[None], flat(gradient)[None])
-        return Stein(unflat(forces.attraction[0], params), unflat(forces.repulsion[0], params), forces.similarity)
+        attraction, repulsion = unflat(forces.attraction[0], params), unflat(forces.repulsion[0], params)
+        return Stein(attraction, repulsion, forces.similarity, forces.squared)
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,14 @@ class PerToken:
 
     def stein(self, params: Params, gradient: Params) -> Stein:
         """Both forces."""
-        attraction, repulsion, similarity = {}, {}, []
+        attraction, repulsion, similarity, squared = {}, {}, [], []
         for name, value in params.items():
             forces = block_forces(positions(value, self.block), positions(gradient[name], self.block))
             attraction[name] = unpositions(forces.attraction, value)
             repulsion[name] = unpositions(forces.repulsion, value)
             similarity.append(forces.similarity)
-        return Stein(attraction, repulsion, torch.stack(similarity).mean())
+            squared.append(forces.squared)
+        return Stein(attraction, repulsion, torch.stack(similarity).mean(), torch.stack(squared).sum(0))
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Projected:
             unflat(exchanged(outer.attraction[0], inner.attraction[0], basis), params),
             unflat(exchanged(outer.repulsion[0], inner.repulsion[0], basis), params),
             inner.similarity,
+            outer.squared,
         )
 
     def basis(self, gradient: Float[Tensor, "M n"]) -> Float[Tensor, "n p"]:
@@ -130,11 +136,12 @@ def exchanged(outer: Float[Tensor, "M n"], inner: Float[Tensor, "M p"], basis: F
 
 @dataclass(frozen=True)
 class Forces:
-    """Both forces in every block, and the mean off-diagonal kernel value."""
+    """Both forces in every block, the mean off-diagonal kernel value, and squared distances over all blocks."""
 
     attraction: Float[Tensor, "B M n"]
     repulsion: Float[Tensor, "B M n"]
     similarity: Float[Tensor, ""]
+    squared: Float[Tensor, "M M"]
 
 
 def block_forces(x: Float[Tensor, "B M n"], gradient: Float[Tensor, "B M n"]) -> Forces:
@@ -144,11 +151,12 @@ def block_forces(x: Float[Tensor, "B M n"], gradient: Float[Tensor, "B M n"]) ->
     squared = squared_distances(centred)
     bandwidth = median_bandwidth(squared)
     kernel = torch.exp(-squared / bandwidth[:, None, None])
-    away = kernel.sum(2, keepdim=True) * centred - kernel @ centred
+    away = (torch.diag_embed(kernel.sum(2)) - kernel) * (2 / bandwidth / particles)[:, None, None]
     return Forces(
-        attraction=kernel @ gradient / particles,
-        repulsion=away * (2 / bandwidth / particles)[:, None, None],
+        attraction=(kernel / particles) @ gradient,
+        repulsion=away @ centred,
         similarity=off_diagonal(kernel).mean() if particles > 1 else kernel.new_zeros(()),
+        squared=squared.sum(0),
     )
 
 
@@ -188,7 +196,8 @@ def off_diagonal(matrix: Float[Tensor, "B M M"]) -> Float[Tensor, "B pairs"]:
 
 def flat(params: Params) -> Float[Tensor, "M n"]:
     """All parameters of each particle as one vector, in float32 or better."""
-    joint = torch.cat([value.flatten(1) for value in params.values()], dim=1)
+    parts = [value.flatten(1) for value in params.values()]
+    joint = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     return joint.to(torch.promote_types(joint.dtype, torch.float32))
 
 

@@ -16,7 +16,7 @@ import torch
 
 from promptprior.notation import Float, Params, Tensor
 from promptprior.rules.descent import Penalty, with_penalty
-from promptprior.rules.kernels import Kernel, Rbf, Stein, flat, off_diagonal, squared_distances
+from promptprior.rules.kernels import Kernel, Rbf, Stein, off_diagonal
 from promptprior.rules.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.optimiser import Optimiser, clipped
 from promptprior.rules.rule import Info, State
@@ -77,7 +77,7 @@ class Svgd:
             info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
         forces = self.kernel.stein(state.params, gradient)
         factor = self.repulsion.at(state.step) / self.count
-        info |= diagnostics(state.params, forces, factor, self.scale)
+        info |= diagnostics(forces, factor, self.scale)
         direction, info["gradient_norm"] = clipped(total(forces, factor), self.clip)
         params, memory = self.optimiser.update(direction, state.memory, state.params, state.step)
         return State(params, memory, state.step + 1), info
@@ -96,25 +96,24 @@ def total(forces: Stein, factor: float) -> Params:
     return {name: pull - factor * forces.repulsion[name] for name, pull in forces.attraction.items()}
 
 
-def diagnostics(params: Params, forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
+def diagnostics(forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
     """Whether the particles are more than separate chains, and whether they are still apart.
 
     `repulsion_ratio` is the norm of all repulsion over that of all attraction, `kernel` the mean off-diagonal value,
     `distance` the mean distance of two particles and `spread` the standard deviation of an entry across particles,
     both in units of the embedding scale.
     """
-    push, pull = flat(forces.repulsion).norm(), flat(forces.attraction).norm()
-    particles = flat(params)
-    squared = squared_distances((particles - particles.mean(0))[None])
-    apart = off_diagonal(squared).sqrt().mean() if len(particles) > 1 else squared.new_zeros(())
+    push, pull = norm(forces.repulsion), norm(forces.attraction)
+    particles, entries = len(forces.squared), sum(value[0].numel() for value in forces.attraction.values())
+    apart = off_diagonal(forces.squared[None]).sqrt()
     return {
         "repulsion_ratio": factor * push / pull.clamp(min=torch.finfo(pull.dtype).tiny),
         "kernel": forces.similarity,
-        "distance": apart / scale,
-        "spread": spread(particles) / scale,
+        "distance": (apart.mean() if particles > 1 else apart.sum()) / scale,
+        "spread": (forces.squared.sum() / 2 / particles**2 / entries).sqrt() / scale,
     }
 
 
-def spread(particles: Float[Tensor, "M n"]) -> Float[Tensor, ""]:
-    """Root mean square deviation of an entry from the particles' mean."""
-    return (particles - particles.mean(0)).square().mean().sqrt()
+def norm(params: Params) -> Float[Tensor, ""]:
+    """Of all numbers together."""
+    return torch.stack([value.norm() for value in params.values()]).norm()
