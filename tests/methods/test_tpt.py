@@ -1,0 +1,184 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.backbone import Backbone
+from promptprior.backbone.engine import as_backbone
+from promptprior.backbone.frozen import freeze
+from promptprior.errors import SpecError
+from promptprior.evaluate import make_exam, mark
+from promptprior.fit import fit
+from promptprior.methods import make_method
+from promptprior.prompts.artifact import Prior, Prompt
+from promptprior.prompts.parameterisation import parameterisation
+from promptprior.rules.objective import PromptObjective
+from promptprior.settings import Settings, Training
+from promptprior.tasks.task import Example, Task
+from tests.backbone.tiny import ENDS, LLAMA_LIKE, tiny, tokenizer
+
+SYMBOLS, MARKERS, ORDERS = "0123456789", "abcdef", "ABCDEFGHIJ"
+SHIFTS = (3, 7, 1, 9, 4, 6)  # what each marker asks for, which only the training examples say
+SETTINGS = Settings(
+    length=6,
+    source=Training(steps=3, batch_size=6),
+    target=Training(steps=3, batch_size=4, learning_rates=(0.1, 0.3)),
+)
+
+
+def three_class(name: str, shift: int) -> Task:
+    """A task of three classes, all in every split."""
+
+    def examples(split: str, count: int) -> tuple[Example, ...]:
+        answers = ("ay", "be", "ce")
+        return tuple(
+            Example(f"{split}{i}", f"{split} {i}", answers[(i + shift) % 3], answers, (i + shift) % 3)
+            for i in range(count)
+        )
+
+    splits = {"train": examples("t", 60), "validation": (), "test": examples("u", 12)}
+    return Task(name, "multiple_choice", ("accuracy",), splits, label_names=("ay", "be", "ce"))  # type: ignore[arg-type]
+
+
+SOURCES = [three_class("s", 0), three_class("r", 1)]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"task_prompt": "none", "selection": "soft"},
+    {"task_prompt": "fresh", "selection": "straight_through", "keys": "separate", "query_rank": 2},
+    {"freeze_bank": True, "selection": "weighted", "keys": "tied", "scoring": "scaled"},
+    {"start": "sources", "balance": 0.1, "spread": 0.1, "budget": 30, "selection": "straight_through"},
+]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny("llama", torch.float32)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_goes_from_sources_to_test_and_through_a_folder(
+    backbone: Backbone, options: dict[str, Any], tmp_path: Path
+) -> None:
+    method = make_method("tpt", options)
+    prior = fit(method, SOURCES, backbone, SETTINGS, folder=tmp_path)
+    again = Prior.from_pretrained(tmp_path / "prior", backbone.card)
+    assert all(torch.equal(again.params[name], value) for name, value in prior.params.items())
+    episodes = [make_episode(three_class("x", 2), 4, 13), make_episode(three_class("y", 1), 2, 21)]
+    before = adapt(method, episodes, backbone, again, SETTINGS)
+    assert {e.label for e in episodes[0].shots.train} == {0, 1, 2}
+    before[0].prompt.save_pretrained(tmp_path / "prompt")
+    loaded = replace(before[0], prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone.card))
+    assert score_on_test(backbone, [loaded]) == score_on_test(backbone, before[:1])
+
+
+def test_a_frozen_bank_stays_and_the_task_prompt_moves(backbone: Backbone) -> None:
+    settings = replace(SETTINGS, target=replace(SETTINGS.target, weight_decay=0.1))
+    for frozen in (True, False):
+        method = make_method("tpt", {"freeze_bank": frozen})
+        prior = fit(method, SOURCES, backbone, settings)
+        beginning = method.begin(lab_of(backbone, settings), [prior], [make_episode(three_class("x", 2), 4, 13)])
+        assert [beginning.factors.get(n, 1.0) for n in ("bank", "keys", "centre", "own")] == [1 - frozen, 0, 0, 1]
+        done = adapt(method, [make_episode(three_class("x", 2), 4, 13)], backbone, prior, settings)[0]
+        numbers = {"own": 3 * backbone.width, "bank": 60 * backbone.width}
+        assert done.trainable == numbers["own"] + (0 if frozen else numbers["bank"])
+        if frozen:
+            assert torch.equal(done.prompt.params["bank"], prior.params["bank"])
+
+
+def lab_of(backbone: Backbone, settings: Settings) -> Any:
+    from promptprior.fit import make_lab
+
+    return make_lab(backbone, settings, None, None, 30.0)
+
+
+def test_the_header_counts_parameters_three_ways_and_says_what_was_retrieved(backbone: Backbone) -> None:
+    prior = fit(make_method("tpt_as_released"), SOURCES, backbone, SETTINGS)
+    width = backbone.width
+    counts = {"bank": 600 * width, "task": 100 * width, "retrieved": 100 * width}
+    assert prior.header.diagnostics["parameters"] == counts
+    found: Any = prior.header.diagnostics["retrieval"]
+    assert found["rows"] == 600
+    assert found["retrieved"] == 100
+    assert found["rows_used"] + found["dead_rows"] == 600
+
+
+def test_controls_do_not_look_at_what_a_text_says(backbone: Backbone) -> None:
+    static: Any = fit(make_method("tpt_static"), SOURCES, backbone, SETTINGS).header.diagnostics["retrieval"]
+    assert static["distinct_sets"] == 1
+    assert static["overlap_within_task"] == 1
+    random: Any = fit(make_method("tpt_random"), SOURCES, backbone, SETTINGS).header.diagnostics["retrieval"]
+    assert random["overlap_within_task"] < 3 * random["overlap_if_random"]
+
+
+def test_a_length_that_leaves_no_task_prompt_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(SpecError, match="leaves 0 tokens for the task prompt beside 6 retrieved ones"):
+        fit(make_method("tpt", {"retrieve": 6}), SOURCES, backbone, SETTINGS)
+
+
+def obeying_model() -> Backbone:
+    """A model trained here to obey an order in its context, "A".."J": add 0..9 to the last symbol.
+
+    Markers and the first symbol stand in its training texts and mean nothing to it.
+    """
+    torch.manual_seed(0)
+    words = tokenizer()
+    shape = {**LLAMA_LIKE, "hidden_size": 48, "intermediate_size": 96, "num_key_value_heads": 4}
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**shape, **ENDS))
+    orders, markers, symbols = (torch.tensor(words.convert_tokens_to_ids(list(s))) for s in (ORDERS, MARKERS, SYMBOLS))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    for _ in range(450):
+        order, marker, x, y = (torch.randint(n, (64,)) for n in (10, len(MARKERS), 10, 10))
+        parts = [orders[order]] * 2 + [markers[marker]] * 5 + [symbols[y], symbols[x]]
+        answer = symbols[(x + order) % 10]
+        loss = torch.nn.functional.cross_entropy(model(torch.stack(parts, dim=1)).logits[:, -1], answer)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return as_backbone(freeze(model, words, "obeying"))
+
+
+def skills() -> Task:
+    """Each marker asks for its own shift: no single order is right for all texts."""
+
+    def example(m: int, y: int, x: int) -> Example:
+        answer = (x + SHIFTS[m]) % 10
+        return Example(f"{m}{y}{x}", MARKERS[m] * 5 + SYMBOLS[y] + SYMBOLS[x], SYMBOLS[answer], tuple(SYMBOLS), answer)
+
+    cells = [(m, y, x) for m in range(6) for y in range(10) for x in range(10)]
+    test = {c for c in cells if (c[2] + 3 * c[1] + c[0]) % 5 == 0}
+    splits = {
+        "train": tuple(example(*c) for c in cells if c not in test),
+        "validation": (),
+        "test": tuple(example(*c) for c in sorted(test)),
+    }
+    return Task("skills", "multiple_choice", ("accuracy",), splits, target_delimiter="")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_where_the_right_prompt_depends_on_the_text_retrieval_wins_by_a_wide_margin() -> None:
+    backbone, task = obeying_model(), skills()
+    shared: dict[str, Any] = {"bank_size": 24, "task_prompt": "none"}
+
+    def accuracy(name: str, rate: float, **options: Any) -> tuple[float, Any]:
+        stage = Training(steps=200, batch_size=16, learning_rates=(rate,), schedule="constant")
+        prior = fit(make_method(name, options), [task], backbone, Settings(length=2, source=stage))
+        header = prior.header
+        form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
+        objective = PromptObjective(backbone, form)
+        exam = make_exam(objective, task, task.split("test"))
+        return mark(objective, prior.params, [exam])[0].scores["accuracy"], header.diagnostics.get("retrieval")
+
+    single = max(accuracy("multitask", rate)[0] for rate in (0.3, 1.0))
+    static, same = accuracy("tpt_static", 0.3, **shared)
+    random, _ = accuracy("tpt_random", 0.3, **shared)
+    ours, found = accuracy("tpt", 0.3, selection="weighted", **shared)
+    print(f"single {single:.2f} static {static:.2f} random {random:.2f} tpt {ours:.2f} {found}")
+    assert ours > 0.5
+    assert ours > max(single, static, random) + 0.3
+    assert same["distinct_sets"] == 1
+    assert found["distinct_sets"] >= len(MARKERS)
+    assert found["overlap_within_task"] < 0.3
