@@ -96,7 +96,7 @@ def test_rows_are_independent(family: str) -> None:
     assert gradient[[0, 2]].abs().max() == 0
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", [*CAUSAL, "t5", "t5_gated"])
 def test_second_derivatives_exist_and_are_right(family: str) -> None:
     """A Hessian-vector product through the fast route equals the one through the slow twin (MAML needs it)."""
     backbone = tiny(family)

@@ -69,7 +69,7 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
     )
 
 
-def tiny(family: str, dtype: torch.dtype = torch.float64, **options: int) -> Backbone:
+def tiny(family: str, dtype: torch.dtype = torch.float64, check: bool = False, **options: int | bool) -> Backbone:
     """A tiny random backbone of a family, with weights large enough that attention is far from uniform."""
     torch.manual_seed(0)
     made = config(family)
@@ -79,7 +79,7 @@ def tiny(family: str, dtype: torch.dtype = torch.float64, **options: int) -> Bac
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8 if made.is_encoder_decoder is False else 2)
-    return as_backbone(freeze(model.to(dtype), tokenizer(), f"tiny-{family}"), **options)
+    return as_backbone(freeze(model.to(dtype), tokenizer(), f"tiny-{family}"), check=check, **options)
 
 
 class TrueFloat64(TorchFunctionMode):

@@ -50,8 +50,9 @@ class Block:
 class Pass:
     """What one run through a block needs besides its input.
 
-    `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed (None: all); `keep` whether to
-    keep activations for the backward pass or compute them again; `plain` the block as transformers computes it.
+    `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed (None: all); `keep` says
+    whether to keep activations for the backward pass or compute them again; `plain` is the block as transformers
+    computes it.
     """
 
     block: Block
@@ -81,7 +82,13 @@ class Kept:
     @classmethod
     def of(cls, tensors: list[Tensor]) -> "Kept":
         """The inverse of `tensors`."""
-        return cls(*tensors[:5], attended=Attended.of(tensors[5:]))
+        scale, middle, middle_scale, gate, up, *attended = tensors
+        return cls(scale, middle, middle_scale, gate, up, Attended.of(attended))
+
+
+def run_block(x: Float[Tensor, "N D"], work: Pass) -> Float[Tensor, "V D"]:
+    """The block's output, as one node of autograd's graph."""
+    return HandWritten.apply(x, work)  # type: ignore[no-untyped-call]
 
 
 class HandWritten(torch.autograd.Function):

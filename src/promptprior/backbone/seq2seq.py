@@ -1,23 +1,29 @@
 """Encoder-decoders: the prompt stands before the encoder input; choices of one text share its encoding."""
 
+from contextlib import nullcontext
+
 import torch
 
+from promptprior.backbone.causal import kept_or_recomputed
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import ragged_arange
 from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.batch import Batch
 
 
-def encoder_decoder_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+def encoder_decoder_states(
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
+) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
-    encoded, mask = encode(frozen, prompts, batch)
-    rows = batch.text_index.to(frozen.device)
-    out = frozen.model.get_decoder()(
-        input_ids=shifted(frozen, batch).to(frozen.device),
-        encoder_hidden_states=encoded.index_select(0, rows),
-        encoder_attention_mask=mask.index_select(0, rows),
-        use_cache=False,
-    )
+    with kept_or_recomputed(frozen.model, keep, nullcontext):
+        encoded, mask = encode(frozen, prompts, batch)
+        rows = batch.text_index.to(frozen.device)
+        out = frozen.model.get_decoder()(
+            input_ids=shifted(frozen, batch).to(frozen.device),
+            encoder_hidden_states=encoded.index_select(0, rows),
+            encoder_attention_mask=mask.index_select(0, rows),
+            use_cache=False,
+        )
     row = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)
     place = ragged_arange(batch.target_lengths)
     return out.last_hidden_state[row.to(frozen.device), place.to(frozen.device)]

@@ -1,4 +1,4 @@
-"""Attention over a packed batch with its gradient written by hand: first order only, no mask or key ever copied to rows.
+"""Attention over a packed batch with its gradient written by hand: first order only, nothing copied to be shared.
 
 The same mathematics as attention.py, which stays the definition (any family, differentiable twice). Here the masks are
 made once per pass instead of once per layer, and the backward pass is five products and one fused softmax per stage.

@@ -6,9 +6,11 @@ key and value projections of cross-attention move from the encoding to the queri
 
     (x Wq) (E Wk)' = (x Wq Wk') E'        softmax(..) (E Wv) = (softmax(..) E) Wv
 
-which is the same number by associativity, and saves two products over every encoded token in every layer.
+which is the same number by associativity, and saves two products over every encoded token in every layer. The encoding
+is centred first: a softmax over its tokens, and a mean weighted by one, do not see a common shift, but float32 does.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed, unpacked
-from promptprior.backbone.block import ACTIVATIONS, Block, HandWritten, Pass
+from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Stage, ragged_stage, ragged_take, rows_of
 from promptprior.backbone.seq2seq import shifted
@@ -58,9 +60,7 @@ def block_of(block: Any, model: PreTrainedModel) -> Block:
     )
 
 
-def t5_states(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
-) -> Float[Tensor, "V D"]:
+def t5_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
     encoded, stage = encoded_texts(frozen, prompts, batch, keep)
     grid = rows_of(torch.arange(batch.texts), batch.text_index).flatten()  # rows of each text; -1 where it has fewer
@@ -83,7 +83,7 @@ def encoded_texts(
     texts = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
     x = torch.cat([used, texts]).index_select(0, token_order(prompts, batch).to(frozen.device))
     for work in passes(frozen.model, stage, keep):
-        x = HandWritten.apply(x, work)
+        x = run_block(x, work)
     return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
 
 
@@ -112,7 +112,7 @@ def passes(model: PreTrainedModel, stage: Stage, keep: bool) -> list[Pass]:
             key_rotary=None,
             rows=None,
             keep=keep,
-            plain=lambda x, block=block: plain_block(x, block, stage, bias, pads),
+            plain=partial(plain_block, block=block, stage=stage, bias=bias, pads=pads),
         )
         for block in model.encoder.block
     ]
@@ -138,9 +138,11 @@ def decoded(
     bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)
     later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
     bias = bias.masked_fill(later, float("-inf"))
+    centre = encoded.detach().mean(dim=1, keepdim=True)
+    centred = encoded - centre
     for block in decoder.block:
         x = x + self_attention(block.layer[0].layer_norm(x), block.layer[0].SelfAttention, bias)
-        x = x + cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, encoded, pads)
+        x = x + cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, centred, centre, pads)
         x = block.layer[2](x)
     return decoder.final_layer_norm(x)
 
@@ -153,15 +155,19 @@ def self_attention(h: Float[Tensor, "R U D"], attention: Any, bias: Tensor) -> F
 
 
 def cross_attention(
-    h: Float[Tensor, "R U D"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
+    h: Float[Tensor, "R U D"],
+    attention: Any,
+    centred: Float[Tensor, "X S D"],
+    centre: Float[Tensor, "X 1 D"],
+    pads: Bool[Tensor, "X S"],
 ) -> Float[Tensor, "R U D"]:
     """Attention of all rows of a text to its one encoding, which is projected only where that costs less."""
-    queries = h.reshape(encoded.shape[0], -1, h.shape[-1])  # [X, choices * U, D]
+    queries = h.reshape(centred.shape[0], -1, h.shape[-1])  # [X, choices * U, D]
     q = by_head(attention.q(queries), attention)
     reassociate = queries.shape[1] < attention.key_value_proj_dim
     attend = projected_queries if reassociate else projected_keys
-    seen = attend(q, attention, encoded, pads[:, None, None, :])
-    return attention.o(seen.transpose(1, 2).flatten(2)).view(h.shape)
+    seen = attend(q, attention, centred, pads[:, None, None, :]).transpose(1, 2).flatten(2)
+    return attention.o(seen + attention.v(centre)).view(h.shape)
 
 
 def projected_queries(

@@ -1,0 +1,126 @@
+"""Which of the exact routes serves a model: the fastest one that knows it and proves it on a small batch."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from promptprior.backbone import llama, t5
+from promptprior.backbone.causal import concatenated_states, packed_states
+from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.head import row_means, token_nll
+from promptprior.backbone.reference import reference_losses
+from promptprior.backbone.seq2seq import encoder_decoder_states
+from promptprior.notation import Float, Tensor
+from promptprior.tasks.batch import Batch, Tokens, collate
+
+States = Callable[..., Float[Tensor, "V D"]]  # of (frozen, prompts, batch, keep=True)
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+Result = TypeVar("Result")
+
+
+def candidates(frozen: Frozen) -> Iterator[States]:
+    """The routes that may serve a model, fastest first; the last always does."""
+    if frozen.card.is_encoder_decoder:
+        if t5.serves(frozen.model):
+            yield t5.t5_states
+        yield encoder_decoder_states
+        return
+    if llama.serves(frozen.model):
+        yield llama.llama_states
+    if type(frozen.model)._can_set_attn_implementation():
+        yield packed_states
+    yield concatenated_states
+
+
+def chosen_route(frozen: Frozen, recompute: bool, check: bool) -> States:
+    """The first route that agrees with the slow reference on a small batch; warns when a faster one did not.
+
+    `recompute` keeps only what enters each layer and computes the rest again in the backward pass.
+    """
+    *fast, last = candidates(frozen)
+    for route in fast:
+        complaint = disagreement(frozen, route) if check else None
+        if complaint is None:
+            return partial(route, keep=False) if recompute else route
+        warnings.warn(
+            f"{frozen.card.name} ({frozen.card.architecture}): the fast route {route.__name__} {complaint}; "
+            "a slower one is used, results are unaffected. Please report the model.",
+            stacklevel=2,
+        )
+    return partial(last, keep=False) if recompute else last
+
+
+def disagreement(frozen: Frozen, route: States) -> str | None:
+    """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not."""
+    prompts, batch = probe(frozen)
+    expected = with_gradient(reference_losses(frozen, prompts, batch), prompts)
+    try:
+        found = with_gradient(losses_by(frozen, route, prompts, batch), prompts)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        return f"fails ({error})"
+    for what, left, right in zip(("losses", "gradients"), found, expected, strict=True):
+        apart = float((left - right).norm() / right.norm())
+        if not apart <= TOLERANCE[frozen.dtype]:
+            return f"has {what} that differ from plain concatenation by {apart:.1e}"
+    return None
+
+
+def with_gradient(losses: Float[Tensor, " R"], prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and the prompts' gradient of their sum."""
+    return losses.detach(), torch.autograd.grad(losses.sum(), prompts)[0]
+
+
+def probe(frozen: Frozen) -> tuple[Float[Tensor, "P L D"], Batch]:
+    """Two prompts and three ragged texts with two answers each, of early vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    words = min(1000, frozen.model.get_input_embeddings().weight.shape[0])
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(words, (count,), generator=generator).tolist())
+
+    items = [Tokens(ids(size), (ids(2), ids(1))) for size in (9, 4, 6)]
+    prompts = torch.randn(2, 5, frozen.card.width, generator=generator, dtype=frozen.prompt_dtype) * frozen.card.scale
+    return prompts.to(frozen.device).requires_grad_(), collate(items, copies=[1, 0, 1])
+
+
+def losses_by(frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+    """Mean negative log-likelihood of each row's target, by a route."""
+    states = route(frozen, prompts, batch)
+    targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
+    nll = token_nll(frozen.model, states, targets.to(states.device))
+    return row_means(nll, batch.target_lengths.to(states.device))
+
+
+def backing_off(pieces: Iterator[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
+    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again.
+
+    Says so once per piece. Raises what `run` raised when a single text does not fit.
+    """
+    for piece in pieces:
+        yield from fitted(piece, run)
+
+
+def fitted(piece: Batch, run: Callable[[Batch], Result]) -> Iterator[Result]:
+    """`run` of a piece, or of its halves."""
+    try:
+        done = run(piece)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if piece.texts == 1 or not out_of_memory(error):
+            raise
+        half = piece.texts // 2
+    else:
+        yield done
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warnings.warn(f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens", stacklevel=2)
+    yield from fitted(piece.take(torch.arange(half)), run)
+    yield from fitted(piece.take(torch.arange(half, piece.texts)), run)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

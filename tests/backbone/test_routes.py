@@ -1,0 +1,81 @@
+"""The choice of a route: it proves itself, falls back with one warning, and halves what does not fit."""
+
+import warnings
+
+import pytest
+import torch
+
+from promptprior.backbone import routes
+from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.llama import llama_states
+from promptprior.notation import Tensor
+from promptprior.tasks.batch import Batch
+
+from .test_engine import random_batch, random_prompts
+from .tiny import FAMILIES, tiny
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes_its_check(family: str, dtype: torch.dtype) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tiny(family, dtype, check=True)
+
+
+def test_a_route_that_disagrees_is_left_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(frozen: Frozen, prompts: Tensor, batch: Batch, keep: bool = True) -> Tensor:
+        return llama_states(frozen, 1.1 * prompts, batch, keep)
+
+    monkeypatch.setattr(routes.llama, "llama_states", wrong)
+    with pytest.warns(UserWarning, match=r"tiny-llama.*the fast route wrong has losses that differ") as caught:
+        backbone = tiny("llama", torch.float32, check=True)
+    assert len(caught) == 1
+    assert backbone.states is routes.packed_states
+
+
+def test_a_route_that_fails_is_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Tensor:
+        raise NotImplementedError("no sinks")
+
+    monkeypatch.setattr(routes, "packed_states", broken)
+    with pytest.warns(UserWarning, match="fails \\(no sinks\\)"):
+        assert tiny("gpt2", torch.float32, check=True).states is routes.concatenated_states
+
+
+def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny("llama")
+    batch, prompts = random_batch(7, 2, 2), random_prompts(backbone, 2, 3)
+    expected = backbone.losses(prompts, batch)
+    run, sizes = type(backbone).chunk_losses, []
+
+    def limited(self: object, prompts: Tensor, piece: Batch) -> Tensor:
+        sizes.append(piece.texts)
+        if piece.texts > 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+        return run(backbone, prompts, piece)
+
+    monkeypatch.setattr(type(backbone), "chunk_losses", limited)
+    with pytest.warns(UserWarning, match="7 texts at once do not fit"):
+        found = backbone.losses(prompts, batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_a_text_that_never_fits_and_any_other_error_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> Tensor:
+        raise RuntimeError("something else")
+
+    backbone = tiny("llama")
+    monkeypatch.setattr(type(backbone), "chunk_losses", failing)
+    with pytest.raises(RuntimeError, match="something else"):
+        backbone.losses(random_prompts(backbone, 1, 3), random_batch(4, 1, 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_computed_again_change_nothing(family: str) -> None:
+    """With `recompute` only block inputs are kept; sharing survives, and so does every digit."""
+    kept, recomputed = (tiny(family, torch.float32, recompute=r) for r in (False, True))
+    batch, prompts = random_batch(5, 2, 2), random_prompts(kept, 2, 4)
+    expected, found = (torch.autograd.grad(b.losses(prompts, batch).sum(), prompts)[0] for b in (kept, recomputed))
+    assert torch.equal(found, expected)
