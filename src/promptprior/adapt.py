@@ -140,6 +140,7 @@ def target_run(
         select=lambda params: dev_scores(objective, papers, params),
         select_every=stage.select_every,
         patience=stage.patience,
+        looks=stage.looks,
     )
 
 

@@ -31,6 +31,7 @@ class Training:
     weight_decay: float = setting(0.0, "decoupled weight decay")
     clip: float | None = setting(None, "largest gradient norm of a copy")
     select_every: int = setting(0, "steps between looks at dev; 0: only before the first and after the last")
+    looks: tuple[int, ...] = setting((), "further steps at which dev is asked: 1,2,5,10,20,50 draws a learning curve")
     patience: int | None = setting(None, "looks at dev without improvement before stopping")
 
     def __post_init__(self) -> None:

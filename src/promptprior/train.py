@@ -49,6 +49,7 @@ class Run(Generic[Drawn]):
     select: Select | None = None
     select_every: int = 0
     patience: int | None = None
+    looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,13 @@ def advanced(run: Run, progress: Progress) -> Progress:
     check_finite(state, info, progress.history)
     line = {"step": state.step, **{name: rounded(value) for name, value in info.items()}}
     after = Progress(state, progress.best, [*progress.history, line], progress.spent)
-    due = run.select is not None and (
-        state.step == run.steps or (run.select_every > 0 and state.step % run.select_every == 0)
-    )
+    due = run.select is not None and is_due(run, state.step)
     return selected(run, after) if due else after
+
+
+def is_due(run: Run, step: int) -> bool:
+    """Whether dev is asked after this many steps."""
+    return step == run.steps or step in run.looks or (run.select_every > 0 and step % run.select_every == 0)
 
 
 def selected(run: Run, progress: Progress) -> Progress:
