@@ -72,7 +72,7 @@ def adapt(
     """
     settings = settings or Settings()
     home = Path(folder) if folder is not None else None
-    given = checked_priors(method, episodes, priors, backbone)
+    given = checked_priors(method, episodes, priors, backbone, settings.length)
     lab = make_lab(backbone, settings, home, watch, checkpoint_seconds)
     beginning = method.begin(lab, given, episodes)
     objective = PromptObjective(backbone, beginning.parameterisation)
@@ -85,9 +85,13 @@ def adapt(
 
 
 def checked_priors(
-    method: Method, episodes: Sequence[Episode], priors: Sequence[Prior] | Prior | None, backbone: Backbone
+    method: Method,
+    episodes: Sequence[Episode],
+    priors: Sequence[Prior] | Prior | None,
+    backbone: Backbone,
+    length: int,
 ) -> list[Prior]:
-    """One prior per episode, each of this method and this backbone; none for methods without sources."""
+    """One prior per episode, each of this method, backbone and prompt length; none for methods without sources."""
     if not method.needs_sources:
         return []
     if priors is None:
@@ -101,6 +105,9 @@ def checked_priors(
             raise SpecError(
                 f"this prior was fitted by {prior.header.method!r}, not {method.name!r} (--method, --prior)"
             )
+        fitted = prior.header.settings.get("length", length)
+        if fitted != length:
+            raise SpecError(f"this prior has prompts of length {fitted}, the settings say {length}: --length {fitted}")
     return each
 
 
@@ -123,7 +130,7 @@ def target_run(
         tuple(rates[g] for _, g in copies), lab.backbone.scale, at_every_rate_factors(beginning, len(rates))
     )
     return Run(
-        key=lab.key(method, "target", *((e.task.fingerprint, e.k, e.seed) for e in episodes)),
+        key=lab.key(method, "target", *(e.key for e in episodes)),
         objective=objective,
         rule=Descent(
             optimiser(stage.optimiser, rate, stage.weight_decay),
@@ -265,9 +272,9 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
     exams: dict[str, Exam] = {}
     for a in adapted:
         task = a.episode.task
-        if task.name not in exams:
-            exams[task.name] = make_exam(objective, task, task.split("test")[:limit])
-    papers = [replace(exams[a.episode.task.name], copy=c) for c, a in enumerate(adapted)]
+        if task.fingerprint not in exams:
+            exams[task.fingerprint] = make_exam(objective, task, task.split("test")[:limit])
+    papers = [replace(exams[a.episode.task.fingerprint], copy=c) for c, a in enumerate(adapted)]
     return mark(objective, joined([a.prompt for a in adapted]), papers)
 
 

@@ -255,7 +255,7 @@ class Bmtpt:
         width = self.prior_width[len(self.prior_width) // 2] * lab.backbone.scale
         pull = GaussianPenalty(shared, 1 / (2 * width**2 * torch.tensor(shots).to(shared)), "shared")
         return Run(
-            key=lab.key(self, "joint", *((e.task.fingerprint, e.k, e.seed) for _, _, e in members)),
+            key=lab.key(self, "joint", *(e.key for _, _, e in members)),
             objective=PromptObjective(lab.backbone, form),
             rule=Descent(
                 optimiser(stage.optimiser, rate, stage.weight_decay),

@@ -32,6 +32,12 @@ class Episode:
     seed: int
     shots: Shots
 
+    @property
+    def key(self) -> str:
+        """What tells its results from those of every other episode."""
+        drawn = [[e.id for e in examples] for examples in (self.shots.train, self.shots.dev)]
+        return stable_hash([self.task.fingerprint, self.k, self.seed, drawn])
+
 
 @dataclass(frozen=True)
 class Lab:

@@ -83,7 +83,7 @@ class Spot:
             Pool(training_tokens(lab.backbone, e.task, e.shots.train), task=0, copy=c) for c, e in enumerate(episodes)
         ]
         return Run(
-            key=lab.key(self, "probe", *((e.task.fingerprint, e.k, e.seed) for e in episodes)),
+            key=lab.key(self, "probe", *(e.key for e in episodes)),
             objective=PromptObjective(lab.backbone, form),
             rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
             params=begun,
