@@ -1,0 +1,188 @@
+"""How like two tasks are, by five measures, and how well a measure foretells what a source is worth to a target.
+
+Qin et al. 2023 relate gains to task similarity; their measure was not recovered (papers.md 3.4). Ours: all tasks train
+a prompt for a few steps on their shots, as copies of one run from one start; compared is what training ADDED to it.
+
+    prompt    cosine of the whole prompts' displacement
+    token     cosine of the displacement of the average token (SPoT's task embedding, Vu et al. 2022)
+    gradient  cosine of the loss gradients at the start
+    label     Jaccard overlap of the answers
+    format    Jaccard overlap of the words that stand in nearly all texts of a task: its template
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from promptprior.backbone import Backbone, training_tokens
+from promptprior.compare.statistics import Interval
+from promptprior.errors import SpecError
+from promptprior.fit import make_lab
+from promptprior.methods.method import Lab, stacked
+from promptprior.notation import Float, Tensor
+from promptprior.prompts.parameterisation import Direct
+from promptprior.rules.descent import Descent
+from promptprior.rules.objective import PromptObjective, loss_and_gradient
+from promptprior.rules.optimiser import optimiser
+from promptprior.settings import Settings
+from promptprior.tasks.batch import collate
+from promptprior.tasks.draw import EpisodeDraws, Pool, k_shot
+from promptprior.tasks.task import Task, normalised
+from promptprior.train import Run
+
+Measure = Literal["prompt", "token", "gradient", "label", "format"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+TEMPLATE_SHARE = 0.9  # a word in at least this share of a task's texts belongs to its template
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How like a source is to a target: cosines in [-1, 1], overlaps in [0, 1]."""
+
+    source: str
+    target: str
+    prompt: float
+    token: float
+    gradient: float
+    label: float
+    format: float
+
+
+def similarities(
+    targets: Sequence[Task],
+    sources: Sequence[Task],
+    backbone: Backbone,
+    settings: Settings | None = None,
+    shots: int = 16,
+    seed: int = 13,
+    steps: int = 20,
+) -> list[Similarity]:
+    """Every source against every target. All tasks are seen through a k-shot draw of their training splits."""
+    tasks = [*sources, *targets]
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise SpecError(f"{', '.join(sorted({n for n in names if names.count(n) > 1}))}: named twice among the tasks")
+    lab = make_lab(backbone, settings or Settings(), None, None, 30.0)
+    added, gradients = footprints(lab, tasks, shots, seed, steps)
+    tables = {
+        "prompt": cosines(added.flatten(1)),
+        "token": cosines(added.mean(1)),
+        "gradient": cosines(gradients.flatten(1)),
+        "label": overlaps([answers(task) for task in tasks]),
+        "format": overlaps([template(task) for task in tasks]),
+    }
+    return [
+        Similarity(names[s], names[t], **{m: float(table[s, t]) for m, table in tables.items()})
+        for t in range(len(sources), len(tasks))
+        for s in range(len(sources))
+    ]
+
+
+def rank_sources(
+    target: Task,
+    sources: Sequence[Task],
+    backbone: Backbone,
+    settings: Settings | None = None,
+    by: Measure = "gradient",
+    shots: int = 16,
+    seed: int = 13,
+    steps: int = 20,
+) -> list[Similarity]:
+    """The sources of one target, the most similar first."""
+    found = similarities([target], sources, backbone, settings, shots, seed, steps)
+    return sorted(found, key=lambda one: getattr(one, by), reverse=True)
+
+
+def footprints(
+    lab: Lab, tasks: Sequence[Task], shots: int, seed: int, steps: int
+) -> tuple[Float[Tensor, "C L D"], Float[Tensor, "C L D"]]:
+    """What a few steps on each task's shots add to one common start, and the gradients at that start."""
+    form = Direct(lab.settings.length, lab.backbone.width)
+    objective = PromptObjective(lab.backbone, form)
+    start = stacked([lab.start(seed, "similarity")] * len(tasks))
+    tokens = [training_tokens(lab.backbone, task, k_shot(task, shots, seed).train) for task in tasks]
+    stage = replace(lab.settings.target, steps=steps, schedule="constant")
+    rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
+    run = Run(
+        key=lab.key("similarity", shots, seed, steps, *(task.fingerprint for task in tasks)),
+        objective=objective,
+        rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
+        params=start,
+        draws=EpisodeDraws(
+            [Pool(some, copy=c) for c, some in enumerate(tokens)], stage.batch_size, [seed] * len(tasks)
+        ),
+        steps=steps,
+    )
+    everything = collate([t for some in tokens for t in some], [c for c, some in enumerate(tokens) for _ in some])
+    _, gradient = loss_and_gradient(objective, start, everything)
+    return lab.train(run, "similarity").last["prompt"] - start["prompt"], gradient["prompt"]
+
+
+def cosines(rows: Float[Tensor, "C n"]) -> Float[Tensor, "C C"]:
+    """Cosine of every two rows; 0 where one is zero."""
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    return unit @ unit.T
+
+
+def overlaps(sets: Sequence[frozenset[str]]) -> Float[Tensor, "C C"]:
+    """Jaccard overlap of every two sets; 0 where both are empty."""
+    table = [[len(a & b) / max(1, len(a | b)) for b in sets] for a in sets]
+    return torch.tensor(table, dtype=torch.float64)
+
+
+def answers(task: Task) -> frozenset[str]:
+    """The normalised answers of a task's training split."""
+    return frozenset(normalised(example.target) for example in task.split("train"))
+
+
+def template(task: Task) -> frozenset[str]:
+    """The words in nearly all texts of a task."""
+    texts = [set(normalised(example.text).split()) for example in task.split("train")]
+    counts = Counter(word for text in texts for word in text)
+    return frozenset(word for word, count in counts.items() if count >= TEMPLATE_SHARE * len(texts))
+
+
+def rank_correlations(
+    found: Sequence[Similarity], gains: Mapping[tuple[str, str], float], level: float = 0.95
+) -> dict[Measure, Interval]:
+    """Spearman correlation of each measure with measured gains, by (source, target), with its bootstrap interval.
+
+    Raises SpecError for fewer than three pairs with a gain.
+    """
+    pairs = [one for one in found if (one.source, one.target) in gains]
+    if len(pairs) < 3:
+        raise SpecError(f"{len(pairs)} pairs of source and target have a gain: a rank correlation needs at least 3")
+    gain = [gains[one.source, one.target] for one in pairs]
+    return {measure: spearman([getattr(one, measure) for one in pairs], gain, level) for measure in MEASURES}
+
+
+def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Spearman's rank correlation with a percentile bootstrap over pairs; 0 where one side never varies.
+
+    Pairs that share a target are not independent: the interval is then too narrow.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    picks = np.random.default_rng(seed).integers(len(a), size=(RESAMPLES, len(a)))
+    drawn = np.sort([rank_correlation(a[i], b[i]) for i in picks])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(rank_correlation(a, b), float(low), float(high), len(a))
+
+
+def rank_correlation(a: Any, b: Any) -> float:
+    """Pearson's correlation of the ranks."""
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(a), rankdata(b)])
+    ranks -= ranks.mean(1, keepdims=True)
+    size = float(np.sqrt((ranks**2).sum(1)).prod())
+    return float((ranks[0] * ranks[1]).sum() / size) if size else 0.0
+
+
+def as_table(found: Sequence[Similarity]) -> list[dict[str, Any]]:
+    """One row per pair, for a table or a heatmap."""
+    return [asdict(one) for one in found]
