@@ -1,11 +1,10 @@
 """One training step, ours against PEFT prompt tuning with the model's own loss, alternating in one run.
 
-    python benchmarks/engine.py                      # the cases the bars name: about 5 minutes on 2 cores
-    python benchmarks/engine.py --full               # every model, dtype, prompt length, row count and text
-    python benchmarks/engine.py --case smollm2/float32/L100/R32/even --trials 5
+python benchmarks/engine.py                      # the cases the bars name: about 5 minutes on 2 cores
+python benchmarks/engine.py --full               # every model, dtype, prompt length, row count and text
+python benchmarks/engine.py --case smollm2/float32/L100/R32/even --trials 5
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ def peft(case: Case, prompt: Tensor, batch: Batch) -> tuple[Step, Tensor]:
         num_virtual_tokens=case.length,
         num_transformer_submodules=1,
     )
-    model = get_peft_model(copy.deepcopy(backbone(case.model, case.dtype).frozen.model), config)
+    model = get_peft_model(backbone(case.model, case.dtype).frozen.model, config)
     parameter = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         parameter.copy_(prompt)

@@ -40,7 +40,7 @@ class Case:
 @cache
 def backbone(model: str, dtype: str) -> Backbone:
     """SmolLM2-135M, or a random model shaped like T5-small."""
-    return load("smollm2", dtype=dtype) if model == "smollm2" else t5_small(dtype)
+    return load("smollm2", dtype, max_tokens=10**9) if model == "smollm2" else t5_small(dtype)
 
 
 def t5_small(dtype: str) -> Backbone:
@@ -48,7 +48,9 @@ def t5_small(dtype: str) -> Backbone:
     torch.manual_seed(0)
     config = T5Config(dropout_rate=0.0, decoder_start_token_id=0, vocab_size=32128)
     model = T5ForConditionalGeneration(config).to(getattr(torch, dtype))
-    return as_backbone(freeze(model, backbone("smollm2", "float32").frozen.tokenizer, "t5-small-shaped"))
+    return as_backbone(
+        freeze(model, load("smollm2", check=False).frozen.tokenizer, "t5-small-shaped"), max_tokens=10**9
+    )
 
 
 def made_batch(case: Case) -> Batch:
@@ -70,7 +72,7 @@ def drawn_tokens(case: Case) -> list[Tokens]:
     """The first rows of a task, tokenised; ids wrapped to what the model knows."""
     task = load_task(case.text, data=DATA)
     chosen = task.split("train")[: case.rows]
-    tokens = training_tokens(backbone("smollm2", "float32"), task, chosen)
+    tokens = training_tokens(load("smollm2", check=False), task, chosen)
     if case.model == "smollm2":
         return tokens
     return [Tokens(wrapped(t.text), tuple(map(wrapped, t.targets))) for t in tokens]

@@ -1,0 +1,71 @@
+"""Two processes make the update that one would."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from promptprior.backbone.parallel import add_up, own_share, processes
+from promptprior.notation import Tensor
+
+from .test_engine import random_batch, random_prompts
+from .tiny import tiny
+
+STEPS = 3
+
+
+def descend(texts: int) -> Tensor:
+    """A few steps of gradient descent on the mean loss, each process on its own texts."""
+    torch.set_num_threads(1)
+    backbone = tiny("llama", torch.float32)
+    batch = random_batch(texts, 2, 2)
+    prompts = random_prompts(backbone, 2, 3).detach().float().requires_grad_()
+    for _ in range(STEPS):
+        share = own_share(batch)
+        prompts.grad = torch.zeros_like(prompts)
+        if share is not None:
+            (backbone.losses(prompts, share).sum() / batch.rows).backward()
+        add_up([prompts.grad])
+        with torch.no_grad():
+            prompts -= 0.1 * prompts.grad
+    return prompts.detach()
+
+
+def one_of_two(rank: int, folder: str, texts: int) -> None:
+    """What each process runs."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = descend(texts)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def together(texts: int) -> tuple[Tensor, Tensor]:
+    """The prompts that two processes end with."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(one_of_two, (folder, texts), nprocs=2)
+        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
+
+
+def test_two_processes_make_the_update_of_one() -> None:
+    first, second = together(5)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, descend(5), rtol=0, atol=1e-5)
+
+
+def test_a_process_without_texts_still_takes_part() -> None:
+    first, second = together(1)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, descend(1), rtol=0, atol=1e-5)
+
+
+def test_one_process_is_left_alone() -> None:
+    assert processes() == 1
+    batch, some = random_batch(4, 1, 1), torch.ones(3)
+    share = own_share(batch)
+    assert share is not None
+    assert share.texts == 4
+    add_up([some])
+    assert some.tolist() == [1, 1, 1]
