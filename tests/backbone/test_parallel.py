@@ -1,6 +1,5 @@
 """Two processes make the update that one would."""
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from .test_engine import random_batch, random_prompts
 from .tiny import tiny
 
 STEPS = 3
+TEXTS = (5, 1)
 
 
 def descend(texts: int) -> Tensor:
@@ -33,32 +33,20 @@ def descend(texts: int) -> Tensor:
     return prompts.detach()
 
 
-def one_of_two(rank: int, folder: str, texts: int) -> None:
+def one_of_two(rank: int, folder: str) -> None:
     """What each process runs."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = descend(texts)
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save([descend(texts) for texts in TEXTS], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def together(texts: int) -> tuple[Tensor, Tensor]:
-    """The prompts that two processes end with."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(one_of_two, (folder, texts), nprocs=2)
-        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    return first, second
-
-
-def test_two_processes_make_the_update_of_one() -> None:
-    first, second = together(5)
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, descend(5), rtol=0, atol=1e-5)
-
-
-def test_a_process_without_texts_still_takes_part() -> None:
-    first, second = together(1)
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, descend(1), rtol=0, atol=1e-5)
+def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
+    """Also where one of them has no text at all."""
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for texts, one, other in zip(TEXTS, first, second, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, descend(texts), rtol=0, atol=1e-5)
 
 
 def test_one_process_is_left_alone() -> None:

@@ -5,9 +5,10 @@ import warnings
 import pytest
 import torch
 
-from promptprior.backbone import routes
+from promptprior.backbone import as_backbone, routes
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.llama import llama_states
+from promptprior.backbone.reference import reference_losses
 from promptprior.notation import Tensor
 from promptprior.tasks.batch import Batch
 
@@ -79,3 +80,40 @@ def test_activations_computed_again_change_nothing(family: str) -> None:
     batch, prompts = random_batch(5, 2, 2), random_prompts(kept, 2, 4)
     expected, found = (torch.autograd.grad(b.losses(prompts, batch).sum(), prompts)[0] for b in (kept, recomputed))
     assert torch.equal(found, expected)
+
+
+class Int8(torch.nn.Module):
+    """A weight-only quantised linear layer, as quantisation libraries put in place of the ordinary one."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.step = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("rounded", (linear.weight / self.step).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.rounded * self.step).to(x.dtype).t()
+
+
+def test_a_quantised_model_takes_a_route_that_asks_for_no_weights() -> None:
+    frozen = tiny("llama", torch.float32).frozen
+    for layer in frozen.model.model.layers:
+        layer.mlp.up_proj = Int8(layer.mlp.up_proj)
+    backbone = as_backbone(frozen)
+    assert backbone.states is routes.packed_states
+    batch, prompts = random_batch(4, 2, 2), random_prompts(backbone, 2, 3).detach().float().requires_grad_()
+    found = torch.autograd.grad(backbone.losses(prompts, batch).sum(), prompts)[0]
+    expected = torch.autograd.grad(reference_losses(frozen, prompts, batch).sum(), prompts)[0]
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_half_precision_is_near_float32(family: str, dtype: torch.dtype) -> None:
+    batch, gradients = random_batch(5, 1, 2), []
+    for precision in (dtype, torch.float32):
+        backbone = tiny(family, precision)
+        prompts = random_prompts(backbone, 2, 4).detach().float().requires_grad_()
+        losses = backbone.losses(prompts, batch)
+        assert losses.dtype == torch.float32
+        gradients.append(torch.autograd.grad(losses.sum(), prompts)[0])
+    assert (gradients[0] - gradients[1]).norm() <= (0.03 if dtype == torch.float16 else 0.25) * gradients[1].norm()
