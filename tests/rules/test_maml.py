@@ -7,9 +7,12 @@ import gc
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from promptprior.backbone.reference import reference_losses
 from promptprior.errors import SpecError, TrainingError
 from promptprior.notation import Params, Tensor
+from promptprior.prompts.bank import Bank
 from promptprior.prompts.parameterisation import Direct
 from promptprior.rules import curvature
 from promptprior.rules.curvature import conjugate_gradients, hessian_product
@@ -208,8 +211,6 @@ def meta_rows(steps: int, units: int = 2, each: int = 3) -> MetaBatch:
 
 def reference_loss(family: str) -> object:
     """One unit's mean loss through the model's own forward pass on concatenated embeddings."""
-    from promptprior.backbone.reference import reference_losses
-
     frozen = tiny(family).frozen
 
     def loss(params: Params, unit: int, batch: Batch) -> Tensor:
@@ -221,8 +222,6 @@ def reference_loss(family: str) -> object:
 
 @pytest.mark.parametrize(("family", "steps"), [("llama", 1), ("llama", 3), ("llama", 10), ("gpt2", 2), ("t5", 2)])
 def test_on_a_model_equals_unrolled_autograd(family: str, steps: int) -> None:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     backbone = tiny(family, max_tokens=60)
     objective = PromptObjective(backbone, Direct(3, 32))
     params = {"prompt": torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
@@ -345,3 +344,32 @@ def test_query_loss_falls(kind: str) -> None:
         losses.append(info["loss"].item())
     assert losses[-1] < losses[0] - 0.2
     assert info["moved"].item() > 1e-3
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_bank_equals_unrolled_autograd(steps: int) -> None:
+    """Rows are retrieved by each text; the reference gathers them by hand for every row."""
+    backbone = tiny("gpt2", max_tokens=60)
+    form = Bank(backbone, size=6, retrieve=2, own=1, query="mean", scoring="cosine")
+    g = torch.Generator().manual_seed(0)
+    params = {
+        "bank": torch.randn(1, 6, 32, dtype=torch.float64, generator=g),
+        "keys": torch.randn(1, 6, 32, dtype=torch.float64, generator=g),
+        "own": torch.randn(1, 1, 1, 32, dtype=torch.float64, generator=g),
+    }
+    batch, inner = meta_rows(steps), InnerSgd(0.3)
+
+    def loss(p: Params, unit: int, some: Batch) -> Tensor:
+        mine = of_units(some, torch.tensor([unit]))
+        chosen = form.retrieved({"keys": params["keys"], "bank": params["bank"]}, mine)
+        prompts = torch.stack([torch.cat([p["bank"][rows], p["own"][0]]) for rows in chosen])
+        return reference_losses(backbone.frozen, prompts, mine.reading(torch.arange(mine.texts))).mean()
+
+    with TrueFloat64():
+        rule = Maml(OUTER, Inner(inner, names=("bank", "own")))
+        ours = gradient(rule, params, batch, PromptObjective(backbone, form))
+        with sdpa_kernel(SDPBackend.MATH):
+            theirs, _ = unrolled(loss, {n: params[n][0] for n in ("bank", "own")}, batch, inner)
+    for name, expected in theirs.items():
+        close(ours[name][0], expected)
+    assert not ours["keys"].any()

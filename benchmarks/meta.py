@@ -1,0 +1,182 @@
+"""One meta-update, ours against a plain per-task loop, alternating in one run.
+
+    python benchmarks/meta.py                        # the case the bar names: SmolLM2, 8 tasks, 3 inner steps
+    python benchmarks/meta.py --case smollm2/float32/U2/R4/L20/K2 --trials 1
+
+The reference adapts one task after the other with the model's own forward pass on concatenated embeddings and plain
+autograd, as `higher` and `learn2learn` do (neither installs here); for exact MAML its graph is unrolled. It computes
+logits of answers only, which they would not: that favours the reference.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from measure import Step, alternate, finish, options, peak_bytes, report_peak
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+from workloads import backbone, even_tokens
+
+from promptprior.notation import Params, Tensor
+from promptprior.prompts.parameterisation import Direct
+from promptprior.rules.inner import Inner, InnerSgd
+from promptprior.rules.maml import Maml
+from promptprior.rules.objective import PromptObjective
+from promptprior.rules.optimiser import Rate, Sgd
+from promptprior.rules.reptile import Reptile
+from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.tasks.meta import MetaBatch
+
+ALGORITHMS = ("fomaml", "reptile", "maml")
+
+
+@dataclass(frozen=True)
+class Case:
+    """U tasks with R support rows per inner step and R query rows, prompts of L, K inner steps."""
+
+    model: str = "smollm2"
+    dtype: str = "float32"
+    units: int = 8
+    rows: int = 16
+    length: int = 20
+    steps: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.dtype}/U{self.units}/R{self.rows}/L{self.length}/K{self.steps}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Case":
+        model, dtype, *numbers = name.split("/")
+        return cls(model, dtype, *(int(n[1:]) for n in numbers))
+
+
+def tokens_of(case: Case, k: int, unit: int) -> list[Tokens]:
+    """The rows of one unit in inner step k (-1: the query)."""
+    return even_tokens(case.rows, seed=1000 * (k + 1) + unit)
+
+
+def meta_batch(case: Case) -> MetaBatch:
+    """All units' rows as our rules take them."""
+
+    def batch(k: int) -> Batch:
+        some = [(t, u) for u in range(case.units) for t in tokens_of(case, k, u)]
+        return collate([t for t, _ in some], [u for _, u in some])
+
+    inner = tuple(batch(k) for k in range(case.steps))
+    return MetaBatch(inner, batch(-1), torch.zeros(case.units, dtype=torch.long))
+
+
+def start_of(case: Case) -> Params:
+    """A prompt of frequent tokens."""
+    ids = torch.randint(100, 5000, (case.length,), generator=torch.Generator().manual_seed(0))
+    return {"prompt": backbone(case.model, case.dtype).frozen.embed(ids)[None].detach().float()}
+
+
+def inner_of(case: Case) -> InnerSgd:
+    return InnerSgd(1.0, backbone(case.model, case.dtype).scale)
+
+
+def ours(case: Case, algorithm: str, out: dict[str, Tensor], max_tokens: int) -> Step:
+    """One call of our rule, with SGD outside so that the step shows its gradient."""
+    model = replace(backbone(case.model, case.dtype), max_tokens=max_tokens)
+    objective = PromptObjective(model, Direct(case.length, model.width))
+    outer, inner = Sgd(Rate((1.0,))), Inner(inner_of(case))
+    rule = Reptile(outer, inner) if algorithm == "reptile" else Maml(outer, inner, 2 if algorithm == "maml" else 1)
+    batch, start = meta_batch(case), start_of(case)
+
+    def step() -> None:
+        state, _ = rule.step(rule.init(start), batch, objective)
+        out["ours"] = (start["prompt"] - state.params["prompt"])[0]
+
+    return step
+
+
+def reference(case: Case, algorithm: str, out: dict[str, Tensor]) -> Step:
+    """The loop over tasks."""
+    size = inner_of(case).unit
+    start = start_of(case)["prompt"][0]
+    tokens = [[tokens_of(case, k, u) for k in range(-1, case.steps)] for u in range(case.units)]
+
+    def adapted(theta: Tensor, supports: list[list[Tokens]], unroll: bool) -> tuple[Tensor, Tensor]:
+        p, total = theta, torch.zeros_like(theta)
+        for support in supports:
+            p = p if unroll else p.detach().requires_grad_()
+            (g,) = torch.autograd.grad(row_loss(case, p, support), p, create_graph=unroll)
+            p, total = p - size * g, total + g.detach()
+        return p, total
+
+    def step() -> None:
+        gradient = torch.zeros_like(start)
+        for query, *supports in tokens:
+            theta = start.clone().requires_grad_()
+            if algorithm == "maml":
+                with sdpa_kernel(SDPBackend.MATH):
+                    p, _ = adapted(theta, supports, unroll=True)
+                    gradient += torch.autograd.grad(row_loss(case, p, query), theta)[0]
+                continue
+            p, total = adapted(theta, supports, unroll=False)
+            if algorithm == "fomaml":
+                p = p.detach().requires_grad_()
+                total = torch.autograd.grad(row_loss(case, p, query), p)[0]
+            gradient += total
+        out["reference"] = gradient / case.units
+
+    return step
+
+
+def row_loss(case: Case, prompt: Tensor, rows: list[Tokens]) -> Tensor:
+    """Mean loss of one task's rows (all of one size): prompt, text and answer as one sequence per row."""
+    frozen = backbone(case.model, case.dtype).frozen
+    ids = torch.tensor([t.text + t.targets[0] for t in rows])
+    answers = torch.tensor([t.targets[0] for t in rows])
+    embeds = torch.cat([prompt.to(frozen.dtype).expand(len(rows), -1, -1), frozen.embed(ids[:, :-1])], dim=1)
+    logits = frozen.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=answers.shape[1]).logits
+    return cross_entropy(logits.float().flatten(0, 1), answers.flatten())
+
+
+def row_of(case: Case, algorithm: str, trials: int, threads: int, max_tokens: int) -> dict[str, Any]:
+    """One line of the table."""
+    out: dict[str, Tensor] = {}
+    mine, theirs = alternate([ours(case, algorithm, out, max_tokens), reference(case, algorithm, out)], trials)
+    peaks = [
+        peak_bytes(__file__, ["--peak", f"{side}:{algorithm}:{case.name}:{max_tokens}", "--threads", str(threads)])
+        for side in ("ours", "reference")
+    ]
+    used = [peak - before for peak, before in peaks]
+    return {
+        "case": f"{algorithm}/{case.name}",
+        "ours_s": mine.median,
+        "reference_s": theirs.median,
+        "speedup": theirs.median / mine.median,
+        "ours_range": mine.spread,
+        "reference_range": theirs.spread,
+        "peak_memory_ratio": used[0] / used[1],
+        "grad_rel_error": float((out["ours"] - out["reference"]).norm() / out["reference"].norm()),
+    }
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--case", type=Case.parse, action="append", help="smollm2/float32/U8/R16/L20/K3")
+    parser.add_argument("--algorithm", choices=ALGORITHMS, action="append")
+    parser.add_argument("--max-tokens", type=int, default=1200, help="our pieces: tokens computed at once")
+    parser.add_argument("--peak", help="measure the memory of one side in this process")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    if chosen.peak:
+        side, algorithm, name, tokens = chosen.peak.split(":")
+        case, out = Case.parse(name), dict[str, Tensor]()
+        step = ours(case, algorithm, out, int(tokens)) if side == "ours" else reference(case, algorithm, out)
+        report_peak(step)
+        return
+    rows = [
+        row_of(case, algorithm, chosen.trials, chosen.threads, chosen.max_tokens)
+        for case in chosen.case or [Case()]
+        for algorithm in chosen.algorithm or ALGORITHMS
+    ]
+    finish(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
