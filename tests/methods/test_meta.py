@@ -160,3 +160,12 @@ def test_the_published_settings_are_there_but_for_the_inner_rate() -> None:
         published_options("imaml")
     with pytest.raises(SpecError, match="reptile has no query"):
         make_method("reptile", {"query_size": 4})
+
+
+def test_a_learning_curve_of_adaptation_at_named_steps(backbone: Backbone) -> None:
+    """Speed of adaptation is what meta-learning claims: scores after 0, 1, 2 and 5 steps."""
+    looks = replace(settings().target, steps=6, looks=(1, 2, 5), select_every=0)
+    prior = fit(make_method("fomaml", RATE), SOURCES, backbone, settings(2))
+    episode = make_episode(TARGETS[0], 2, 13)
+    (done,) = adapt(make_method("fomaml", RATE), [episode], backbone, prior, replace(settings(), target=looks))
+    assert [p["step"] for p in done.curve if p["dev_nll"] is not None] == [0, 1, 2, 5, 6]

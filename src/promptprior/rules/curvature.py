@@ -76,15 +76,18 @@ def conjugate_gradients(
     """Solve A x = right for every copy alone, A symmetric positive definite; and each copy's relative residual.
 
     A copy is left as it is once its residual is below `tolerance` of where it began, or once it meets a direction
-    of no positive curvature (the local Hessian of a language model need not be positive definite).
+    of no positive curvature (the local Hessian of a language model need not be positive definite). Where that is the
+    first one, the answer is `right` itself, as in truncated Newton methods.
     """
     solution = {name: torch.zeros_like(value) for name, value in right.items()}
     residual, direction = right, right
     size = inner_product(residual, residual)
     first, going = size, size > 0
-    for _ in range(steps):
+    for step in range(steps):
         applied = apply(direction)
         curvature = inner_product(direction, applied)
+        if step == 0:
+            solution = plus(solution, right, (going & (curvature <= 0)).to(size))
         going = going & (curvature > 0) & (size > tolerance**2 * first)
         if not bool(going.any()):
             break
