@@ -1,0 +1,218 @@
+"""What every method of `METHODS` must hold, one suite for all: pure, seeded, resumable, and right together or apart.
+
+A method without an entry in `OPTIONS` fails: give it options that make it small.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.backbone import Backbone
+from promptprior.errors import SpecError
+from promptprior.fit import fit
+from promptprior.methods import METHODS, Episode, make_method
+from promptprior.prompts.artifact import Prior, Prompt
+from promptprior.rules.rule import Info
+from promptprior.settings import Settings, Training
+from tests.backbone.tiny import tiny
+from tests.world import always, choice_task, early, text_task
+
+SOURCES = [choice_task("yes", always(0), size=12), choice_task("no", always(1), size=12)]
+CHOICE, FREE = choice_task("target", early), text_task("shout", lambda word: word[:2])
+OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "zero_shot": {},
+    "prompt_tuning": {},
+    "multitask": {},
+    "spot": {"probe_steps": 2},
+    "bmtpt": {"particles": 2, "prior_width": (30.0,)},
+    "bmtpt_chains": {"particles": 2, "prior_width": (30.0,)},
+    "bmtpt_single": {"prior_width": (30.0,)},
+    "bmtpt_no_prior": {"particles": 2},
+    "maml": {"budget": "updates", "units_per_step": 2},
+    "fomaml": {"budget": "updates", "units_per_step": 2},
+    "reptile": {"budget": "updates", "units_per_step": 2},
+    "meta_sgd": {"budget": "updates", "units_per_step": 2},
+    "imaml": {"budget": "updates", "units_per_step": 2},
+    "tpt": {"bank_size": 6},
+    "tpt_as_released": {"bank_size": 6, "retrieve": 2},
+    "tpt_static": {"bank_size": 6},
+    "tpt_random": {"bank_size": 6},
+}
+WITH_PRIOR = [name for name in METHODS if make_method(name).needs_sources]
+RATES = (0.01, 0.5)
+
+
+def settings(**changes: object) -> Settings:
+    source = Training(steps=6, batch_size=4, learning_rates=(0.5,), schedule="constant")
+    target = Training(steps=3, batch_size=8, learning_rates=(0.3,), select_every=1)
+    return Settings(**{"length": 4, "source": source, "target": target, **changes})  # type: ignore[arg-type]
+
+
+def with_rates(*rates: float) -> Settings:
+    return settings(target=replace(settings().target, learning_rates=rates))
+
+
+@cache
+def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
+    return tiny("llama", dtype)
+
+
+@dataclass
+class Watched:
+    """The losses of a stage, and a death at one of its steps."""
+
+    dies_at: int | None = None
+    losses: list[float] = field(default_factory=list)
+
+    def __call__(self, stage: str) -> Callable[[int, int, Info], None]:
+        def watch(step: int, steps: int, info: Info) -> None:
+            self.losses.append(float(info["loss"].mean()))
+            if step == self.dies_at:
+                raise KeyboardInterrupt
+
+        return watch
+
+
+@dataclass(frozen=True)
+class Fitted:
+    prior: Prior
+    folder: Path
+    losses: list[float]
+
+
+@cache
+def fitted(name: str) -> Fitted:
+    """The prior of a method, fitted once without interruption."""
+    folder, watched = Path(mkdtemp()), Watched()
+    prior = fit(make_method(name, OPTIONS[name]), SOURCES, backbone(), settings(), folder=folder, watch=watched)
+    return Fitted(prior, folder / "prior", watched.losses)
+
+
+@cache
+def episodes() -> tuple[Episode, ...]:
+    return make_episode(CHOICE, 2, 13), make_episode(FREE, 3, 21)
+
+
+def adapted(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
+    """Episodes adapted on a float64 trunk: Adam would make whole steps of float32 noise in gradients near 0."""
+    made = make_method(name, OPTIONS[name])
+    prior = prior or (fitted(name).prior if made.needs_sources else None)
+    return adapt(made, given, backbone(torch.float64), prior, using or settings())
+
+
+@cache
+def alone(name: str, place: int = 0) -> Adapted:
+    """One of the two episodes, adapted once by itself."""
+    return adapted(name, episodes()[place])[0]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_close(one: Adapted, other: Adapted) -> None:
+    assert one.prompt.params.keys() == other.prompt.params.keys()
+    for name, value in one.prompt.params.items():
+        torch.testing.assert_close(value, other.prompt.params[name], rtol=2e-4, atol=2e-5, msg=name)
+    assert (one.learning_rate, one.best_step) == (other.learning_rate, other.best_step)
+
+
+def test_every_method_stands_in_this_suite() -> None:
+    assert OPTIONS.keys() == METHODS.keys()
+    assert all(make_method(name).name == name for name in METHODS)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in WITH_PRIOR])
+def test_methods_without_a_prior_refuse_to_fit(name: str) -> None:
+    with pytest.raises(SpecError, match=f"method '{name}' has no prior to fit"):
+        fit(make_method(name), SOURCES, backbone(), settings())
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
+    losses = fitted(name).losses
+    assert sum(losses[-2:]) < sum(losses[:2])
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """Which also says: the same seed gives the same bytes, and fitting leaves what it is given as it was."""
+    expected = files_of(fitted(name).folder)
+    made = make_method(name, OPTIONS[name])
+    with pytest.raises(KeyboardInterrupt):
+        fit(made, SOURCES, backbone(), settings(), folder=tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0)
+    assert not (tmp_path / "prior").exists()
+    fit(made, SOURCES, backbone(), settings(), folder=tmp_path)
+    assert files_of(tmp_path / "prior") == expected
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_another_seed_gives_another_prior(name: str) -> None:
+    few = settings(source=replace(settings().source, steps=1))
+    one, other = (fit(make_method(name, OPTIONS[name]), SOURCES, backbone(), few, seed=s).params for s in (13, 21))
+    assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_episodes_together_equal_episodes_apart(name: str) -> None:
+    together = adapted(name, *episodes())
+    for place, one in enumerate(together):
+        assert_close(one, alone(name, place))
+        assert one.episode == episodes()[place]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_adapting_changes_neither_model_nor_prior_and_comes_to_the_same_twice(name: str) -> None:
+    model = backbone(torch.float64).frozen.model
+    weights = {n: w.clone() for n, w in model.state_dict().items()}
+    prior = fitted(name).prior if name in WITH_PRIOR else None
+    kept = {n: v.clone() for n, v in prior.params.items()} if prior else {}
+    one, two = alone(name).prompt.params, adapted(name, episodes()[0])[0].prompt.params
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert prior is None or all(torch.equal(v, kept[n]) for n, v in prior.params.items())
+    assert all(torch.equal(w, weights[n]) for n, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all(name: str) -> None:
+    episode = episodes()[0]
+    shots = replace(episode.shots, train=episode.shots.train[::-1], dev=episode.shots.dev[::-1])
+    backwards = replace(episode, shots=shots)
+    assert episode.shots.train != backwards.shots.train
+    assert_close(alone(name), adapted(name, backwards)[0])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "zero_shot"])
+def test_dev_picks_the_rate_as_if_each_had_been_tried_alone(name: str) -> None:
+    picked = adapted(name, episodes()[0], using=with_rates(*RATES))[0]
+    apart = [adapted(name, episodes()[0], using=with_rates(rate))[0] for rate in RATES]
+
+    def standing(one: Adapted) -> tuple[float, float]:
+        judged = next(p for p in one.curve if p["step"] == one.best_step)
+        return one.dev_score or 0.0, -judged["dev_nll"]
+
+    assert picked.learning_rate in RATES
+    assert standing(picked) == pytest.approx(max(map(standing, apart)), rel=1e-4)
+    best = max(apart, key=standing)
+    if best.best_step > 0:  # at step 0 all rates are the same
+        assert_close(picked, best)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_priors_and_prompts_come_back_from_their_folders(name: str, tmp_path: Path) -> None:
+    if name in WITH_PRIOR:
+        loaded = Prior.from_pretrained(fitted(name).folder, backbone().card)
+        assert loaded.header.method == name
+        assert_close(adapted(name, episodes()[0], prior=loaded)[0], alone(name))
+    made = alone(name)
+    made.prompt.save_pretrained(tmp_path / "prompt")
+    again = replace(made, prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone().card))
+    one, two = (score_on_test(backbone(), [a], limit=6)[0] for a in (made, again))
+    assert one == two
+    assert again.prompt.header.method == name
