@@ -21,8 +21,8 @@ demo: .venv/.demo
 	@echo "The report is $(CURDIR)/demo/report.html: open it in a browser. Its data are demo/results.jsonl."
 
 test: .venv/.test
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
+	.venv/bin/ruff check src tests benchmarks examples
+	.venv/bin/ruff format --check src tests benchmarks examples
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2
 
