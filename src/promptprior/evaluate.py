@@ -161,7 +161,7 @@ def generated_texts(objective: PromptObjective, params: Params, exams: Sequence[
     for exam in exams:
         batch = collate(exam.tokens, [exam.copy] * len(exam.tokens), [exam.task_index] * len(exam.tokens))
         prompts, index = objective.parameterisation.prompts(params, batch)
-        out.append(objective.backbone.generate(prompts, batch.reading(index), exam.task.max_gen_toks))
+        out.append(objective.backbone.generate(prompts, batch.reading(index), exam.task.max_gen_toks, 1, True))
     return out
 
 

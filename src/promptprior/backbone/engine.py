@@ -111,12 +111,16 @@ class Backbone:
         batch: Batch,
         max_new_tokens: int,
         beams: int = 1,
+        first_line: bool = False,
     ) -> list[str]:
-        """Free text after each of the batch's X texts: greedy, or by beam search. Targets are ignored."""
+        """Free text after each of the batch's X texts: greedy, or by beam search. Targets are ignored.
+
+        `first_line` says that only the first line counts, so that greedy text need not go on after it.
+        """
         texts = []
         for chunk in self.split(batch, prompts.shape[1]):
             self.meter.count(chunk, prompts.shape[1])
-            texts += generated(self.frozen, prompts, chunk, max_new_tokens, beams)
+            texts += generated(self.frozen, prompts, chunk, max_new_tokens, beams, first_line)
         return texts
 
 

@@ -1,17 +1,32 @@
-"""Free text after a soft prompt, through the model's own `generate`."""
+"""Free text after a soft prompt.
+
+Greedy text of causal models is our own loop: transformers' `generate` sends a strided slice of states through the head,
+which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and minutes for a hundred rows of SmolLM2).
+Beams, and encoder-decoders, go through the model's own `generate`.
+"""
 
 import torch
+from transformers import DynamicCache
 
 from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.head import logits
 from promptprior.backbone.seq2seq import encode
 from promptprior.notation import Float, Int, Mapping, Tensor
 from promptprior.tasks.batch import Batch
 
 
 def generated(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, max_new_tokens: int, beams: int
+    frozen: Frozen,
+    prompts: Float[Tensor, "P L D"],
+    batch: Batch,
+    max_new_tokens: int,
+    beams: int,
+    first_line: bool = False,
 ) -> list[str]:
-    """The text generated after each of the batch's texts, with its prompt in front."""
+    """The text generated after each of the batch's texts, with its prompt in front.
+
+    With `first_line` greedy text of causal models ends where its first line that is not blank does.
+    """
     options = {
         "max_new_tokens": max_new_tokens,
         "num_beams": beams,
@@ -19,11 +34,56 @@ def generated(
         "pad_token_id": pad_id(frozen),
     }
     if frozen.card.is_encoder_decoder:
-        ids = after_encoding(frozen, prompts, batch, options)
-    else:
+        ids = after_encoding(frozen, prompts, batch, options).tolist()
+    elif beams > 1:
         embeds, mask = left_padded(frozen, prompts, batch)
-        ids = frozen.model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
-    return [frozen.decode(row) for row in ids.tolist()]
+        ids = frozen.model.generate(inputs_embeds=embeds, attention_mask=mask, **options).tolist()
+    else:
+        ids = greedy(frozen, *left_padded(frozen, prompts, batch), max_new_tokens, first_line)
+    return [frozen.decode(row) for row in ids]
+
+
+def greedy(
+    frozen: Frozen, embeds: Float[Tensor, "X S D"], mask: Int[Tensor, "X S"], max_new_tokens: int, first_line: bool
+) -> list[list[int]]:
+    """The most likely token, again and again; rows leave the batch when they end."""
+    cache = DynamicCache(config=frozen.model.config)
+    out: list[list[int]] = [[] for _ in range(len(embeds))]
+    alive = list(range(len(embeds)))
+    inputs = {"inputs_embeds": embeds}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for _ in range(max_new_tokens):
+        states = frozen.model.base_model(
+            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        ids = logits(frozen.model, states).argmax(-1)
+        for row, token in zip(alive, ids.tolist(), strict=True):
+            out[row].append(token)
+        stay = [i for i, row in enumerate(alive) if not ended(frozen, out[row], first_line)]
+        if not stay:
+            break
+        keep = torch.tensor(stay, device=mask.device)
+        if len(stay) < len(alive):
+            cache.batch_select_indices(keep)
+            alive = [alive[i] for i in stay]
+        mask = torch.cat([mask[keep], mask.new_ones(len(stay), 1)], dim=1)
+        positions = positions[keep, -1:] + 1
+        inputs = {"input_ids": ids[keep, None]}
+    return out
+
+
+def ended(frozen: Frozen, ids: list[int], first_line: bool) -> bool:
+    """Whether a row is over: an end token, or the end of its first line."""
+    if ids[-1] in end_ids(frozen):
+        return True
+    return first_line and "\n" in frozen.decode(ids).lstrip()
+
+
+def end_ids(frozen: Frozen) -> set[int]:
+    """The tokens that end a text, as the model's generation settings and its tokenizer name them."""
+    named = frozen.model.generation_config.eos_token_id
+    more = named if isinstance(named, list) else [named]
+    return {i for i in (*more, frozen.tokenizer.eos_token_id) if i is not None}
 
 
 def after_encoding(
