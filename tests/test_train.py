@@ -179,7 +179,7 @@ class WalkInPlace(Walk):
 
 
 def test_the_best_does_not_follow_the_params_where_training_moves_them() -> None:
-    run = walk(((5, 1), (3, 1), (4, -1), (3, 2)))
+    run = walk(((5, 1), (3, 2), (4, -1), (3, 2)))
     done = train(replace(run, rule=WalkInPlace(run.rule.moves)))  # type: ignore[attr-defined]
     assert done.params["prompt"].flatten().tolist() == [3, 1]
     assert done.last["prompt"].flatten().tolist() == [3, 2]
