@@ -8,14 +8,14 @@ prompts apart would, so `losses.sum().backward()` gives each prompt its own grad
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone.routes import States, backing_off, chosen_route, losses_by
+from promptprior.backbone.routes import States, backing_off, chosen_route, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens
 
@@ -65,6 +65,10 @@ class Backbone:
     def width(self) -> int:
         """D."""
         return self.frozen.card.width
+
+    def for_second_order(self) -> "Backbone":
+        """The same backbone, on the route that is best where gradients are themselves differentiated."""
+        return replace(self, states=twice_differentiated(self.states))
 
     def tokens(
         self, texts: Sequence[str], targets: Sequence[Sequence[str]], delimiter: str = " ", end: bool = False

@@ -54,6 +54,17 @@ def chosen_route(frozen: Frozen, recompute: bool, check: bool) -> States:
     return partial(last, keep=False) if recompute else last
 
 
+def twice_differentiated(states: States) -> States:
+    """The route to take where the gradient will itself be differentiated.
+
+    Blocks with gradients written by hand would run their plain twin in the backward pass, on top of their own forward
+    pass; taking the plain route at once saves a third of a Hessian product (6.3 to 4.4 s of CPU on SmolLM2, 8 rows).
+    """
+    if isinstance(states, partial):
+        return partial(twice_differentiated(states.func), **states.keywords)
+    return packed_states if states is llama.llama_states else states
+
+
 def disagreement(frozen: Frozen, route: States) -> str | None:
     """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not."""
     prompts, batch = probe(frozen)

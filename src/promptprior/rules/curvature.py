@@ -24,12 +24,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def second_order(objective: Objective) -> Iterator[None]:
-    """Within it, losses can be differentiated twice."""
-    if isinstance(objective, PromptObjective) and objective.backbone.card.is_encoder_decoder:
-        say_once(objective.backbone.card.name)
+def second_order(objective: Objective) -> Iterator[Objective]:
+    """The same objective, on routes that can be differentiated twice."""
+    if isinstance(objective, PromptObjective):
+        if objective.backbone.card.is_encoder_decoder:
+            say_once(objective.backbone.card.name)
+        objective = replace(objective, backbone=objective.backbone.for_second_order())
     with sdpa_kernel(SDPBackend.MATH):
-        yield
+        yield objective
 
 
 @cache
@@ -48,9 +50,9 @@ def hessian_product(objective: Objective, params: Params, batch: Batch, vector: 
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     product = {name: torch.zeros_like(value) for name, value in params.items()}
     weighted = replace(batch, weight=mean_weights(batch, copies))
-    with second_order(objective):
-        for piece in objective.split(leaves, weighted, SECOND_ORDER_SHARE):
-            loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
+    with second_order(objective) as twice:
+        for piece in twice.split(leaves, weighted, SECOND_ORDER_SHARE):
+            loss = copy_losses(twice.losses(leaves, piece), piece.weight, piece, copies)
             add_product(product, loss.sum(), leaves, vector)
         penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
         if penalty is not None:
