@@ -192,3 +192,18 @@ def test_a_wrong_plan_fails_before_anything_is_loaded(plan: Plan, change: dict[s
     with pytest.raises(SpecError, match=text):
         replace(plan, **change)
     assert not plan.output.exists()
+
+
+def test_one_prior_for_all_seeds(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("multitask",), source_seed=21)
+    run.compare(plan, backbone, quiet)
+    rows = read_rows(plan.output / run.RESULTS)
+    assert [p.name.rsplit("-", 1)[0] for p in (plan.output / "priors").iterdir()] == ["multitask-seed21"]
+    assert [r.seed for r in rows] == [13, 21]
+    assert {r.cost.source_rows for r in rows} == {12}
+    assert all(r.settings["source_seed"] == 21 for r in rows)
+
+
+def test_the_source_seed_is_one_of_the_seeds(plan: Plan) -> None:
+    with pytest.raises(SpecError, match="--source-seed"):
+        replace(plan, source_seed=7)

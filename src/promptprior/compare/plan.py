@@ -29,6 +29,9 @@ class Plan:
     targets: tuple[str, ...] = setting((), "target tasks: names, files or folders")
     shots: tuple[int, ...] = setting((16,), "examples per class to learn from, and as many again for dev")
     seeds: tuple[int, ...] = setting((13, 21, 42), "seeds: each its own draw of shots, start and batches")
+    source_seed: int | None = setting(
+        None, "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each"
+    )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
     backbone: str = setting("smollm2", "Hub id, folder, .gguf file, or smollm2")
     dtype: str = setting("auto", "auto, float32, bfloat16, float16 or float64")
@@ -54,6 +57,8 @@ class Plan:
         both = sorted(set(self.sources) & set(self.targets))
         if both:
             raise SpecError(f"{', '.join(both)} (--sources, --targets): a target cannot be among its own sources")
+        if self.source_seed not in (None, *self.seeds):
+            raise SpecError(f"source seed {self.source_seed} (--source-seed): expected one of --seeds {self.seeds}")
         self.made_methods()
 
     def made_methods(self) -> list[Method]:
@@ -65,6 +70,10 @@ class Plan:
         if not self.sources and (needy := [m.name for m in made if m.needs_sources]):
             raise SpecError(f"{', '.join(needy)} learn from source tasks: name some (--sources)")
         return made
+
+    def prior_seed(self, seed: int) -> int:
+        """The seed of the prior that episodes of a seed start from."""
+        return seed if self.source_seed is None else self.source_seed
 
     def resolved(self) -> Settings:
         """The settings with `steps` applied to both stages."""
@@ -141,6 +150,8 @@ def cells(plan: Plan, tasks: Tasks, backbone: Backbone) -> list[Cell]:
 def make_cell(plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, target: Task, k: int, seed: int) -> Cell:
     """A cell with the hash of all that decides its result."""
     sources = [s.fingerprint for s in tasks.sources] if method.needs_sources else []
+    if method.needs_sources and plan.source_seed is not None:
+        sources.append(f"fitted with seed {plan.source_seed}")
     parts = [
         RESULTS_VERSION,
         backbone.card.fingerprint,

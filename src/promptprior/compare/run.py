@@ -121,9 +121,9 @@ def group_cost(
     plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, seed: int, some: list[Cell]
 ) -> tuple[float, float]:
     """Estimated tokens of a group: fitting the prior (0 if it is there), and its cells."""
-    has_prior = (prior_folder(plan, tasks, backbone, method, seed) / "cost.json").exists()
+    has_prior = (prior_folder(plan, tasks, backbone, method, plan.prior_seed(seed)) / "cost.json").exists()
     settings = plan.resolved()
-    fitting = method.needs_sources and not has_prior
+    fitting = method.needs_sources and not has_prior and plan.source_seed in (None, seed)
     source = source_cost(backbone, tasks.sources, settings.source, settings.length) if fitting else 0.0
     return source, sum(cell_cost(backbone, cell, plan) for cell in some)
 
@@ -140,7 +140,7 @@ def run_group(
 ) -> None:
     """Fit, adapt, test and write down the cells of one method and seed."""
     label = f"{method.name}, seed {seed}" if seed else method.name
-    prior, source = fitted(plan, tasks, backbone, method, seed, label, cost[0], progress)
+    prior, source = fitted(plan, tasks, backbone, method, plan.prior_seed(seed), label, cost[0], progress)
     episodes = [make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0]) for cell in some]
     work = plan.output / "work" / stable_hash([cell.key for cell in some])
     watch, over = progress.stage(label, cost[1])
@@ -255,8 +255,7 @@ def failed_row(plan: Plan, tasks: Tasks, backbone: Backbone, cell: Cell, error: 
 
 def flat_settings(plan: Plan) -> dict[str, object]:
     """The settings a cell ran with, as plain values."""
-    made: dict[str, object] = to_mapping(plan.resolved())
-    return made
+    return {**to_mapping(plan.resolved()), "source_seed": plan.source_seed}
 
 
 def command_line() -> str:
