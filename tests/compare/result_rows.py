@@ -39,6 +39,7 @@ def result_row(**changes):
         "versions": {"promptprior": "0.1.0", "torch": "2.13.0"},
         "status": "ok",
         "error": "",
+        "diagnostics": {},
     } | changes
 
 

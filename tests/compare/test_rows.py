@@ -41,6 +41,16 @@ def test_anything_else_is_refused(change, text):
         Row.from_json(result_row() | change, "line 3")
 
 
+def test_results_written_before_diagnostics_still_load():
+    old = result_row()
+    del old["diagnostics"]
+    assert Row.from_json(old) == Row.from_json(result_row(diagnostics={}))
+    new = result_row(diagnostics={"retrieval": {"rows": 8, "map": [[0.5, 1.0]]}})
+    assert Row.from_json(json.loads(json.dumps(new))).to_json()["diagnostics"] == new["diagnostics"]
+    with pytest.raises(DataError, match=r"row: diagnostics: expected an object, got \[\]"):
+        Row.from_json(result_row(diagnostics=[]))
+
+
 def test_a_missing_key_is_named():
     value = result_row()
     del value["family"]

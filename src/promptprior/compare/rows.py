@@ -1,12 +1,13 @@
 """One line of results.jsonl: what a cell (method x target x k x seed) came to, and all one needs to know of it.
 
-The contract is strict both ways: a key that is missing, unknown or of another type is an error with its line.
+The contract is strict both ways: a key that is missing, unknown or of another type is an error with its line. Only a
+key that has a default may be missing: results written before it was known still load.
 """
 
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -73,6 +74,11 @@ class Row:
     test split; a failed cell has `status` "failed", `error`, and None for its score. `k` is 0 where a
     method uses no examples. `settings` are the values this cell ran with. Nothing here depends on when it
     ran, so equal cells give equal rows but for seconds.
+
+    `diagnostics` is what the method says of itself, by topic, as plain JSON; older results have none. Of "retrieval"
+    the report shows what prompts.bank_diagnostics.summary says, draws `map` (for each name in `tasks`, the share of
+    its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain values of
+    other topics are listed.
     """
 
     cell: str
@@ -99,6 +105,7 @@ class Row:
     versions: Mapping[str, str]
     status: Literal["ok", "failed"]
     error: str
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_ok(self) -> bool:
@@ -145,17 +152,22 @@ def parse(kind: Any, value: object, where: str) -> Any:
 
 
 def parse_fields(kind: Any, value: object, where: str) -> Any:
-    """A frozen dataclass from an object with exactly its fields."""
+    """A frozen dataclass from an object with exactly its fields, but for those that have a default."""
     given = expect(isinstance(value, Mapping), value, "an object", where)
     known = [f.name for f in fields(kind)]
     for key in given:
         if key not in known:
             raise DataError(f"{where}: {unknown_name('key', str(key), known)}")
-    missing = [name for name in known if name not in given]
+    missing = [f.name for f in fields(kind) if f.name not in given and not has_default(f)]
     if missing:
         raise DataError(f"{where}: missing {', '.join(missing)}")
     types_of = hints(kind)
-    return kind(**{name: parse(types_of[name], given[name], f"{where}: {name}") for name in known})
+    return kind(**{name: parse(types_of[name], given[name], f"{where}: {name}") for name in known if name in given})
+
+
+def has_default(one: Field[Any]) -> bool:
+    """Whether a field may be left out."""
+    return one.default is not MISSING or one.default_factory is not MISSING
 
 
 @cache
