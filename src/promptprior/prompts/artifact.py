@@ -4,7 +4,7 @@ A folder holds safetensors and `promptprior.json`. The folder of a plain prompt 
 folder that only PEFT wrote is read as a plain prompt. Loaded tensors are ordinary ones and can be trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from promptprior.files import (
     write_tensors,
     write_text,
 )
-from promptprior.notation import Params
+from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts import peft
 from promptprior.prompts.card import model_card
 from promptprior.prompts.header import (
     HEADER_FILE,
     Header,
     Kind,
+    Origin,
     TaskCard,
     check_tensors,
     header_mapping,
@@ -114,9 +115,22 @@ def from_peft(folder: Path, backbone: BackboneCard | None) -> Prompt:
             f"from_pretrained(folder, backbone=card of {config.get('base_model_name_or_path')})"
         )
     peft.check_fits(config, prompt, backbone, folder)
-    method = str(config["peft_type"]).lower()
-    header = Header("prompt", method, config, "direct", {}, backbone, versions=versions(), origin="peft")
+    header = plain_header(str(config["peft_type"]).lower(), config, prompt, backbone, "peft")
     return Prompt(header, {"prompt": prompt[None].clone()})
+
+
+def plain_header(
+    method: str,
+    settings: Mapping[str, object],
+    prompt: Float[Tensor, "L D"],
+    backbone: BackboneCard,
+    origin: Origin,
+    tasks: tuple[TaskCard, ...] = (),
+) -> Header:
+    """The header of one [L, D] matrix that another tool wrote."""
+    length, width = prompt.shape
+    shape = {"length": length, "width": width}
+    return Header("prompt", method, settings, "direct", shape, backbone, tasks, versions=versions(), origin=origin)
 
 
 # How it is done

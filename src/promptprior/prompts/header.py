@@ -20,6 +20,7 @@ from promptprior.notation import Params
 HEADER_FILE = "promptprior.json"
 FORMAT_VERSION = 1
 Kind = Literal["prior", "prompt"]
+Origin = Literal["promptprior", "peft", "npy", "pt", "safetensors"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Header:
 
     `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts.
     `scores` and `diagnostics` are free; numbers that are not finite are written as text. `origin` is
-    "peft" for a prompt that PEFT wrote.
+    the format that another tool wrote the prompt in.
     """
 
     kind: Kind
@@ -52,7 +53,7 @@ class Header:
     scores: Mapping[str, object] = field(default_factory=dict)
     diagnostics: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
-    origin: Literal["promptprior", "peft"] = "promptprior"
+    origin: Origin = "promptprior"
     format_version: int = FORMAT_VERSION
 
 
