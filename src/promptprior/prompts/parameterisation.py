@@ -14,6 +14,8 @@ from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.prompts.bank import Bank
 from promptprior.prompts.decomposed import Decomposed
+from promptprior.prompts.mixture import Mixture
+from promptprior.prompts.residual import Residual
 from promptprior.tasks.batch import Batch
 
 
@@ -57,10 +59,12 @@ class Direct:
         return params["prompt"], batch.copy_index
 
 
-PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank] | type[Decomposed]] = {
+PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank] | type[Decomposed] | type[Mixture] | type[Residual]] = {
     "direct": Direct,
     "bank": Bank,
     "decomposed": Decomposed,
+    "mixture": Mixture,
+    "residual": Residual,
 }
 
 
