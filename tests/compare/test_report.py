@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from result_rows import grid_rows, result_row
 
-from promptprior.compare.report import thinned, write_report
+from promptprior.compare.drawings import thinned
+from promptprior.compare.report import write_report
 from promptprior.compare.rows import Point
 from promptprior.errors import DataError
 
@@ -218,7 +219,9 @@ PHONE = {"viewport": {"width": 375, "height": 800}, "has_touch": True, "is_mobil
 @chromium
 def test_every_plot_is_drawn_in_silence_and_without_the_network(browser, report):
     page, said, asked = opened(browser, report)
-    assert drawn(page) == {"scores": 8, "shots": 4, "curves": 12, "cost": 8}
+    assert drawn(page) == {
+        "scores": 8, "shots": 4, "curves": 12, "cost": 9, "adaptation": 3, "ranks": 4
+    }  # fmt: skip
     names = page.evaluate("JSON.parse(document.getElementById('data').textContent).targets.map(t => t.name)")
     shown = page.evaluate("[...document.querySelector('figure[data-plot=scores] .plot').data.at(-1).x]")
     for name, mean in zip(names, shown, strict=True):

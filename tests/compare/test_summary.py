@@ -6,7 +6,7 @@ from result_rows import grid_rows, result_row
 
 from promptprior.compare.rows import Row
 from promptprior.compare.statistics import holm, interval
-from promptprior.compare.summary import Grid, aggregates, comparisons, headline, settings_of
+from promptprior.compare.summary import Grid, comparisons, find, headline, overall, settings_of
 
 
 def grid(values, baseline="prompt_tuning"):
@@ -88,6 +88,7 @@ def test_three_seeds_of_one_target_never_win_overall():
     few = [*cells("prompt_tuning", "a", [0.5, 0.5, 0.5]), *cells("spot", "a", [0.8, 0.81, 0.82])]
     (found,) = comparisons(grid(few))
     assert (found.p, found.verdict) == (pytest.approx(0.25), "unclear")
+    assert found.p_targets == 1.0
     assert found.targets[0].verdict == "better"
 
 
@@ -120,10 +121,20 @@ def test_aggregates_run_over_targets_that_all_methods_have():
         *cells("spot", "a", [0.7, 0.8]),
         *cells("prompt_tuning", "easy", [0.9]),
     ]
-    shared, found = aggregates(grid(rows), 16)
-    assert shared == ("a",)
-    assert {a.method: a.mean.estimate for a in found} == pytest.approx({"prompt_tuning": 0.55, "spot": 0.75})
-    assert aggregates(grid([*rows, *cells("multitask", "easy", [0.9])]), 16) == ((), ())
+    found = overall(grid(rows), 16)
+    assert found.shared == ("a",)
+    assert {a.method: a.mean.estimate for a in found.aggregates} == pytest.approx({"prompt_tuning": 0.55, "spot": 0.75})
+    assert found.ranking is None  # of one target and two methods
+    nothing = overall(grid([*rows, *cells("multitask", "easy", [0.9])]), 16)
+    assert (nothing.shared, nothing.aggregates, nothing.duels) == ((), (), ())
+
+
+def test_ranks_and_duels_take_a_target_as_one_observation():
+    rows = [*PLANTED, *(row for t in ("up", "down", "same") for row in cells("multitask", t, [0.1, 0.2]))]
+    (found,) = find(grid(rows)).overall
+    assert dict(found.ranking.best_first) == pytest.approx({"spot": 4 / 3, "prompt_tuning": 5 / 3, "multitask": 3.0})
+    duel = next(d for d in found.duels if (d.first, d.second) == ("prompt_tuning", "spot"))
+    assert (duel.wins, duel.ties, duel.losses) == (1, 0, 2)
 
 
 def test_the_last_row_of_a_place_counts_and_failures_stand_apart():

@@ -1,4 +1,4 @@
-"""promptprior report: a results.jsonl as a page."""
+"""promptprior report: results as a page, and its tables as Markdown and CSV."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,33 +8,60 @@ from promptprior.cli.verb import Verb
 from promptprior.errors import DataError
 from promptprior.settings import setting
 
+RESULTS = "results.jsonl"
+
 
 @dataclass(frozen=True)
 class ReportPlan:
     """Everything `promptprior report` is told."""
 
-    results: Path = field(metadata={"help": "results.jsonl that compare wrote"})
-    output: Path | None = setting(None, "the page; by default report.html beside the results")
+    results: tuple[Path, ...] = field(
+        metadata={"help": "what compare wrote, a results.jsonl or its folder; several (a,b) are read as one comparison"}
+    )
+    output: Path | None = setting(None, "the page; by default report.html beside the (first) results")
+    markdown: Path | None = setting(None, "write the tables to this Markdown file as well")
+    csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting("prompt_tuning", "method that the others are compared with")
 
 
 def run(plan: ReportPlan, dry_run: bool) -> None:
-    """Write the page and say where it is."""
-    from promptprior.compare.report import write_report
-
-    if not plan.results.is_file():
-        raise DataError(f"{plan.results}: no such file; expected the results.jsonl of a comparison")
-    output = plan.output or plan.results.with_name("report.html")
+    """Write the page, and the tables where they are asked for, and say where they are."""
+    files = [results_file(path) for path in plan.results]
+    page = plan.output or files[0].with_name("report.html")
     if dry_run:
-        return print(f"read {plan.results}, write {output}")
-    return print(write_report(plan.results, output, plan.title, baseline=plan.baseline, command=command_line()))
+        wanted = [str(path) for path in (page, plan.markdown, plan.csv) if path]
+        return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
+    return write(plan, files, page)
+
+
+def results_file(path: Path) -> Path:
+    """The results at a path or in the folder there. Raises DataError where there are none."""
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
+    return file
+
+
+def write(plan: ReportPlan, files: list[Path], page: Path) -> None:
+    """Write all that is asked for."""
+    from promptprior.compare.exhibits import tables
+    from promptprior.compare.report import findings, write_markdown, write_page
+    from promptprior.compare.rows import read_rows
+    from promptprior.compare.tables import write_csv
+
+    found = findings([row for file in files for row in read_rows(file)], plan.baseline)
+    print(write_page(found, page, plan.title, command=command_line()))
+    if plan.markdown:
+        print(write_markdown(found, plan.markdown, plan.title, command_line()))
+    if plan.csv:
+        print(*write_csv(tables(found), plan.csv), sep="\n")
 
 
 VERB = Verb(
     "report",
     ReportPlan,
     run,
-    "promptprior report runs/first/results.jsonl --output report.html",
+    "promptprior report runs/first --markdown first.md",
     positional=("results",),
 )

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the four plots from the JSON beside it. Colours come from the style sheet, so that dark mode is one place.
+// Draws the plots from the JSON beside it. Colours come from the style sheet, so that dark mode is one place.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const SYMBOLS = ["circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon"];
@@ -141,17 +141,24 @@
   }
 
   const UNITS = { seconds: "seconds", tokens: "tokens read", rows: "rows read" };
+  const SHARES = { share: "target and its share of the prior", target: "the target alone", whole: "target and whole prior" };
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
-  // Cost against score: where a method stands, with and without what its sources cost.
+  // Cost against score: where a method stands, with and without what its sources cost, and the Pareto front.
   function cost({ k, unit, share }) {
-    const paid = (run) => run[unit][0] + (share === "all" ? run[unit][1] : 0);
+    const borne = (run) => ({ share: 1 / run.shared, target: 0, whole: 1 })[share];
+    const paid = (run) => run[unit][0] + run[unit][1] * borne(run);
+    const best = data.means.filter((c) => c.k === k && c.offers[unit][share].front)
+      .sort((a, b) => a.offers[unit][share].price - b.offers[unit][share].price);
+    const front = { type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip",
+      x: best.map((c) => c.offers[unit][share].price), y: best.map((c) => c.mean),
+      line: { color: ink("muted"), width: 1.5, dash: "dot", shape: "hv" } };
     const traces = data.methods.flatMap((method, m) => {
       const cells = data.cells.filter((c) => c.method === m && c.k === k);
       const overall = data.means.find((c) => c.method === m && c.k === k);
       const { colour, symbol } = look(m);
       if (!cells.length) return [];
-      const price = mean(cells.flatMap((c) => c.runs.map(paid)));
+      const price = overall && overall.offers[unit][share].price;
       const common = { type: "scatter", mode: "markers", name: plain(clipped(method.name)), legendgroup: method.name,
                        hoverinfo: "text" };
       return [
@@ -164,9 +171,59 @@
       ];
     });
     const layout = base(narrow() ? 400 : 460);
-    layout.xaxis.title = { text: `${UNITS[unit]} for one target${share === "all" ? ", its prior included" : ""}` };
+    layout.xaxis.title = { text: `${UNITS[unit]} for ${SHARES[share]}` };
     layout.xaxis.rangemode = "tozero";
     layout.yaxis.title = { text: "score on test" };
+    return { traces: best.length > 1 ? [front, ...traces] : traces, layout };
+  }
+
+  // Learning curves of adaptation: steps on a scale that shows 0, 1, 2, 5 as well as hundreds.
+  function adaptation({ k }) {
+    const found = data.tracks.filter((t) => t.k === k);
+    const at = (step) => Math.log2(1 + step);
+    const traces = found.map((track) => {
+      const { colour, symbol } = look(track.method);
+      const name = plain(clipped(data.methods[track.method].name));
+      return {
+        type: "scatter", mode: "lines+markers", name, x: track.points.map((p) => at(p.step)),
+        y: track.points.map((p) => p.mean), hoverinfo: "text",
+        text: track.points.map((p) => `step ${p.step}<br>${told({ ...p, method: track.method })}`),
+        line: { color: colour, width: 2 }, marker: { color: colour, symbol, size: 8 }, error_y: bars(track.points, colour),
+      };
+    });
+    const steps = [...new Set(found.flatMap((t) => t.points.map((p) => p.step)))].sort((a, b) => a - b);
+    const shown = steps.filter((s, i) => i === 0 || i === steps.length - 1 || /^[125]0*$/.test(s) || steps.length < 10);
+    const layout = base(narrow() ? 380 : 440);
+    layout.xaxis = { ...layout.xaxis, tickvals: shown.map(at), ticktext: shown.map(String), title: { text: "steps" } };
+    layout.yaxis.title = { text: "dev score, mean over targets" };
+    if (!traces.length) nothing(layout, "no dev scores are recorded here");
+    return { traces, layout };
+  }
+
+  // Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart.
+  function ranks({ k }) {
+    const found = data.ranks.find((r) => r.k === k);
+    const layout = base(120 + 30 * (found ? found.methods.length : 4));
+    if (!found) {
+      nothing(layout, "ranks need three methods and two targets that all have finished");
+      return { traces: [{ type: "scatter", x: [], y: [] }], layout };
+    }
+    const names = found.methods.map((m) => plain(clipped(data.methods[m].name)));
+    const traces = found.methods.map((m, place) => {
+      const { colour, symbol } = look(m);
+      return { type: "scatter", mode: "markers", showlegend: false, x: [found.ranks[place]], y: [place], hoverinfo: "text",
+               text: [`${names[place]}<br>mean rank ${found.ranks[place].toFixed(2)}`], cliponaxis: false,
+               marker: { color: colour, symbol, size: 12, line: { width: 2, color: colour } } };
+    });
+    layout.shapes = found.cliques.map(([first, last]) => ({
+      type: "rect", layer: "below", x0: found.ranks[first] - 0.03, x1: found.ranks[last] + 0.03,
+      y0: first - 0.3, y1: last + 0.3, fillcolor: faded(ink("muted"), 0.18), line: { width: 0 },
+    }));
+    layout.xaxis = { ...layout.xaxis, range: [0.8, found.methods.length + 0.2], dtick: 1, fixedrange: true,
+      title: { text: `mean rank over ${found.targets} targets; critical difference ${found.critical.toFixed(2)}, ` +
+                     `Friedman p ${found.p < 0.001 ? "< 0.001" : `= ${found.p.toFixed(3)}`}` } };
+    layout.yaxis = { ...layout.yaxis, tickvals: names.map((_, i) => i), ticktext: names, fixedrange: true,
+                     range: [names.length - 0.4, -0.6] };
     return { traces, layout };
   }
 
@@ -186,11 +243,14 @@
     curves: { draw: curves, controls: [{ key: "target", label: "target", options: allTargets, start: firstTrained },
       allK, { key: "what", label: "curve", options: Object.entries(CURVES).map(([key, [, label]]) => [key, label]) }] },
     cost: { draw: cost, controls: [allK, { key: "unit", label: "cost", options: Object.entries(UNITS) },
-      { key: "share", label: "of", options: [["target", "the target alone"], ["all", "target and sources"]] }] },
+      { key: "share", label: "of", options: Object.entries(SHARES) }] },
+    adaptation: { draw: adaptation, controls: [allK] },
+    ranks: { draw: ranks, controls: [allK] },
   };
 
   const hasCurves = data.cells.some((c) => c.runs.some((r) => r.curve.length));
-  const wanted = { scores: true, shots: data.ks.length > 1, curves: hasCurves, cost: true };
+  const wanted = { scores: true, shots: data.ks.length > 1, curves: hasCurves, cost: true,
+                   adaptation: data.tracks.some((t) => t.points.length > 1), ranks: data.ranks.length > 0 };
 
   function select({ key, label, options, start }, state, redraw) {
     state[key] = start ?? options[0][0];

@@ -6,32 +6,31 @@ else. It holds no time stamps, so equal rows give equal bytes.
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.compare.rows import Point, Row, read_rows
-from promptprior.compare.statistics import Interval
+from promptprior.compare.adaptation import adaptation
+from promptprior.compare.drawings import plot_data
+from promptprior.compare.exhibits import chapters, p_equals
+from promptprior.compare.rows import Row, read_rows
 from promptprior.compare.summary import (
     Comparison,
+    Findings,
     Grid,
-    aggregates,
-    comparisons,
     counted,
     counts,
+    find,
     headline,
     settings_of,
-    signed,
 )
+from promptprior.compare.tables import MARKS, markdown, signed
 from promptprior.errors import DataError
 from promptprior.files import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-CURVE_POINTS = 80  # points of a learning curve that are drawn; more only make the file larger
 
 
 def write_report(
@@ -49,11 +48,31 @@ def write_report(
     grid (a report of fewer says so), `command` what made the results. Raises DataError where there is no
     row or one is malformed; the file is whole or not there.
     """
+    return write_page(findings(rows, baseline), path, title, expected, command)
+
+
+def findings(rows: Sequence[Row | Mapping[str, object]] | Path, baseline: str = "prompt_tuning") -> Findings:
+    """What some result rows, or a results.jsonl, say. Raises DataError where there is no row or one is malformed."""
     grid = Grid(rows_of(rows), baseline)
     if not grid.all_rows:
         where = f" in {rows}" if isinstance(rows, Path) else ""
         raise DataError(f"nothing to report: no result rows{where}")
-    write_text(path, render(grid, title, expected, command))
+    return find(grid)
+
+
+def write_page(found: Findings, path: Path, title: str, expected: int | None = None, command: str = "") -> Path:
+    """Write findings as a page that needs nothing beside it."""
+    write_text(path, render(found, title, expected, command))
+    return path
+
+
+def write_markdown(found: Findings, path: Path, title: str, command: str = "") -> Path:
+    """Write the sentences and tables of a report as Markdown, for documents that quote them."""
+    made = [f"# {title}", *headline(found.grid, found.comparisons), *notices(found.grid, None)]
+    made += ["\n".join(f"- {name}: {value}" for name, value in facts(found.grid))]
+    made += [f"## {c.title}\n\n{markdown([t for _, some in c.parts for t in some])}" for c in chapters(found)]
+    made += [f"Made by\n\n    {command}"] if command else []
+    write_text(path, "\n\n".join(made) + "\n")
     return path
 
 
@@ -65,36 +84,31 @@ def rows_of(rows: Sequence[Row | Mapping[str, object]] | Path) -> tuple[Row, ...
     return tuple(row if isinstance(row, Row) else Row.from_json(row, f"row {i}") for i, row in given)
 
 
-def render(grid: Grid, title: str, expected: int | None, command: str) -> str:
+def render(found: Findings, title: str, expected: int | None, command: str) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    found = comparisons(grid)
+    grid = found.grid
     scripts = {"plotly": get_plotlyjs().replace("\r\n", "\n"), "script": asset("report.js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "score": score_text,
-        "signed": signed,
-        "p_value": p_text,
-        "amount": amount,
-        "breakable": breakable,
-    }
+    environment.filters |= {"signed": signed, "p_equals": p_equals, "breakable": breakable}
     return environment.from_string(asset("report.html")).render(
         **scripts,
         style=asset("report.css"),
         script_hashes=" ".join(map(script_hash, scripts.values())),
         title=title,
-        headline=headline(grid, found),
+        headline=headline(grid, found.comparisons),
         notices=notices(grid, expected),
         facts=facts(grid),
         grid=grid,
-        sections=[section(grid, found, k) for k in grid.ks],
-        n_tests=len(found),
-        costs=[cost_of(grid, method) for method in grid.methods],
+        cards=[(k, cards_at(found, k)) for k in grid.ks],
+        n_tests=len(found.comparisons),
+        chapters=chapters(found),
+        marks=MARKS,
         settings=[settings(grid, method) for method in grid.methods],
         command=command,
-        data=plot_data(grid),
+        data=plot_data(found, [adaptation(grid, o) for o in found.overall]),
     )
 
 
@@ -151,19 +165,10 @@ def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def section(grid: Grid, found: Sequence[Comparison], k: int) -> dict[str, Any]:
-    """What the page says about one k."""
-    at_k = {c.method: c for c in found if c.k == k}
-    shared, rows = aggregates(grid, k)
-    return {
-        "k": k,
-        "cards": [card(c) for c in sorted(at_k.values(), key=lambda c: c.method not in grid.transfer)],
-        "near_floor": distinct(t for c in at_k.values() for t in c.gains.near_floor),
-        "undefined": distinct(t for c in at_k.values() for t in c.gains.undefined),
-        "aggregates": [(a, at_k.get(a.method)) for a in rows],
-        "shared": shared,
-        "table": [(row, [score_cell(grid, at_k, m, row.target, k) for m in grid.methods]) for row in grid.targets],
-    }  # fmt: skip
+def cards_at(found: Findings, k: int) -> list[dict[str, Any]]:
+    """The comparisons at one k in words, methods that learned from sources first."""
+    transfer = found.grid.transfer
+    return [card(c) for c in sorted(found.at(k).values(), key=lambda c: c.method not in transfer)]
 
 
 def card(c: Comparison) -> dict[str, Any]:
@@ -177,25 +182,6 @@ def card(c: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def score_cell(grid: Grid, at_k: Mapping[str, Comparison], method: str, target: str, k: int) -> dict[str, Any]:
-    """One cell of the table of scores."""
-    differences = at_k[method].targets if method in at_k else ()
-    difference = next((d for d in differences if d.target == target), None)
-    return {"interval": grid.cell(method, target, k), "difference": difference}
-
-
-def cost_of(grid: Grid, method: str) -> dict[str, Any]:
-    """Mean cost of a cell of one method, and the range of its parameters."""
-    rows = [row for row in grid.rows if row.method == method]
-    mean = {
-        name: sum(getattr(row.cost, name) for row in rows) / len(rows)
-        for name in ("seconds", "rows", "tokens", "source_seconds", "source_rows", "source_tokens")
-    }
-    steps = counted([f"{row.steps:,}" for row in rows])
-    parameters = {name: between([getattr(row.parameters, name) for row in rows]) for name in ("trainable", "stored")}
-    return {"method": method, "cells": len(rows), "steps": steps, **mean, **parameters}
-
-
 def settings(grid: Grid, method: str) -> dict[str, Any]:
     """Settings and sources of one method."""
     rows = [row for row in grid.rows if row.method == method]
@@ -203,111 +189,8 @@ def settings(grid: Grid, method: str) -> dict[str, Any]:
     return {"method": method, "settings": settings_of(rows), "sources": sources}
 
 
-# Numbers as text ----------------------------------------------------------------------------------------
-
-
-def score_text(value: float | None, digits: int = 3) -> str:
-    """A score with a true minus, or a dash.
-
-    >>> score_text(0.5), score_text(None)
-    ('0.500', '–')
-    """
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_text(p: float) -> str:
-    """A p-value.
-
-    >>> p_text(0.00002), p_text(0.0321)
-    ('< 0.001', '0.032')
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def amount(value: float) -> str:
-    """A quantity with three significant digits and thousands separators.
-
-    >>> amount(0.1234), amount(12.34), amount(123456.0)
-    ('0.12', '12.3', '123,456')
-    """
-    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def breakable(name: str) -> "Markup":
     """A name, escaped, that may break after an underscore."""
     from markupsafe import Markup
 
     return Markup("_<wbr>").join(name.split("_"))
-
-
-def between(values: Sequence[int]) -> str:
-    """One number, or the least and the largest."""
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-# What the plots draw ------------------------------------------------------------------------------------
-
-
-def plot_data(grid: Grid) -> dict[str, Any]:
-    """Everything report.js draws from: plain numbers, names by index."""
-    return {
-        "methods": [{"name": m, "baseline": m == grid.baseline} for m in grid.methods],
-        "targets": [{"name": t.target, "family": t.family, "metric": t.metric} for t in grid.targets],
-        "ks": grid.ks,
-        "cells": [
-            cell
-            for m, method in enumerate(grid.methods)
-            for t, target in enumerate(grid.targets)
-            for k in grid.ks
-            if (cell := plot_cell(grid, (m, method), (t, target.target), k))
-        ],
-        "means": [
-            {"method": grid.methods.index(a.method), "k": k, "targets": len(shared), **ends(a.mean)}
-            for k in grid.ks
-            for shared, rows in [aggregates(grid, k)]
-            for a in rows
-        ],
-    }
-
-
-def plot_cell(grid: Grid, method: tuple[int, str], target: tuple[int, str], k: int) -> dict[str, Any] | None:
-    """One method on one target at one k: its mean, its runs and their learning curves."""
-    (m, method_name), (t, target_name) = method, target
-    found = grid.cell(method_name, target_name, k)
-    if found is None:
-        return None
-    seeds = grid.seeds(method_name, target_name, k)
-    at = k if (method_name, target_name, k) in grid.scores else 0
-    runs = [plot_run(grid.places[method_name, target_name, at, seed]) for seed in seeds]
-    return {"method": m, "target": t, "k": k, "trained": at != 0, **ends(found), "runs": runs}
-
-
-def plot_run(row: Row) -> dict[str, Any]:
-    """One run: its score, cost and curve."""
-    c = row.cost
-    return {
-        "seed": row.seed,
-        "score": row.score,
-        "seconds": [round(c.seconds, 3), round(c.source_seconds, 3)],
-        "rows": [c.rows, c.source_rows],
-        "tokens": [c.tokens, c.source_tokens],
-        "best": row.best_step,
-        "curve": [[p.step, *map(short, (p.train_loss, p.dev_score, p.dev_nll))] for p in thinned(row.curve)],
-    }
-
-
-def thinned(curve: Sequence[Point]) -> Sequence[Point]:
-    """At most about CURVE_POINTS points, evenly chosen, the last one always among them."""
-    stride = -(-len(curve) // CURVE_POINTS)
-    return curve if stride < 2 else [*curve[:-1:stride], curve[-1]]
-
-
-def short(value: float | None) -> float | None:
-    """Five significant digits: what a plot can show."""
-    return None if value is None else json.loads(f"{value:.5g}")
-
-
-def ends(found: Interval) -> dict[str, Any]:
-    """An interval as JSON."""
-    return {"mean": short(found.estimate), "low": short(found.low), "high": short(found.high), "n": found.n}

@@ -8,7 +8,7 @@ Every aggregate interval resamples seeds within targets and leaves the targets a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,11 @@ def interquartile_mean(scores: Sequence[Floats]) -> Floats:
     from scipy.stats import trim_mean
 
     return trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
+
+
+def median_target(scores: Sequence[Floats]) -> Floats:
+    """The median over targets of the mean over seeds (rliable's median)."""
+    return np.median([s.mean(-1) for s in scores], axis=0)
 
 
 def stratified_bootstrap(
@@ -211,27 +216,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
-    """Spearman's rank correlation with a percentile interval over 4,000 resampled pairs.
+def spearman(
+    x: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[str] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Spearman's rank correlation with a percentile interval over 4,000 resamples.
 
-    It is 0 where either side is constant; resamples that are constant are left out. Raises ValueError for
-    sides of different length or fewer than two pairs.
+    Pairs are resampled one by one, or group by group where `groups` names the group of each: pairs that share a target
+    are not independent. It is 0 where either side is constant; resamples that are constant are left out. Raises
+    ValueError for sides of different length or fewer than two pairs.
     """
     a, b = finite_values(x), finite_values(y)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"spearman needs two equally long sides of at least 2; got {len(a)} and {len(b)}")
-    (index,) = resampled([a], seed)
-    estimate = np.nan_to_num(rank_correlation(a[None], b[None]))
-    return percentile(float(estimate[0]), rank_correlation(a[index], b[index]), [a], level)
+    names = list(groups) if groups is not None else list(map(str, range(len(a))))
+    estimate = np.nan_to_num(rank_correlation(a, b, np.ones((1, len(a)))))
+    drawn = rank_correlation(a, b, group_counts(names, seed))
+    units = [np.zeros(len(set(names)))]
+    return replace(percentile(float(estimate[0]), drawn, units, level), n=len(a))
 
 
-def rank_correlation(a: Floats, b: Floats) -> Floats:
-    """Spearman's correlation of each row, [draws, n] and [draws, n] to [draws]; NaN where a side is constant."""
-    from scipy.stats import rankdata
+def group_counts(groups: Sequence[str], seed: int) -> Floats:
+    """How often each item of some groups stands in a resample of whole groups: [DRAWS, items]."""
+    known = list(dict.fromkeys(groups))
+    (index,) = resampled([np.zeros(len(known))], seed)
+    counts = np.zeros((DRAWS, len(known)))
+    np.add.at(counts, (np.arange(DRAWS)[:, None], index), 1)
+    return counts[:, [known.index(group) for group in groups]]
 
-    x, y = (r - r.mean(-1, keepdims=True) for r in (rankdata(a, axis=-1), rankdata(b, axis=-1)))
-    spread = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), spread, out=np.full(len(x), np.nan), where=spread > 0)
+
+def rank_correlation(a: Floats, b: Floats, counts: Floats) -> Floats:
+    """Spearman's correlation of samples with pair i `counts[:, i]` times, [draws]; NaN where a side is constant."""
+    x, y = (centred(counts @ (np.greater.outer(v, v) + 0.5 * np.equal.outer(v, v)).T, counts) for v in (a, b))
+    spread = np.sqrt((counts * x**2).sum(-1) * (counts * y**2).sum(-1))
+    return np.divide((counts * x * y).sum(-1), spread, out=np.full(len(counts), np.nan), where=spread > TIE)
+
+
+def centred(ranks: Floats, counts: Floats) -> Floats:
+    """Ranks minus their mean over the sample."""
+    return ranks - (counts * ranks).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True)
 
 
 def resampled(scores: Sequence[Floats], seed: int) -> list[NDArray[np.int64]]:

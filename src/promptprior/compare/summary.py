@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from promptprior.compare.ranks import Duel, Ranking, duels, ranking
 from promptprior.compare.rows import Row
 from promptprior.compare.statistics import (
     Gains,
@@ -14,10 +15,13 @@ from promptprior.compare.statistics import (
     interquartile_mean,
     interval,
     mean_difference,
+    mean_over_targets,
+    median_target,
     paired_permutation,
     probability_of_improvement,
     stratified_bootstrap,
 )
+from promptprior.compare.tables import signed
 
 SIGNIFICANT = 0.05
 DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
@@ -108,7 +112,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against the baseline at one k. `p` is the paired permutation test's, `p_holm` after Holm."""
+    """One method against the baseline at one k.
+
+    `p` is the paired permutation test's over all runs (these targets, other seeds), `p_holm` the same after Holm's
+    correction; `p_targets` is that over the targets' means (other targets like these).
+    """
 
     method: str
     k: int
@@ -118,6 +126,7 @@ class Comparison:
     improvement: Interval
     p: float
     p_holm: float
+    p_targets: float
 
     def targets_that_are(self, verdict: str) -> tuple[Difference, ...]:
         """Targets with a verdict, the largest difference first."""
@@ -143,6 +152,36 @@ class Aggregate:
     method: str
     mean: Interval
     iqm: Interval
+    median: Interval
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What all methods come to at one k on the targets that every one has finished; no ranking of few."""
+
+    k: int
+    shared: tuple[str, ...]
+    aggregates: tuple[Aggregate, ...]
+    ranking: Ranking | None
+    duels: tuple[Duel, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a report computes from its rows, once."""
+
+    grid: Grid
+    comparisons: tuple[Comparison, ...]
+    overall: tuple[Overall, ...]
+
+    def at(self, k: int) -> dict[str, Comparison]:
+        """The comparisons at one k by method."""
+        return {c.method: c for c in self.comparisons if c.k == k}
+
+
+def find(grid: Grid) -> Findings:
+    """All that the rows of a grid say."""
+    return Findings(grid, comparisons(grid), tuple(overall(grid, k) for k in grid.ks))
 
 
 def comparisons(grid: Grid) -> tuple[Comparison, ...]:
@@ -178,6 +217,7 @@ def comparison(grid: Grid, method: str, k: int) -> Comparison | None:
         improvement=probability_of_improvement(ours, base),
         p=p,
         p_holm=p,
+        p_targets=paired_permutation([sum(gap) / len(gap) for gap in gaps.values()]),
     )
 
 
@@ -189,18 +229,32 @@ def same_seeds(ours: Seeds, base: Seeds) -> tuple[list[float], list[float]]:
     return [ours[s] for s in common], [base[s] for s in common]
 
 
-def aggregates(grid: Grid, k: int) -> tuple[tuple[str, ...], tuple[Aggregate, ...]]:
-    """The targets that every method has finished, and each method's aggregates over just those."""
+def overall(grid: Grid, k: int) -> Overall:
+    """Aggregates, ranks and duels at one k."""
     shared = tuple(row.target for row in grid.targets if all(grid.seeds(m, row.target, k) for m in grid.methods))
     if not shared:
-        return (), ()
-    return shared, tuple(aggregate(grid, method, shared, k) for method in grid.methods)
+        return Overall(k, (), (), None, ())
+    means = {m: [mean(grid.seeds(m, target, k)) for target in shared] for m in grid.methods}
+    rankable = len(means) > 2 and len(shared) > 1
+    return Overall(
+        k,
+        shared,
+        tuple(aggregate(grid, method, shared, k) for method in grid.methods),
+        ranking(means) if rankable else None,
+        duels(means),
+    )
+
+
+def mean(seeds: Seeds) -> float:
+    """The mean over seeds."""
+    return sum(seeds.values()) / len(seeds)
 
 
 def aggregate(grid: Grid, method: str, targets: Sequence[str], k: int) -> Aggregate:
-    """Mean and interquartile mean of one method over some targets."""
+    """Mean, interquartile mean and median target of one method over some targets."""
     runs = {target: list(grid.seeds(method, target, k).values()) for target in targets}
-    return Aggregate(method, stratified_bootstrap(runs), stratified_bootstrap(runs, interquartile_mean))
+    statistics = (mean_over_targets, interquartile_mean, median_target)
+    return Aggregate(method, *(stratified_bootstrap(runs, statistic) for statistic in statistics))
 
 
 # Words --------------------------------------------------------------------------------------------------
@@ -293,15 +347,6 @@ def plural(names: Sequence[str], verb: str) -> str:
     """
     first, *rest = verb.split(" ")
     return " ".join([first.removesuffix("s") if len(names) > 1 else first, *rest])
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """A difference with its sign (a true minus).
-
-    >>> signed(-0.05), signed(0.1)
-    ('−0.050', '+0.100')
-    """
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def settings_of(rows: Sequence[Row]) -> dict[str, str]:
