@@ -3,9 +3,9 @@
     python benchmarks/meta.py                        # the case the bar names: SmolLM2, 8 tasks, 3 inner steps
     python benchmarks/meta.py --case smollm2/float32/U2/R4/L20/K2 --trials 1
 
-The reference adapts one task after the other with the model's own forward pass on concatenated embeddings and plain
-autograd, as `higher` and `learn2learn` do (neither installs here); for exact MAML its graph is unrolled. It computes
-logits of answers only, which they would not: that favours the reference.
+The reference adapts one task after the other with the model's own forward pass and loss on concatenated embeddings and
+plain autograd, as loops written with `higher` and `learn2learn` do (neither installs here); for exact MAML its graph is
+unrolled. `--lean-reference` lets it compute logits of answers only, which no such code we read does.
 """
 
 from dataclasses import dataclass, replace
@@ -40,15 +40,17 @@ class Case:
     rows: int = 16
     length: int = 20
     steps: int = 3
+    lean: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.model}/{self.dtype}/U{self.units}/R{self.rows}/L{self.length}/K{self.steps}"
+        lean = "/lean" if self.lean else ""
+        return f"{self.model}/{self.dtype}/U{self.units}/R{self.rows}/L{self.length}/K{self.steps}{lean}"
 
     @classmethod
     def parse(cls, name: str) -> "Case":
-        model, dtype, *numbers = name.split("/")
-        return cls(model, dtype, *(int(n[1:]) for n in numbers))
+        model, dtype, *numbers = name.removesuffix("/lean").split("/")
+        return cls(model, dtype, *(int(n[1:]) for n in numbers), lean=name.endswith("/lean"))
 
 
 def tokens_of(case: Case, k: int, unit: int) -> list[Tokens]:
@@ -130,9 +132,14 @@ def row_loss(case: Case, prompt: Tensor, rows: list[Tokens]) -> Tensor:
     frozen = backbone(case.model, case.dtype).frozen
     ids = torch.tensor([t.text + t.targets[0] for t in rows])
     answers = torch.tensor([t.targets[0] for t in rows])
-    embeds = torch.cat([prompt.to(frozen.dtype).expand(len(rows), -1, -1), frozen.embed(ids[:, :-1])], dim=1)
-    logits = frozen.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=answers.shape[1]).logits
-    return cross_entropy(logits.float().flatten(0, 1), answers.flatten())
+    front = prompt.to(frozen.dtype).expand(len(rows), -1, -1)
+    if case.lean:
+        embeds = torch.cat([front, frozen.embed(ids[:, :-1])], dim=1)
+        logits = frozen.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=answers.shape[1]).logits
+        return cross_entropy(logits.float().flatten(0, 1), answers.flatten())
+    ignored = torch.full((len(rows), case.length + len(rows[0].text)), -100)
+    labels = torch.cat([ignored, answers], dim=1)
+    return frozen.model(inputs_embeds=torch.cat([front, frozen.embed(ids)], dim=1), labels=labels, use_cache=False).loss
 
 
 def row_of(case: Case, algorithm: str, trials: int, threads: int, max_tokens: int) -> dict[str, Any]:
@@ -160,6 +167,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--case", type=Case.parse, action="append", help="smollm2/float32/U8/R16/L20/K3")
     parser.add_argument("--algorithm", choices=ALGORITHMS, action="append")
+    parser.add_argument("--lean-reference", action="store_true", help="the reference computes logits of answers only")
     parser.add_argument("--max-tokens", type=int, default=1200, help="our pieces: tokens computed at once")
     parser.add_argument("--peak", help="measure the memory of one side in this process")
     chosen = parser.parse_args()
@@ -170,8 +178,9 @@ def main() -> None:
         step = ours(case, algorithm, out, int(tokens)) if side == "ours" else reference(case, algorithm, out)
         report_peak(step)
         return
+    bounds = (chosen.threads, chosen.max_tokens)
     rows = [
-        row_of(case, algorithm, chosen.trials, chosen.threads, chosen.max_tokens)
+        row_of(replace(case, lean=case.lean or chosen.lean_reference), algorithm, chosen.trials, *bounds)
         for case in chosen.case or [Case()]
         for algorithm in chosen.algorithm or ALGORITHMS
     ]
