@@ -5,6 +5,7 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 `score_on_test`, when all is decided.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,22 +14,25 @@ from typing import Any
 import torch
 
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.config import to_mapping
+from promptprior.config import stable_hash, to_mapping
 from promptprior.errors import SpecError
-from promptprior.evaluate import Exam, Marks, dev_scores, make_exam, mark
+from promptprior.evaluate import Exam, Marks, dev_scores, make_exam, mark, prompt_objective
 from promptprior.fit import make_lab
-from promptprior.methods import Beginning, Episode, Lab, Method
+from promptprior.methods import Beginning, Episode, Lab, Method, OneByOne, source_stage
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
-from promptprior.prompts.parameterisation import Parameterisation, parameterisation, plain_settings
+from promptprior.prompts.parameterisation import Diagnosable, Form, parameterisation, plain_settings
 from promptprior.rules.descent import Descent, Penalty
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
+from promptprior.rules.weights import Answering, objective_of
 from promptprior.settings import Settings
-from promptprior.tasks.draw import EpisodeDraws, Pool, k_shot
-from promptprior.tasks.task import Task
+from promptprior.tasks.batch import Tokens
+from promptprior.tasks.draw import EpisodeDraws, Pool, generator, k_shot
+from promptprior.tasks.task import Split, Task
 from promptprior.train import Run, Trained
 from promptprior.watch import WatchStage
+
+DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,24 @@ def adapt(
     settings = settings or Settings()
     home = Path(folder) if folder is not None else None
     given = checked_priors(method, episodes, priors, backbone, settings.length)
-    lab = make_lab(backbone, settings, home, watch, checkpoint_seconds)
-    beginning = method.begin(lab, given, episodes)
-    objective = PromptObjective(backbone, beginning.parameterisation)
-    rates = settings.target.learning_rates if beginning.trains else (1.0,)
+    if not isinstance(method, OneByOne):
+        return adapt_together(method, make_lab(backbone, settings, home, watch, checkpoint_seconds), given, episodes)
+    done = []
+    for e, episode in enumerate(episodes):
+        place = home / f"episode{e}" if home is not None else None
+        lab = make_lab(backbone, settings, place, watch, checkpoint_seconds)
+        done += adapt_together(method, lab, given[e : e + 1], [episode])
+    return done
+
+
+def adapt_together(method: Method, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> list[Adapted]:
+    """Adapt episodes as copies of one run."""
+    beginning = method.begin(lab, priors, episodes)
+    objective = objective_of(lab.backbone, beginning.parameterisation)
+    rates = (beginning.rates or lab.settings.target.learning_rates) if beginning.trains else (1.0,)
     done = lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target")
     return [
-        adapted(method, settings, backbone, beginning, episode, e, rates, done, len(episodes))
+        adapted(method, lab.settings, lab.backbone, beginning, episode, e, rates, done, len(episodes))
         for e, episode in enumerate(episodes)
     ]
 
@@ -101,7 +116,7 @@ def checked_priors(
         raise SpecError(f"{len(each)} priors for {len(episodes)} episodes: expected one, or one for each")
     for prior in each:
         prior.header.backbone.check(backbone.card, f"the prior of {prior.header.method}")
-        if prior.header.method != method.name:
+        if not serves(prior.header, method):
             raise SpecError(
                 f"this prior was fitted by {prior.header.method!r}, not {method.name!r} (--method, --prior)"
             )
@@ -111,10 +126,15 @@ def checked_priors(
     return each
 
 
+def serves(header: Header, method: Method) -> bool:
+    """Whether a method starts from priors like this one: its own, or those of a method with the same source stage."""
+    return header.method == method.name or header.settings.get("prior_of") == source_stage(method).name
+
+
 def target_run(
     method: Method,
     lab: Lab,
-    objective: PromptObjective,
+    objective: Answering,
     beginning: Beginning,
     episodes: Sequence[Episode],
     rates: Sequence[float],
@@ -126,9 +146,8 @@ def target_run(
     exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
     papers = [replace(exams[e], copy=c) for c, (e, _) in enumerate(copies)]
     tokens = [training_tokens(lab.backbone, e.task, e.shots.train) for e in episodes]
-    rate = stage.rate(
-        tuple(rates[g] for _, g in copies), lab.backbone.scale, at_every_rate_factors(beginning, len(rates))
-    )
+    unit = 1.0 if beginning.rates else lab.backbone.scale
+    rate = stage.rate(tuple(rates[g] for _, g in copies), unit, at_every_rate_factors(beginning, len(rates)))
     return Run(
         key=lab.key(method, "target", *(e.key for e in episodes)),
         objective=objective,
@@ -238,7 +257,7 @@ def prompt_header(
     method: Method,
     settings: Settings,
     backbone: Backbone,
-    form: Parameterisation,
+    form: Form,
     episode: Episode,
     story: dict[str, object],
 ) -> Header:
@@ -265,10 +284,20 @@ def prompt_header(
 
 
 def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[Marks]:
-    """Scores of prompts adapted together on their tasks' test splits (the first `limit` examples), in one exam."""
-    header = adapted[0].prompt.header
-    form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
-    objective = PromptObjective(backbone, form)
+    """Scores of prompts on their tasks' test splits (the first `limit` examples); those of one form in one exam."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for place, a in enumerate(adapted):
+        header = a.prompt.header
+        alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
+    marks: dict[int, Marks] = {}
+    for places in alike.values():
+        marks.update(zip(places, score_alike(backbone, [adapted[p] for p in places], limit), strict=True))
+    return [marks[place] for place in range(len(adapted))]
+
+
+def score_alike(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None) -> list[Marks]:
+    """Scores on test of prompts of one form, as copies."""
+    objective = prompt_objective(adapted[0].prompt, backbone)
     exams: dict[str, Exam] = {}
     for a in adapted:
         task = a.episode.task
@@ -276,6 +305,32 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
             exams[task.fingerprint] = make_exam(objective, task, task.split("test")[:limit])
     papers = [replace(exams[a.episode.task.fingerprint], copy=c) for c, a in enumerate(adapted)]
     return mark(objective, joined([a.prompt for a in adapted]), papers)
+
+
+def diagnosed(
+    backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Task] = ()
+) -> list[Mapping[str, object]]:
+    """What each prompt's parameterisation says of itself, by topic; nothing for those that have nothing to say.
+
+    It is shown texts of the target's test split and of the training splits of other tasks, without their answers.
+    """
+    header = adapted[0].prompt.header
+    form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
+    if not isinstance(form, Diagnosable):
+        return [{} for _ in adapted]
+    beside = {task.name: some_texts(backbone, task, "train") for task in others}
+    own = {a.episode.task.fingerprint: some_texts(backbone, a.episode.task, "test") for a in adapted}
+    return [
+        form.diagnose(a.prompt.params, {**beside, a.episode.task.name: own[a.episode.task.fingerprint]})
+        for a in adapted
+    ]
+
+
+def some_texts(backbone: Backbone, task: Task, split: Split) -> list[Tokens]:
+    """A fixed sample of a split, tokenised."""
+    examples = task.split(split)
+    order = torch.randperm(len(examples), generator=generator("diagnosed", task.name)).tolist()
+    return training_tokens(backbone, task, [examples[i] for i in order[:DIAGNOSED]])
 
 
 def joined(prompts: Sequence[Prompt]) -> Params:

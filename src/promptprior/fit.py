@@ -1,15 +1,17 @@
 """Sources to prior: `fit` runs a method's source stage and keeps what it taught."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from promptprior.backbone import Backbone
 from promptprior.config import to_mapping
 from promptprior.errors import SpecError
-from promptprior.methods import Lab, Learned, Method
+from promptprior.methods import Lab, Learned, Method, source_stage
+from promptprior.methods.source_prompts import learns_from_tasks
 from promptprior.prompts.artifact import Header, Prior, TaskCard, check_saveable, versions
 from promptprior.prompts.parameterisation import plain_settings
-from promptprior.settings import Settings
+from promptprior.settings import Settings, Training
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained, train
 from promptprior.watch import WatchStage
@@ -32,18 +34,23 @@ def fit(
     """
     if not method.needs_sources:
         raise SpecError(f"method {method.name!r} has no prior to fit; use adapt")
-    if not sources:
+    if not sources and learns_from_tasks(method):
         raise SpecError(f"method {method.name!r} learns from source tasks; name some (--sources)")
     settings = settings or Settings()
     home = Path(folder) if folder is not None else None
     if home is not None:
         check_saveable(home / "prior")
-    lab = make_lab(backbone, settings, home, watch, checkpoint_seconds)
-    learned = method.learn(lab, sources, seed)
+    lab = make_lab(backbone, source_settings(settings), home, watch, checkpoint_seconds)
+    learned = source_stage(method).learn(lab, sources, seed)
     prior = Prior(prior_header(method, sources, backbone, settings, seed, learned), learned.params)
     if home is not None:
         prior.save_pretrained(home / "prior")
     return prior
+
+
+def source_settings(settings: Settings) -> Settings:
+    """What the source stage sees, so that no prior depends on how targets are trained."""
+    return replace(settings, target=Training())
 
 
 def make_lab(
@@ -69,6 +76,7 @@ def prior_header(
         settings={
             **to_mapping(settings),
             "method": to_mapping(method),
+            "prior_of": source_stage(method).name,
             "seed": seed,
             "dtype": str(backbone.frozen.dtype),
         },

@@ -204,6 +204,247 @@ def test_one_prior_for_all_seeds(plan: Plan, backbone: Backbone) -> None:
     assert all(r.settings["source_seed"] == 21 for r in rows)
 
 
+ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
+
+
+def test_arms_that_differ_only_on_targets_share_a_prior(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = run.fit, list[str]()
+
+    def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(run, "fit", counted)
+    few = {name: {"particles": 2} for name in ARMS[:3]}
+    plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
+    tasks = run.load_tasks(plan)
+    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
+    assert costs == [True, False, True, True]
+    run.compare(plan, backbone, quiet)
+    assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert all(r.is_ok for r in rows.values())
+    assert rows["bmtpt"].cost.source_rows == rows["bmtpt_no_prior"].cost.source_rows > 0
+
+    wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    assert len(fits) == 3
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    assert fits[3:] == ["bmtpt"]
+
+
+def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    options = {name: {"particles": 2} for name in ARMS[:2]}
+    both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
+    alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
+    run.compare(both, backbone, quiet)
+    run.compare(alone, backbone, quiet)
+
+    def result(p: Plan) -> list[tuple[object, ...]]:
+        return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
+
+    assert result(both) == result(alone)
+
+
+def test_rows_say_what_a_bank_retrieves_and_other_methods_say_nothing(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("multitask", "tpt"), seeds=(13,), options={"tpt": {"bank_size": 6, "retrieve": 2}})
+    run.compare(plan, backbone, quiet)
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert rows["multitask"].diagnostics == {}
+    said = rows["tpt"].diagnostics
+    width = backbone.width
+    assert said["parameters"] == {"bank": 12 * width, "task": width, "retrieved": 2 * width}  # rows and keys
+    found = said["retrieval"]
+    assert found["tasks"] == ["one", "two", "three"]
+    assert found["texts"] == 72
+    assert [len(row) for row in found["map"]] == [6, 6, 6]
+    assert all(sum(row) == pytest.approx(2, abs=0.01) for row in found["map"])
+    assert {"words", "share", "share_by_task"} <= found["tokens"][0].keys()
+
+
+ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
+
+
+def test_arms_that_differ_only_on_targets_share_a_prior(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = run.fit, list[str]()
+
+    def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(run, "fit", counted)
+    few = {name: {"particles": 2} for name in ARMS[:3]}
+    plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
+    tasks = run.load_tasks(plan)
+    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
+    assert costs == [True, False, True, True]
+    run.compare(plan, backbone, quiet)
+    assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert all(r.is_ok for r in rows.values())
+    assert rows["bmtpt"].cost.source_rows == rows["bmtpt_no_prior"].cost.source_rows > 0
+
+    wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    assert len(fits) == 3
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    assert fits[3:] == ["bmtpt"]
+
+
+def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    options = {name: {"particles": 2} for name in ARMS[:2]}
+    both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
+    alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
+    run.compare(both, backbone, quiet)
+    run.compare(alone, backbone, quiet)
+
+    def result(p: Plan) -> list[tuple[object, ...]]:
+        return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
+
+    assert result(both) == result(alone)
+
+
+ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
+
+
+def test_arms_that_differ_only_on_targets_share_a_prior(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = run.fit, list[str]()
+
+    def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(run, "fit", counted)
+    few = {name: {"particles": 2} for name in ARMS[:3]}
+    plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
+    tasks = run.load_tasks(plan)
+    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
+    assert costs == [True, False, True, True]
+    run.compare(plan, backbone, quiet)
+    assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert all(r.is_ok for r in rows.values())
+    assert rows["bmtpt"].cost.source_rows == rows["bmtpt_no_prior"].cost.source_rows > 0
+
+    wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    assert len(fits) == 3
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    assert fits[3:] == ["bmtpt"]
+
+
+def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    options = {name: {"particles": 2} for name in ARMS[:2]}
+    both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
+    alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
+    run.compare(both, backbone, quiet)
+    run.compare(alone, backbone, quiet)
+
+    def result(p: Plan) -> list[tuple[object, ...]]:
+        return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
+
+    assert result(both) == result(alone)
+
+
+ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
+
+
+def test_arms_that_differ_only_on_targets_share_a_prior(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = run.fit, list[str]()
+
+    def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(run, "fit", counted)
+    few = {name: {"particles": 2} for name in ARMS[:3]}
+    plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
+    tasks = run.load_tasks(plan)
+    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
+    assert costs == [True, False, True, True]
+    run.compare(plan, backbone, quiet)
+    assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert all(r.is_ok for r in rows.values())
+    assert rows["bmtpt"].cost.source_rows == rows["bmtpt_no_prior"].cost.source_rows > 0
+
+    wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    assert len(fits) == 3
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    assert fits[3:] == ["bmtpt"]
+
+
+def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    options = {name: {"particles": 2} for name in ARMS[:2]}
+    both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
+    alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
+    run.compare(both, backbone, quiet)
+    run.compare(alone, backbone, quiet)
+
+    def result(p: Plan) -> list[tuple[object, ...]]:
+        return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
+
+    assert result(both) == result(alone)
+
+
+ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
+
+
+def test_arms_that_differ_only_on_targets_share_a_prior(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fits = run.fit, list[str]()
+
+    def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
+        fits.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(run, "fit", counted)
+    few = {name: {"particles": 2} for name in ARMS[:3]}
+    plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
+    tasks = run.load_tasks(plan)
+    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
+    assert costs == [True, False, True, True]
+    run.compare(plan, backbone, quiet)
+    assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
+    rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
+    assert all(r.is_ok for r in rows.values())
+    assert rows["bmtpt"].cost.source_rows == rows["bmtpt_no_prior"].cost.source_rows > 0
+
+    wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
+    longer = replace(SHORT, target=replace(SHORT.target, steps=3))
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    assert len(fits) == 3
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    assert fits[3:] == ["bmtpt"]
+
+
+def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    options = {name: {"particles": 2} for name in ARMS[:2]}
+    both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
+    alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
+    run.compare(both, backbone, quiet)
+    run.compare(alone, backbone, quiet)
+
+    def result(p: Plan) -> list[tuple[object, ...]]:
+        return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
+
+    assert result(both) == result(alone)
+
+
 def test_the_source_seed_is_one_of_the_seeds(plan: Plan) -> None:
     with pytest.raises(SpecError, match="--source-seed"):
         replace(plan, source_seed=7)

@@ -10,7 +10,7 @@ from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.fit import fit
-from promptprior.methods import METHODS, make_method
+from promptprior.methods import METHODS, make_method, source_stage
 from promptprior.methods.bmtpt import Bmtpt
 from promptprior.methods.method import Lab
 from promptprior.notation import Tensor
@@ -64,6 +64,131 @@ def test_the_prior_comes_back_with_its_diagnostics(prior: Prior, tmp_path: Path)
     assert set(found["forces"]) == {"repulsion_ratio", "kernel", "distance", "spread"}  # type: ignore[call-overload]
     assert min(found["forces"]["repulsion_ratio"]) > 0  # type: ignore[call-overload, index]
     assert found["gradient_cosines"][0][0] == pytest.approx(1, abs=1e-3)  # type: ignore[index]
+
+
+def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    prior.save_pretrained(tmp_path)
+    loaded = Prior.from_pretrained(tmp_path)
+    arm = adapt(make_method("bmtpt_no_prior", {"particles": 3}), episodes, backbone, loaded, short())
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, short())
+    assert torch.equal(prompts_of(arm)[0], prompts_of(free)[0])
+    assert arm[0].prompt.header.method == "bmtpt_no_prior"
+    for other in ("bmtpt_chains", "bmtpt_single", "multitask"):
+        with pytest.raises(SpecError, match=f"fitted by 'bmtpt', not '{other}'"):
+            adapt(make_method(other), episodes, backbone, prior, short())
+
+
+def test_equal_source_stages_whatever_targets_do() -> None:
+    def stage(name: str, **options: object) -> object:
+        return source_stage(make_method(name, options))
+
+    assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
+    assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
+    assert len({stage(name) for name in ARMS}) == 3
+    assert stage("bmtpt", width=3.0) != Bmtpt()
+
+
+def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    prior.save_pretrained(tmp_path)
+    loaded = Prior.from_pretrained(tmp_path)
+    arm = adapt(make_method("bmtpt_no_prior", {"particles": 3}), episodes, backbone, loaded, short())
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, short())
+    assert torch.equal(prompts_of(arm)[0], prompts_of(free)[0])
+    assert arm[0].prompt.header.method == "bmtpt_no_prior"
+    for other in ("bmtpt_chains", "bmtpt_single", "multitask"):
+        with pytest.raises(SpecError, match=f"fitted by 'bmtpt', not '{other}'"):
+            adapt(make_method(other), episodes, backbone, prior, short())
+
+
+def test_equal_source_stages_whatever_targets_do() -> None:
+    def stage(name: str, **options: object) -> object:
+        return source_stage(make_method(name, options))
+
+    assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
+    assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
+    assert len({stage(name) for name in ARMS}) == 3
+    assert stage("bmtpt", width=3.0) != Bmtpt()
+
+
+def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    prior.save_pretrained(tmp_path)
+    loaded = Prior.from_pretrained(tmp_path)
+    arm = adapt(make_method("bmtpt_no_prior", {"particles": 3}), episodes, backbone, loaded, short())
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, short())
+    assert torch.equal(prompts_of(arm)[0], prompts_of(free)[0])
+    assert arm[0].prompt.header.method == "bmtpt_no_prior"
+    for other in ("bmtpt_chains", "bmtpt_single", "multitask"):
+        with pytest.raises(SpecError, match=f"fitted by 'bmtpt', not '{other}'"):
+            adapt(make_method(other), episodes, backbone, prior, short())
+
+
+def test_equal_source_stages_whatever_targets_do() -> None:
+    def stage(name: str, **options: object) -> object:
+        return source_stage(make_method(name, options))
+
+    assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
+    assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
+    assert len({stage(name) for name in ARMS}) == 3
+    assert stage("bmtpt", width=3.0) != Bmtpt()
+
+
+def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    prior.save_pretrained(tmp_path)
+    loaded = Prior.from_pretrained(tmp_path)
+    arm = adapt(make_method("bmtpt_no_prior", {"particles": 3}), episodes, backbone, loaded, short())
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, short())
+    assert torch.equal(prompts_of(arm)[0], prompts_of(free)[0])
+    assert arm[0].prompt.header.method == "bmtpt_no_prior"
+    for other in ("bmtpt_chains", "bmtpt_single", "multitask"):
+        with pytest.raises(SpecError, match=f"fitted by 'bmtpt', not '{other}'"):
+            adapt(make_method(other), episodes, backbone, prior, short())
+
+
+def test_equal_source_stages_whatever_targets_do() -> None:
+    def stage(name: str, **options: object) -> object:
+        return source_stage(make_method(name, options))
+
+    assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
+    assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
+    assert len({stage(name) for name in ARMS}) == 3
+    assert stage("bmtpt", width=3.0) != Bmtpt()
+
+
+def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(TARGETS[1], 2, 13)]
+    prior.save_pretrained(tmp_path)
+    loaded = Prior.from_pretrained(tmp_path)
+    arm = adapt(make_method("bmtpt_no_prior", {"particles": 3}), episodes, backbone, loaded, short())
+    free = adapt(Bmtpt(particles=3, penalty="none"), episodes, backbone, prior, short())
+    assert torch.equal(prompts_of(arm)[0], prompts_of(free)[0])
+    assert arm[0].prompt.header.method == "bmtpt_no_prior"
+    for other in ("bmtpt_chains", "bmtpt_single", "multitask"):
+        with pytest.raises(SpecError, match=f"fitted by 'bmtpt', not '{other}'"):
+            adapt(make_method(other), episodes, backbone, prior, short())
+
+
+def test_equal_source_stages_whatever_targets_do() -> None:
+    def stage(name: str, **options: object) -> object:
+        return source_stage(make_method(name, options))
+
+    assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
+    assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
+    assert len({stage(name) for name in ARMS}) == 3
+    assert stage("bmtpt", width=3.0) != Bmtpt()
 
 
 def test_the_source_loss_falls(prior: Prior) -> None:

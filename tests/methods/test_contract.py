@@ -15,8 +15,8 @@ import torch
 from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
-from promptprior.fit import fit
-from promptprior.methods import METHODS, Episode, make_method
+from promptprior.fit import fit, make_lab
+from promptprior.methods import METHODS, Episode, make_method, source_stage
 from promptprior.prompts.artifact import Prior, Prompt
 from promptprior.rules.rule import Info
 from promptprior.settings import Settings, Training
@@ -30,6 +30,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "prompt_tuning": {},
     "multitask": {},
     "spot": {"probe_steps": 2},
+    "mpt": {},
+    "mpt_no_distil": {},
     "bmtpt": {"particles": 2, "prior_width": (30.0,)},
     "bmtpt_chains": {"particles": 2, "prior_width": (30.0,)},
     "bmtpt_single": {"prior_width": (30.0,)},
@@ -44,6 +46,13 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "tpt_static": {"bank_size": 6},
     "tpt_random": {"bank_size": 6},
 }
+TARGETS_ONLY: Mapping[str, Mapping[str, object]] = {
+    "bmtpt": {"start": "best", "penalty": "mixture", "prior_width": (7.0, 9.0), "joint_steps": 2, "low_rank_rate": 0.5},
+    "mpt": {"joint_steps": 2},
+    "spot": {"retrieval": "weighted", "top": 1, "probe_steps": 1},
+    "tpt": {"freeze_bank": True},
+}
+"""Options, by the first word of a method's name, that no source stage may depend on."""
 WITH_PRIOR = [name for name in METHODS if make_method(name).needs_sources]
 RATES = (0.01, 0.5)
 
@@ -138,6 +147,62 @@ def test_methods_without_a_prior_refuse_to_fit(name: str) -> None:
 def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
     losses = fitted(name).losses
     assert sum(losses[-2:]) < sum(losses[:2])
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_what_only_targets_see_changes_no_prior(name: str) -> None:
+    """Neither target settings nor the options that `source_view` drops: `learn` itself is asked, not `fit`."""
+    options = {**OPTIONS[name], **TARGETS_ONLY.get(name.split("_")[0], {})}
+    made = make_method(name, {k: v for k, v in options.items() if (name, k) != ("bmtpt_no_prior", "penalty")})
+    lab = make_lab(backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), None, None, 30.0)
+    params = made.learn(lab, SOURCES, 13).params
+    assert source_stage(made) == source_stage(make_method(name, OPTIONS[name])) == source_stage(source_stage(made))
+    assert params.keys() == fitted(name).prior.params.keys()
+    assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
+    """Whatever targets are trained like, and whichever method of that stage fits it."""
+    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
+    stage = source_stage(make_method(name, OPTIONS[name]))
+    prior = fit(stage, SOURCES, backbone(), other)
+    assert source_stage(stage) == stage
+    assert prior.params.keys() == fitted(name).prior.params.keys()
+    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
+    """Whatever targets are trained like, and whichever method of that stage fits it."""
+    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
+    stage = source_stage(make_method(name, OPTIONS[name]))
+    prior = fit(stage, SOURCES, backbone(), other)
+    assert source_stage(stage) == stage
+    assert prior.params.keys() == fitted(name).prior.params.keys()
+    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
+    """Whatever targets are trained like, and whichever method of that stage fits it."""
+    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
+    stage = source_stage(make_method(name, OPTIONS[name]))
+    prior = fit(stage, SOURCES, backbone(), other)
+    assert source_stage(stage) == stage
+    assert prior.params.keys() == fitted(name).prior.params.keys()
+    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
+
+
+@pytest.mark.parametrize("name", WITH_PRIOR)
+def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
+    """Whatever targets are trained like, and whichever method of that stage fits it."""
+    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
+    stage = source_stage(make_method(name, OPTIONS[name]))
+    prior = fit(stage, SOURCES, backbone(), other)
+    assert source_stage(stage) == stage
+    assert prior.params.keys() == fitted(name).prior.params.keys()
+    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
 
 
 @pytest.mark.parametrize("name", WITH_PRIOR)

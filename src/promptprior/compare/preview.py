@@ -1,13 +1,12 @@
 """What a comparison would run and cost, without running it."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from promptprior.backbone import Backbone, load
 from promptprior.compare.estimate import tokens_per_second
 from promptprior.compare.plan import Cell, Plan, Tasks, cells
 from promptprior.compare.progress import duration
-from promptprior.compare.run import finished, group_cost, load_tasks
+from promptprior.compare.run import finished, grouped, load_tasks
 
 
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
@@ -32,11 +31,9 @@ def group_lines(plan: Plan, tasks: Tasks, backbone: Backbone, missing: Sequence[
         return ["nothing to run; the report would be written again"]
     pace = tokens_per_second(backbone, tasks.targets[0], plan.resolved().length)
     lines, total = [], 0.0
-    for (method, seed), group in groupby(missing, lambda c: (c.method, c.seed)):
-        some = list(group)
-        fitting, adapting = group_cost(plan, tasks, backbone, method, seed, some)
-        total += fitting + adapting
-        fit = f"fit {fitting:,.0f} tokens, " if fitting else ""
-        label = f"{method.name}, seed {seed}" if seed else method.name
-        lines.append(f"  {label}: {fit}adapt and test {len(some)} cells {adapting:,.0f} tokens")
+    for group in grouped(plan, tasks, backbone, missing):
+        total += group.fitting + group.adapting
+        fit = f"fit {group.fitting:,.0f} tokens, " if group.fitting else ""
+        label = f"{group.method.name}, seed {group.seed}" if group.seed else group.method.name
+        lines.append(f"  {label}: {fit}adapt and test {len(group.cells)} cells {group.adapting:,.0f} tokens")
     return [*lines, f"about {total:,.0f} tokens, {duration(total / pace)} at {pace:,.0f} tokens a second"]

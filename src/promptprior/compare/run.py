@@ -8,14 +8,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.adapt import Adapted, adapt, diagnosed, make_episode, score_on_test
 from promptprior.backbone import Backbone, load
 from promptprior.compare.estimate import cell_cost, source_cost
-from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
+from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks, cells, separated
 from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
 from promptprior.compare.report import write_report
 from promptprior.compare.rows import BackboneName, Cost, Parameters, Point, Row, ShotIds, read_rows
@@ -23,8 +23,8 @@ from promptprior.config import dump_yaml, stable_hash, to_mapping
 from promptprior.errors import PromptpriorError
 from promptprior.evaluate import Marks
 from promptprior.files import append_line, read_json, write_json, write_text
-from promptprior.fit import fit
-from promptprior.methods import Method
+from promptprior.fit import fit, source_settings
+from promptprior.methods import Method, source_stage
 from promptprior.prompts.artifact import Prior, versions
 from promptprior.tasks import Split, load_task
 
@@ -89,67 +89,79 @@ def run_groups(
     """Run the missing cells, those of one method and seed together, and refresh the report after each group."""
     if not missing:
         return
-    groups = [(method, seed, list(some)) for (method, seed), some in groupby(missing, lambda c: (c.method, c.seed))]
-    costs = [group_cost(plan, tasks, backbone, method, seed, some) for method, seed, some in groups]
-    progress = Progress(sum(map(sum, costs)), backbone, say)
-    for (method, seed, some), cost in zip(groups, costs, strict=True):
+    groups = grouped(plan, tasks, backbone, missing)
+    progress = Progress(sum(g.fitting + g.adapting for g in groups), backbone, say)
+    for group in groups:
         try:
-            run_group(plan, tasks, backbone, method, seed, some, cost, progress)
+            run_group(plan, tasks, backbone, group, progress)
         except (PromptpriorError, RuntimeError) as error:
-            say(f"{method.name}, seed {seed}: failed: {error}")
-            for cell in some:
+            say(f"{group.method.name}, seed {group.seed}: failed: {error}")
+            for cell in group.cells:
                 append_line(plan.output / RESULTS, failed_row(plan, tasks, backbone, cell, error).to_json())
         report(plan, wanted, command)
     say(f"all done in {duration(time.monotonic() - progress.started)}")
 
 
 def prior_folder(plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, seed: int) -> Path:
-    """Where the prior of a method and seed is kept; another setting has another folder."""
+    """Where the prior of a method and seed is kept. Another setting of the source stage has another folder; methods
+    and settings that differ only on targets share one."""
+    stage = source_stage(method)
     key = stable_hash(
         [
+            RESULTS_VERSION,
             backbone.card.fingerprint,
             str(backbone.frozen.dtype),
-            to_mapping(method),
-            to_mapping(plan.resolved()),
+            to_mapping(stage),
+            to_mapping(source_settings(plan.resolved())),
             [s.fingerprint for s in tasks.sources],
         ]
     )
-    return plan.output / "priors" / f"{method.name}-seed{seed}-{key[:8]}"
+    return plan.output / "priors" / f"{stage.name}-seed{seed}-{key[:8]}"
 
 
-def group_cost(
-    plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, seed: int, some: list[Cell]
-) -> tuple[float, float]:
-    """Estimated tokens of a group: fitting the prior (0 if it is there), and its cells."""
-    has_prior = (prior_folder(plan, tasks, backbone, method, plan.prior_seed(seed)) / "cost.json").exists()
+@dataclass(frozen=True)
+class Group:
+    """Missing cells of one method and seed, and estimated tokens: of fitting their prior, 0 if it is there or fitted
+    for an earlier group, and of adapting and testing them."""
+
+    method: Method
+    seed: int
+    cells: list[Cell]
+    fitting: float
+    adapting: float
+
+
+def grouped(plan: Plan, tasks: Tasks, backbone: Backbone, missing: Sequence[Cell]) -> list[Group]:
+    """The missing cells by method and seed, in order."""
+    groups: list[Group] = []
+    there: set[Path] = set()
     settings = plan.resolved()
-    fitting = method.needs_sources and not has_prior and plan.source_seed in (None, seed)
-    source = source_cost(backbone, tasks.sources, settings.source, settings.length) if fitting else 0.0
-    return source, sum(cell_cost(backbone, cell, plan) for cell in some)
+    for (method, seed), group in groupby(missing, lambda c: (c.method, c.seed)):
+        some = list(group)
+        folder = prior_folder(plan, tasks, backbone, method, plan.prior_seed(seed))
+        fits = method.needs_sources and folder not in there and not (folder / "cost.json").exists()
+        there.add(folder)
+        source = source_cost(backbone, tasks.sources, settings.source, settings.length) if fits else 0.0
+        groups.append(Group(method, seed, some, source, sum(cell_cost(backbone, cell, plan) for cell in some)))
+    return groups
 
 
-def run_group(
-    plan: Plan,
-    tasks: Tasks,
-    backbone: Backbone,
-    method: Method,
-    seed: int,
-    some: list[Cell],
-    cost: tuple[float, float],
-    progress: Progress,
-) -> None:
+def run_group(plan: Plan, tasks: Tasks, backbone: Backbone, group: Group, progress: Progress) -> None:
     """Fit, adapt, test and write down the cells of one method and seed."""
+    method, seed, some = group.method, group.seed, group.cells
     label = f"{method.name}, seed {seed}" if seed else method.name
-    prior, source = fitted(plan, tasks, backbone, method, plan.prior_seed(seed), label, cost[0], progress)
+    prior, source = fitted(plan, tasks, backbone, method, plan.prior_seed(seed), label, group.fitting, progress)
     episodes = [make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0]) for cell in some]
     work = plan.output / "work" / stable_hash([cell.key for cell in some])
-    watch, over = progress.stage(label, cost[1])
+    watch, over = progress.stage(label, group.adapting)
     done = adapt(method, episodes, backbone, prior, plan.resolved(), work, watch)
-    progress.tell(f"{label} · testing", cost[1], force=True)
+    progress.tell(f"{label} · testing", group.adapting, force=True)
     marks = score_on_test(backbone, done, plan.test_limit)
-    for cell, adapted, mark in zip(some, done, marks, strict=True):
+    told = diagnosed(backbone, done, tasks.sources)
+    for cell, adapted, mark, says in zip(some, done, marks, told, strict=True):
         adapted.prompt.save_pretrained(plan.output / "prompts" / cell.key)
-        append_line(plan.output / RESULTS, good_row(plan, tasks, backbone, cell, adapted, mark, source).to_json())
+        row = replace(good_row(plan, tasks, backbone, cell, adapted, mark, source), diagnostics=says)
+        append_line(plan.output / RESULTS, row.to_json())
     shutil.rmtree(work, ignore_errors=True)
     over()
 
@@ -173,7 +185,7 @@ def fitted(
         return Prior.from_pretrained(folder / "prior", backbone.card), read_json(folder / "cost.json")
     watch, over = progress.stage(label, cost)
     start = time.monotonic()
-    prior = fit(method, tasks.sources, backbone, plan.resolved(), seed, folder, watch)
+    prior = fit(source_stage(method), tasks.sources, backbone, plan.resolved(), seed, folder, watch)
     counted = prior.header.diagnostics["cost"]
     assert isinstance(counted, dict)
     spent = {**counted, "seconds": time.monotonic() - start}

@@ -16,7 +16,7 @@ import torch
 from promptprior.backbone import training_tokens
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_exam
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, spent, stacked, viewed
 from promptprior.methods.multitask import loss_curve
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
@@ -35,6 +35,7 @@ from promptprior.tasks.draw import EpisodeDraws, MixtureDraws, Pool, generator
 from promptprior.tasks.task import Task
 from promptprior.train import Run
 
+TARGETS_ONLY = ("start", "penalty", "prior_width", "joint_steps", "low_rank_rate")
 JUDGED = range(10**9, 10**9 + 8)  # steps whose batches no training reaches
 
 
@@ -85,6 +86,10 @@ class Bmtpt:
             )
 
     # Sources
+
+    def source_view(self) -> Method:
+        """The same particles, whatever targets make of them."""
+        return viewed(self, type(self), TARGETS_ONLY)
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Draw M particles from the posterior of all sources, and judge them."""
@@ -294,6 +299,10 @@ class BmtptNoPrior(Bmtpt):
 
     penalty: PenaltyKind = setting("none", "none: targets only start from the sources")
     name: str = "bmtpt_no_prior"
+
+    def source_view(self) -> Method:
+        """The particles of bmtpt."""
+        return viewed(self, Bmtpt, TARGETS_ONLY)
 
 
 def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]]:

@@ -5,8 +5,8 @@ targets is the same for all of them (adapt.py) once they have said where it star
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -14,7 +14,7 @@ from promptprior.backbone import Backbone, training_tokens
 from promptprior.config import stable_hash
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
-from promptprior.prompts.parameterisation import Parameterisation
+from promptprior.prompts.parameterisation import Form, Parameterisation
 from promptprior.prompts.start import start_prompt
 from promptprior.rules.descent import Penalty
 from promptprior.settings import Settings
@@ -89,15 +89,17 @@ class Beginning:
 
     `factors` multiply the learning rate of single parameters by name (0 freezes one), or of every element of one.
     `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
-    params, penalty and factors of elements have copies e * V + v, episode e in variant v.
+    params, penalty and factors of elements have copies e * V + v, episode e in variant v. `rates` are learning rates to
+    try in absolute units, for params that are no prompt; without them the settings' are tried.
     """
 
-    parameterisation: Parameterisation
+    parameterisation: Form
     params: Params
     penalty: Penalty | None = None
     trains: bool = True
     factors: Mapping[str, float | Tensor] = field(default_factory=dict)
     variants: Sequence[Mapping[str, object]] = ({},)
+    rates: Sequence[float] = ()
 
 
 class Method(Protocol):
@@ -125,6 +127,39 @@ class Method(Protocol):
     def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
         """Where each episode starts, given the prior of its seed (none for methods without sources)."""
         ...
+
+
+@runtime_checkable
+class OneByOne(Protocol):
+    """A method whose episodes cannot be copies of one problem: each has a `begin` and a run of its own."""
+
+    @property
+    def one_by_one(self) -> bool:
+        """Why not."""
+        ...
+
+
+@runtime_checkable
+class SharesPriors(Protocol):
+    """A method with options that only targets see: arms that differ in nothing else share a prior."""
+
+    def source_view(self) -> Method:
+        """The method whose source stage is this one's, with the options that only targets see at their defaults."""
+        ...
+
+
+def source_stage(method: Method) -> Method:
+    """All of a method that decides its prior: equal stages fit equal priors, under whatever name."""
+    return method.source_view() if isinstance(method, SharesPriors) else method
+
+
+Recipe = TypeVar("Recipe")
+
+
+def viewed(method: Any, recipe: type[Recipe], targets_only: Sequence[str]) -> Recipe:
+    """A recipe with a method's options, but for its name and for those that only targets see."""
+    dropped = {"name", *targets_only}
+    return recipe(**{f.name: getattr(method, f.name) for f in fields(method) if f.name not in dropped})
 
 
 def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:
