@@ -63,7 +63,7 @@ def adapt_one(
     """Adapt with checkpoints beside the output, then save prompt and plan."""
     import shutil
 
-    from promptprior.adapt import adapt, score_on_test
+    from promptprior.adapt import adapt, diagnosed, score_on_test
     from promptprior.compare.progress import watch_steps
 
     work = plan.output.with_name(plan.output.name + ".work")
@@ -71,7 +71,8 @@ def adapt_one(
     marks = score_on_test(backbone, done, plan.test_limit)[0]
     header = done[0].prompt.header
     tested = {"test": dict(marks.scores), "test_examples": len(episode.task.split("test")[: plan.test_limit])}
-    replace(done[0].prompt, header=replace(header, scores={**header.scores, **tested})).save_pretrained(plan.output)
+    header = replace(header, scores={**header.scores, **tested}, diagnostics=diagnosed(backbone, done)[0])
+    replace(done[0].prompt, header=header).save_pretrained(plan.output)
     save_plan(plan, beside(plan.output))
     shutil.rmtree(work, ignore_errors=True)
     print(summary(done[0], marks))
@@ -106,4 +107,5 @@ VERB = Verb(
     run,
     "promptprior adapt --prior runs/prior --target adjective_polarity --shots 8 --output runs/prompt",
     defaults=defaults,
+    is_parallel=True,
 )

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import torch
 
 from promptprior.errors import SpecError
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, spent, viewed
 from promptprior.methods.multitask import loss_curve
 from promptprior.methods.spot import Spot
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
-from promptprior.prompts.bank import Bank, Query, Scoring, Selection, pooled
-from promptprior.prompts.bank_diagnostics import retrieval, summary
+from promptprior.prompts.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Query, Scoring, Selection, pooled
 from promptprior.prompts.start import FREQUENT, vocabulary_start
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
@@ -31,8 +30,6 @@ from promptprior.tasks.task import Task
 from promptprior.train import Run
 
 SAMPLE = 64  # texts of each source that centre, keys and diagnostics are taken from
-SCORING_TENSORS = ("keys", "down", "up")  # hard selection gives them no gradient
-BANK_TENSORS = ("bank", *SCORING_TENSORS)
 
 
 def option(default: Any, text: str) -> Any:
@@ -69,6 +66,10 @@ class Tpt:
     name: str = "tpt"
     needs_sources: bool = True
     uses_shots: bool = True
+
+    def source_view(self) -> Method:
+        """The same bank, whether targets train it or not."""
+        return viewed(self, type(self), ("freeze_bank",))
 
     def form(self, lab: Lab, own: int, **settings: Any) -> Bank:
         """The bank that a stage reads."""
@@ -119,20 +120,14 @@ class Tpt:
             steps=stage.steps,
         )
         done = lab.train(run, "source")
-        found = retrieval(form, done.params, dict(zip([t.name for t in sources], samples(draws, seed), strict=True)))
+        texts = dict(zip([t.name for t in sources], samples(draws, seed), strict=True))
         diagnostics = {
             "source_loss": loss_curve(done.history),
-            "retrieval": summary(found),
-            "parameters": self.parameters(lab, done.params),
+            **form.diagnose(done.params, texts),
+            "parameters": self.form(lab, self.own(lab)).counts(done.params),
         }
         cost = {name: value + before.get(name, 0) for name, value in spent(done).items()}
         return Learned(form, done.params, diagnostics, **cost)  # type: ignore[arg-type]
-
-    def parameters(self, lab: Lab, params: Params) -> dict[str, int]:
-        """Counts, three ways: the bank with all it needs, a task's own, and what one text retrieves."""
-        width = lab.backbone.width
-        bank = sum(params[name].numel() for name in BANK_TENSORS if name in params)
-        return {"bank": bank, "task": self.own(lab) * width, "retrieved": self.retrieved(lab) * width}
 
     def started(
         self, lab: Lab, sources: Sequence[Task], draws: MixtureDraws, own: int, seed: int

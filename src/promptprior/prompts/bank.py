@@ -6,6 +6,7 @@
 Texts that retrieve the same rows share one prompt, so that the engine computes each distinct prefix once.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,14 @@ from torch.nn.functional import normalize
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.tasks.batch import Batch
+from promptprior.prompts.bank_diagnostics import described
+from promptprior.tasks.batch import Batch, Tokens
 
 Query = Literal["max", "mean"]
 Scoring = Literal["dot", "scaled", "cosine", "same", "random"]
 Selection = Literal["hard", "straight_through", "weighted", "soft"]
+SCORING_TENSORS = ("keys", "down", "up")  # hard selection gives them no gradient
+BANK_TENSORS = ("bank", *SCORING_TENSORS)
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,16 @@ class Bank:
         texts = blank[:, 0].index_add(0, copy, torch.ones_like(scores[:, 0])).clamp(min=1)
         f, p = blank.index_add(0, copy, used), blank.index_add(0, copy, p)
         return self.size * (f * p).sum(1) / texts**2
+
+    def counts(self, params: Params) -> dict[str, int]:
+        """Parameters of one copy, three ways: the bank with all that scores it, a task's own, what one text retrieves."""
+        width = self.backbone.width
+        bank = sum(params[name][0].numel() for name in BANK_TENSORS if name in params)
+        return {"bank": bank, "task": self.own * width, "retrieved": self.retrieve * width}
+
+    def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> dict[str, object]:
+        """Whether retrieval is real (bank_diagnostics.py), and how many parameters there are."""
+        return {"retrieval": described(self, params, texts), "parameters": self.counts(params)}
 
 
 def rows_of(

@@ -5,14 +5,19 @@ A bank whose every text gets the same rows is a plain prompt with extra steps: o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import normalize, one_hot
 
 from promptprior.backbone import Backbone
 from promptprior.notation import Bool, Float, Int, Params, Tensor
-from promptprior.prompts.bank import Bank
 from promptprior.tasks.batch import Tokens, collate
+
+if TYPE_CHECKING:
+    from promptprior.prompts.bank import Bank
+
+TOP = 20  # rows that are named by their words
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Retrieval:
 
 
 @torch.no_grad()
-def retrieval(form: Bank, params: Params, texts: Mapping[str, Sequence[Tokens]], copy: int = 0) -> Retrieval:
+def retrieval(form: "Bank", params: Params, texts: Mapping[str, Sequence[Tokens]], copy: int = 0) -> Retrieval:
     """What the texts of each task retrieve from one copy of the bank."""
     task = [t for t, some in enumerate(texts.values()) for _ in some]
     batch = collate([one for some in texts.values() for one in some], [copy] * len(task), task)
@@ -109,7 +114,9 @@ def nearest_words(backbone: Backbone, rows: Float[Tensor, "n D"], count: int = 5
     ]
 
 
-def full_table(form: Bank, params: Params, found: Retrieval, copy: int = 0, top: int = 20) -> list[dict[str, object]]:
+def full_table(
+    form: "Bank", params: Params, found: Retrieval, copy: int = 0, top: int = TOP
+) -> list[dict[str, object]]:
     """The most used rows: share of texts by task, norm in units of the embedding scale, nearest words."""
     map_ = found.map
     order = map_.mean(0).argsort(descending=True)[:top]
@@ -129,5 +136,15 @@ def full_table(form: Bank, params: Params, found: Retrieval, copy: int = 0, top:
 
 
 def map_rows(found: Retrieval) -> list[list[float]]:
-    """The task x token map as plain numbers, for plots."""
-    return [[short(v) for v in row] for row in found.map.tolist()]
+    """The task x token map as plain numbers of three decimals."""
+    return [[round(v, 3) for v in row] for row in found.map.tolist()]
+
+
+def described(form: "Bank", params: Params, texts: Mapping[str, Sequence[Tokens]]) -> dict[str, object]:
+    """All there is to know of what some texts of some tasks retrieve from one copy, as plain JSON.
+
+    `summary`, with the map of `tasks` x rows and the most used `tokens` as `full_table` has them.
+    """
+    found = retrieval(form, params, texts)
+    table = full_table(form, params, found)
+    return {**summary(found), "tasks": list(found.names), "map": map_rows(found), "tokens": table}

@@ -1,6 +1,6 @@
 """A readable page about an artifact folder, for people deciding whether to trust and use it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from promptprior.notation import Params, Tensor
@@ -83,4 +83,21 @@ def value_lines(mapping: Mapping[str, object]) -> Iterator[str]:
     pairs = list(flat(mapping))
     column = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        yield f"{name:{column}}  {value:.6g}" if isinstance(value, float) else f"{name:{column}}  {value}"
+        for place, text in enumerate(value_texts(value)):
+            yield f"{'' if place else name:{column}}  {text}"
+
+
+def value_texts(value: object) -> list[str]:
+    """A value as a line; a table as a line for each of its rows."""
+    if isinstance(value, float):
+        return [f"{value:.6g}"]
+    if isinstance(value, list | tuple) and value and all(isinstance(row, Mapping | list | tuple) for row in value):
+        return [row_text(row) for row in value]
+    return [str(value)]
+
+
+def row_text(row: Mapping[str, object] | Sequence[object]) -> str:
+    """A row of a table: names with their values, or numbers side by side."""
+    if isinstance(row, Mapping):
+        return ", ".join(f"{name} {value}" for name, value in flat(row))
+    return " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row)

@@ -4,9 +4,9 @@ A parameterisation is a frozen value that turns params, a dict of tensors with a
 the distinct prompts a batch needs and says which prompt each text reads. It never knows which rule moves it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from promptprior.backbone import Backbone
 from promptprior.config import to_mapping
@@ -16,7 +16,8 @@ from promptprior.prompts.bank import Bank
 from promptprior.prompts.decomposed import Decomposed
 from promptprior.prompts.mixture import Mixture
 from promptprior.prompts.residual import Residual
-from promptprior.tasks.batch import Batch
+from promptprior.prompts.weights import LoraForm, OwnForm, WeightForm
+from promptprior.tasks.batch import Batch, Tokens
 
 
 class Parameterisation(Protocol):
@@ -46,6 +47,15 @@ class Penalised(Protocol):
         ...
 
 
+@runtime_checkable
+class Diagnosable(Protocol):
+    """A parameterisation that has something to say of itself."""
+
+    def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> Mapping[str, object]:
+        """What there is to know of one copy, given some texts of each task: plain JSON values by topic."""
+        ...
+
+
 @dataclass(frozen=True)
 class Direct:
     """One free matrix per copy: params["prompt"] is Float[C, L, D], and copy c's texts read prompt c."""
@@ -59,17 +69,22 @@ class Direct:
         return params["prompt"], batch.copy_index
 
 
-PARAMETERISATIONS: Mapping[str, type[Direct] | type[Bank] | type[Decomposed] | type[Mixture] | type[Residual]] = {
+Form = Parameterisation | WeightForm
+"""What params are: prompts, or (in references) weights of the trunk."""
+
+PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "direct": Direct,
     "bank": Bank,
     "decomposed": Decomposed,
     "mixture": Mixture,
     "residual": Residual,
+    "lora": LoraForm,
+    "own": OwnForm,
 }
 
 
-def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Parameterisation:
-    """The parameterisation an artifact names, reading this backbone where it reads one.
+def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Form:
+    """The form an artifact names, reading this backbone where it reads one.
 
     Raises ArtifactError for one this version does not know.
     """
@@ -77,9 +92,9 @@ def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbo
         raise ArtifactError(unknown_name("parameterisation", name, PARAMETERISATIONS))
     kind = PARAMETERISATIONS[name]
     reads = {"backbone": backbone} if any(f.name == "backbone" for f in fields(kind)) else {}
-    return kind(**settings, **reads)  # type: ignore[arg-type]
+    return kind(**settings, **reads)
 
 
-def plain_settings(form: Parameterisation) -> dict[str, object]:
+def plain_settings(form: Form) -> dict[str, object]:
     """What an artifact keeps to make a parameterisation again: its fields, without the backbone it reads."""
     return {name: to_mapping(value) for name, value in vars(form).items() if name != "backbone"}
