@@ -1,12 +1,21 @@
 """The model card of an artifact: a short README.md that says what it is and how to load it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from promptprior.backbone.card import BackboneCard
+from promptprior.backbone.vocabulary import BakedPrompt
 from promptprior.notation import Params
 from promptprior.prompts.header import Header
 
 AUTO_CLASS = {False: "AutoModelForCausalLM", True: "AutoModelForSeq2SeqLM"}  # by is_encoder_decoder
+READING = {
+    "npy": '```python\nimport numpy\n\nprompt = numpy.load("this-folder/prompt.npy")  # float32 [L, D]\n```\n\n'
+    "It goes before the embeddings of the text, a begin token included.",
+    "safetensors": "```python\nfrom safetensors.torch import load_file\n\n"
+    'prompt = load_file("this-folder/prompt.safetensors")["prompt"]  # float32 [L, D]\n```\n\n'
+    "It goes before the embeddings of the text, a begin token included.",
+}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -17,12 +26,49 @@ def model_card(header: Header, params: Params, is_adapter: bool) -> str:
         f"# {title(header)}\n\n{summary(header, params)}",
         "## Load it\n\n" + load_with_promptprior(header),
         load_with_peft(header) if is_adapter else "PEFT has no form for this parameterisation.",
+        *origins(header),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def export_card(header: Header, params: Params, form: str) -> str:
+    """The text of README.md beside an exported prompt, in one of the forms of READING or "peft"."""
+    reading = load_with_peft(header) if form == "peft" else READING[form]
+    parts = [front_matter(header, form == "peft"), f"# {title(header)}\n\n{summary(header, params)}"]
+    return "\n\n".join([*parts, f"## Load it\n\n{reading}", *origins(header)]) + "\n"
+
+
+def baked_card(backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt]) -> str:
+    """The text of README.md beside a model with prompts in its vocabulary."""
+    auto = AUTO_CLASS[backbone.is_encoder_decoder]
+    parts = [
+        f"# {backbone.name} with soft prompts in its vocabulary",
+        f"{backbone.architecture}, unchanged but for {sum(one.length for one in baked)} new tokens. To use a prompt, "
+        "write its string right before your text, nothing between them; the strings are in `promptprior_prompts.json`.",
+        f"```python\nimport json\n\nfrom transformers import AutoTokenizer, {auto}\n\n"
+        f'model = {auto}.from_pretrained("this-folder", dtype="auto")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("this-folder")\n'
+        f'prompt = json.load(open("this-folder/promptprior_prompts.json"))["{baked[0].name}"]["text"]\n'
+        'inputs = tokenizer(prompt + "your text", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```",
+        "Without a prompt, a text needs its begin token written out where the original tokenizer added one. Engines "
+        "other than transformers ignore `suppress_tokens`: they need nothing for greedy decoding, and for sampling at "
+        "high temperature a logit bias that forbids the new ids.",
+    ]
+    for one in baked:
+        parts.append(f"## {one.name}: {title(headers[one.name])}, {one.length} tokens")
+        parts += [part.replace("## ", "### ", 1) for part in origins(headers[one.name])]
+    return "\n\n".join(parts) + "\n"
+
+
+def origins(header: Header) -> list[str]:
+    """What it was learned from, how good it was, and whose terms hold."""
+    return [
         "## Tasks\n\n" + task_table(header),
         "## Scores\n\n" + score_list(header),
         "## Licence\n\nThe numbers here were learned from the tasks above and from the backbone: what their "
         "licences ask for holds for this folder too.",
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def front_matter(header: Header, is_adapter: bool) -> str:

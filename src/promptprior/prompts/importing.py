@@ -9,6 +9,8 @@
 `.pt` files go through torch's restricted unpickler (weights_only), which builds tensors and plain containers only.
 """
 
+import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +126,7 @@ def found_in_adapter(folder: Path, backbone: BackboneCard | None) -> FoundPrompt
 def found_in_file(path: Path, tensor: str | None) -> FoundPrompt:
     """The prompt of a file, by what its name ends in. Raises ArtifactError for an unknown ending."""
     if path.suffix not in READERS:
-        raise ArtifactError(f"{path}: prompts are not read from {path.suffix or 'files without an ending'!r} files; "
-                            f"readable are {formats()}")  # fmt: skip
+        raise ArtifactError(f"{path}: prompts are not read from this kind of file; readable are {formats()}")
     origin, reader = READERS[path.suffix]
     tensors = reader(path)
     name = chosen_name(tensors, tensor, path)
@@ -141,13 +142,7 @@ def numpy_tensors(path: Path) -> dict[str, Tensor]:
         read_bytes(path)  # says what is there instead
         raise
     except (ValueError, EOFError, OSError) as error:
-        pickled = "allow_pickle" in str(error) or "pickle" in str(error)
-        advice = (
-            "it holds Python objects, which can run code and are never opened: save the float array itself"
-            if pickled
-            else f"not a whole .npy file ({error}): copy it again"
-        )
-        raise ArtifactError(f"{path}: {advice}") from error
+        raise unreadable(path, error, ".npy", "pickle" in str(error)) from error
     return {"": array_tensor(array, path)}
 
 
@@ -166,17 +161,22 @@ def torch_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote, by dotted names; "" is a bare tensor."""
     read_bytes(path)  # says what is there instead
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen kinds
-        pickled = "weights_only" in str(error).lower() or "unpickl" in type(error).__name__.lower()
-        advice = (
-            "it holds more than tensors, or is no file of torch.save; unpickling it could run code, so it is not opened: "
-            "in the program that wrote it, save the prompt alone (torch.save of the tensor, or safetensors)"
-            if pickled
-            else f"not a whole file of torch.save ({str(error).splitlines()[0]}): copy it again"
-        )
-        raise ArtifactError(f"{path}: {advice}") from error
+        raise unreadable(path, error, ".pt", isinstance(error, pickle.UnpicklingError)) from error
     return dict(named_tensors(held))
+
+
+def unreadable(path: Path, error: Exception, kind: str, holds_objects: bool) -> ArtifactError:
+    """Why a file was not read, and what to do."""
+    if holds_objects:
+        return ArtifactError(
+            f"{path}: it holds Python objects, not numbers alone, or is no {kind} file; unpickling them could run "
+            "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
+        )
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return ArtifactError(f"{path}: not a whole {kind} file ({said[0]}): copy it again")
 
 
 def named_tensors(held: object, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -33,10 +33,10 @@ def fixed_form(artifact: Prior | Prompt, where: str) -> Parameterisation:
     if any(f.name == "backbone" for f in fields(kind)):
         raise ArtifactError(
             f"{where} ({header.method}, {header.parameterisation}) makes another prompt for every text, so it is no "
-            "single prompt to export or start from; those of prompt_tuning, multitask, spot and reptile are. This one is "
-            "served by promptprior itself (promptprior predict)"
+            "single prompt to export or start from; those of prompt_tuning, multitask, spot and reptile are. This "
+            "one is served by promptprior itself (promptprior predict)"
         )
-    return kind(**header.parameterisation_settings)  # type: ignore[arg-type]
+    return kind(**header.parameterisation_settings)
 
 
 def one_text() -> Batch:
