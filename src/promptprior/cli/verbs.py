@@ -13,6 +13,8 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "compare": ("compare methods on targets, seeds and shots, and write a report", "promptprior.cli.compare"),
     "report": ("write the report of a results.jsonl again", "promptprior.cli.report"),
     "tasks": ("list tasks, show one, or check a spec or data folder", "promptprior.cli.tasks"),
+    "import": ("read a prompt that PEFT, prompt-tuning or ATTEMPT wrote", "promptprior.cli.importing"),
+    "export": ("write a prompt for PEFT, numpy, or into the model's vocabulary", "promptprior.cli.export"),
     "inspect": ("describe a prior or prompt folder", "promptprior.cli.inspect"),
 }
 
