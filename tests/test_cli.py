@@ -163,6 +163,13 @@ def test_compare_reports_reuses_and_reads_its_own_plan(cli: Cli, data: Path, mod
     assert cli("report", output / "results.jsonl", "--output", page)[0] == 0
     assert "promptprior comparison" in page.read_text()
 
+    tables, folder = tmp_path / "tables.md", tmp_path / "csv"
+    code, out, _ = cli("report", f"{output},{output}", "--output", page, "--markdown", tables, "--csv", folder)
+    assert (code, out.split()[:2]) == (0, [str(page), str(tables)])
+    assert "| Method | Mean | IQM | Median | Mean rank |" in tables.read_text()
+    assert out.split()[2:] == [str(path) for path in out.split()[2:] if Path(path).parent == folder]
+    assert {"costs.csv", "scores-k2.csv"} <= {path.name for path in folder.iterdir()}
+
 
 @pytest.mark.parametrize("verb", ["fit", "adapt", "compare"])
 def test_a_dry_run_tells_the_cost_and_writes_nothing(cli: Cli, data: Path, model: Path, tmp_path: Path, verb: str):
