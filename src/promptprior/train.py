@@ -18,8 +18,8 @@ from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.header import digest
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.rule import Info, Rule, State
+from promptprior.rules.weights import Answering
 from promptprior.tasks.draw import Draws
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
@@ -41,7 +41,7 @@ class Run(Generic[Drawn]):
     """
 
     key: str
-    objective: PromptObjective
+    objective: Answering
     rule: Rule[Drawn]
     params: Params
     draws: Draws[Drawn]

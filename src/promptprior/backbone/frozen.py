@@ -26,6 +26,7 @@ from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.batch import Tokens
 
 SMOLLM2 = "smollm2"
+ENDLESS = 10**9  # tokenizers that know no limit name one of 10^30
 PROBES = 32  # entries of every weight that the fingerprint reads
 DTYPES = {
     "float32": torch.float32,
@@ -61,6 +62,14 @@ class Frozen:
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
         """Input embeddings of token ids, as the model's own forward pass would see them."""
         return self.model.get_input_embeddings()(ids.to(self.device))
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a text may have; None where neither the model nor its tokenizer names an end."""
+        config = self.model.config.get_text_config()
+        named = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+        known = [n for n in (*named, self.tokenizer.model_max_length) if n is not None and n < ENDLESS]
+        return min(known, default=None)
 
     @property
     def vocabulary_embeddings(self) -> Float[Tensor, "V D"]:

@@ -6,15 +6,20 @@ from typing import Any
 from promptprior.config import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
 from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSingle
+from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
 from promptprior.methods.multitask import Multitask
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
+from promptprior.methods.references import Bitfit, Lora
 from promptprior.methods.spot import Spot
 from promptprior.methods.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
 
 METHODS: Mapping[str, type[Any]] = {
     "zero_shot": ZeroShot,
+    "in_context": InContext,
+    "lora": Lora,
+    "bitfit": Bitfit,
     "prompt_tuning": PromptTuning,
     "multitask": Multitask,
     "spot": Spot,
@@ -41,4 +46,4 @@ def make_method(name: str, options: Mapping[str, object] | None = None) -> Metho
     return from_mapping(METHODS[name], dict(options or {}), f"method {name}")
 
 
-__all__ = ["METHODS", "Beginning", "Episode", "FlagText", "Lab", "Learned", "Method", "make_method"]
+__all__ = ["METHODS", "Beginning", "Episode", "FlagText", "Lab", "Learned", "Method", "OneByOne", "make_method", "source_stage"]
