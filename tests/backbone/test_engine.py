@@ -1,6 +1,7 @@
 """The engine against its slow twin: same losses, same prompt gradients, whatever else is in the batch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.backbone.engine import Backbone
 from promptprior.backbone.reference import reference_losses
+from promptprior.backbone.seq2seq import encoder_decoder_states
 from promptprior.tasks.batch import Batch, Tokens, collate
 
-from .tiny import CAUSAL, FAMILIES, TrueFloat64, tiny
+from .tiny import CAUSAL, ENCODER_DECODER, FAMILIES, TrueFloat64, tiny
 
 LOSS, GRADIENT = 1e-10, 1e-7
 
@@ -111,6 +113,21 @@ def test_second_derivatives_exist_and_are_right(family: str) -> None:
         expected = product(reference_losses(backbone.frozen, prompts, batch))
         found = product(backbone.losses(prompts, batch))
     assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODER)
+@pytest.mark.parametrize("choices", [1, 3])
+def test_the_padded_route_projects_an_encoding_once_for_all_choices(family: str, choices: int) -> None:
+    backbone = replace(tiny(family), states=encoder_decoder_states)
+    batch, prompts = random_batch(5, choices, 2), random_prompts(backbone, 2, 4)
+    seen, layers = [], backbone.frozen.model.get_decoder().named_modules()
+    for name, module in layers:
+        if name.endswith(("encoder_attn.k_proj", "EncDecAttention.v")):
+            own = module.forward
+            module.forward = lambda x, own=own: seen.append(len(x)) or own(x)
+    assert_equal_to_reference(backbone, batch, prompts)
+    assert seen.count(batch.texts) == 2
+    assert set(seen) <= {1, batch.texts}  # 1: the slow twin
 
 
 def test_every_family_takes_the_fastest_route_that_knows_it() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch.nn import Linear
 from torch.nn import functional as F
 
+from promptprior.backbone.entry import Entry, grown
 from promptprior.backbone.stages import Attended, StagePlan, attention_backward, attention_forward
 from promptprior.notation import Float, Int, Tensor
 
@@ -50,13 +51,14 @@ class Block:
 class Pass:
     """What one run through a block needs besides its input.
 
-    `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed (None: all); `keep` says
-    whether to keep activations for the backward pass or compute them again; `plain` is the block as transformers
-    computes it.
+    `entry` says how tokens read the input's rows, and which of these want a gradient; `query_rotary` carries the
+    score's scale; `rows` are the tokens whose output is needed (None: all); `keep` says whether to keep activations for
+    the backward pass or compute them again; `plain` is the block as transformers computes it, from what tokens read.
     """
 
     block: Block
     plans: list[StagePlan]
+    entry: Entry
     query_rotary: Rotary | None
     key_rotary: Rotary | None
     rows: Int[Tensor, " V"] | None
@@ -86,7 +88,7 @@ class Kept:
         return cls(scale, middle, middle_scale, gate, up, Attended.of(attended))
 
 
-def run_block(x: Float[Tensor, "N D"], work: Pass) -> Float[Tensor, "V D"]:
+def run_block(x: Float[Tensor, "S D"], work: Pass) -> Float[Tensor, "V D"]:
     """The block's output, as one node of autograd's graph."""
     return HandWritten.apply(x, work)  # type: ignore[no-untyped-call]
 
@@ -95,7 +97,7 @@ class HandWritten(torch.autograd.Function):
     """A block as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "N D"], work: Pass) -> Float[Tensor, "V D"]:
+    def forward(ctx: Any, x: Float[Tensor, "S D"], work: Pass) -> Float[Tensor, "V D"]:
         """The block's output."""
         out, kept = block_forward(x, work)
         ctx.work = work
@@ -103,7 +105,7 @@ class HandWritten(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "N D"], None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "S D"], None]:
         """The gradient of the input; through `plain` where that gradient will itself be differentiated."""
         x, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -114,21 +116,21 @@ class HandWritten(torch.autograd.Function):
 
 def plain_gradient(x: Tensor, gradient: Tensor, work: Pass) -> Tensor:
     """The input's gradient as a differentiable function of input and output gradient."""
-    out = work.plain(x)
+    out = work.plain(work.entry.spread(x))
     out = out if work.rows is None else out.index_select(0, work.rows)
     return torch.autograd.grad(out, x, gradient, create_graph=True)[0]
 
 
-def block_forward(x: Float[Tensor, "N D"], work: Pass) -> tuple[Float[Tensor, "V D"], Kept]:
+def block_forward(x: Float[Tensor, "S D"], work: Pass) -> tuple[Float[Tensor, "V D"], Kept]:
     """The block's output and what its gradient needs."""
-    block = work.block
+    block, spread = work.block, work.entry.spread
     h, scale = rms(x, block.norm, block.eps)
-    q = turned(by_head(block.q(h), block.heads, block.kv_heads), work.query_rotary)
-    k = turned(by_head(block.k(h), block.kv_heads, block.kv_heads), work.key_rotary)[:, :, 0]
-    v = by_head(block.v(h), block.kv_heads, block.kv_heads)[:, :, 0].contiguous()
+    q = turned(by_head(spread(block.q(h)), block.heads, block.kv_heads), work.query_rotary)
+    k = turned(by_head(spread(block.k(h)), block.kv_heads, block.kv_heads), work.key_rotary)[:, :, 0]
+    v = by_head(spread(block.v(h)), block.kv_heads, block.kv_heads)[:, :, 0].contiguous()
     seen, attended = attention_forward(q, k, v, work.plans)
     seen = taken(by_token(seen), work.rows)
-    middle = added_product(taken(x, work.rows), seen, block.o)
+    middle = added_product(taken(spread(x), work.rows), seen, block.o)
     h, middle_scale = rms(middle, block.mlp_norm, block.eps)
     up = block.up(h)
     gate = up if block.gate is None else block.gate(h)
@@ -138,18 +140,20 @@ def block_forward(x: Float[Tensor, "N D"], work: Pass) -> tuple[Float[Tensor, "V
 
 
 def block_backward(
-    gradient: Float[Tensor, "V D"], x: Float[Tensor, "N D"], kept: Kept, work: Pass
-) -> Float[Tensor, "N D"]:
-    """The gradient of the block's input."""
-    block = work.block
+    gradient: Float[Tensor, "V D"], x: Float[Tensor, "S D"], kept: Kept, work: Pass
+) -> Float[Tensor, "S D"]:
+    """The gradient of the block's input, zero for rows that want none."""
+    block, gathered = work.block, work.entry.gathered
     h = mlp_backward(gradient, kept, block)
     middle = rms_backward(h, kept.middle, block.mlp_norm, kept.middle_scale, gradient)
-    seen = placed(middle @ block.o.weight, work.rows, len(x))
+    tokens = work.plans[-1].end
+    seen = placed(middle @ block.o.weight, work.rows, tokens)
     q, k, v = attention_backward(by_head(seen, block.heads, block.kv_heads), kept.attended, work.plans)
-    h = by_token(turned_back(q, work.query_rotary)) @ block.q.weight
-    h.addmm_(by_token(turned_back(k[:, :, None], work.key_rotary)), block.k.weight)
-    h.addmm_(by_token(v[:, :, None]), block.v.weight)
-    return rms_backward(h, x, block.norm, kept.scale, placed(middle, work.rows, len(x)))
+    h = gathered(by_token(turned_back(q, work.query_rotary))) @ block.q.weight
+    h.addmm_(gathered(by_token(turned_back(k[:, :, None], work.key_rotary))), block.k.weight)
+    h.addmm_(gathered(by_token(v[:, :, None])), block.v.weight)
+    residual, n = gathered(placed(middle, work.rows, tokens)), len(h)
+    return grown(rms_backward(h, x[:n], block.norm, kept.scale[:n], residual), len(x))
 
 
 def mlp_backward(gradient: Float[Tensor, "V D"], kept: Kept, block: Block) -> Float[Tensor, "V D"]:

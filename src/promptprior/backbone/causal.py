@@ -5,9 +5,10 @@ work than concatenation, so it is the route wherever a family's attention goes t
 interface. `concatenated_states` is the plain padded route for all other families.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -59,13 +60,27 @@ def kept_or_recomputed(
     is asked for: by then this context has long been left."""
     layers = [] if keep else [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), route()))
-    for layer in layers:  # transformers' own switch needs training mode, and that would turn dropout on
-        layer.forward = partial(again, layer.forward)
+    # transformers' own switch needs training mode, and that would turn dropout on
+    with wrapped_forwards(layers, lambda forward: partial(again, forward)):
+        yield
+
+
+@contextmanager
+def wrapped_forwards(
+    modules: Sequence[torch.nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Modules whose `forward` is wrapped inside; what others put in its place (accelerate does) is kept."""
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = wrap(module.forward)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 def joined_rows(batch: Batch) -> tuple[Int[Tensor, "R T"], Int[Tensor, " R"]]:

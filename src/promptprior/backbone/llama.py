@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed_model
 from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
+from promptprior.backbone.entry import Leading
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Layout, plan
 from promptprior.backbone.stages import StagePlan, causal_plans
@@ -69,6 +70,7 @@ def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
     plans: dict[int | None, list[StagePlan]] = {}
     made: list[Pass] = []
+    entry = Leading(layout.prompt_tokens)  # the texts' embeddings are frozen
     for layer in trunk.layers[: model.config.num_hidden_layers]:
         window = window_of(layer, model)
         if window not in plans:
@@ -78,6 +80,7 @@ def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep
             Pass(
                 block=block_of(layer, model),
                 plans=plans[window],
+                entry=Leading() if made else entry,
                 query_rotary=query_rotary,
                 key_rotary=key_rotary,
                 rows=rows if last else None,

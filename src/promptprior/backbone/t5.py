@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed, unpacked
 from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
+from promptprior.backbone.entry import Leading, Repeated
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Stage, ragged_stage, ragged_take, rows_of
 from promptprior.backbone.seq2seq import shifted
@@ -35,8 +36,9 @@ def serves(model: PreTrainedModel) -> bool:
     if type(model).__name__ not in FAMILIES or model.dtype == torch.float16:
         return False
     blocks = [block_of(block, model) for block in model.encoder.block]
-    known = all(block.activation in ACTIVATIONS for block in blocks)
-    return known and all(type(linear) is Linear for block in blocks for linear in block.linears)
+    cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
+    read = [*(x for block in blocks for x in block.linears), *(x for c in cross for x in (c.k, c.v))]
+    return all(block.activation in ACTIVATIONS for block in blocks) and all(type(linear) is Linear for linear in read)
 
 
 def block_of(block: Any, model: PreTrainedModel) -> Block:
@@ -79,26 +81,30 @@ def encoded_texts(
     length, encoder = prompts.shape[1], frozen.model.encoder
     lengths = length + batch.text_lengths
     stage = ragged_stage(torch.arange(batch.texts), lengths, 0)[0].to(frozen.device)
-    used = prompts.to(frozen.device, frozen.dtype).flatten(0, 1)
-    texts = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
-    x = torch.cat([used, texts]).index_select(0, token_order(prompts, batch).to(frozen.device))
-    for work in passes(frozen.model, stage, keep):
+    used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)
+    rows = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
+    x = torch.cat([rows, frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))])
+    for work in passes(frozen.model, stage, repeated(length, reads, batch.text_lengths.cpu(), x), keep):
         x = run_block(x, work)
     return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
 
 
-def token_order(prompts: Float[Tensor, "P L D"], batch: Batch) -> Int[Tensor, " N"]:
-    """Where each token of [prompt, text, prompt, text, …] stands in [all prompts, all texts]."""
-    length = prompts.shape[1]
-    prompt = batch.prompt_index.cpu()[:, None] * length + torch.arange(length)
-    place = torch.arange(batch.text_ids.shape[1])
-    starts = prompts.shape[0] * length + batch.text_lengths.cumsum(0) - batch.text_lengths
-    text = starts[:, None] + place
-    filled = torch.cat([torch.ones_like(prompt, dtype=torch.bool), place < batch.text_lengths[:, None]], dim=1)
-    return torch.cat([prompt, text], dim=1)[filled]
+def repeated(
+    length: int, reads: Int[Tensor, " X"], text_lengths: Int[Tensor, " X"], x: Float[Tensor, "S D"]
+) -> Repeated:
+    """How the tokens [prompt, text, prompt, text, …] read the rows x = [all prompts, all texts]."""
+    prompts = torch.nn.functional.one_hot(reads).t()
+    first = (length + text_lengths).cumsum(0) - text_lengths - length
+    places = (first[:, None] + torch.arange(length)).flatten()
+    source = torch.empty(len(reads) * length + int(text_lengths.sum()), dtype=torch.long)
+    of_text = torch.ones_like(source, dtype=torch.bool)
+    of_text[places] = False
+    source[places] = (reads[:, None] * length + torch.arange(length)).flatten()
+    source[of_text] = len(prompts) * length + torch.arange(int(text_lengths.sum()))
+    return Repeated(source.to(x.device), places.to(x.device), prompts.to(x))
 
 
-def passes(model: PreTrainedModel, stage: Stage, keep: bool) -> list[Pass]:
+def passes(model: PreTrainedModel, stage: Stage, entry: Repeated, keep: bool) -> list[Pass]:
     """One pass per encoder block; all share the relative positions of the first."""
     first = model.encoder.block[0].layer[0].SelfAttention
     bias = first.compute_bias(stage.size, stage.size).detach()  # [1, H, S, S]
@@ -108,13 +114,14 @@ def passes(model: PreTrainedModel, stage: Stage, keep: bool) -> list[Pass]:
         Pass(
             block=block_of(block, model),
             plans=[plan],
+            entry=Leading() if place else entry,
             query_rotary=None,
             key_rotary=None,
             rows=None,
             keep=keep,
             plain=partial(plain_block, block=block, stage=stage, bias=bias, pads=pads),
         )
-        for block in model.encoder.block
+        for place, block in enumerate(model.encoder.block)
     ]
 
 
