@@ -105,10 +105,11 @@ def from_mapping(cls: type[C], mapping: Mapping[str, object], where: str, key: s
 def to_mapping(value: Any) -> Any:
     """A config as plain JSON values: fields in the order written, free mappings sorted by key.
 
-    The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
+    A field with `quiet` in its metadata is left out while it has its default: a setting that came later changes no hash
+    of what was made before it. The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: to_mapping(getattr(value, item.name)) for item in fields(value) if item.init}
+        return {item.name: to_mapping(getattr(value, item.name)) for item in fields(value) if is_told(item, value)}
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name]) for name in sorted(value, key=str)}
     if isinstance(value, tuple | list):
@@ -118,6 +119,12 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a setting cannot hold {value!r} ({type(value).__name__}): it has no form in JSON")
+
+
+def is_told(item: Field[Any], value: object) -> bool:
+    """Whether a field of a config belongs into its mapping."""
+    quiet = item.metadata.get("quiet", False) and getattr(value, item.name) == default_of(item)
+    return item.init and not quiet
 
 
 def stable_hash(value: Any) -> str:
