@@ -21,7 +21,7 @@ from promptprior.fit import make_lab
 from promptprior.methods import Beginning, Episode, Lab, Method, OneByOne, source_stage
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
-from promptprior.prompts.parameterisation import Diagnosable, Form, parameterisation, plain_settings
+from promptprior.prompts.parameterisation import Diagnosable, Form, folded, parameterisation, plain_settings
 from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.optimiser import optimiser
 from promptprior.rules.weights import Answering, objective_of
@@ -209,15 +209,14 @@ def adapted(
     ways = len(beginning.variants) * len(rates)
     copies = range(place * ways, (place + 1) * ways)
     chosen = max(copies, key=lambda c: (best.score[c], -best.nll[c]))
-    params = {name: value[chosen : chosen + 1].clone() for name, value in done.params.items()}
+    trained = {name: value[chosen : chosen + 1].clone() for name, value in done.params.items()}
+    form, params = folded(beginning.parameterisation, trained)
     which, place_of_rate = divmod(chosen - copies.start, len(rates))
     variant = beginning.variants[which]
     rate = rates[place_of_rate] if beginning.trains else None
     story: dict[str, object] = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
     return Adapted(
-        prompt=Prompt(
-            prompt_header(method, settings, backbone, beginning.parameterisation, episode, {**variant, **story}), params
-        ),
+        prompt=Prompt(prompt_header(method, settings, backbone, form, episode, {**variant, **story}), params),
         episode=episode,
         learning_rate=rate,
         best_step=best.step[chosen],

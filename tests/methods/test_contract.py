@@ -28,8 +28,11 @@ CHOICE, FREE = choice_task("target", early), text_task("shout", lambda word: wor
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot": {},
     "prompt_tuning": {},
+    "residual_prompt_tuning": {"bottleneck": 4},
+    "residual_as_released": {"bottleneck": 4},
     "multitask": {},
     "spot": {"probe_steps": 2},
+    "prompt_arithmetic": {"probe_steps": 2},
     "mpt": {},
     "mpt_no_distil": {},
     "bmtpt": {"particles": 2, "prior_width": (30.0,)},
@@ -49,6 +52,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 TARGETS_ONLY: Mapping[str, Mapping[str, object]] = {
     "bmtpt": {"start": "best", "penalty": "mixture", "prior_width": (7.0, 9.0), "joint_steps": 2, "low_rank_rate": 0.5},
     "mpt": {"joint_steps": 2},
+    "prompt": {"combine": "mean", "top": 1, "scales": (0.5, 1.0), "probe_steps": 1},
     "spot": {"retrieval": "weighted", "top": 1, "probe_steps": 1},
     "tpt": {"freeze_bank": True},
 }

@@ -7,7 +7,8 @@ import torch
 
 from promptprior.adapt import make_episode
 from promptprior.fit import fit, make_lab
-from promptprior.methods.spot import Spot, cosines
+from promptprior.methods.source_prompts import cosines
+from promptprior.methods.spot import Spot
 from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short

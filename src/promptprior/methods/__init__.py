@@ -10,8 +10,10 @@ from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
 from promptprior.methods.multitask import Multitask
+from promptprior.methods.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
 from promptprior.methods.references import Bitfit, Lora
+from promptprior.methods.residual import ResidualAsReleased, ResidualPromptTuning
 from promptprior.methods.spot import Spot
 from promptprior.methods.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
 
@@ -21,8 +23,11 @@ METHODS: Mapping[str, type[Any]] = {
     "lora": Lora,
     "bitfit": Bitfit,
     "prompt_tuning": PromptTuning,
+    "residual_prompt_tuning": ResidualPromptTuning,
+    "residual_as_released": ResidualAsReleased,
     "multitask": Multitask,
     "spot": Spot,
+    "prompt_arithmetic": PromptArithmetic,
     "bmtpt": Bmtpt,
     "bmtpt_chains": BmtptChains,
     "bmtpt_single": BmtptSingle,

@@ -8,22 +8,18 @@ seed), because at few-shot step counts the start dominates the prompt itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from promptprior.backbone import training_tokens
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, stacked, viewed
+from promptprior.methods.source_prompts import given_prompts, similarities, source_bank, trained_prompts
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.descent import Descent
-from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
-from promptprior.tasks.draw import EpisodeDraws, Pool
 from promptprior.tasks.task import Task
-from promptprior.train import Run
 
 
 @dataclass(frozen=True)
@@ -39,57 +35,31 @@ class Spot:
     )
     top: int = field(default=3, metadata={"help": "sources in the weighted mean"})
     probe_steps: int = field(default=10, metadata={"help": "steps that give a target its embedding"})
+    source_prompts: tuple[Path, ...] = field(
+        default=(), metadata={"help": "prompts that others trained, instead of training on sources", "quiet": True}
+    )
+    source_start: Path | None = field(
+        default=None, metadata={"help": "the start that given source prompts share; none: their mean", "quiet": True}
+    )
     name: str = "spot"
     needs_sources: bool = True
     uses_shots: bool = True
 
+    def source_view(self) -> Method:
+        """The same source prompts, however targets retrieve them."""
+        return viewed(self, type(self), ("retrieval", "top", "probe_steps"))
+
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
-        """Train one prompt per source, all as copies of one run from one start."""
-        form = Direct(lab.settings.length, lab.backbone.width)
-        stage = lab.settings.source
-        start = lab.start(seed, self.name)
-        per_source = max(1, stage.batch_size // len(sources))  # the budget in rows is multitask's
-        pools = [lab.pool(task, task_index=i, copy=i) for i, task in enumerate(sources)]
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
-        run = Run(
-            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
-            objective=PromptObjective(lab.backbone, form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=stacked([start] * len(sources)),
-            draws=EpisodeDraws(pools, per_source, [seed] * len(sources)),
-            steps=stage.steps,
-        )
-        done = lab.train(run, "source")
-        params = {**done.params, "start": start[None].expand(len(sources), -1, -1).clone()}
-        return Learned(form, params, {"sources": [t.name for t in sources]}, **spent(done))  # type: ignore[arg-type]
+        """One prompt per source, trained or given."""
+        if self.source_prompts:
+            return given_prompts(lab, self.source_prompts, self.source_start)
+        return trained_prompts(lab, sources, seed)
 
     def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
         """Embed every episode's target by a short training, then start from the sources most like it."""
-        device = lab.backbone.frozen.device
-        form = Direct(lab.settings.length, lab.backbone.width)
-        begun = stacked([prior.params["start"][0].to(device) for prior in priors])
-        probed = lab.train(self.probe(lab, form, begun, episodes), "probe").last["prompt"]
-        starts = []
-        for prior, before, after in zip(priors, begun["prompt"], probed, strict=True):
-            bank = prior.params["prompt"].to(device)
-            starts.append(self.retrieve(bank, cosines(bank - before, after - before)))
-        return Beginning(form, stacked(starts))
-
-    def probe(self, lab: Lab, form: Direct, begun: dict[str, Tensor], episodes: Sequence[Episode]) -> Run:
-        """The short training of every episode's target from the sources' own start."""
-        stage = replace(lab.settings.target, steps=self.probe_steps, schedule="constant")
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
-        pools = [
-            Pool(training_tokens(lab.backbone, e.task, e.shots.train), task=0, copy=c) for c, e in enumerate(episodes)
-        ]
-        return Run(
-            key=lab.key(self, "probe", *(e.key for e in episodes)),
-            objective=PromptObjective(lab.backbone, form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=begun,
-            draws=EpisodeDraws(pools, stage.batch_size, [e.seed for e in episodes]),
-            steps=stage.steps,
-        )
+        likeness = similarities(lab, priors, episodes, self.probe_steps)
+        starts = [self.retrieve(source_bank(lab, prior)[0], like) for prior, like in zip(priors, likeness, strict=True)]
+        return Beginning(Direct(lab.settings.length, lab.backbone.width), stacked(starts))
 
     def retrieve(self, bank: Float[Tensor, "S L D"], similarity: Float[Tensor, " S"]) -> Float[Tensor, "L D"]:
         """The start that retrieval makes of source prompts and their similarity to the target."""
@@ -98,8 +68,3 @@ class Spot:
         weights, places = similarity.clamp(min=0).topk(min(self.top, len(bank)))
         weights = weights + 1e-6  # sources that are all unlike count alike
         return torch.tensordot(weights / weights.sum(), bank[places], dims=1)
-
-
-def cosines(bank: Float[Tensor, "S L D"], one: Float[Tensor, "L D"]) -> Float[Tensor, " S"]:
-    """Cosine of average tokens: the task embeddings of Vu et al."""
-    return torch.cosine_similarity(bank.mean(1), one.mean(0)[None], dim=1)

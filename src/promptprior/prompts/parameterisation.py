@@ -56,6 +56,15 @@ class Diagnosable(Protocol):
         ...
 
 
+@runtime_checkable
+class Foldable(Protocol):
+    """A parameterisation that is a plain prompt once it is trained: what made it can be dropped."""
+
+    def fold(self, params: Params) -> Params:
+        """The same prompts as the params of `Direct`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Direct:
     """One free matrix per copy: params["prompt"] is Float[C, L, D], and copy c's texts read prompt c."""
@@ -81,6 +90,14 @@ PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "lora": LoraForm,
     "own": OwnForm,
 }
+
+
+def folded(form: Form, params: Params) -> tuple[Form, Params]:
+    """A trained form as a plain prompt where it is no more than that; any other as it is."""
+    if not isinstance(form, Foldable):
+        return form, params
+    plain = form.fold(params)
+    return Direct(*plain["prompt"].shape[1:]), plain
 
 
 def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Form:
