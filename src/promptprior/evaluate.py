@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from promptprior.backbone import Backbone, ranking_tokens, training_tokens
+from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
 from promptprior.metrics import Prediction, score
 from promptprior.notation import Float, Params, Tensor
+from promptprior.processes import add_up
 from promptprior.prompts.artifact import Prompt
 from promptprior.prompts.parameterisation import parameterisation
-from promptprior.rules.weights import Answering, objective_of
-from promptprior.tasks.batch import Tokens, collate
+from promptprior.rules.objective import PromptObjective
+from promptprior.tasks.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
 
 TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to fit its memory
@@ -32,7 +33,7 @@ class Exam:
 
 
 def make_exam(
-    objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
+    objective: PromptObjective, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
 ) -> Exam:
     """An exam, tokenised once."""
     encode = ranking_tokens if task.is_choice else training_tokens
@@ -48,7 +49,7 @@ class Marks:
 
 
 @torch.no_grad()
-def mark(objective: Answering, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
+def mark(objective: PromptObjective, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
     """Scores of all exams. Without `generate`, free-text exams have no scores, only their NLL."""
     losses = exam_losses(objective, params, exams)
     answers = answered(objective, params, exams, losses, generate)
@@ -80,16 +81,16 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
     return answered(objective, params, exams, losses, generate=True)[0]
 
 
-def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
+def prompt_objective(prompt: Prompt, backbone: Backbone) -> PromptObjective:
     """The losses of a backbone that reads this prompt. Raises ArtifactError when it is another's."""
     header = prompt.header
     header.backbone.check(backbone.card, f"the prompt of {header.method}")
     form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
-    return objective_of(backbone, form)
+    return PromptObjective(backbone, form)
 
 
 def answered(
-    objective: Answering,
+    objective: PromptObjective,
     params: Params,
     exams: Sequence[Exam],
     losses: Sequence[Sequence[Sequence[float]]],
@@ -136,7 +137,7 @@ def right_answer_nll(exam: Exam, nll: Sequence[Sequence[float]]) -> float:
     return total / len(exam.examples)
 
 
-def exam_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+def exam_losses(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
     """Summed NLL of every target of every text of every exam."""
     flat = [(e, x) for e, exam in enumerate(exams) for x in range(len(exam.tokens))]
     order = sorted(range(len(flat)), key=lambda i: (exams[flat[i][0]].copy, len(exams[flat[i][0]].tokens[flat[i][1]])))
@@ -148,24 +149,35 @@ def exam_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> 
             [exams[e].copy for e, _ in places],
             [exams[e].task_index for e, _ in places],
         )
-        sums = objective.losses(params, batch).cpu().double() * batch.target_lengths
+        sums = batch_losses(objective, params, batch) * batch.target_lengths
         values = iter(sums.tolist())
         for e, x in places:
             out[e][x] = [next(values) for _ in exams[e].tokens[x].targets]
     return out
 
 
-def generated_texts(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
+def batch_losses(objective: PromptObjective, params: Params, batch: Batch) -> Float[Tensor, " R"]:
+    """Each row's loss in float64 on the CPU, the texts split over processes."""
+    losses = torch.zeros(batch.rows, dtype=torch.float64)
+    mine = own_texts(batch)
+    if len(mine):
+        losses[torch.isin(batch.text_index, mine)] = objective.losses(params, batch.take(mine)).cpu().double()
+    add_up([losses])
+    return losses
+
+
+def generated_texts(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
     """Greedy text after every text of every exam."""
     out = []
     for exam in exams:
         batch = collate(exam.tokens, [exam.copy] * len(exam.tokens), [exam.task_index] * len(exam.tokens))
-        out.append(objective.generate(params, batch, exam.task.max_gen_toks))
+        prompts, index = objective.parameterisation.prompts(params, batch)
+        out.append(objective.backbone.generate(prompts, batch.reading(index), exam.task.max_gen_toks, 1, True))
     return out
 
 
 def dev_scores(
-    objective: Answering, exams: Sequence[Exam], params: Params
+    objective: PromptObjective, exams: Sequence[Exam], params: Params
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
     marks = mark(objective, params, exams, generate=False)

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: atomic writing, checked reading, logs that survive a crash."""
+"""Files that are whole or absent: atomic writing, checked reading, logs that survive a crash.
+
+Of several processes that work together (promptprior.processes) only the first writes; the others only read.
+"""
 
 import ctypes
 import json
@@ -17,6 +20,7 @@ from safetensors import torch as safetensors
 
 from promptprior.errors import ArtifactError
 from promptprior.notation import Tensor
+from promptprior.processes import is_first
 
 ABANDONED = 3600.0  # seconds after which a partial folder can only belong to a killed process
 
@@ -27,6 +31,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Missing parent folders are made. Raises ArtifactError naming the path, the bytes needed and the free
     space when the disk refuses.
     """
+    if not is_first():
+        return
     partial = partial_sibling(path)
     with disk_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +66,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None], may_delete: Collection[str] = frozenset()) -> None:
+    """`make_folder`, by the first process alone."""
+    if is_first():
+        make_folder(path, write, may_delete)
+
+
+def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collection[str] = frozenset()) -> None:
     """Make or replace a folder in one step: `write` fills a temporary sibling, which then takes its place.
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
@@ -149,6 +161,8 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
     A half-written last line that a crash left is cut off first. When the disk is full the file is as it was
     and ArtifactError is raised. NaN and Inf raise ValueError, for JSON has neither.
     """
+    if not is_first():
+        return
     line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with disk_errors(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,10 @@ from typing_extensions import TypeVar
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
+from promptprior.processes import add_up, agreed, is_first
 from promptprior.prompts.header import digest
 from promptprior.rules.rule import Info, Rule, State
-from promptprior.rules.weights import Answering
+from promptprior.rules.objective import PromptObjective
 from promptprior.tasks.draw import Draws
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
@@ -41,7 +42,7 @@ class Run(Generic[Drawn]):
     """
 
     key: str
-    objective: Answering
+    objective: PromptObjective
     rule: Rule[Drawn]
     params: Params
     draws: Draws[Drawn]
@@ -106,15 +107,16 @@ def train(
     """Run to the end, from the checkpoint in `folder` if there is one.
 
     Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run.
+    Several processes make the same steps together; the first one writes and tells `watch`.
     """
     clock = Clock(run)
     progress = restored(run, folder) or opened(run)
     saved = time.monotonic()
     while progress.state.step < run.steps and not progress.stopped:
         progress = advanced(run, progress)
-        if watch is not None:
+        if watch is not None and is_first():
             watch(progress.state.step, run.steps, as_info(progress.history[-1]))
-        if folder is not None and time.monotonic() - saved >= checkpoint_seconds:
+        if folder is not None and agreed(time.monotonic() - saved >= checkpoint_seconds):
             save(run, with_cost(progress, clock), folder)
             saved = time.monotonic()
     progress = with_cost(progress, clock)
@@ -131,12 +133,12 @@ class Clock:
         self.start, self.rows, self.tokens = time.monotonic(), self.meter.rows, self.meter.tokens
 
     def read(self, before: Spent) -> Spent:
-        """What has been spent by now, on top of what had been spent before."""
-        return Spent(
-            before.seconds + time.monotonic() - self.start,
-            before.rows + self.meter.rows - self.rows,
-            before.tokens + self.meter.tokens - self.tokens,
-        )
+        """What has been spent by now by all processes, on top of what had been spent before."""
+        seconds = time.monotonic() - self.start
+        counted = torch.tensor([self.meter.rows - self.rows, self.meter.tokens - self.tokens])
+        add_up([counted])
+        rows, tokens = counted.tolist()
+        return Spent(before.seconds + seconds, before.rows + rows, before.tokens + tokens)
 
 
 def with_cost(progress: Progress, clock: Clock) -> Progress:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from promptprior.errors import SpecError
+from promptprior.processes import is_first
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
 
@@ -21,7 +22,9 @@ def tensorboard(folder: Path) -> WatchStage:
     except ImportError as error:
         raise SpecError("TensorBoard logs (--tensorboard) need a package: pip install tensorboard") from error
 
-    def stage(name: str) -> Watch:
+    def stage(name: str) -> Watch | None:
+        if not is_first():
+            return None
         writer = SummaryWriter(str(folder / name))
 
         def watch(step: int, steps: int, info: Info) -> None:

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from promptprior.backbone.parallel import add_up, own_share, processes
+from promptprior.backbone.parallel import own_share
 from promptprior.notation import Tensor
+from promptprior.processes import add_up, processes
 
 from .test_engine import random_batch, random_prompts
 from .tiny import tiny

@@ -1,12 +1,14 @@
 """The gradient that rules follow: of each copy's own mean, in pieces, whatever else is in the batch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
-from promptprior.notation import Params
+from promptprior.notation import Params, Tensor
 from promptprior.prompts.parameterisation import Direct
+from promptprior.rules.curvature import hessian_product
 from promptprior.rules.objective import PromptObjective, copy_losses, loss_and_gradient, mean_weights
 from promptprior.tasks.batch import Batch
 from tests.backbone.tiny import TrueFloat64, tiny
@@ -104,3 +106,53 @@ def test_params_are_left_as_they_were() -> None:
     assert torch.equal(params["prompt"], kept)
     assert not params["prompt"].requires_grad
     assert params["prompt"].grad is None
+
+
+class Cramped(torch.autograd.Function):
+    """Memory runs out on the way back, when half of the work is done."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@dataclass(frozen=True)
+class Small(PromptObjective):
+    """Fits two texts at once; of more than two, `way` says when that shows."""
+
+    way: str = "forward"
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        losses = super().losses(params, batch)
+        if batch.texts <= 2:
+            return losses
+        if self.way == "forward":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+        return Cramped.apply(losses)
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("max_tokens", [60, 10_000])
+def test_what_does_not_fit_is_halved_and_nothing_is_counted_twice(way: str, max_tokens: int) -> None:
+    made, batch = objective(max_tokens=max_tokens), random_batch(8, READS, choices=2)
+    params = prompts(made)
+    small = Small(made.backbone, made.parameterisation, way)
+    loss, gradient = loss_and_gradient(made, params, batch)
+    with pytest.warns(UserWarning, match="texts at once do not fit into memory: halved"):
+        loss2, gradient2 = loss_and_gradient(small, params, batch)
+    torch.testing.assert_close(loss2, loss, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient2["prompt"], gradient["prompt"], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_hessian_products_are_halved_too(way: str) -> None:
+    made, batch = objective(), random_batch(8, READS)
+    params, vector = prompts(made), {"prompt": torch.ones_like(prompts(made)["prompt"])}
+    expected = hessian_product(made, params, batch, vector)["prompt"]
+    with pytest.warns(UserWarning, match="halved"):
+        found = hessian_product(Small(made.backbone, made.parameterisation, way), params, batch, vector)["prompt"]
+    assert (found - expected).norm() <= 1e-7 * expected.norm()

@@ -4,5 +4,19 @@ from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.encode import ranking_tokens, training_tokens
 from promptprior.backbone.engine import Backbone, as_backbone, load
 from promptprior.backbone.frozen import SMOLLM2, freeze
+from promptprior.backbone.memory import backing_off
+from promptprior.backbone.parallel import own_share, own_texts
 
-__all__ = ["SMOLLM2", "Backbone", "BackboneCard", "as_backbone", "freeze", "load", "ranking_tokens", "training_tokens"]
+__all__ = [
+    "SMOLLM2",
+    "Backbone",
+    "BackboneCard",
+    "as_backbone",
+    "backing_off",
+    "freeze",
+    "load",
+    "own_share",
+    "own_texts",
+    "ranking_tokens",
+    "training_tokens",
+]

@@ -6,7 +6,6 @@
 prompts apart would, so `losses.sum().backward()` gives each prompt its own gradient.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,14 +14,10 @@ import torch
 from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone.routes import States, backing_off, chosen_route, losses_by, twice_differentiated
+from promptprior.backbone.memory import backing_off, token_budget
+from promptprior.backbone.routes import States, chosen_route, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens
-
-ENTRIES_PER_TOKEN = (
-    34  # saved activations per token and layer, in widths: fitted to Llama-like blocks as transformers runs them
-)
-MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
 
 @dataclass
@@ -79,19 +74,22 @@ class Backbone:
     def losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token. L may be 0.
 
-        The batch is cut into chunks that fit the memory budget; without gradients that bounds memory, with them use
-        `split` and one backward pass per chunk. Raises ValueError when a prompt and its text are both empty: nothing
-        would predict the target's first token.
+        The batch is cut into chunks that fit the memory budget, and a chunk that still does not fit is halved; that
+        bounds memory without gradients. With them use `split` and one backward pass per chunk. Raises ValueError when a
+        prompt and its text are both empty: nothing would predict the target's first token.
         """
         if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
         pieces = self.split(batch, prompts.shape[1])
+        if torch.is_grad_enabled() and prompts.requires_grad:  # halves would stay in memory side by side
+            return torch.cat([self.chunk_losses(prompts, piece) for piece in pieces])
         return torch.cat(list(backing_off(pieces, lambda piece: self.chunk_losses(prompts, piece))))
 
     def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""
+        losses = losses_by(self.frozen, self.states, prompts, batch)
         self.meter.count(batch, prompts.shape[1])
-        return losses_by(self.frozen, self.states, prompts, batch)
+        return losses
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
@@ -144,21 +142,6 @@ def as_backbone(frozen: Frozen, max_tokens: int | None = None, recompute: bool =
     """
     states = chosen_route(frozen, recompute, check)
     return Backbone(frozen, states, max_tokens or token_budget(frozen, recompute))
-
-
-def token_budget(frozen: Frozen, recompute: bool = False) -> int:
-    """How many tokens' activations fit into a share of the free memory."""
-    config = frozen.model.config.get_text_config()
-    kept = ENTRIES_PER_TOKEN + config.num_hidden_layers if recompute else ENTRIES_PER_TOKEN * config.num_hidden_layers
-    per_token = kept * frozen.card.width * frozen.dtype.itemsize
-    return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / per_token))
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def load(

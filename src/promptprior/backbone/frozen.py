@@ -21,7 +21,7 @@ from transformers import (
 
 from promptprior.backbone.card import BackboneCard
 from promptprior.errors import SpecError
-from promptprior.files import replace_folder
+from promptprior.files import make_folder
 from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.batch import Tokens
 
@@ -240,7 +240,7 @@ def converted(gguf: str) -> str:
     folder = cache_folder() / f"{file.stem}-{digest}"
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(folder, lambda made: convert(file, made))
+        make_folder(folder, lambda made: convert(file, made))
     return str(folder)
 
 

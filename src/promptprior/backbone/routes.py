@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
 
 import torch
 
@@ -19,7 +18,6 @@ from promptprior.tasks.batch import Batch, Tokens, collate
 States = Callable[..., Float[Tensor, "V D"]]  # of (frozen, prompts, batch, keep=True)
 # bfloat16: the twin itself is 3-15 % rounding on a probe this small; a wrong mask or position is off by 50 % and more
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.05}
-Result = TypeVar("Result")
 
 
 def candidates(frozen: Frozen) -> Iterator[States]:
@@ -113,35 +111,3 @@ def losses_by(frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], ba
     targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
     nll = token_nll(frozen.model, states, targets.to(states.device))
     return row_means(nll, batch.target_lengths.to(states.device))
-
-
-def backing_off(pieces: Iterator[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
-    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again.
-
-    Says so once per piece. Raises what `run` raised when a single text does not fit.
-    """
-    for piece in pieces:
-        yield from fitted(piece, run)
-
-
-def fitted(piece: Batch, run: Callable[[Batch], Result]) -> Iterator[Result]:
-    """`run` of a piece, or of its halves."""
-    try:
-        done = run(piece)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if piece.texts == 1 or not out_of_memory(error):
-            raise
-        half = piece.texts // 2
-    else:
-        yield done
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warnings.warn(f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens", stacklevel=2)
-    yield from fitted(piece.take(torch.arange(half)), run)
-    yield from fitted(piece.take(torch.arange(half, piece.texts)), run)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -9,6 +9,7 @@ from typing import Any
 
 from promptprior.cli.arguments import Arguments, read_arguments
 from promptprior.cli.help import COMMON, overview, verb_help
+from promptprior.cli.several import all_processes
 from promptprior.cli.verb import PLAN_FILE, Verb
 from promptprior.cli.verbs import VERBS, find_verb
 from promptprior.config import apply_overrides, from_mapping, load_yaml, settings_of
@@ -69,7 +70,8 @@ def run_verb(verb: Verb, words: Sequence[str]) -> None:
     mapping = apply_overrides(load_yaml(Path(file)) if file else {}, flags)
     where = file if file and not flags else f"{file} and flags" if file else "command line"
     plan: Any = from_mapping(verb.settings, verb.defaults(mapping), where)
-    verb.run(plan, common.get("dry-run") == "true")
+    with all_processes(verb):
+        verb.run(plan, common.get("dry-run") == "true")
 
 
 def placed(

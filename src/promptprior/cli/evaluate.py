@@ -55,4 +55,5 @@ VERB = Verb(
     run,
     "promptprior evaluate --prompt runs/prompt --target adjective_polarity --split test",
     defaults=prompt_defaults,
+    is_parallel=True,
 )

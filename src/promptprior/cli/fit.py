@@ -33,4 +33,5 @@ VERB = Verb(
     FitPlan,
     run,
     "promptprior fit --method multitask --sources noun_polarity,verb_polarity --steps 100 --output runs/prior",
+    is_parallel=True,
 )

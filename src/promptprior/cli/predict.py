@@ -36,4 +36,5 @@ VERB = Verb(
     run,
     "promptprior predict --prompt runs/prompt --target my_task/spec.yaml --input rows.jsonl --output answers.jsonl",
     defaults=prompt_defaults,
+    is_parallel=True,
 )

@@ -14,7 +14,7 @@ class Verb:
     """A verb. `positional` names the settings that may be given without a flag, or PLAN_FILE.
 
     `run` is told the settings and whether to only say what it would do; `defaults` completes what was given, from the
-    artifact that the settings name.
+    artifact that the settings name. `is_parallel`: whether torchrun may start it in several processes.
     """
 
     name: str
@@ -23,3 +23,4 @@ class Verb:
     example: str
     positional: tuple[str, ...] = (PLAN_FILE,)
     defaults: Callable[[Mapping[str, object]], dict[str, object]] = dict
+    is_parallel: bool = False

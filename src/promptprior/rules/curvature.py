@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.parameterisation import Penalised
-from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights
+from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights, summed
 from promptprior.tasks.batch import Batch
 
 SECOND_ORDER_SHARE = 1 / 3  # of the memory budget: a twice differentiated graph is about three times as large
@@ -48,28 +48,28 @@ def hessian_product(objective: Objective, params: Params, batch: Batch, vector: 
     """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    product = {name: torch.zeros_like(value) for name, value in params.items()}
     weighted = replace(batch, weight=mean_weights(batch, copies))
     with second_order(objective) as twice:
-        for piece in twice.split(leaves, weighted, SECOND_ORDER_SHARE):
+
+        def of(piece: Batch) -> list[Tensor]:
             loss = copy_losses(twice.losses(leaves, piece), piece.weight, piece, copies)
-            add_product(product, loss.sum(), leaves, vector)
+            return along(loss.sum(), leaves, vector)
+
+        parts = summed(of, list(leaves.values()), twice, leaves, weighted, SECOND_ORDER_SHARE)
         penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
         if penalty is not None:
-            add_product(product, penalty.sum(), leaves, vector)
-    return product
+            parts = [a + b for a, b in zip(parts, along(penalty.sum(), leaves, vector), strict=True)]
+    return dict(zip(leaves, parts, strict=True))
 
 
-def add_product(product: Params, loss: Float[Tensor, ""], leaves: Params, vector: Params) -> None:
-    """Add the Hessian of one differentiable loss times a vector."""
-    along = [leaves[name] for name in vector]
-    gradient = torch.autograd.grad(loss, along, create_graph=True, materialize_grads=True)
+def along(loss: Float[Tensor, ""], leaves: Params, vector: Params) -> list[Tensor]:
+    """The Hessian of one differentiable loss times a vector, in the order of `leaves`."""
+    moved = [leaves[name] for name in vector]
+    gradient = torch.autograd.grad(loss, moved, create_graph=True, materialize_grads=True)
     slope = sum(((g * v).sum() for g, v in zip(gradient, vector.values(), strict=True)), loss.new_zeros(()))
     if not slope.requires_grad:  # a linear loss
-        return
-    parts = torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True)
-    for name, part in zip(leaves, parts, strict=True):
-        product[name] += part
+        return [torch.zeros_like(value) for value in leaves.values()]
+    return list(torch.autograd.grad(slope, list(leaves.values()), materialize_grads=True))
 
 
 def conjugate_gradients(

@@ -1,13 +1,14 @@
 """What a rule lowers: each row's loss as a function of params, and its gradient in bounded memory."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from promptprior.backbone import Backbone
+from promptprior.backbone import Backbone, backing_off, own_share
 from promptprior.notation import Float, Params, Tensor
+from promptprior.processes import add_up
 from promptprior.prompts.parameterisation import Parameterisation, Penalised
 from promptprior.tasks.batch import Batch
 
@@ -36,11 +37,6 @@ class PromptObjective:
         """Mean negative log-likelihood of each row's target, in nats per token."""
         prompts, index = self.parameterisation.prompts(params, batch)
         return self.backbone.losses(prompts, batch.reading(index))
-
-    def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
-        """The first line of greedy text after each text."""
-        prompts, index = self.parameterisation.prompts(params, batch)
-        return self.backbone.generate(prompts, batch.reading(index), max_new_tokens, 1, True)
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
@@ -80,15 +76,40 @@ def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tup
     """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    total = next(iter(leaves.values())).new_zeros(copies).detach()
-    gradient = penalty_gradient(objective, leaves, batch)
-    for piece in objective.split(leaves, replace(batch, weight=mean_weights(batch, copies))):
+
+    def of(piece: Batch) -> list[Tensor]:
         loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
-        parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
-        for name, part in zip(leaves, parts, strict=True):
-            gradient[name] += part if part is not None else 0
-        total += loss.detach()
-    return total, gradient
+        parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return [loss.detach(), *parts]
+
+    first = next(iter(leaves.values()))
+    like = [first.new_zeros(copies), *leaves.values()]
+    loss, *parts = summed(of, like, objective, leaves, replace(batch, weight=mean_weights(batch, copies)))
+    penalty = penalty_gradient(objective, leaves, batch)
+    return loss, {name: penalty[name] + part for name, part in zip(leaves, parts, strict=True)}
+
+
+def summed(
+    of: Callable[[Batch], Sequence[Tensor]],
+    like: Sequence[Tensor],
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    share: float = 1.0,
+) -> list[Tensor]:
+    """The sum of what `of` makes of each piece of a batch, tensors shaped `like` these; `of` must add up over texts.
+
+    Texts are split over processes, and each process's into pieces that fit into a share of memory. A piece that does
+    not fit after all is halved and begun again; nothing of it has been added by then.
+    """
+    totals = [torch.zeros_like(t) for t in like]
+    mine = own_share(batch)
+    pieces = objective.split(params, mine, share) if mine is not None else ()
+    for values in backing_off(pieces, of):
+        for total, value in zip(totals, values, strict=True):
+            total += value
+    add_up(totals)
+    return totals
 
 
 def penalty_gradient(objective: Objective, leaves: Params, batch: Batch) -> Params:

@@ -1,0 +1,180 @@
+"""Two processes train, judge, write and print as one would: through the real loop, and through torchrun."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import transformers as tf
+
+from promptprior.cli import main
+from promptprior.cli.several import all_processes
+from promptprior.cli.verbs import find_verb
+from promptprior.errors import SpecError
+from promptprior.evaluate import dev_scores, make_exam
+from promptprior.files import append_line, read_tensors, write_text
+from promptprior.notation import Tensor
+from promptprior.processes import agreed, is_first
+from promptprior.prompts.parameterisation import Direct
+from promptprior.rules.descent import Descent
+from promptprior.rules.inner import Inner, InnerSgd
+from promptprior.rules.kernels import PerToken
+from promptprior.rules.maml import Maml
+from promptprior.rules.objective import PromptObjective
+from promptprior.rules.optimiser import AdamW, Rate, Sgd
+from promptprior.rules.rule import Rule
+from promptprior.rules.svgd import Svgd
+from promptprior.tasks.meta import MetaBatch
+from promptprior.train import Run, Trained, train
+from tests.backbone.tiny import config, tiny, tokenizer
+from tests.test_cli import write_task
+from tests.world import choice_task, early, random_batch
+
+LENGTH, STEPS, COPIES = 3, 4, 2
+RATE = Rate((0.3,))
+INNER = Inner(InnerSgd(0.1))
+RULES: dict[str, Rule] = {
+    "descent": Descent(AdamW(RATE)),
+    "svgd": Svgd(Sgd(RATE), PerToken(), count=5.0),
+    "fomaml": Maml(Sgd(RATE), INNER, order=1),
+    "maml": Maml(Sgd(RATE), INNER),
+}
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Batches of one to six texts: never the same number for two processes."""
+
+    kind: str
+
+    def batch(self, step: int) -> object:
+        texts = (5, 1, 6, 3)[step]
+        if self.kind == "svgd":
+            return random_batch(texts, seed=step)
+        if self.kind == "descent":
+            return random_batch(texts, [x % COPIES for x in range(texts)], seed=step)
+        units = [random_batch(texts + 2, [x % 3 for x in range(texts + 2)], seed=10 * step + i) for i in range(3)]
+        return MetaBatch(tuple(units[:2]), units[2], torch.tensor([0, 1, 1]))
+
+
+def trained(kind: str, folder: Path | None = None, watch: Callable[..., None] | None = None) -> Trained:
+    """A few steps of a rule, judged on dev before, between and after."""
+    backbone = tiny("llama", max_tokens=40)
+    objective = PromptObjective(backbone, Direct(LENGTH, backbone.width))
+    task = choice_task("early", early, size=7)
+    exams = [make_exam(objective, task, task.split("train"), copy=c) for c in range(COPIES)]
+    shape = (COPIES, LENGTH, backbone.width)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * backbone.scale
+    return train(
+        Run(
+            key=kind,
+            objective=objective,
+            rule=RULES[kind],
+            params={"prompt": start},
+            draws=Ragged(kind),
+            steps=STEPS,
+            select=lambda params: dev_scores(objective, exams, params),
+            select_every=2,
+        ),
+        folder,
+        watch,
+        checkpoint_seconds=0,
+    )
+
+
+def results(kind: str, folder: Path) -> dict[str, Tensor]:
+    """What a run came to, as tensors, with the steps a watcher was told of."""
+    told: list[int] = []
+    done = trained(kind, folder / kind, lambda step, *_: told.append(step))
+    assert done.best is not None
+    nll = [line["dev_nll"] for line in done.history if "dev_nll" in line]
+    return {
+        "last": done.last["prompt"],
+        "best": done.params["prompt"],
+        "score": torch.tensor(done.best.score),
+        "nll": torch.tensor(nll),
+        "cost": torch.tensor([done.rows]),
+        "told": torch.tensor(told),
+    }
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """What each process runs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    home = Path(folder) / f"from{rank}"
+    torch.save({kind: results(kind, home) for kind in RULES}, f"{folder}/{rank}.pt")
+    write_text(home / "text", "only the first writes")
+    append_line(home / "lines", {"rank": rank})
+    answers = torch.tensor([agreed(True), agreed(rank == 0), agreed(rank == 1), is_first()])
+    torch.save(answers, f"{folder}/answers{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("two")
+    mp.spawn(one_of_two, (str(made),), nprocs=2)
+    return made
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_two_processes_train_as_one(kind: str, folder: Path, tmp_path: Path) -> None:
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)[kind] for rank in (0, 1))
+    alone = results(kind, tmp_path)
+    assert alone["told"].tolist() == first["told"].tolist() == [1, 2, 3, 4]
+    assert second["told"].tolist() == []
+    for name in ("last", "best", "score", "nll", "cost"):
+        assert torch.equal(first[name], second[name]), f"processes differ in {name}"
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-6, atol=1e-9)
+    assert (first["last"] - first["best"]).abs().max() > 0 or kind != "descent"
+
+
+def test_only_the_first_process_writes(folder: Path) -> None:
+    written = {str(p.relative_to(folder)) for p in folder.glob("from*/**/*") if p.is_file()}
+    assert {name for name in written if name.startswith("from1")} == set()
+    assert {"from0/text", "from0/lines", *(f"from0/{kind}/state.safetensors" for kind in RULES)} <= written
+
+
+def test_the_first_process_answers_for_all(folder: Path) -> None:
+    answers = [torch.load(folder / f"answers{rank}.pt", weights_only=True).tolist() for rank in (0, 1)]
+    assert answers == [[True, True, False, True], [True, True, False, False]]
+    assert agreed(True)
+    assert not agreed(False)
+
+
+def test_a_verb_that_is_not_split_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = pytest.raises(SpecError, match=r"compare runs in one process, and this job has 2 \(WORLD_SIZE\)")
+    with said, all_processes(find_verb("compare")):
+        pass
+
+
+def test_torchrun_fits_the_same_prior_and_prints_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    write_task(tmp_path / "data" / "vowels", "ae")
+    words = ["fit", "--sources", "vowels", "--data", "data", "--backbone", "model", "--dtype", "float64"]
+    words += ["--length", "3", "--steps", "3", "--source.batch-size", "5", "--output"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [*launcher, "-m", "promptprior", *words, "two"]
+    done = subprocess.run(two, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "two/prior\n"
+    assert done.stderr.count("step 3/3") == 1
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "one"]) == 0
+    assert capsys.readouterr().out == "one/prior\n"
+    alone, split = (read_tensors(next((tmp_path / name / "prior").glob("*.safetensors"))) for name in ("one", "two"))
+    for name, value in alone.items():
+        torch.testing.assert_close(split[name], value, rtol=1e-6, atol=1e-9)
