@@ -14,7 +14,7 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.processes import add_up
 from promptprior.prompts.artifact import Prompt
 from promptprior.prompts.parameterisation import parameterisation
-from promptprior.rules.objective import PromptObjective
+from promptprior.rules.weights import Answering, objective_of
 from promptprior.tasks.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
 
@@ -33,7 +33,7 @@ class Exam:
 
 
 def make_exam(
-    objective: PromptObjective, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
+    objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
 ) -> Exam:
     """An exam, tokenised once."""
     encode = ranking_tokens if task.is_choice else training_tokens
@@ -49,7 +49,7 @@ class Marks:
 
 
 @torch.no_grad()
-def mark(objective: PromptObjective, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
+def mark(objective: Answering, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
     """Scores of all exams. Without `generate`, free-text exams have no scores, only their NLL."""
     losses = exam_losses(objective, params, exams)
     answers = answered(objective, params, exams, losses, generate)
@@ -81,16 +81,16 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
     return answered(objective, params, exams, losses, generate=True)[0]
 
 
-def prompt_objective(prompt: Prompt, backbone: Backbone) -> PromptObjective:
+def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
     """The losses of a backbone that reads this prompt. Raises ArtifactError when it is another's."""
     header = prompt.header
     header.backbone.check(backbone.card, f"the prompt of {header.method}")
     form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
-    return PromptObjective(backbone, form)
+    return objective_of(backbone, form)
 
 
 def answered(
-    objective: PromptObjective,
+    objective: Answering,
     params: Params,
     exams: Sequence[Exam],
     losses: Sequence[Sequence[Sequence[float]]],
@@ -137,7 +137,7 @@ def right_answer_nll(exam: Exam, nll: Sequence[Sequence[float]]) -> float:
     return total / len(exam.examples)
 
 
-def exam_losses(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+def exam_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
     """Summed NLL of every target of every text of every exam."""
     flat = [(e, x) for e, exam in enumerate(exams) for x in range(len(exam.tokens))]
     order = sorted(range(len(flat)), key=lambda i: (exams[flat[i][0]].copy, len(exams[flat[i][0]].tokens[flat[i][1]])))
@@ -156,7 +156,7 @@ def exam_losses(objective: PromptObjective, params: Params, exams: Sequence[Exam
     return out
 
 
-def batch_losses(objective: PromptObjective, params: Params, batch: Batch) -> Float[Tensor, " R"]:
+def batch_losses(objective: Answering, params: Params, batch: Batch) -> Float[Tensor, " R"]:
     """Each row's loss in float64 on the CPU, the texts split over processes."""
     losses = torch.zeros(batch.rows, dtype=torch.float64)
     mine = own_texts(batch)
@@ -166,18 +166,17 @@ def batch_losses(objective: PromptObjective, params: Params, batch: Batch) -> Fl
     return losses
 
 
-def generated_texts(objective: PromptObjective, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
+def generated_texts(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
     """Greedy text after every text of every exam."""
     out = []
     for exam in exams:
         batch = collate(exam.tokens, [exam.copy] * len(exam.tokens), [exam.task_index] * len(exam.tokens))
-        prompts, index = objective.parameterisation.prompts(params, batch)
-        out.append(objective.backbone.generate(prompts, batch.reading(index), exam.task.max_gen_toks, 1, True))
+        out.append(objective.generate(params, batch, exam.task.max_gen_toks))
     return out
 
 
 def dev_scores(
-    objective: PromptObjective, exams: Sequence[Exam], params: Params
+    objective: Answering, exams: Sequence[Exam], params: Params
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
     marks = mark(objective, params, exams, generate=False)

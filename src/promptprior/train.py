@@ -20,7 +20,7 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.processes import add_up, agreed, is_first
 from promptprior.prompts.header import digest
 from promptprior.rules.rule import Info, Rule, State
-from promptprior.rules.objective import PromptObjective
+from promptprior.rules.weights import Answering
 from promptprior.tasks.draw import Draws
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
@@ -42,7 +42,7 @@ class Run(Generic[Drawn]):
     """
 
     key: str
-    objective: PromptObjective
+    objective: Answering
     rule: Rule[Drawn]
     params: Params
     draws: Draws[Drawn]

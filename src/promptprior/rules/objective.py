@@ -38,6 +38,11 @@ class PromptObjective:
         prompts, index = self.parameterisation.prompts(params, batch)
         return self.backbone.losses(prompts, batch.reading(index))
 
+    def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
+        """The first line of greedy text after each text."""
+        prompts, index = self.parameterisation.prompts(params, batch)
+        return self.backbone.generate(prompts, batch.reading(index), max_new_tokens, 1, True)
+
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
         with torch.no_grad():
