@@ -89,6 +89,52 @@ def test_a_frozen_bank_stays_and_the_task_prompt_moves(backbone: Backbone) -> No
             assert torch.equal(done.prompt.params["bank"], prior.params["bank"])
 
 
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("descent", {}),
+    ("svgd", {"particles": 2, "jitter": 0.1}),
+    ("maml", {"units_per_step": 2, "budget": "updates"}),
+    ("fomaml", {"units_per_step": 2, "budget": "updates"}),
+    ("reptile", {"units_per_step": 2, "budget": "updates"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "options"), RULES)
+def test_every_rule_moves_the_bank_and_lowers_its_loss(
+    backbone: Backbone, rule: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    longer = replace(SETTINGS, source=Training(steps=10, batch_size=6, learning_rates=(0.5,), schedule="constant"))
+    method = make_method("tpt", {"rule": rule, "bank_size": 8, **({"rule_options": options} if options else {})})
+    none = replace(longer, source=replace(longer.source, steps=0))
+    before, after = (fit(method, SOURCES, backbone, s, folder=tmp_path / n) for s, n in ((none, "0"), (longer, "1")))
+    for name in ("bank", "own"):
+        assert not torch.equal(before.params[name], after.params[name])
+    assert all(torch.equal(before.params[name], after.params[name]) for name in ("keys", "centre"))
+    curve = torch.tensor(after.header.diagnostics["source_loss"]).mean(1)
+    assert float(curve[-3:].mean()) < float(curve[0])
+    assert len(after.params["bank"]) == (2 if rule == "svgd" else 1)
+    assert ("forces" in after.header.diagnostics) == (rule == "svgd")
+    done = adapt(method, [make_episode(three_class("x", 2), 2, 13)], backbone, after, replace(SETTINGS, length=6))[0]
+    assert done.prompt.params["bank"].shape == (1, 8, backbone.width)
+
+
+def test_particles_of_a_bank_feel_each_other(backbone: Backbone) -> None:
+    def banks(**options: Any) -> Any:
+        method = make_method("tpt", {"rule": "svgd", "bank_size": 8, "rule_options": {"particles": 3, **options}})
+        return fit(method, SOURCES, backbone, plain).params["bank"]
+
+    sgd = replace(SETTINGS.source, optimiser="sgd", learning_rates=(10.0,))  # Adam makes whole steps of rounding
+    plain = replace(SETTINGS, source=sgd)
+    assert not torch.allclose(banks(), banks(kernel="none"), atol=1e-4)
+    torch.testing.assert_close(banks(kernel="none")[0], banks(kernel="none", particles=1)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_options_of_a_rule_are_checked_at_once() -> None:
+    with pytest.raises(SpecError, match=r"options of rule svgd.*did you mean 'particles'"):
+        make_method("tpt", {"rule": "svgd", "rule_options": {"particle": 2}})
+    with pytest.raises(SpecError, match=r"rule descent has no options; got particles"):
+        make_method("tpt", {"rule_options": {"particles": 2}})
+
+
 def lab_of(backbone: Backbone, settings: Settings) -> Any:
     from promptprior.fit import make_lab
 

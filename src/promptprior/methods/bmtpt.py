@@ -16,7 +16,7 @@ import torch
 from promptprior.backbone import training_tokens
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_exam
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, spent, stacked, viewed
+from promptprior.methods.method import Beginning, Begun, Episode, Lab, Learned, Method, spent, stacked, viewed
 from promptprior.methods.multitask import loss_curve
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
@@ -26,7 +26,7 @@ from promptprior.prompts.posterior import GaussianPenalty, PenaltyKind, StartKin
 from promptprior.rules.conflict import agreement_weights, task_cosines
 from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.kernels import KernelKind, make_kernel
-from promptprior.rules.objective import PromptObjective, copies_of, copy_losses, mean_weights
+from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights
 from promptprior.rules.optimiser import optimiser
 from promptprior.rules.svgd import Repulsion, Svgd, reweighted
 from promptprior.settings import setting
@@ -36,6 +36,7 @@ from promptprior.tasks.task import Task
 from promptprior.train import Run
 
 TARGETS_ONLY = ("start", "penalty", "prior_width", "joint_steps", "low_rank_rate")
+TOKENS = ("prompt", "bank", "own")  # parameters in the space of embeddings
 JUDGED = range(10**9, 10**9 + 8)  # steps whose batches no training reaches
 
 
@@ -93,22 +94,31 @@ class Bmtpt:
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Draw M particles from the posterior of all sources, and judge them."""
-        form = Direct(lab.settings.length, lab.backbone.width)
-        objective = PromptObjective(lab.backbone, form)
-        draws, steps = self.budgeted(lab.mixture(sources, seed), lab.settings.source.steps)
-        params = self.started(lab, seed)
-        shares = self.shares(objective, params, draws)
-        rule = self.rule(lab, draws, shares, steps)
-        key = lab.key(self, seed, *(t.fingerprint for t in sources))
-        done = lab.train(Run(key, objective, rule, params, draws, steps), "source")
+        begun = Begun(Direct(lab.settings.length, lab.backbone.width), self.started(lab, seed))
+        draws = lab.mixture(sources, seed)
+        run = self.particle_run(lab, begun, draws, lab.key(self, seed, *(t.fingerprint for t in sources)))
+        done, rule = lab.train(run, "source"), cast(Svgd, run.rule)
+        shares = torch.tensor(rule.task_weights) * torch.tensor(draws.rates)
         diagnostics = {
             "source_loss": loss_curve(done.history),
             "forces": force_curves(done.history),
             "task_weights": shares.tolist(),
             "count": rule.count,
-            **self.judged(lab, objective, done.params, draws, rule),
+            **self.judged(lab, run.objective, done.params, cast(MixtureDraws, run.draws), rule),
         }
-        return Learned(form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+        return Learned(begun.form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+
+    def run(self, lab: Lab, begun: Begun, sources: Sequence[Task], seed: int, key: str) -> Run:
+        """SVGD around one copy of anything: of a prompt, or of tpt's bank."""
+        around = replace(begun, params=self.jittered(lab, begun.params, seed))
+        return self.particle_run(lab, around, lab.mixture(sources, seed), key)
+
+    def particle_run(self, lab: Lab, begun: Begun, draws: MixtureDraws, key: str) -> Run:
+        """SVGD of M particles."""
+        objective = PromptObjective(lab.backbone, begun.form)
+        draws, steps = self.budgeted(draws, lab.settings.source.steps)
+        shares = self.shares(objective, begun.params, draws)
+        return Run(key, objective, self.rule(lab, begun, draws, shares, steps), begun.params, draws, steps)
 
     def budgeted(self, draws: MixtureDraws, steps: int) -> tuple[MixtureDraws, int]:
         """Draws and steps, with what the budget divides divided by M."""
@@ -122,10 +132,17 @@ class Bmtpt:
         """The particles' starts, the same for all arms: one prompt with noise around it, or M prompts."""
         if not self.jitter:
             return stacked([lab.start(seed, "bmtpt", m) for m in range(self.particles)])
-        shared = lab.start(seed, "bmtpt", 0)
-        noise = torch.randn(self.particles, *shared.shape, generator=generator("jitter", seed)).to(shared)
-        noise[0] = 0  # a single particle starts where a prompt does
-        return {"prompt": shared + self.jitter * lab.backbone.scale * noise}
+        return self.jittered(lab, stacked([lab.start(seed, "bmtpt", 0)]), seed)
+
+    def jittered(self, lab: Lab, params: Params, seed: int) -> Params:
+        """M copies of one, all but the first with noise on their tokens."""
+        copies = {n: value.expand(self.particles, *value.shape[1:]).clone() for n, value in params.items()}
+        noise = generator("jitter", seed)
+        for name in [n for n in TOKENS if n in params]:
+            added = torch.randn(copies[name].shape, generator=noise).to(copies[name])
+            added[0] = 0  # a single particle starts where a prompt does
+            copies[name] += self.jitter * lab.backbone.scale * added
+        return copies
 
     def shares(self, objective: PromptObjective, params: Params, draws: MixtureDraws) -> Float[Tensor, " tasks"]:
         """The share of the likelihood that each source has."""
@@ -139,10 +156,10 @@ class Bmtpt:
             share = torch.ones(len(draws.pools))
         return share / share.sum()
 
-    def rule(self, lab: Lab, draws: MixtureDraws, shares: Float[Tensor, " tasks"], steps: int) -> Svgd:
+    def rule(self, lab: Lab, begun: Begun, draws: MixtureDraws, shares: Float[Tensor, " tasks"], steps: int) -> Svgd:
         """SVGD on the tempered posterior."""
         stage = replace(lab.settings.source, steps=steps)
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, begun.frozen)
         observations = sum(len(p.items) for p in draws.pools) if self.weighting == "counts" else len(draws.pools)
         count = observations / self.temperature
         return Svgd(
@@ -150,25 +167,22 @@ class Bmtpt:
             make_kernel(self.kernel, self.block, self.dimensions),
             count=count,
             repulsion=Repulsion(self.repulsion, self.first_repulsion, max(1, steps)),
-            penalty=self.prompt_prior(lab, count),
+            penalty=self.prompt_prior(lab, begun.params, count),
             task_weights=(shares / torch.tensor(draws.rates)).tolist(),
             clip=stage.clip,
             scale=lab.backbone.scale,
         )
 
-    def prompt_prior(self, lab: Lab, count: float) -> Penalty | None:
-        """N(0, (width * scale)^2) over every entry of a particle."""
+    def prompt_prior(self, lab: Lab, params: Params, count: float) -> Penalty | None:
+        """N(0, (width * scale)^2) over every entry of a particle's prompt, or of its bank."""
         if not self.width:
             return None
-        frozen = lab.backbone.frozen
-        zero = torch.zeros(
-            self.particles, lab.settings.length, lab.backbone.width, dtype=frozen.prompt_dtype, device=frozen.device
-        )
+        name, value = next(iter(params.items()))
         strength = 1 / (2 * (self.width * lab.backbone.scale) ** 2 * count)
-        return GaussianPenalty(zero, zero.new_full((self.particles,), strength))
+        return GaussianPenalty(torch.zeros_like(value), value.new_full((len(value),), strength), name)
 
     def judged(
-        self, lab: Lab, objective: PromptObjective, params: Params, draws: MixtureDraws, rule: Svgd
+        self, lab: Lab, objective: Objective, params: Params, draws: MixtureDraws, rule: Svgd
     ) -> dict[str, object]:
         """How the particles lie, and whether their mean is as good as they are."""
         particles = params["prompt"]
@@ -315,7 +329,7 @@ def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]
 
 @torch.no_grad()
 def source_losses(
-    objective: PromptObjective, params: Params, batches: Sequence[Batch], task_weights: Sequence[float] | None
+    objective: Objective, params: Params, batches: Sequence[Batch], task_weights: Sequence[float] | None
 ) -> Float[Tensor, " C"]:
     """The mean loss of every copy on the same batches."""
     copies = copies_of(params)

@@ -16,12 +16,12 @@ import torch
 
 from promptprior.backbone import training_tokens
 from promptprior.errors import SpecError
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
+from promptprior.methods.banks import BankRecipe
+from promptprior.methods.method import Beginning, Begun, Episode, Lab, Learned, spent, stacked
 from promptprior.methods.multitask import loss_curve
-from promptprior.methods.tpt import Tpt
 from promptprior.notation import Params
 from promptprior.prompts.artifact import Prior
-from promptprior.prompts.parameterisation import Direct, Parameterisation
+from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.inner import Inner, InnerKind, inner_optimiser
 from promptprior.rules.maml import FACTORS, Implicit, Maml, apart, with_factors
 from promptprior.rules.objective import PromptObjective
@@ -76,40 +76,38 @@ class Meta:
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Meta-learn the start on units of the sources."""
-        form, started, frozen = self.started(lab, sources, seed)
-        units = self.units(lab, sources, seed)
-        draws = self.draws(units, seed)
-        stage = replace(lab.settings.source, steps=self.steps(lab.settings.source, draws.units_per_step))
-        speeds = {name: FACTOR_SPEED / lab.backbone.scale for name in started if name.startswith(FACTORS)}
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, {**speeds, **frozen})
-        outer = optimiser(stage.optimiser, rate, stage.weight_decay)
-        run = Run(
-            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
-            objective=PromptObjective(lab.backbone, form),
-            rule=self.rule(outer, self.inner(lab, started, frozen), stage.clip),
-            params=started,
-            draws=draws,
-            steps=stage.steps,
-        )
+        begun = self.begun(lab, sources, seed)
+        run = self.run(lab, begun, sources, seed, lab.key(self, seed, *(t.fingerprint for t in sources)))
         done = lab.train(run, "source")
         diagnostics = {
             "source_loss": loss_curve(done.history),
-            "units": len(units),
-            "meta_updates": stage.steps,
+            "units": len(sources) * self.units_per_task,
+            "meta_updates": run.steps,
             "moved": [line["moved"] for line in done.history[:1] + done.history[-1:]],
         }
-        return Learned(form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+        return Learned(begun.form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
 
-    def started(
-        self, lab: Lab, sources: Sequence[Task], seed: int
-    ) -> tuple[Parameterisation, Params, dict[str, float]]:
-        """The parameterisation, its params before the first meta-update, and the factors of those that stay frozen."""
+    def run(self, lab: Lab, begun: Begun, sources: Sequence[Task], seed: int, key: str) -> Run:
+        """Meta-learning from a beginning, which may be anybody's."""
+        draws = self.draws(self.units(lab, sources, seed), seed)
+        stage = replace(lab.settings.source, steps=self.steps(lab.settings.source, draws.units_per_step))
+        speeds = {name: FACTOR_SPEED / lab.backbone.scale for name in begun.params if name.startswith(FACTORS)}
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, {**speeds, **begun.frozen})
+        outer = optimiser(stage.optimiser, rate, stage.weight_decay)
+        return Run(
+            key=key,
+            objective=PromptObjective(lab.backbone, begun.form),
+            rule=self.rule(outer, self.inner(lab, begun.params, begun.frozen), stage.clip),
+            params=begun.params,
+            draws=draws,
+            steps=stage.steps,
+        )
+
+    def begun(self, lab: Lab, sources: Sequence[Task], seed: int) -> Begun:
+        """The parameterisation, and its params before the first meta-update."""
         if self.parameterisation == "direct":
-            return Direct(lab.settings.length, lab.backbone.width), stacked([lab.start(seed, self.name)]), {}
-        bank = Tpt()
-        form = bank.form(lab, bank.own(lab))
-        params, _ = bank.started(lab, sources, lab.mixture(sources, seed), bank.own(lab), seed)
-        return form, params, dict.fromkeys(("centre", "keys"), 0.0)
+            return Begun(Direct(lab.settings.length, lab.backbone.width), stacked([lab.start(seed, self.name)]))
+        return BankRecipe().begun(lab, sources, lab.mixture(sources, seed), seed)[0]
 
     def inner(self, lab: Lab, params: Params, frozen: Mapping[str, float]) -> Inner:
         """Inner steps in units of the backbone's scale, on all that is not frozen or on what `inner_names` names."""
@@ -139,7 +137,7 @@ class Meta:
     def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
         """Every episode starts from its prior's one start."""
         if self.parameterisation == "bank":
-            return Tpt().begin(lab, priors, episodes)
+            return BankRecipe().begin(lab, priors, episodes)
         prompts = [prior.params["prompt"][0].to(lab.backbone.frozen.device) for prior in priors]
         return Beginning(Direct(lab.settings.length, lab.backbone.width), stacked(prompts))
 
@@ -205,14 +203,12 @@ class MetaSgdStart(MamlStart):
 
     name: str = "meta_sgd"
 
-    def started(
-        self, lab: Lab, sources: Sequence[Task], seed: int
-    ) -> tuple[Parameterisation, Params, dict[str, float]]:
+    def begun(self, lab: Lab, sources: Sequence[Task], seed: int) -> Begun:
         """A factor of 1 for every element. Raises SpecError for the bank, whose adaptation has no rate per element."""
         if self.parameterisation != "direct":
             raise SpecError(f"meta_sgd learns rates of a direct prompt; parameterisation is {self.parameterisation!r}")
-        form, params, frozen = super().started(lab, sources, seed)
-        return form, with_factors(params), frozen
+        plain = super().begun(lab, sources, seed)
+        return replace(plain, params=with_factors(plain.params))
 
     def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
         """The learned factors multiply the learning rate of every element."""

@@ -72,6 +72,15 @@ class Lab:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """Where a source stage begins: parameters, what reads them, and factors on the rates of some (0 freezes one)."""
+
+    form: Parameterisation
+    params: Params
+    frozen: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Learned:
     """What the sources taught: parameters, what reads them, and what is worth knowing about them."""
 

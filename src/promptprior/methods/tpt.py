@@ -1,182 +1,111 @@
 """TPT: a bank of prompt tokens learned on many tasks; every text retrieves its own prompt from it.
 
 Wu et al. 2023 (Findings of EMNLP 2023, pp. 8734-8746); docs/tpt.md compares their released code with ours. Stage 1
-trains the bank on mixed sources; stage 2 adapts bank and task prompt to a target. Parameterisation bank, rule descent.
-Released settings are `tpt_as_released`; `tpt` is ours: retrieved and task tokens share the length of prompt tuning,
-queries are centred, keys start from source texts, and the task prompt is learned on the sources too. `tpt_static` and
-`tpt_random` are controls that retrieve without regard to what a text says.
+trains the bank on mixed sources; stage 2 adapts bank and task prompt to a target. Parameterisation bank, rule descent
+(or what `rule` says, with the options of the method it is borrowed from). Released settings are `tpt_as_released`;
+`tpt` is ours: retrieved and task tokens share the length of prompt tuning, queries are centred, keys start from source
+texts, and the task prompt is learned on the sources too. `tpt_static` and `tpt_random` are controls that retrieve
+without regard to what a text says.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
 
-import torch
-
+from promptprior.config import from_mapping
 from promptprior.errors import SpecError
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, spent, viewed
+from promptprior.methods.banks import BankRecipe, option, samples
+from promptprior.methods.bmtpt import Bmtpt, force_curves
+from promptprior.methods.meta import FomamlStart, MamlStart, ReptileStart
+from promptprior.methods.method import Begun, Lab, Learned, Method, spent, viewed
 from promptprior.methods.multitask import loss_curve
-from promptprior.methods.spot import Spot
-from promptprior.notation import Float, Params, Tensor
-from promptprior.prompts.artifact import Prior
-from promptprior.prompts.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Query, Scoring, Selection, pooled
-from promptprior.prompts.start import FREQUENT, vocabulary_start
+from promptprior.prompts.bank import Bank, Query, Scoring
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
-from promptprior.tasks.batch import Tokens, collate
-from promptprior.tasks.draw import MixtureDraws, generator
+from promptprior.tasks.draw import MixtureDraws
 from promptprior.tasks.task import Task
 from promptprior.train import Run
 
-SAMPLE = 64  # texts of each source that centre, keys and diagnostics are taken from
+
+class Teacher(Protocol):
+    """A method whose rule may move the bank in stage 1."""
+
+    def run(self, lab: Lab, begun: Begun, sources: Sequence[Task], seed: int, key: str) -> Run:
+        """Its source stage, from a beginning that is not its own."""
+        ...
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with the line that `--help` shows."""
-    return field(default=default, metadata={"help": text})
+TEACHERS: Mapping[str, type[Any]] = {
+    "svgd": Bmtpt,
+    "maml": MamlStart,
+    "fomaml": FomamlStart,
+    "reptile": ReptileStart,
+}
 
 
 @dataclass(frozen=True)
-class Tpt:
-    """A bank of tokens retrieved by each text, and a task prompt beside them."""
+class Tpt(BankRecipe):
+    """A bank that is learned on sources and adapted to targets."""
 
-    bank_size: int = option(60, "tokens in the bank")
-    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length")
-    task_tokens: int = option(0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length")
-    task_prompt: Literal["learned", "fresh", "none"] = option(
-        "learned", "learned: trained on the sources with the bank; fresh: new for each target (as released); none"
+    rule: Literal["descent", "svgd", "maml", "fomaml", "reptile"] = option(
+        "descent", "what moves the bank in stage 1", quiet=True
     )
-    query: Query = option("mean", "pool of the text's word embeddings: max (as released) or mean")
-    centre: bool = option(True, "take the sources' mean query from every query")
-    query_rank: int = option(0, "rank of a learned map of queries; 0: none")
-    keys: Literal["tied", "separate", "texts"] = option(
-        "texts", "tied: tokens are their keys (as released); separate: start as the tokens; texts: as source queries"
+    rule_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "options of that rule, as bmtpt, maml, fomaml or reptile have them", "quiet": True},
     )
-    scoring: Scoring = option("cosine", "dot (as released), scaled, cosine; same and random are controls")
-    selection: Selection = option("hard", "hard (as released), straight_through, weighted or soft")
-    temperature: float = option(0.1, "of the softmax over scores")
-    balance: float = option(0.0, "weight of the term that evens out how often tokens are used")
-    spread: float = option(0.0, "weight of the term that keeps keys apart")
-    budget: int = option(0, "tokens of the bank open to each source; 0: all")
-    start: Literal["frequent", "sources"] = option(
-        "frequent", "bank from frequent words, or from prompts trained on each source (SPoT's)"
-    )
-    freeze_bank: bool = option(False, "adapt the task prompt alone")
     name: str = "tpt"
     needs_sources: bool = True
     uses_shots: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rule == "descent" and self.rule_options:
+            raise SpecError(f"rule descent has no options; got {', '.join(self.rule_options)} (--rule-options)")
+        self.teacher()
+
+    def teacher(self) -> Teacher | None:
+        """The method whose rule moves the bank; None for descent. Raises SpecError for options it does not have."""
+        if self.rule == "descent":
+            return None
+        made: Teacher = from_mapping(TEACHERS[self.rule], self.rule_options, f"options of rule {self.rule}")
+        return made
 
     def source_view(self) -> Method:
         """The same bank, whether targets train it or not."""
         return viewed(self, type(self), ("freeze_bank",))
 
-    def form(self, lab: Lab, own: int, **settings: Any) -> Bank:
-        """The bank that a stage reads."""
-        return Bank(
-            lab.backbone,
-            size=self.bank_size,
-            retrieve=self.retrieved(lab),
-            own=own,
-            query=self.query,
-            scoring=self.scoring,
-            selection=self.selection,
-            temperature=self.temperature,
-            **settings,
-        )
-
-    def retrieved(self, lab: Lab) -> int:
-        """K."""
-        if self.retrieve:
-            return self.retrieve
-        return lab.settings.length if self.task_prompt == "none" else max(1, lab.settings.length // 2)
-
-    def own(self, lab: Lab) -> int:
-        """Tokens of the task prompt. Raises SpecError when retrieval leaves none."""
-        if self.task_prompt == "none":
-            return 0
-        own = self.task_tokens or lab.settings.length - self.retrieved(lab)
-        if own < 1:
-            raise SpecError(
-                f"prompt length {lab.settings.length} (--length) leaves {own} tokens for the task prompt beside "
-                f"{self.retrieved(lab)} retrieved ones: give --options.task-tokens, or --options.task-prompt none"
-            )
-        return own
-
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
-        """Stage 1: the bank, on batches of mixed sources."""
-        own = self.own(lab) if self.task_prompt == "learned" else 0
-        form = self.form(lab, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
+        """Stage 1: the bank, on all sources."""
         draws = lab.mixture(sources, seed)
-        params, before = self.started(lab, sources, draws, own, seed)
+        begun, before = self.begun(lab, sources, draws, seed)
+        done = lab.train(self.run(lab, begun, sources, draws, seed), "source")
+        texts = dict(zip([t.name for t in sources], samples(draws, seed), strict=True))
+        mean = {name: value.mean(0, keepdim=True) for name, value in done.params.items()}
+        diagnostics = {
+            "source_loss": loss_curve(done.history),
+            **({"forces": force_curves(done.history)} if self.rule == "svgd" else {}),
+            **cast(Bank, begun.form).diagnose(mean, texts),
+            "parameters": self.form(lab, self.own(lab)).counts(mean),
+        }
+        cost = {name: value + before.get(name, 0) for name, value in spent(done).items()}
+        return Learned(begun.form, done.params, diagnostics, **cost)  # type: ignore[arg-type]
+
+    def run(self, lab: Lab, begun: Begun, sources: Sequence[Task], draws: MixtureDraws, seed: int) -> Run:
+        """Stage 1 as the rule has it."""
+        key = lab.key(self, seed, *(t.fingerprint for t in sources))
+        if teacher := self.teacher():
+            return teacher.run(lab, begun, sources, seed, key)
         stage = lab.settings.source
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, {"centre": 0.0})
-        run = Run(
-            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
-            objective=PromptObjective(lab.backbone, form),
+        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, begun.frozen)
+        return Run(
+            key=key,
+            objective=PromptObjective(lab.backbone, begun.form),
             rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=params,
+            params=begun.params,
             draws=draws,
             steps=stage.steps,
         )
-        done = lab.train(run, "source")
-        texts = dict(zip([t.name for t in sources], samples(draws, seed), strict=True))
-        diagnostics = {
-            "source_loss": loss_curve(done.history),
-            **form.diagnose(done.params, texts),
-            "parameters": self.form(lab, self.own(lab)).counts(done.params),
-        }
-        cost = {name: value + before.get(name, 0) for name, value in spent(done).items()}
-        return Learned(form, done.params, diagnostics, **cost)  # type: ignore[arg-type]
-
-    def started(
-        self, lab: Lab, sources: Sequence[Task], draws: MixtureDraws, own: int, seed: int
-    ) -> tuple[Params, Mapping[str, float]]:
-        """The parameters that stage 1 starts from, one copy, and what they cost."""
-        bank, cost = self.started_bank(lab, sources, seed)
-        params = {"bank": bank}
-        queries = sample_queries(lab, self.query, draws, seed)
-        if self.centre:
-            params["centre"] = queries.mean(0)
-            queries = queries - params["centre"]
-        if self.keys == "texts":
-            params["keys"] = drawn_rows(queries, self.bank_size, generator("keys", seed))
-        elif self.keys == "separate":
-            params["keys"] = bank - bank.mean(0) if self.centre else bank.clone()
-        if self.query_rank:
-            down = torch.randn(lab.backbone.width, self.query_rank, generator=generator("map", seed))
-            params["down"] = down.to(bank) / lab.backbone.width**0.5
-            params["up"] = torch.zeros_like(params["down"].T)
-        if own:
-            params["own"] = task_start(lab, own, seed, self.name)
-        return {name: value[None].contiguous() for name, value in params.items()}, cost
-
-    def started_bank(
-        self, lab: Lab, sources: Sequence[Task], seed: int
-    ) -> tuple[Float[Tensor, "N D"], Mapping[str, float]]:
-        """The bank's starting rows: frequent words, or the tokens of prompts trained on each source."""
-        words = frequent_rows(lab, self.bank_size, generator("bank", seed))
-        if self.start == "frequent":
-            return words, {}
-        aside = replace(lab, train=lambda run, stage: lab.train(run, f"start-{stage}"))
-        taught = Spot().learn(aside, sources, seed)
-        tokens = taught.params["prompt"].flatten(0, 1)
-        rows = drawn_rows(tokens, min(self.bank_size, len(tokens)), generator("rows", seed))
-        cost = {"seconds": taught.seconds, "rows": taught.rows, "tokens": taught.tokens}
-        return torch.cat([rows, words[len(rows) :]]), cost
-
-    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
-        """Stage 2: every episode has a copy of its prior's bank, and a task prompt."""
-        device = lab.backbone.frozen.device
-        form = self.form(lab, self.own(lab))
-        kept = [name for name in (*BANK_TENSORS, "centre") if name in priors[0].params]
-        params = {name: torch.cat([prior.params[name] for prior in priors]).to(device) for name in kept}
-        if self.task_prompt == "learned":
-            params["own"] = torch.cat([prior.params["own"] for prior in priors]).to(device)
-        elif form.own:
-            params["own"] = torch.stack([task_start(lab, form.own, e.seed, e.task.name) for e in episodes])
-        frozen = BANK_TENSORS if self.freeze_bank else SCORING_TENSORS if self.selection == "hard" else ()
-        return Beginning(form, params, factors=dict.fromkeys(("centre", *frozen), 0.0))
 
 
 @dataclass(frozen=True)
@@ -208,34 +137,3 @@ class TptRandom(Tpt):
 
     scoring: Scoring = option("random", "rows by a hash of the text")
     name: str = "tpt_random"
-
-
-def frequent_rows(lab: Lab, count: int, g: torch.Generator) -> Float[Tensor, "n D"]:
-    """Embeddings of frequent words; of small vocabularies, each as often as it takes."""
-    frozen = lab.backbone.frozen
-    most = min(FREQUENT, len(frozen.vocabulary_embeddings) - len(set(frozen.tokenizer.all_special_ids)))
-    rounds = [vocabulary_start(lab.backbone, min(most, count - done), g) for done in range(0, count, most)]
-    return torch.cat(rounds).detach().to(frozen.device)
-
-
-def task_start(lab: Lab, own: int, *names: object) -> Float[Tensor, "1 own D"]:
-    """A task prompt's start: frequent words."""
-    return frequent_rows(lab, own, generator("own", *names))[None]
-
-
-def samples(draws: MixtureDraws, seed: int) -> list[list[Tokens]]:
-    """Some texts of each source."""
-    orders = [torch.randperm(len(p.items), generator=generator("sample", seed, p.task)).tolist() for p in draws.pools]
-    return [[p.items[i] for i in order[:SAMPLE]] for p, order in zip(draws.pools, orders, strict=True)]
-
-
-def sample_queries(lab: Lab, kind: Query, draws: MixtureDraws, seed: int) -> Float[Tensor, "n D"]:
-    """What some texts of each source ask."""
-    return torch.cat([pooled(lab.backbone, collate(some), kind) for some in samples(draws, seed)])
-
-
-def drawn_rows(rows: Float[Tensor, "n D"], count: int, g: torch.Generator) -> Float[Tensor, "m D"]:
-    """Rows drawn without repeats, as long as there are any."""
-    rounds = -(-count // len(rows))
-    order = torch.cat([torch.randperm(len(rows), generator=g) for _ in range(rounds)])[:count]
-    return rows[order.to(rows.device)]

@@ -191,7 +191,7 @@ class Bank:
         return self.size * (f * p).sum(1) / texts**2
 
     def counts(self, params: Params) -> dict[str, int]:
-        """Parameters of one copy, three ways: the bank with all that scores it, a task's own, what one text retrieves."""
+        """Parameters of a copy, three ways: the bank with all that scores it, a task's own, what a text retrieves."""
         width = self.backbone.width
         bank = sum(params[name][0].numel() for name in BANK_TENSORS if name in params)
         return {"bank": bank, "task": self.own * width, "retrieved": self.retrieve * width}
