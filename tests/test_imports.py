@@ -52,7 +52,7 @@ def test_a_file_imports_only_from_the_layers_above_it(path: Path) -> None:
 def test_only_backbone_imports_transformers(path: Path) -> None:
     packages = {module.split(".")[0] for module in imported(path)}
     assert "transformers" not in packages or layer(path) == "backbone"
-    assert "peft" not in packages
+    assert "peft" not in packages or path.name == "trunk.py"
 
 
 def test_importing_the_library_is_light() -> None:
