@@ -30,35 +30,41 @@ def scores_of(rows, method, k):
     return runs
 
 
-def test_markdown_holds_the_numbers_of_the_rows():
-    rows = grid_rows()
-    found = read_markdown(markdown(tables(findings(rows))))
+ROWS = grid_rows()
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tables(findings(ROWS))
+
+
+def test_markdown_holds_the_numbers_of_the_rows(made):
+    rows, found = ROWS, read_markdown(markdown(made))
     spot, base = scores_of(rows, "spot", 16), scores_of(rows, "prompt_tuning", 16)
     line = next(r for r in found["All targets, k = 16"] if r[0] == "spot")
     want = stratified_bootstrap(spot)
     assert line[1] == f"{want.estimate:.3f} [{want.low:.3f}, {want.high:.3f}]"
     line = next(r for r in found["Against prompt_tuning, k = 16"] if r[0] == "spot")
-    assert line[2].startswith(signed(100 * average_relative_gain(spot, base).gain.estimate, 1) + "% [")
-    assert line[5] == "5 / 0 / 3"
+    assert line[3].startswith(signed(100 * average_relative_gain(spot, base).gain.estimate, 1) + "% [")
+    assert line[6] == "5 / 0 / 3"
     line = next(r for r in found["Scores, k = 4"] if r[0].startswith("capital_of"))
     assert line[0] == "capital_of geography · accuracy · n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}200"
     assert line[1] == "0.240 ▼ one run"
     costs = next(r for r in found["Costs"] if r[0] == "multitask")
     assert costs[found["Costs"][0].index("Numbers trained")] == "9,216"
-    assert list(found) == [t.title for t in tables(findings(rows))]
+    assert list(found) == [t.title for t in made]
     assert all(len(r) == len(some[0]) for some in found.values() for r in some)
 
 
-def test_csv_holds_them_in_full():
-    rows = grid_rows()
-    made = {t.name: list(csv.DictReader(io.StringIO(as_csv(t)))) for t in tables(findings(rows))}
-    spot = next(r for r in made["overall-k4"] if r["Method"] == "spot")
-    want = stratified_bootstrap(scores_of(rows, "spot", 4))
+def test_csv_holds_them_in_full(made):
+    read = {t.name: list(csv.DictReader(io.StringIO(as_csv(t)))) for t in made}
+    spot = next(r for r in read["overall-k4"] if r["Method"] == "spot")
+    want = stratified_bootstrap(scores_of(ROWS, "spot", 4))
     assert float(spot["Mean"]) == pytest.approx(want.estimate, rel=1e-12)
     assert [float(spot[h]) for h in ("Mean low", "Mean high")] == pytest.approx([want.low, want.high], abs=1e-3)
-    zero = next(r for r in made["scores-k4"] if r["Target"] == "antonym")
+    zero = next(r for r in read["scores-k4"] if r["Target"] == "antonym")
     assert (float(zero["zero_shot"]), zero["zero_shot low"]) == (0.37, "")
-    front = [r["Method"] for r in made["pareto-k16"] if r["Front in seconds"] == "yes"]
+    front = [r["Method"] for r in read["pareto-k16"] if r["Front in seconds"] == "yes"]
     assert front == ["zero_shot", "prompt_tuning", "multitask", "spot"]
 
 

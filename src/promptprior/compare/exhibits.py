@@ -125,11 +125,14 @@ def against_table(grid: Grid, at_k: Mapping[str, Comparison], k: int) -> Table:
     return Table(
         f"against-{grid.baseline}-k{k}",
         f"Against {grid.baseline}, k = {k}",
-        f"Paired by target and seed. ARG is the mean relative gain over targets{floor_words(floor, undefined)}. "
-        "P(better) is the chance that a run beats a run of the baseline. p permutes the signs of all differences, "
-        "Holm corrects it for all comparisons here; p, targets permutes the signs of the targets' mean differences.",
+        "Paired by target and seed. By seed: each seed's mean over targets, which share its prior, is one observation. "
+        f"ARG: mean relative gain over targets{floor_words(floor, undefined)}. P(better): the chance that a run beats "
+        "one of the baseline. p permutes the signs of all differences, Holm corrects it for all comparisons here; "
+        "p, targets permutes the signs of the targets' mean differences.",
         (
-            *columns("Method", ["Difference", "ARG", f"ARG, base ≥ {NEAR_FLOOR}"], ["Median gain"]),
+            *columns(
+                "Method", ["Difference", "Difference by seed", "ARG", f"ARG, base ≥ {NEAR_FLOOR}"], ["Median gain"]
+            ),
             *columns("Won / tied / lost", ["P(better)"], ["p", "p, Holm", "p, targets"]),
         ),
         tuple(against_row(at_k[m]) for m in grid.methods if m in at_k),
@@ -149,6 +152,7 @@ def against_row(c: Comparison) -> tuple[Cell, ...]:
     return (
         Cell(c.method),
         scored(c.difference, signed, mark),
+        scored(c.by_seed, signed),
         scored(g.gain, percent),
         scored(g.above_floor, percent),
         number(g.median, percent),

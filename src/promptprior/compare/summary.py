@@ -115,13 +115,15 @@ class Comparison:
     """One method against the baseline at one k.
 
     `p` is the paired permutation test's over all runs (these targets, other seeds), `p_holm` the same after Holm's
-    correction; `p_targets` is that over the targets' means (other targets like these).
+    correction; `p_targets` is that over the targets' means (other targets like these). `by_seed` is the difference with
+    a seed as one observation.
     """
 
     method: str
     k: int
     targets: tuple[Difference, ...]
     difference: Interval
+    by_seed: Interval | None
     gains: Gains
     improvement: Interval
     p: float
@@ -139,10 +141,11 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Better or worse overall where both interval and corrected test say so, else unclear."""
-        if self.p_holm > SIGNIFICANT:
+        """Better or worse overall where both intervals and the corrected test say so, else unclear."""
+        if self.p_holm > SIGNIFICANT or self.by_seed is None:
             return "unclear"
-        return Difference("", self.difference).verdict
+        said = {Difference("", found).verdict for found in (self.difference, self.by_seed)}
+        return said.pop() if len(said) == 1 else "unclear"
 
 
 @dataclass(frozen=True)
@@ -198,35 +201,43 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
 
 def comparison(grid: Grid, method: str, k: int) -> Comparison | None:
     """One method against the baseline on the targets and seeds both have; None where there are none."""
-    sides = {
-        row.target: same_seeds(grid.seeds(method, row.target, k), grid.scores.get((grid.baseline, row.target, k), {}))
-        for row in grid.targets
-    }
-    ours = {target: x for target, (x, _) in sides.items() if x}
-    base = {target: y for target, (_, y) in sides.items() if y}
-    if not ours:
+    base_of = {row.target: grid.scores.get((grid.baseline, row.target, k), {}) for row in grid.targets}
+    pairs = {target: same_seeds(grid.seeds(method, target, k), base) for target, base in base_of.items()}
+    pairs = {target: both for target, both in pairs.items() if both}
+    if not pairs:
         return None
-    gaps = {t: [a - b for a, b in zip(ours[t], base[t], strict=True)] for t in ours}
-    p = paired_permutation([gap for of_target in gaps.values() for gap in of_target])
+    ours = {t: [x for x, _ in both.values()] for t, both in pairs.items()}
+    base = {t: [y for _, y in both.values()] for t, both in pairs.items()}
+    gaps = {t: {seed: x - y for seed, (x, y) in both.items()} for t, both in pairs.items()}
+    p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
     return Comparison(
         method=method,
         k=k,
-        targets=tuple(Difference(t, interval(gap)) for t, gap in gaps.items()),
+        targets=tuple(Difference(t, interval(list(gap.values()))) for t, gap in gaps.items()),
         difference=mean_difference(ours, base),
+        by_seed=by_seed(gaps),
         gains=average_relative_gain(ours, base),
         improvement=probability_of_improvement(ours, base),
         p=p,
         p_holm=p,
-        p_targets=paired_permutation([sum(gap) / len(gap) for gap in gaps.values()]),
+        p_targets=paired_permutation([mean(gap) for gap in gaps.values()]),
     )
 
 
-def same_seeds(ours: Seeds, base: Seeds) -> tuple[list[float], list[float]]:
-    """Both sides on their common seeds; a method that ran once, whatever the seed, stands beside each."""
+def same_seeds(ours: Seeds, base: Seeds) -> dict[int, tuple[float, float]]:
+    """Both scores at their common seeds; a method that ran once, whatever the seed, stands beside each."""
     if len(ours) == 1 and len(base) > 1 and not set(ours) & set(base):
         ours = dict.fromkeys(base, next(iter(ours.values())))
-    common = sorted(set(ours) & set(base))
-    return [ours[s] for s in common], [base[s] for s in common]
+    return {seed: (ours[seed], base[seed]) for seed in sorted(set(ours) & set(base))}
+
+
+def by_seed(gaps: Mapping[str, Seeds]) -> Interval | None:
+    """The mean difference with each seed's mean over targets as one observation; None where no seed has all targets.
+
+    A prior is fitted once for a seed and shared by its targets, so that their differences stand and fall together.
+    """
+    common = sorted(set.intersection(*(set(gap) for gap in gaps.values())))
+    return interval([sum(gap[seed] for gap in gaps.values()) / len(gaps) for seed in common]) if common else None
 
 
 def overall(grid: Grid, k: int) -> Overall:

@@ -200,7 +200,7 @@ def csv_heads(column: Column) -> list[str]:
     return [column.head, f"{column.head} low", f"{column.head} high"] if column.kind == "interval" else [column.head]
 
 
-def csv_values(column: Column, cell: Cell) -> list[str | float | None]:
+def csv_values(column: Column, cell: Cell) -> Sequence[str | float | None]:
     """The values of one cell, empty where there is none."""
     if column.kind == "text":
         return [cell.main]
