@@ -1,7 +1,7 @@
 """A trunk some of whose weights come from outside, by name: what LoRA and other references are computed with.
 
-The backbone is never written to. Weights are lent to the model for the length of one call; LoRA's layers stand in a twin
-that shares every weight with the model and has modules of its own.
+The backbone is never written to. Weights are lent to the model for the length of one call; LoRA's layers stand in a
+twin that shares every weight with the model and has modules of its own.
 """
 
 import copy
@@ -112,7 +112,8 @@ def own_trunk(backbone: Backbone, which: Which) -> Trunk:
     }
     if not start:
         raise SpecError(
-            f"{frozen.card.name} ({frozen.card.architecture}) has no biases to train: use --options.bitfit.which vectors"
+            f"{frozen.card.name} ({frozen.card.architecture}) has no biases to train: use "
+            "--options.bitfit.which vectors"
         )
     return Trunk(backbone, frozen, open_route(frozen), start)
 

@@ -91,7 +91,7 @@ class InContext:
 
 
 def drawn(episode: Episode) -> list[Example]:
-    """The training shots in the order in which they are given up last: classes take turns, each shuffled by the seed."""
+    """The training shots, those to keep first: classes take turns, each shuffled by the seed."""
     by_class: dict[str, list[Example]] = defaultdict(list)
     for example in sorted(episode.shots.train, key=lambda e: e.id):
         by_class[str(class_of(episode.task, example))].append(example)

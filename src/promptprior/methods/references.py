@@ -1,9 +1,9 @@
 """References: the same shots, batches, steps and selection, but weights of the trunk move instead of a prompt.
 
-lora: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by PEFT's layers on queries
-and values. bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like models have none, so by
-default the scales of norms move as well. Ours: they stay on the prompts' budget, so a learning rate is absolute and the
-grid has as many rates as the prompts' grid, in the same proportions (docs/references.md).
+lora: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by PEFT's layers on
+queries and values. bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like models have
+none, so by default the scales of norms move as well. Ours: rates are absolute, since weights have no embedding scale,
+and the grid has as many rates as the prompts' grid, in the same proportions (docs/references.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +42,8 @@ class Lora:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise SpecError(
-                f"rank {self.rank}, alpha {self.alpha} (--options.lora.rank, --options.lora.alpha): expected at least 1, "
-                "and more than 0"
+                f"rank {self.rank}, alpha {self.alpha} (--options.lora.rank, --options.lora.alpha): expected at least "
+                "1, and more than 0"
             )
 
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:

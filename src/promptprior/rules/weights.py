@@ -60,7 +60,7 @@ class WeightObjective:
         texts = torch.cat([(batch.copy_index == copy).nonzero().flatten() for copy, _ in parts]).tolist()
         return [text for _, text in sorted(zip(texts, (t for _, some in parts for t in some), strict=True))]
 
-    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:  # noqa: ARG002  no prompts
         """Pieces within a share of the backbone's memory budget."""
         return replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens))).split(batch, 0)
 
