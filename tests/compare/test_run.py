@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from promptprior.backbone import Backbone
-from promptprior.compare import run
+from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, cells, separated
 from promptprior.compare.rows import read_rows
+from promptprior.compare.work import Bench, Fit, works
 from promptprior.errors import SpecError, TrainingError
 from promptprior.settings import Settings, Training
 from promptprior.tasks.task import Example, Task
@@ -99,8 +100,8 @@ def test_finished_cells_are_not_run_again_and_a_changed_setting_reuses_none(
         raise AssertionError("a finished cell was run again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "adapt", refuse)
-        patch.setattr(run, "fit", refuse)
+        patch.setattr(execute, "adapt", refuse)
+        patch.setattr(execute, "fit", refuse)
         run.compare(plan, backbone, quiet)
     assert lines(plan) == before
 
@@ -122,7 +123,7 @@ def test_one_missing_target_does_not_change_the_other_cells_keys(plan: Plan, bac
 def test_a_failing_group_is_recorded_and_tried_again(
     plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run.adapt
+    real = execute.adapt
 
     def failing(method: Any, *args: Any, **kwargs: Any) -> Any:
         if method.name == "multitask":
@@ -130,7 +131,7 @@ def test_a_failing_group_is_recorded_and_tried_again(
         return real(method, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "adapt", failing)
+        patch.setattr(execute, "adapt", failing)
         run.compare(plan, backbone, quiet)
     bad = [r for r in read_rows(plan.output / run.RESULTS) if not r.is_ok]
     assert {(r.method, r.error) for r in bad} == {("multitask", "TrainingError: planted")}
@@ -210,18 +211,18 @@ ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
 def test_arms_that_differ_only_on_targets_share_a_prior(
     plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, fits = run.fit, list[str]()
+    real, fits = execute.fit, list[str]()
 
     def counted(method: Any, *args: Any, **kwargs: Any) -> Any:
         fits.append(method.name)
         return real(method, *args, **kwargs)
 
-    monkeypatch.setattr(run, "fit", counted)
+    monkeypatch.setattr(execute, "fit", counted)
     few = {name: {"particles": 2} for name in ARMS[:3]}
     plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
     tasks = run.load_tasks(plan)
-    costs = [g.fitting > 0 for g in run.grouped(plan, tasks, backbone, cells(plan, tasks, backbone))]
-    assert costs == [True, False, True, True]
+    left = works(Bench(plan, tasks, backbone), cells(plan, tasks, backbone), ())
+    assert [w.method.name for w in left if isinstance(w, Fit)] == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
     run.compare(plan, backbone, quiet)
     assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
     rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}

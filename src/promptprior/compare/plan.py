@@ -7,7 +7,7 @@ setting never reuses one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from promptprior.backbone import Backbone
 from promptprior.config import FlagText, from_mapping, stable_hash, to_mapping
@@ -30,7 +30,8 @@ class Plan:
     shots: tuple[int, ...] = setting((16,), "examples per class to learn from, and as many again for dev")
     seeds: tuple[int, ...] = setting((13, 21, 42), "seeds: each its own draw of shots, start and batches")
     source_seed: int | None = setting(
-        None, "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each"
+        None,
+        "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each",
     )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
     backbone: str = setting("smollm2", "Hub id, folder, .gguf file, or smollm2")
@@ -40,6 +41,12 @@ class Plan:
     test_limit: int | None = setting(None, "at most this many test examples per target")
     train_limit: int | None = setting(None, "at most this many training examples per source")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
+    together: int = setting(32, "at most this many cells of a method and seed adapt as copies of one run")
+    retries: int = setting(1, "times that failed work is tried again before its cells count as failed")
+    engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
+    address: str | None = setting(None, "of the Ray cluster; by default one of this machine, started if there is none")
+    ray_cpus: float = setting(1.0, "CPU cores, and threads, of each worker of --engine ray")
+    ray_gpus: float = setting(0.0, "GPUs of each worker of --engine ray; 0.5 puts two workers on each")
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"help": "options of single methods: --options.spot.retrieval weighted"}
@@ -59,7 +66,20 @@ class Plan:
             raise SpecError(f"{', '.join(both)} (--sources, --targets): a target cannot be among its own sources")
         if self.source_seed not in (None, *self.seeds):
             raise SpecError(f"source seed {self.source_seed} (--source-seed): expected one of --seeds {self.seeds}")
+        self.check_engine()
         self.made_methods()
+
+    def check_engine(self) -> None:
+        """Raise SpecError for settings of work that nothing could run with."""
+        if self.together < 1 or self.retries < 0:
+            raise SpecError(
+                f"together {self.together}, retries {self.retries} (--together, --retries): expected at least 1 and 0"
+            )
+        if self.ray_cpus <= 0 or self.ray_gpus < 0:
+            raise SpecError(
+                f"a worker with {self.ray_cpus:g} CPU and {self.ray_gpus:g} GPU (--ray-cpus, --ray-gpus): expected "
+                "more than 0 and at least 0"
+            )
 
     def made_methods(self) -> list[Method]:
         """The methods with their options. Raises SpecError for unknown names, and for sources that are missing."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from promptprior.backbone import Backbone
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
 
@@ -22,49 +21,37 @@ def say_to_stderr(line: str) -> None:
 
 @dataclass
 class Progress:
-    """How far a comparison is. `total` and `done` count tokens as estimate.py does; the pace gives the time left."""
+    """How far a comparison is. `total`, `done` and `within` (what running work has done by now) count tokens as
+    estimate.py does; the pace gives the time left."""
 
     total: float
-    backbone: Backbone
     say: Say = say_to_stderr
     every: float = 2.0
     done: float = 0.0
+    within: float = 0.0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default=-1e9)
 
-    def tell(self, text: str, within: float = 0.0, force: bool = False) -> None:
-        """Say how far we are: `within` is what the stage at hand has done beyond `done`."""
+    def reached(self, left: float) -> None:
+        """What is left when work is over."""
+        self.done, self.within = self.total - left, 0.0
+
+    def tell(self, text: str, force: bool = False) -> None:
+        """Say how far we are, unless something was said just now."""
         now = time.monotonic()
         if force or now - self.said >= self.every:
             self.said = now
-            self.say(f"{self.percent(within)} {text} · {self.left(within, now)}")
+            self.say(f"{100 * self.share:3.0f}% {text} · {self.left(now)}")
 
-    def percent(self, within: float) -> str:
-        """Share of the work done."""
-        share = min(1.0, (self.done + within) / max(self.total, 1.0))
-        return f"{100 * share:3.0f}%"
+    @property
+    def share(self) -> float:
+        """Share of the work done, parts of running work included."""
+        return min(1.0, (self.done + self.within) / max(self.total, 1.0))
 
-    def left(self, within: float, now: float) -> str:
+    def left(self, now: float) -> str:
         """Time left at the pace so far."""
-        share = (self.done + within) / max(self.total, 1.0)
-        passed = now - self.started
+        share, passed = self.share, now - self.started
         return f"{duration(passed * (1 - share) / share)} left" if share > 0.01 else "time left unknown yet"
-
-    def stage(self, label: str, cost: float) -> tuple[Callable[[str], Watch], Callable[[], None]]:
-        """Watchers for the runs of one stage worth `cost`, and what to call when it is over."""
-
-        def watcher(name: str) -> Watch:
-            def watch(step: int, steps: int, info: Info) -> None:
-                loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
-                part = cost * step / max(steps, 1) if name != "probe" else 0.0
-                self.tell(f"{label} · {name} step {step}/{steps} · loss {loss:.3f}", part)
-
-            return watch
-
-        def over() -> None:
-            self.done += cost
-
-        return watcher, over
 
 
 def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Callable[[str], Watch]:

@@ -1,0 +1,137 @@
+"""The work itself: fit a prior, or adapt and test the cells of a group. Runs in any process, and writes no results."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from promptprior.adapt import Adapted, adapt, diagnosed, make_episode, score_on_test
+from promptprior.compare.plan import Cell, Plan
+from promptprior.compare.rows import BackboneName, Cost, Parameters, Point, Row, ShotIds
+from promptprior.compare.store import Finished, Fitted
+from promptprior.compare.work import Bench, Fit, Group
+from promptprior.config import to_mapping
+from promptprior.evaluate import Marks
+from promptprior.fit import fit
+from promptprior.notation import Params
+from promptprior.prompts.artifact import versions
+from promptprior.watch import WatchStage
+
+FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
+
+
+def fit_prior(bench: Bench, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
+    """Fit a prior, checkpointed and saved in a folder."""
+    start = time.monotonic()
+    settings = bench.plan.resolved()
+    prior = fit(work.method, bench.tasks.sources, bench.backbone, settings, work.seed, folder, watch)
+    counted = prior.header.diagnostics["cost"]
+    assert isinstance(counted, dict)
+    spent = {**counted, "seconds": time.monotonic() - start}
+    return Fitted(replace(prior, params=on_cpu(prior.params)), spent)
+
+
+def adapt_group(
+    bench: Bench, group: Group, fitted: Fitted | None, folder: Path, watch: WatchStage, testing: Callable[[], None]
+) -> tuple[Finished, ...]:
+    """Adapt the cells of a group together, then test them; the checkpoints in the folder go when all is done."""
+    plan, backbone = bench.plan, bench.backbone
+    episodes = [make_episode(c.target, c.k or plan.shots[0], c.seed or plan.seeds[0]) for c in group.cells]
+    prior, source = (fitted.prior, fitted.cost) if fitted else (None, FREE)
+    done = adapt(group.method, episodes, backbone, prior, plan.resolved(), folder, watch)
+    testing()
+    marks = score_on_test(backbone, done, plan.test_limit)
+    told = diagnosed(backbone, done, bench.tasks.sources)
+    shutil.rmtree(folder, ignore_errors=True)
+    return tuple(
+        Finished(
+            good_row(bench, cell, adapted, mark, source, says),
+            replace(adapted.prompt, params=on_cpu(adapted.prompt.params)),
+        )
+        for cell, adapted, mark, says in zip(group.cells, done, marks, told, strict=True)
+    )
+
+
+def on_cpu(params: Params) -> Params:
+    """Parameters that can be sent to a machine without a GPU."""
+    with torch.no_grad():
+        return {name: value.detach().cpu() for name, value in params.items()}
+
+
+def good_row(
+    bench: Bench,
+    cell: Cell,
+    adapted: Adapted,
+    mark: Marks,
+    source: Mapping[str, float],
+    diagnostics: Mapping[str, object],
+) -> Row:
+    """The row of a finished cell."""
+    metric = cell.target.metrics[0]
+    blank = failed_row(bench, cell, "")
+    shots = adapted.episode.shots
+    stored = sum(p.numel() for p in adapted.prompt.params.values())
+    ids = ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else ShotIds((), ())
+    return replace(
+        blank,
+        score=float(mark.scores[metric]),
+        scores={name: float(value) for name, value in mark.scores.items()} | {"answer_nll": mark.nll},
+        dev_score=adapted.dev_score if cell.k else None,
+        steps=max(point["step"] for point in adapted.curve),
+        best_step=adapted.best_step if cell.k else None,
+        curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
+        settings={**blank.settings, "learning_rate": adapted.learning_rate},
+        cost=Cost(
+            adapted.seconds,
+            adapted.rows,
+            adapted.tokens,
+            float(source["seconds"]),
+            int(source["rows"]),
+            int(source["tokens"]),
+        ),
+        parameters=Parameters(adapted.trainable, stored),
+        shots=ids,
+        diagnostics=diagnostics,
+        status="ok",
+        error="",
+    )
+
+
+def failed_row(bench: Bench, cell: Cell, error: str) -> Row:
+    """The row of a cell that failed: everything but a score."""
+    plan, card, target = bench.plan, bench.backbone.card, cell.target
+    dtype = str(bench.backbone.frozen.dtype)
+    return Row(
+        cell=cell.key,
+        method=cell.method.name,
+        target=target.name,
+        family=target.family,
+        k=cell.k,
+        seed=cell.seed,
+        split="test",
+        metric=target.metrics[0],
+        score=None,
+        scores={},
+        dev_score=None,
+        steps=0,
+        best_step=None,
+        curve=(),
+        settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": dtype},
+        cost=Cost(0.0, 0, 0, 0.0, 0, 0),
+        parameters=Parameters(0, 0),
+        sources=tuple(s.name for s in bench.tasks.sources) if cell.method.needs_sources else (),
+        n_test=len(target.split("test")[: plan.test_limit]),
+        backbone=BackboneName(card.name, card.fingerprint),
+        shots=ShotIds((), ()),
+        versions={name: str(value) for name, value in versions().items()},
+        status="failed",
+        error=error,
+    )
+
+
+def flat_settings(plan: Plan) -> dict[str, object]:
+    """The settings a cell ran with, as plain values."""
+    return {**to_mapping(plan.resolved()), "source_seed": plan.source_seed}

@@ -1,0 +1,183 @@
+"""A comparison in pieces that can run anywhere: fits of priors, and groups of cells that adapt together.
+
+What runs together is decided by the plan alone, never by who runs it or by what is done already, so every engine and
+every resumed run computes the same batches.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from math import ceil
+from pathlib import Path
+
+from promptprior.backbone import Backbone
+from promptprior.compare.estimate import cell_cost, source_cost
+from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
+from promptprior.config import stable_hash, to_mapping
+from promptprior.fit import source_settings
+from promptprior.methods import Method, source_stage
+
+COST = "cost.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all work of a comparison is done with."""
+
+    plan: Plan
+    tasks: Tasks
+    backbone: Backbone
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A prior to be fitted, and the folder that keeps it. `tokens` is the estimated cost."""
+
+    method: Method
+    seed: int
+    folder: Path
+    tokens: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from other work."""
+        return self.folder.name
+
+    @property
+    def label(self) -> str:
+        """How progress names it."""
+        return f"{self.method.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Cells of one method and seed that adapt as copies of one run, from the prior in a folder (None without one).
+
+    `tokens` is the estimated cost of adapting and testing them.
+    """
+
+    method: Method
+    seed: int
+    cells: tuple[Cell, ...]
+    prior: Path | None
+    tokens: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from other work: its cells."""
+        return stable_hash([cell.key for cell in self.cells])
+
+    @property
+    def label(self) -> str:
+        """How progress names it."""
+        return f"{self.method.name}, seed {self.seed}" if self.seed else self.method.name
+
+
+Work = Fit | Group
+
+
+def work_folder(output: Path, work: Work) -> Path:
+    """Where unfinished work keeps its checkpoints: a prior's own folder, or one under work/."""
+    return work.folder if isinstance(work, Fit) else output / "work" / work.key
+
+
+def works(bench: Bench, wanted: Sequence[Cell], done: Collection[str]) -> list[Work]:
+    """All that is left to do of the wanted cells, in their order; a fit stands before the first group that needs it."""
+    left: list[Work] = []
+    seen: set[Path | None] = {None}
+    for some in parts(wanted, bench.plan.together):
+        missing = tuple(cell for cell in some if cell.key not in done)
+        if missing:
+            group = make_group(bench, missing)
+            if group.prior not in seen and not is_kept(group.prior):
+                left.append(make_fit(bench, group))
+            seen.add(group.prior)
+            left.append(group)
+    return left
+
+
+def parts(wanted: Sequence[Cell], together: int) -> Iterator[Sequence[Cell]]:
+    """The cells of each method and seed, in parts of nearly equal size, none above `together`."""
+    for _, some in groupby(wanted, lambda cell: (cell.method, cell.seed)):
+        cells = list(some)
+        count = ceil(len(cells) / together)
+        ends = [len(cells) * part // count for part in range(count + 1)]
+        yield from (cells[start:end] for start, end in pairwise(ends))
+
+
+def make_group(bench: Bench, cells: tuple[Cell, ...]) -> Group:
+    """Cells of one method and seed as a group."""
+    method, seed = cells[0].method, cells[0].seed
+    prior = prior_folder(bench, method, bench.plan.prior_seed(seed)) if method.needs_sources else None
+    return Group(method, seed, cells, prior, sum(cell_cost(bench.backbone, cell, bench.plan) for cell in cells))
+
+
+def make_fit(bench: Bench, group: Group) -> Fit:
+    """The fit of a group's prior."""
+    assert group.prior is not None
+    settings = bench.plan.resolved()
+    tokens = source_cost(bench.backbone, bench.tasks.sources, settings.source, settings.length)
+    return Fit(source_stage(group.method), bench.plan.prior_seed(group.seed), group.prior, tokens)
+
+
+def prior_folder(bench: Bench, method: Method, seed: int) -> Path:
+    """Where the prior of a method and seed is kept. Another setting of the source stage has another folder; methods
+    and settings that differ only on targets share one."""
+    stage = source_stage(method)
+    key = stable_hash(
+        [
+            RESULTS_VERSION,
+            bench.backbone.card.fingerprint,
+            str(bench.backbone.frozen.dtype),
+            to_mapping(stage),
+            to_mapping(source_settings(bench.plan.resolved())),
+            [s.fingerprint for s in bench.tasks.sources],
+        ]
+    )
+    return bench.plan.output / "priors" / f"{stage.name}-seed{seed}-{key[:8]}"
+
+
+def is_kept(prior: Path | None) -> bool:
+    """Whether a prior's folder is complete: its cost is written last."""
+    return prior is not None and (prior / COST).exists()
+
+
+@dataclass
+class Queue:
+    """Work that waits, in order. A group can start when its prior is kept; failed work comes again, `retries` times.
+
+    A group that failed comes again cell by cell, so that one bad cell takes no other with it.
+    """
+
+    waiting: list[Work]
+    retries: int
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def take(self) -> Work | None:
+        """The first work that can start, no longer in the queue; None when there is none now."""
+        for place, work in enumerate(self.waiting):
+            if isinstance(work, Fit) or work.prior is None or is_kept(work.prior):
+                return self.waiting.pop(place)
+        return None
+
+    def fail(self, work: Work) -> list[Cell]:
+        """Queue failed work again, last; returns the cells that are given up."""
+        again: list[Work] = [work] if isinstance(work, Fit) else singles(work)
+        self.failures.update(one.key for one in again)
+        if max(self.failures[one.key] for one in again) <= self.retries:
+            self.waiting += again
+            return []
+        return list(work.cells) if isinstance(work, Group) else self.without(work)
+
+    def without(self, fit: Fit) -> list[Cell]:
+        """Drop the groups whose prior cannot be fitted; returns their cells."""
+        lost = [w for w in self.waiting if isinstance(w, Group) and w.prior == fit.folder]
+        self.waiting = [w for w in self.waiting if w not in lost]
+        return [cell for group in lost for cell in group.cells]
+
+
+def singles(group: Group) -> list[Work]:
+    """A group's cells, each as a group of its own."""
+    share = group.tokens / len(group.cells)
+    return [replace(group, cells=(cell,), tokens=share) for cell in group.cells]
