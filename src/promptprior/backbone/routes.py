@@ -9,7 +9,7 @@ import torch
 from promptprior.backbone import llama, t5
 from promptprior.backbone.causal import concatenated_states, packed_states
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.head import row_means, token_nll
+from promptprior.backbone.head import state_losses
 from promptprior.backbone.reference import reference_losses
 from promptprior.backbone.seq2seq import encoder_decoder_states
 from promptprior.notation import Float, Int, Tensor
@@ -107,7 +107,4 @@ def probe(frozen: Frozen) -> tuple[Float[Tensor, "P L D"], Batch]:
 
 def losses_by(frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
     """Mean negative log-likelihood of each row's target, by a route."""
-    states = route(frozen, prompts, batch)
-    targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
-    nll = token_nll(frozen.model, states, targets.to(states.device))
-    return row_means(nll, batch.target_lengths.to(states.device))
+    return state_losses(frozen.model, route(frozen, prompts, batch), batch)

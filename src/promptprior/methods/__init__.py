@@ -9,6 +9,7 @@ from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSin
 from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
+from promptprior.methods.mpt import Mpt, MptNoDistil
 from promptprior.methods.multitask import Multitask
 from promptprior.methods.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
@@ -28,6 +29,8 @@ METHODS: Mapping[str, type[Any]] = {
     "multitask": Multitask,
     "spot": Spot,
     "prompt_arithmetic": PromptArithmetic,
+    "mpt": Mpt,
+    "mpt_no_distil": MptNoDistil,
     "bmtpt": Bmtpt,
     "bmtpt_chains": BmtptChains,
     "bmtpt_single": BmtptSingle,
