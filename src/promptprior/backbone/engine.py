@@ -14,6 +14,7 @@ import torch
 from promptprior.backbone.card import BackboneCard
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
+from promptprior.backbone.head import row_means, state_losses, token_divergence
 from promptprior.backbone.memory import backing_off, token_budget
 from promptprior.backbone.routes import States, chosen_route, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
@@ -90,6 +91,31 @@ class Backbone:
         losses = losses_by(self.frozen, self.states, prompts, batch)
         self.meter.count(batch, prompts.shape[1])
         return losses
+
+    def target_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+        """The final state that predicts each target token, row after row: all that `losses` shows the head."""
+        pieces = self.split(batch, prompts.shape[1])
+        return torch.cat([self.chunk_states(prompts, piece) for piece in pieces])
+
+    def chunk_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+        """`target_states` of a batch that is known to fit."""
+        states: Tensor = self.states(self.frozen, prompts, batch)
+        self.meter.count(batch, prompts.shape[1])
+        return states
+
+    def state_losses(self, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
+        """`losses`, from the states that predict the target tokens of these rows."""
+        return state_losses(self.frozen.model, states, batch)
+
+    def divergences(
+        self, states: Float[Tensor, "V D"], others: Float[Tensor, "V D"], batch: Batch
+    ) -> Float[Tensor, " R"]:
+        """KL(what `others` predict || what `states` predict), the mean over each row's target tokens, in nats.
+
+        No gradient goes to `others`.
+        """
+        nats = token_divergence(self.frozen.model, states, others)
+        return row_means(nats, batch.target_lengths.to(nats.device))
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
