@@ -86,18 +86,22 @@ def logits_of_text(folder: Path, text: str, target: tuple[int, ...]) -> torch.Te
         return model(input_ids=both).logits[0, len(ids) - 1 :]
 
 
-def check_equal(
-    backbone: Backbone, folder: Path, prompt: torch.Tensor, one: BakedPrompt, tolerance: float = 1e-5
-) -> None:
-    """Losses of our engine against the saved folder's, and the new ids' share of probability."""
+def check_losses(backbone: Backbone, folder: Path, prompt: torch.Tensor, one: BakedPrompt) -> None:
+    """Losses of our engine against the saved folder's."""
     target = (7, 30, 8)
     for text in TEXTS:
         [row] = backbone.tokens([text], [["x"]])
         ours = backbone.losses(prompt[None], collate([Tokens(row.text, (target,))]))[0]
         logits = logits_of_text(folder, one.text + text, target)
-        masked = logits[:, :WORDS]
-        theirs = torch.nn.functional.cross_entropy(masked, torch.tensor(target))
-        assert theirs == pytest.approx(float(ours), rel=tolerance)
+        theirs = torch.nn.functional.cross_entropy(logits[:, :WORDS], torch.tensor(target))
+        assert theirs == pytest.approx(float(ours), rel=1e-5)
+
+
+def check_equal(backbone: Backbone, folder: Path, prompt: torch.Tensor, one: BakedPrompt) -> None:
+    """The losses, and the new ids' share of probability."""
+    check_losses(backbone, folder, prompt, one)
+    for text in TEXTS:
+        logits = logits_of_text(folder, one.text + text, (7, 30, 8))
         assert int(logits.argmax(-1).max()) < WORDS
         assert logits.softmax(-1)[:, WORDS:].max() < 1 / WORDS  # Jensen's bound, at random weights
 
@@ -167,6 +171,24 @@ def test_rows_that_no_token_has_keep_their_logits(tmp_path: Path):
     logits = logits_of_text(tmp_path / "model", one.text + "abc", (7, 9))[:, : WORDS + 5]
     theirs = torch.nn.functional.cross_entropy(logits, torch.tensor([7, 9]))
     assert theirs == pytest.approx(float(backbone.losses(prompt[None], batch)[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "t5"])
+def test_a_head_that_stays_tied_needs_the_engine_to_forbid_new_ids(family: str, tmp_path: Path):
+    backbone = tiny(family, torch.float32)
+    prompt = prompt_for(backbone) * 50
+    folder = tmp_path / "model"
+    folder.mkdir()
+    [one] = write_baked(backbone.frozen, {"p": prompt}, folder, keep_tied=True)
+    model, tok = reloaded(folder)
+    assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    check_losses(backbone, folder, prompt, one)
+    [row] = backbone.tokens(["so"], [["x"]])
+    [ours] = backbone.generate(prompt[None], collate([Tokens(row.text, ((5,),))]), 12)
+    inputs = tok(one.text + "so", return_tensors="pt").input_ids
+    made = model.generate(input_ids=inputs, max_new_tokens=12, do_sample=False)[0]
+    new = made if model.config.is_encoder_decoder else made[inputs.shape[1] :]
+    assert tok.decode(new, skip_special_tokens=True) == ours
 
 
 def test_several_prompts_in_one_vocabulary(tmp_path: Path):

@@ -24,6 +24,9 @@ class ExportPlan:
     names: tuple[str, ...] = setting((), "vocabulary: what prompts are called in tokens; by default as their folders")
     backbone: str | None = setting(None, "vocabulary: the backbone, if it has moved; by default the one prompts name")
     dtype: str = setting("stored", "vocabulary: what weights are saved in; stored keeps them as they are on disk")
+    keep_tied: bool = setting(
+        False, "vocabulary: leave a tied head tied; the engine must then forbid the new ids itself"
+    )
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -78,7 +81,9 @@ def bake(plan: ExportPlan, artifacts: "list[Prior | Prompt]") -> None:
 
     name = plan.backbone or artifacts[0].header.backbone.name
     frozen = load_frozen(name, stored_dtype(name) if plan.dtype == "stored" else plan.dtype, "cpu")
-    for one in export_vocabulary(dict(zip(names_of(plan), artifacts, strict=True)), frozen, plan.output):
+    for one in export_vocabulary(
+        dict(zip(names_of(plan), artifacts, strict=True)), frozen, plan.output, plan.keep_tied
+    ):
         print(
             f"{one.name}: {one.length} tokens, rounding {one.rounding:.2g} x scale; before a text write\n  {one.text}"
         )

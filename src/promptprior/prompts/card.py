@@ -16,6 +16,8 @@ READING = {
     'prompt = load_file("this-folder/prompt.safetensors")["prompt"]  # float32 [L, D]\n```\n\n'
     "It goes before the embeddings of the text, a begin token included.",
 }
+OWN_HEAD = "nothing for greedy decoding, and for sampling at high temperature a logit bias that forbids the new ids."
+TIED = "a logit bias that forbids the new ids, always: the head is tied, so their logits are arbitrary."
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,7 +40,9 @@ def export_card(header: Header, params: Params, form: str) -> str:
     return "\n\n".join([*parts, f"## Load it\n\n{reading}", *origins(header)]) + "\n"
 
 
-def baked_card(backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt]) -> str:
+def baked_card(
+    backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt], keep_tied: bool
+) -> str:
     """The text of README.md beside a model with prompts in its vocabulary."""
     auto = AUTO_CLASS[backbone.is_encoder_decoder]
     parts = [
@@ -52,8 +56,7 @@ def baked_card(backbone: BackboneCard, headers: Mapping[str, Header], baked: Seq
         'inputs = tokenizer(prompt + "your text", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```",
         "Without a prompt, a text needs its begin token written out where the original tokenizer added one. Engines "
-        "other than transformers ignore `suppress_tokens`: they need nothing for greedy decoding, and for sampling at "
-        "high temperature a logit bias that forbids the new ids.",
+        "other than transformers ignore `suppress_tokens`: they need " + (TIED if keep_tied else OWN_HEAD),
     ]
     for one in baked:
         parts.append(f"## {one.name}: {title(headers[one.name])}, {one.length} tokens")

@@ -43,12 +43,14 @@ def export_prompt(artifact: Prior | Prompt, form: Literal["peft", "npy", "safete
     replace_folder(folder, write)
 
 
-def export_vocabulary(artifacts: Mapping[str, Prior | Prompt], frozen: Frozen, folder: Path | str) -> list[BakedPrompt]:
+def export_vocabulary(
+    artifacts: Mapping[str, Prior | Prompt], frozen: Frozen, folder: Path | str, keep_tied: bool = False
+) -> list[BakedPrompt]:
     """Write the backbone with prompts baked into its vocabulary, in the dtype it is loaded in.
 
-    backbone/vocabulary.py says how. What was written is read again and compared before the folder takes its place.
-    Raises ArtifactError when an artifact is not one prompt or not this backbone's, and when the model cannot be served
-    this way.
+    backbone/vocabulary.py says how, and what `keep_tied` is for. What was written is read again and compared before the
+    folder takes its place. Raises ArtifactError when an artifact is not one prompt or not this backbone's, and when the
+    model cannot be served this way.
     """
     folder, prompts = Path(folder), {}
     for name, artifact in artifacts.items():
@@ -59,9 +61,10 @@ def export_vocabulary(artifacts: Mapping[str, Prior | Prompt], frozen: Frozen, f
     baked: list[BakedPrompt] = []
 
     def write(there: Path) -> None:
-        baked.extend(write_baked(frozen, prompts, there))
+        baked.extend(write_baked(frozen, prompts, there, keep_tied))
         write_json(there / BAKED_FILE, {one.name: vars(one) for one in baked})
-        write_text(there / README, baked_card(frozen.card, {name: a.header for name, a in artifacts.items()}, baked))
+        headers = {name: artifact.header for name, artifact in artifacts.items()}
+        write_text(there / README, baked_card(frozen.card, headers, baked, keep_tied))
 
     replace_folder(folder, write)
     return baked
