@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from promptprior.compare.run import compare
     from promptprior.evaluate import evaluate, predict
     from promptprior.fit import fit
+    from promptprior.guard import guarded
     from promptprior.methods import METHODS, make_method
     from promptprior.prompts.artifact import Prior, Prompt
     from promptprior.settings import Settings, Training
@@ -43,6 +44,7 @@ HOMES = {
     "compare": "compare.run",
     "evaluate": "evaluate",
     "fit": "fit",
+    "guarded": "guard",
     "load": "backbone",
     "load_task": "tasks",
     "make_episode": "adapt",
@@ -67,6 +69,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "guarded",
     "load",
     "load_task",
     "make_episode",

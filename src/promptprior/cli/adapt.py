@@ -65,9 +65,12 @@ def adapt_one(
 
     from promptprior.adapt import adapt, diagnosed, score_on_test
     from promptprior.compare.progress import watch_steps
+    from promptprior.guard import guarded
 
     work = plan.output.with_name(plan.output.name + ".work")
-    done = adapt(method, [episode], backbone, prior, settings, work, watch_steps(method.name))
+    given = (method, [episode], backbone, prior, settings, work, watch_steps(method.name))
+    verdicts = guarded(*given) if plan.guard else []
+    done = [verdict.adapted for verdict in verdicts] or adapt(*given)
     marks = score_on_test(backbone, done, plan.test_limit)[0]
     header = done[0].prompt.header
     tested = {"test": dict(marks.scores), "test_examples": len(episode.task.split("test")[: plan.test_limit])}
@@ -75,7 +78,7 @@ def adapt_one(
     replace(done[0].prompt, header=header).save_pretrained(plan.output)
     save_plan(plan, beside(plan.output))
     shutil.rmtree(work, ignore_errors=True)
-    print(summary(done[0], marks))
+    print("\n".join([*(verdict.says for verdict in verdicts), summary(done[0], marks)]))
     print(plan.output)
 
 

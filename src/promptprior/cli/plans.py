@@ -55,6 +55,7 @@ class AdaptPlan:
     quantize: str | None = setting(None, QUANTIZE)
     steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
     test_limit: int | None = setting(None, "at most this many test examples")
+    guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
