@@ -36,6 +36,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "multitask": {},
     "spot": {"probe_steps": 2},
     "prompt_arithmetic": {"probe_steps": 2},
+    "attempt": {"probe_steps": 2, "rank": 4},
+    "attempt_as_released": {"rank": 4, "temperature": 2.0},
     "mpt": {},
     "mpt_no_distil": {},
     "bmtpt": {"particles": 2, "prior_width": (30.0,)},
@@ -55,6 +57,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 TARGETS_ONLY: Mapping[str, Mapping[str, object]] = {
     "bmtpt": {"start": "best", "penalty": "mixture", "prior_width": (7.0, 9.0), "joint_steps": 2, "low_rank_rate": 0.5},
     "mpt": {"joint_steps": 2},
+    "attempt": {"start": "fresh", "probe_steps": 1, "joint_steps": 2},
     "prompt": {"combine": "mean", "top": 1, "scales": (0.5, 1.0), "probe_steps": 1},
     "spot": {"retrieval": "weighted", "top": 1, "probe_steps": 1},
     "tpt": {"freeze_bank": True},

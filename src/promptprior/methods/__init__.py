@@ -5,6 +5,7 @@ from typing import Any
 
 from promptprior.config import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
+from promptprior.methods.attempt import Attempt, AttemptAsReleased
 from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSingle
 from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
@@ -29,6 +30,8 @@ METHODS: Mapping[str, type[Any]] = {
     "multitask": Multitask,
     "spot": Spot,
     "prompt_arithmetic": PromptArithmetic,
+    "attempt": Attempt,
+    "attempt_as_released": AttemptAsReleased,
     "mpt": Mpt,
     "mpt_no_distil": MptNoDistil,
     "bmtpt": Bmtpt,

@@ -16,6 +16,7 @@ from promptprior.errors import SpecError
 from promptprior.methods.method import Episode, Lab, Learned, Method, spent, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior
+from promptprior.prompts.header import digest
 from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
@@ -39,6 +40,27 @@ class TakesPrompts(Protocol):
 def learns_from_tasks(method: Method) -> bool:
     """Whether a method's prior needs source tasks: not where it is given prompts that others trained on theirs."""
     return method.needs_sources and not (isinstance(method, TakesPrompts) and method.source_prompts)
+
+
+def made_from(method: Method, sources: Sequence[Task]) -> list[str]:
+    """Fingerprints of all that a method's prior is made from: source tasks, and the numbers of prompts it is given."""
+    if not method.needs_sources:
+        return []
+    return [t.fingerprint for t in sources] + [digest(read(file)) for file in given_files(method)]
+
+
+def source_labels(method: Method, sources: Sequence[Task]) -> tuple[str, ...]:
+    """What the sources of a method's prior are called: tasks, or the files of prompts it is given."""
+    if not method.needs_sources:
+        return ()
+    files = given_files(method)
+    return tuple(labels(files) if files else [t.name for t in sources])
+
+
+def given_files(method: Method) -> list[Path]:
+    """The files of the prompts that a method is given."""
+    paths = method.source_prompts if isinstance(method, TakesPrompts) else ()
+    return [file for path in paths for file in prompt_files(path)]
 
 
 def trained_prompts(lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
@@ -74,8 +96,13 @@ def given_prompts(lab: Lab, paths: Sequence[Path], start: Path | None) -> Learne
     files = [file for path in paths for file in prompt_files(path)]
     prompts = torch.stack([fitting_prompt(lab, file) for file in files])
     begun = fitting_prompt(lab, start) if start is not None else prompts.mean(0)
+    return learned(lab, prompts, begun, labels(files))
+
+
+def labels(files: Sequence[Path]) -> list[str]:
+    """Short names of files, where these differ."""
     names = [file.stem for file in files]
-    return learned(lab, prompts, begun, names if len(set(names)) == len(names) else [str(file) for file in files])
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
 
 
 def prompt_files(path: Path) -> list[Path]:
@@ -93,11 +120,16 @@ def prompt_files(path: Path) -> list[Path]:
     return found
 
 
-def fitting_prompt(lab: Lab, path: Path) -> Float[Tensor, "L D"]:
-    """The prompt in a file. Raises SpecError unless it has the length and width of this run."""
+def read(path: Path) -> Float[Tensor, "L D"]:
+    """The prompt in a file."""
     from promptprior.prompts.importing import read_prompt
 
-    prompt = read_prompt(path)
+    return read_prompt(path)
+
+
+def fitting_prompt(lab: Lab, path: Path) -> Float[Tensor, "L D"]:
+    """The prompt in a file. Raises SpecError unless it has the length and width of this run."""
+    prompt = read(path)
     length, width = lab.settings.length, lab.backbone.width
     if tuple(prompt.shape) != (length, width):
         raise SpecError(
