@@ -12,6 +12,8 @@ from promptprior.compare.statistics import (
     interquartile_mean,
     interval,
     mean_difference,
+    mean_over_targets,
+    median_target,
     paired_permutation,
     probability_of_improvement,
     spearman,
@@ -74,6 +76,48 @@ def test_interquartile_mean_is_the_mean_of_the_middle_half():
     assert got.estimate == pytest.approx(np.mean([2, 3, 4, 5]))
     assert got.low <= got.estimate <= got.high
     assert stratified_bootstrap(runs, interquartile_mean) == got  # seeded
+
+
+def rliables(runs, statistic, draws=2000, seed=7):
+    """rliable's interval, written out: each task's runs drawn again with replacement, percentiles of the statistic."""
+    rng = np.random.default_rng(seed)
+    found = [statistic(np.array([rng.choice(x, len(x)) for x in runs.values()])) for _ in range(draws)]
+    return np.percentile(found, [2.5, 97.5])
+
+
+RLIABLE = {  # rliable.metrics on [tasks, runs]
+    "iqm": (interquartile_mean, lambda table: stats.trim_mean(table, 0.25, axis=None)),
+    "mean": (mean_over_targets, lambda table: np.mean(np.mean(table, axis=1))),
+    "median": (median_target, lambda table: np.median(np.mean(table, axis=1))),
+}
+
+
+@pytest.mark.parametrize("name", RLIABLE)
+def test_aggregates_are_rliables(rng, name):
+    ours, theirs = RLIABLE[name]
+    runs = {f"t{i}": rng.normal(i / 4, 0.3, 5).tolist() for i in range(7)}
+    got = stratified_bootstrap(runs, ours)
+    assert got.estimate == pytest.approx(theirs(np.array(list(runs.values()))))
+    low, high = rliables(runs, theirs)
+    assert (got.low, got.high) == pytest.approx((low, high), abs=0.06 * (high - low))
+
+
+def test_probability_of_improvement_is_rliables(rng):
+    ours = {f"t{i}": rng.normal(0.1 * i, 1, 6).round(1).tolist() for i in range(4)}
+    base = {t: rng.normal(0, 1, 6).round(1).tolist() for t in ours}
+    want = np.mean([stats.mannwhitneyu(ours[t], base[t], alternative="greater").statistic / 36 for t in ours])
+    assert probability_of_improvement(ours, base).estimate == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(3, 0.78), (10, 0.88)])
+def test_how_often_a_bootstrap_interval_holds_the_mean(rng, seeds, least):
+    """Of few seeds it is too narrow, as docs/reading_a_report.md says."""
+    inside = []
+    for _ in range(150):
+        runs = {str(t): rng.normal(0, 1, seeds).tolist() for t in range(6)}
+        found = stratified_bootstrap(runs)
+        inside.append(found.low <= 0 <= found.high)
+    assert least <= np.mean(inside) <= 0.99
 
 
 def test_one_seed_everywhere_leaves_the_interval_unknown():
@@ -191,5 +235,23 @@ def test_spearman_is_scipys_with_a_sane_interval(rng):
     ).confidence_interval  # fmt: skip
     assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=0.04)
     assert spearman([1, 1, 1], [1, 2, 3]).estimate == 0.0
+    assert got.n == 40
+
+
+def test_spearman_resamples_whole_groups(rng):
+    x, groups = np.repeat(rng.normal(size=6), 5), [f"g{i // 5}" for i in range(30)]
+    y = x + np.repeat(rng.normal(size=6), 5)
+    got, alone = spearman(x, y, groups), spearman(x, y)
+    assert got.estimate == alone.estimate
+    assert got.high - got.low > 1.5 * (alone.high - alone.low)  # six observations, not thirty
+    drawn = []
+    for _ in range(800):
+        index = np.concatenate([np.arange(5) + 5 * g for g in rng.integers(0, 6, 6)])
+        drawn.append(stats.spearmanr(x[index], y[index])[0])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    assert (got.low, got.high) == pytest.approx((low, high), abs=0.12)
+
+
+def test_spearmans_errors():
     with pytest.raises(ValueError, match="two equally long sides"):
         spearman([1.0, 2.0], [1.0])

@@ -1,12 +1,14 @@
 """What the rows say: comparisons against planted truth, and the words for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from result_rows import grid_rows, result_row
 
 from promptprior.compare.rows import Row
-from promptprior.compare.statistics import holm, interval
-from promptprior.compare.summary import Grid, comparisons, find, headline, overall, settings_of
+from promptprior.compare.statistics import holm, interval, paired_permutation
+from promptprior.compare.summary import Grid, by_seed, comparisons, find, headline, overall, settings_of
 
 
 def grid(values, baseline="prompt_tuning"):
@@ -96,6 +98,70 @@ def test_holm_runs_over_all_methods_and_ks():
     found = comparisons(grid(grid_rows()))
     assert {(c.method, c.k) for c in found} == {(m, k) for m in ("zero_shot", "multitask", "spot") for k in (4, 16)}
     assert [c.p_holm for c in found] == pytest.approx(holm([c.p for c in found]))
+
+
+ROW = Row.from_json(result_row())
+
+
+def simulated(rng, effect=0.0, shared=0.0, targets=8, seeds=3):
+    """Two methods on the same shots; `shared` is the spread of what a seed's prior does to all its targets."""
+    rows = []
+    prior = rng.normal(0, shared, seeds) if shared else np.zeros(seeds)
+    for t in range(targets):
+        level = rng.normal(0.6, 0.1)
+        for s in range(seeds):
+            for method, gain in (("prompt_tuning", 0.0), ("spot", effect + prior[s])):
+                score = float(level + gain + rng.normal(0, 0.03))
+                place = {"cell": f"{method}{t}{s}", "method": method, "target": f"t{t}", "seed": s, "score": score}
+                rows.append(replace(ROW, **place, sources=("a",) if method == "spot" else ()))
+    (found,) = comparisons(Grid(tuple(rows), "prompt_tuning"))
+    return found
+
+
+def rejected(rng, shared=0.0, targets=8, seeds=3):
+    """Whether each test rejects one simulated null: over runs, over targets, over seeds."""
+    gaps = rng.normal(0, 0.04, (targets, seeds)) + rng.normal(0, 1, seeds) * shared
+    over = by_seed({str(t): dict(enumerate(gap)) for t, gap in enumerate(gaps)})
+    ps = (paired_permutation(gaps.ravel()), paired_permutation(gaps.mean(1)))
+    return [*(p <= 0.05 for p in ps), over.is_above_zero or over.is_below_zero]
+
+
+def test_a_simulated_null_gives_about_five_percent_false_positives():
+    rng = np.random.default_rng(0)
+    assert np.mean([rejected(rng) for _ in range(800)], axis=0) == pytest.approx(0.05, abs=0.02)
+    found = [simulated(rng) for _ in range(60)]
+    assert np.mean([c.verdict != "unclear" for c in found]) <= 0.05
+    clear = [d.verdict != "unclear" for c in found for d in c.targets]
+    assert np.mean(clear) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_prior_that_all_targets_of_a_seed_share_fools_the_permutations_but_not_the_verdict():
+    runs, targets, seeds = np.mean([rejected(np.random.default_rng(i), shared=0.03) for i in range(400)], axis=0)
+    assert min(runs, targets) > 0.2
+    assert seeds == pytest.approx(0.05, abs=0.025)
+    found = [simulated(np.random.default_rng(i), shared=0.03) for i in range(40)]
+    assert np.mean([c.verdict != "unclear" for c in found]) <= 0.08
+
+
+def test_a_planted_effect_is_found():
+    rng = np.random.default_rng(2)
+    found = [simulated(rng, effect=0.06) for _ in range(20)]
+    assert np.mean([c.verdict == "better" for c in found]) > 0.8
+    assert {c.verdict for c in found} <= {"better", "unclear"}
+    assert np.mean([c.difference.estimate for c in found]) == pytest.approx(0.06, abs=0.006)
+    assert all(c.improvement.estimate > 0.5 for c in found)
+
+
+def test_by_seed_is_the_t_interval_of_the_seeds_means():
+    (found,) = comparisons(grid(PLANTED))
+    up = np.array([0.71, 0.71, 0.75, 0.70]) - [0.50, 0.52, 0.54, 0.50]
+    down = np.array([0.50, 0.50, 0.51, 0.51]) - [0.60, 0.61, 0.60, 0.62]
+    same = np.array([0.45, 0.40, 0.44, 0.42]) - [0.40, 0.45, 0.40, 0.45]
+    want = interval((up + down + same) / 3)
+    assert (found.by_seed.low, found.by_seed.high) == pytest.approx((want.low, want.high))
+    uneven = [*cells("prompt_tuning", "a", [0.5]), *cells("spot", "a", [0.6]), *cells("prompt_tuning", "b", [0.5, 0.6])]
+    (found,) = comparisons(grid([*uneven, *cells("spot", "b", [0.7, 0.9])]))
+    assert (found.by_seed.estimate, found.by_seed.n) == (pytest.approx(0.15), 1)
 
 
 def test_only_common_seeds_are_paired():

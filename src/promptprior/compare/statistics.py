@@ -9,6 +9,7 @@ Every aggregate interval resamples seeds within targets and leaves the targets a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,9 +205,12 @@ def all_signs(n: int) -> Floats:
     return 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
 
 
+@cache
 def random_signs(n: int, seed: int) -> Floats:
-    """Some patterns of n signs: [FLIPS, n]."""
-    return np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))
+    """Some patterns of n signs, [FLIPS, n]; kept, for a report asks many times."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))
+    signs.flags.writeable = False
+    return signs
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
