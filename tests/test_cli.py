@@ -259,6 +259,8 @@ def test_bad_data_stops_before_anything_is_written(
         (["compare", "a.yaml", "b.yaml"], "one word too many"),
         (["compare", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["compare", "--dtype", "float31"], "expected one of auto, float32"),
+        (["compare", "--source.learning-rates", "0.1,0.3"], "(--source.learning-rates): expected one"),
+        (["fit", "--sources", "vowels", "--source.learning-rates", "0.1,0.3"], "of several target rates dev picks"),
         (["compare", "--backbone", "/no/such/model"], "could not be loaded"),
         (["compare", "--sources", "edges,vowels"], "a target cannot be among its own sources"),
         (["compare", "--options.multitask.nothing", "1"], "unknown key 'nothing'"),
@@ -366,9 +368,12 @@ def kill_after_lines(words: Sequence[object], file: Path, lines: int) -> None:
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from promptprior.cli import main; main([]); sys.exit('torch' in sys.modules)"
+    """Neither the overview nor any verb's: that is the difference between an instant and seconds."""
+    asked = [[], *([verb, "--help"] for verb in VERBS)]
+    code = f"import sys; from promptprior.cli import main; [main(w) for w in {asked}]; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
+    assert "--target.learning-rates" in done.stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)

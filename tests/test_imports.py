@@ -10,9 +10,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/promptprior"
 LAYERS = (
-    "notation", "errors", "processes", "files", "config", "tasks", "backbone", "metrics", "prompts", "rules",
-    "evaluate", "train", "watch", "settings", "methods", "fit", "adapt", "guard", "predictive", "compare", "export", "serve",
-    "cli",
+    "kinds", "notation", "errors", "processes", "files", "config", "tasks", "backbone", "metrics", "prompts", "rules",
+    "evaluate", "train", "watch", "settings", "methods", "fit", "adapt", "guard", "predictive", "compare", "export",
+    "serve", "cli",
 )  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))
 

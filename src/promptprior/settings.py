@@ -3,12 +3,14 @@ between backbones: learning rates in units of the embedding scale, weights of pr
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.errors import SpecError
-from promptprior.notation import Tensor
-from promptprior.rules.optimiser import OptimiserKind, Rate, ScheduleKind
-from promptprior.tasks.draw import RateKind
+from promptprior.kinds import OptimiserKind, RateKind, ScheduleKind
+
+if TYPE_CHECKING:
+    from promptprior.notation import Tensor
+    from promptprior.rules.optimiser import Rate
 
 
 def setting(default: Any, text: str) -> Any:
@@ -50,8 +52,12 @@ class Training:
         if self.clip is not None and self.clip <= 0:
             raise SpecError(f"clip {self.clip} (--clip): expected a positive gradient norm, or nothing for none")
 
-    def rate(self, base: tuple[float, ...], scale: float, factors: Mapping[str, float | Tensor] | None = None) -> Rate:
+    def rate(
+        self, base: tuple[float, ...], scale: float, factors: "Mapping[str, float | Tensor] | None" = None
+    ) -> "Rate":
         """The learning rate of copies with these base rates; `factors` multiply that of single parameters."""
+        from promptprior.rules.optimiser import Rate
+
         return Rate(base, scale, self.schedule, self.steps, self.warmup, factors or {})
 
 
@@ -76,3 +82,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise SpecError(f"prompt length {self.length} (--length): expected at least 1")
+        if len(self.source.learning_rates) > 1:
+            raise SpecError(
+                f"source learning rates {self.source.learning_rates} (--source.learning-rates): expected one, since "
+                "sources have no dev examples to choose by; of several target rates dev picks the best "
+                "(--target.learning-rates)"
+            )

@@ -7,15 +7,16 @@ setting never reuses one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.backbone import Backbone
 from promptprior.config import FlagText, from_mapping, stable_hash, to_mapping
 from promptprior.errors import SpecError
-from promptprior.methods import Method, make_method
 from promptprior.settings import Settings, Training, setting
-from promptprior.tasks import Task
-from promptprior.tasks.task import normalised
+
+if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
+    from promptprior.backbone import Backbone
+    from promptprior.methods import Method
+    from promptprior.tasks import Task
 
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
@@ -81,13 +82,16 @@ class Plan:
                 "more than 0 and at least 0"
             )
 
-    def made_methods(self) -> list[Method]:
+    def made_methods(self) -> "list[Method]":
         """The methods with their options. Raises SpecError for unknown names, and for sources that are missing."""
+        from promptprior.methods import make_method
+        from promptprior.methods.source_prompts import learns_from_tasks
+
         stray = sorted(set(self.options) - set(self.methods))
         if stray:
             raise SpecError(f"options for {', '.join(stray)} (--options.NAME): not among --methods")
         made = [make_method(name, self.options.get(name)) for name in self.methods]
-        if not self.sources and (needy := [m.name for m in made if m.needs_sources]):
+        if not self.sources and (needy := [m.name for m in made if learns_from_tasks(m)]):
             raise SpecError(f"{', '.join(needy)} learn from source tasks: name some (--sources)")
         return made
 
@@ -117,8 +121,8 @@ class Cell:
     """One result to be: a method on a target with k shots of a seed; both 0 where a method uses no shots."""
 
     key: str
-    method: Method
-    target: Task
+    method: "Method"
+    target: "Task"
     k: int
     seed: int
 
@@ -127,16 +131,18 @@ class Cell:
 class Tasks:
     """The loaded tasks of a plan. `left_out` counts source examples dropped because a target holds the same text."""
 
-    sources: tuple[Task, ...]
-    targets: tuple[Task, ...]
+    sources: "tuple[Task, ...]"
+    targets: "tuple[Task, ...]"
     left_out: Mapping[str, int]
 
 
-def separated(sources: Sequence[Task], targets: Sequence[Task]) -> Tasks:
+def separated(sources: "Sequence[Task]", targets: "Sequence[Task]") -> Tasks:
     """Sources without any example whose normalised text stands in a target.
 
     Raises SpecError for a task on both sides.
     """
+    from promptprior.tasks.task import normalised
+
     same = {t.fingerprint for t in targets} & {s.fingerprint for s in sources}
     if same:
         names = sorted(s.name for s in sources if s.fingerprint in same)
@@ -154,7 +160,7 @@ def separated(sources: Sequence[Task], targets: Sequence[Task]) -> Tasks:
     return Tasks(tuple(cleaned), tuple(targets), left_out)
 
 
-def cells(plan: Plan, tasks: Tasks, backbone: Backbone) -> list[Cell]:
+def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one."""
     out: dict[str, Cell] = {}
     for seed in plan.seeds:
@@ -167,9 +173,13 @@ def cells(plan: Plan, tasks: Tasks, backbone: Backbone) -> list[Cell]:
     return list(out.values())
 
 
-def make_cell(plan: Plan, tasks: Tasks, backbone: Backbone, method: Method, target: Task, k: int, seed: int) -> Cell:
+def make_cell(
+    plan: Plan, tasks: Tasks, backbone: "Backbone", method: "Method", target: "Task", k: int, seed: int
+) -> Cell:
     """A cell with the hash of all that decides its result."""
-    sources = [s.fingerprint for s in tasks.sources] if method.needs_sources else []
+    from promptprior.methods.source_prompts import made_from
+
+    sources = made_from(method, tasks.sources)
     if method.needs_sources and plan.source_seed is not None:
         sources.append(f"fitted with seed {plan.source_seed}")
     parts = [

@@ -8,14 +8,13 @@ in the params' dtype, at least float32.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from promptprior.errors import SpecError
+from promptprior.kinds import OptimiserKind, ScheduleKind
 from promptprior.notation import Float, Memory, Params, Tensor
-
-ScheduleKind = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,6 @@ class Adafactor:
         relative = (row / row.mean(-1, keepdim=True)).rsqrt()
         kept = {f"row/{name}": row, f"column/{name}": column}
         return g * relative[..., None] * column.rsqrt()[..., None, :], kept
-
-
-OptimiserKind = Literal["adamw", "adafactor", "sgd"]
 
 
 def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser:

@@ -6,18 +6,18 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from typing_extensions import TypeVar
 
 from promptprior.errors import DataError, SpecError
+from promptprior.kinds import RateKind
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Task, normalised
 
 CROSSFIT_SEEDS = (13, 21, 42, 87, 100)
-RateKind = Literal["proportional", "capped", "temperature", "uniform"]
 Drawn = TypeVar("Drawn", covariant=True, default=Any)
 BUCKET = 16  # batches that are drawn together and sorted by length
 
