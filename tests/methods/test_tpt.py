@@ -50,6 +50,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"task_prompt": "none", "selection": "soft"},
     {"task_prompt": "fresh", "selection": "straight_through", "keys": "separate", "query_rank": 2},
     {"freeze_bank": True, "selection": "weighted", "keys": "tied", "scoring": "scaled"},
+    {"query_layers": 1, "query": "max", "bank_size": 8},
     {"start": "sources", "balance": 0.1, "spread": 0.1, "budget": 30, "selection": "straight_through"},
 ]
 
@@ -73,6 +74,21 @@ def test_every_option_goes_from_sources_to_test_and_through_a_folder(
     before[0].prompt.save_pretrained(tmp_path / "prompt")
     loaded = replace(before[0], prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone.card))
     assert score_on_test(backbone, [loaded]) == score_on_test(backbone, before[:1])
+
+
+def test_a_bank_starts_from_words_or_from_the_tokens_of_trained_source_prompts(backbone: Backbone) -> None:
+    """The released code's second way silently does nothing."""
+    lab, length = lab_of(backbone, SETTINGS), SETTINGS.length
+    words, free = make_method("tpt").started_bank(lab, SOURCES, 13)  # type: ignore[attr-defined]
+    table = backbone.frozen.vocabulary_embeddings
+    assert all(bool((table == row).all(1).any()) for row in words)
+    assert not free
+    taught = make_method("spot").learn(lab, SOURCES, 13).params["prompt"].flatten(0, 1)
+    rows, cost = make_method("tpt", {"start": "sources", "bank_size": 16}).started_bank(lab, SOURCES, 13)  # type: ignore[attr-defined]
+    from_prompts = [bool((taught == row).all(1).any()) for row in rows]
+    assert from_prompts == [True] * 2 * length + [False] * (16 - 2 * length)
+    assert not any(bool((table == row).all(1).any()) for row in rows[: 2 * length])
+    assert cost["rows"] > 0
 
 
 def test_a_frozen_bank_stays_and_the_task_prompt_moves(backbone: Backbone) -> None:
@@ -119,7 +135,8 @@ def test_every_rule_moves_the_bank_and_lowers_its_loss(
 
 def test_particles_of_a_bank_feel_each_other(backbone: Backbone) -> None:
     def banks(**options: Any) -> Any:
-        method = make_method("tpt", {"rule": "svgd", "bank_size": 8, "rule_options": {"particles": 3, **options}})
+        rule = {"rule": "svgd", "rule_options": {"particles": 3, **options}}
+        method = make_method("tpt", {"bank_size": 8, "keys": "separate", **rule})  # keys from like texts would tie
         return fit(method, SOURCES, backbone, plain).params["bank"]
 
     sgd = replace(SETTINGS.source, optimiser="sgd", learning_rates=(10.0,))  # Adam makes whole steps of rounding

@@ -7,8 +7,9 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.notation import Params, Tensor
-from promptprior.prompts.bank import Bank, pooled
+from promptprior.prompts.bank import Bank
 from promptprior.prompts.parameterisation import parameterisation, plain_settings
+from promptprior.prompts.queries import pooled
 from promptprior.rules.objective import PromptObjective, loss_and_gradient
 from promptprior.tasks.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
@@ -120,6 +121,57 @@ def test_equal_sets_share_a_prompt_and_that_changes_nothing() -> None:
     other = torch.autograd.grad(apart.sum(), list(leaves.values()))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_the_engine_computes_each_distinct_set_once() -> None:
+    form, given = bank(), batch(["ab", "cdefg", "ab", "ab"], copies=1)
+    held = {"bank": drawn(1, N, BACKBONE.width)}
+    apart = replace(form, selection="weighted", temperature=1e9)  # a prompt for each text, all but the same
+    tokens = []
+    for each in (form, apart):
+        before = BACKBONE.meter.tokens
+        losses(each, held, given)
+        tokens.append(BACKBONE.meter.tokens - before)
+    distinct = len(form.retrieved(held, given).unique(dim=0))
+    assert distinct < 4
+    assert tokens[1] - tokens[0] == (4 - distinct) * K
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_queries_of_first_layers_are_the_models_own_states(kind: str) -> None:
+    backbone = tiny(kind)
+    model = backbone.frozen.model
+    trunk = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    given = collate([Tokens(tuple(range(5, 5 + n)), ((5,),)) for n in (7, 2, 4)])
+    for layers in (0, 1):
+        found = pooled(backbone, given, "mean", layers)
+        for x, n in enumerate(given.text_lengths.tolist()):
+            alone = trunk(input_ids=given.text_ids[x : x + 1, :n], output_hidden_states=True).hidden_states[layers][0]
+            torch.testing.assert_close(found[x], alone.mean(0).detach(), rtol=1e-6, atol=1e-8)
+        for way in ("mean", "max"):
+            same = pooled(backbone, padded(given, 6), way, layers)  # type: ignore[arg-type]
+            torch.testing.assert_close(same, pooled(backbone, given, way, layers), rtol=1e-6, atol=1e-8)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"query layers 9 \(--options.query-layers\): expected 0 to 2 \(tiny"):
+        Bank(backbone, N, K, layers=9)
+
+
+def test_layers_of_a_text_run_once_and_retrieve_by_its_order() -> None:
+    form = bank(layers=1, query="mean", scoring="cosine")
+    held = {"bank": drawn(1, N, BACKBONE.width)}
+    given = batch(["abc", "cba", "abc", ""], copies=1)
+    before = BACKBONE.meter.tokens
+    chosen = form.retrieved(held, given)
+    assert BACKBONE.meter.tokens - before == round(6 / 2)  # two distinct texts of three tokens, one layer of two
+    assert torch.equal(form.retrieved(held, padded(given, 4)), chosen)
+    assert BACKBONE.meter.tokens - before == 3
+    asked = form.queries(held, given)
+    torch.testing.assert_close(asked, pooled(BACKBONE, given, "mean", 1))
+    assert torch.equal(asked[0], asked[2])
+    assert not torch.allclose(asked[0], asked[1], atol=1e-3)  # word embeddings alone would not tell them apart
+    words = bank(query="mean").queries(held, given)
+    torch.testing.assert_close(words[0], words[1])
+    assert not asked[3].any()
+    assert parameterisation("bank", plain_settings(form), BACKBONE) == form
 
 
 def test_rows_nobody_retrieves_get_exactly_no_gradient() -> None:

@@ -14,7 +14,8 @@ from promptprior.methods.method import Beginning, Begun, Episode, Lab
 from promptprior.methods.spot import Spot
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
-from promptprior.prompts.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Query, Scoring, Selection, pooled
+from promptprior.prompts.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
+from promptprior.prompts.queries import Query, pooled
 from promptprior.prompts.start import FREQUENT, vocabulary_start
 from promptprior.tasks.batch import Tokens, collate
 from promptprior.tasks.draw import MixtureDraws, generator
@@ -38,7 +39,10 @@ class BankRecipe:
     task_prompt: Literal["learned", "fresh", "none"] = option(
         "learned", "learned: trained on the sources with the bank; fresh: new for each target (as released); none"
     )
-    query: Query = option("mean", "pool of the text's word embeddings: max (as released) or mean")
+    query: Query = option("mean", "pool of the text's states: max (as released) or mean")
+    query_layers: int = option(
+        0, "layers that read a text before it is pooled; 0: word embeddings (as released)", quiet=True
+    )
     centre: bool = option(True, "take the sources' mean query from every query")
     query_rank: int = option(0, "rank of a learned map of queries; 0: none")
     keys: Literal["tied", "separate", "texts"] = option(
@@ -64,6 +68,7 @@ class BankRecipe:
             retrieve=self.retrieved(lab),
             own=own,
             query=self.query,
+            layers=self.query_layers,
             scoring=self.scoring,
             selection=self.selection,
             temperature=self.temperature,
@@ -109,7 +114,7 @@ class BankRecipe:
         """The parameters that stage 1 starts from, one copy, and what they cost."""
         bank, cost = self.started_bank(lab, sources, seed)
         params = {"bank": bank}
-        queries = sample_queries(lab, self.query, draws, seed)
+        queries = self.sample_queries(lab, draws, seed)
         if self.centre:
             params["centre"] = queries.mean(0)
             queries = queries - params["centre"]
@@ -124,6 +129,11 @@ class BankRecipe:
         if own:
             params["own"] = task_start(lab, own, seed, self.name)
         return {name: value[None].contiguous() for name, value in params.items()}, cost
+
+    def sample_queries(self, lab: Lab, draws: MixtureDraws, seed: int) -> Float[Tensor, "n D"]:
+        """What some texts of each source ask."""
+        sample = [collate(some) for some in samples(draws, seed)]
+        return torch.cat([pooled(lab.backbone, texts, self.query, self.query_layers) for texts in sample])
 
     def started_bank(
         self, lab: Lab, sources: Sequence[Task], seed: int
@@ -170,11 +180,6 @@ def samples(draws: MixtureDraws, seed: int) -> list[list[Tokens]]:
     """Some texts of each source."""
     orders = [torch.randperm(len(p.items), generator=generator("sample", seed, p.task)).tolist() for p in draws.pools]
     return [[p.items[i] for i in order[:SAMPLE]] for p, order in zip(draws.pools, orders, strict=True)]
-
-
-def sample_queries(lab: Lab, kind: Query, draws: MixtureDraws, seed: int) -> Float[Tensor, "n D"]:
-    """What some texts of each source ask."""
-    return torch.cat([pooled(lab.backbone, collate(some), kind) for some in samples(draws, seed)])
 
 
 def drawn_rows(rows: Float[Tensor, "n D"], count: int, g: torch.Generator) -> Float[Tensor, "m D"]:

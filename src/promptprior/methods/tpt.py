@@ -19,7 +19,8 @@ from promptprior.methods.bmtpt import Bmtpt, force_curves
 from promptprior.methods.meta import FomamlStart, MamlStart, ReptileStart
 from promptprior.methods.method import Begun, Lab, Learned, Method, spent, viewed
 from promptprior.methods.multitask import loss_curve
-from promptprior.prompts.bank import Bank, Query, Scoring
+from promptprior.prompts.bank import Bank, Scoring
+from promptprior.prompts.queries import Query
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser

@@ -1,25 +1,26 @@
 """The parameterisation `bank`: N prompt tokens, of which each text retrieves its own K (TPT, Wu et al. 2023).
 
-    q   = pool of the text's word embeddings over its own positions, minus `centre`, plus a low-rank map of itself
+    q   = pool of the text's states over its own positions, minus `centre`, plus a low-rank map of itself
     s_n = score(q, key_n),   I = the K best rows in bank order,   prompt = [value_I ; task prompt]
 
 Texts that retrieve the same rows share one prompt, so that the engine computes each distinct prefix once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.nn.functional import normalize
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.first import check_layers
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.prompts.bank_diagnostics import described
+from promptprior.prompts.queries import Asked, Query
 from promptprior.tasks.batch import Batch, Tokens
 
-Query = Literal["max", "mean"]
 Scoring = Literal["dot", "scaled", "cosine", "same", "random"]
 Selection = Literal["hard", "straight_through", "weighted", "soft"]
 SCORING_TENSORS = ("keys", "down", "up")  # hard selection gives them no gradient
@@ -34,6 +35,7 @@ class Bank:
     "centre" Float[C, D], taken from queries; "down" Float[C, D, r] and "up" Float[C, r, D], the query map; "own"
     Float[C, S, own, D], one prompt per task, or S = 1 for all.
 
+    `layers`: states are word embeddings (0, as released), or what that many first layers make of the text alone.
     `scoring`: dot (as released), scaled (dot / sqrt D), cosine; same (every text gets the same rows) and random (a
     hash of the text) are controls. `selection`: hard passes no gradient to scores; straight_through has hard's prompts
     and the gradient of each chosen row's log-probability; weighted multiplies rows by K softmax(s_I / temperature);
@@ -47,6 +49,7 @@ class Bank:
     retrieve: int
     own: int = 0
     query: Query = "max"
+    layers: int = 0
     scoring: Scoring = "dot"
     selection: Selection = "hard"
     temperature: float = 1.0
@@ -55,8 +58,10 @@ class Bank:
     tasks: int = 1
     budget: int = 0
     name: str = "bank"
+    asked: Asked = field(default_factory=Asked, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_layers(self.backbone, self.layers)
         if not 1 <= self.retrieve <= (self.budget or self.size) <= self.size:
             raise SpecError(
                 f"bank of {self.size} tokens, budget {self.budget or 'all'}, retrieve {self.retrieve} (--options."
@@ -121,7 +126,7 @@ class Bank:
 
     def queries(self, params: Params, batch: Batch) -> Float[Tensor, "X D"]:
         """What each text asks the bank."""
-        query = pooled(self.backbone, batch, self.query).to(params["bank"])
+        query = self.asked.pooled(self.backbone, batch, self.query, self.layers).to(params["bank"])
         if "centre" in params:
             query = query - params["centre"][batch.copy_index]
         if "down" in params:
@@ -206,19 +211,6 @@ def rows_of(
 ) -> Float[Tensor, "P K D"]:
     """Chosen rows of each one's copy."""
     return bank[copy.to(bank.device)[:, None], chosen.to(bank.device)]
-
-
-@torch.no_grad()
-def pooled(backbone: Backbone, batch: Batch, kind: Query) -> Float[Tensor, "X D"]:
-    """Maximum or mean of each text's word embeddings over its own positions; zeros for an empty text."""
-    words = backbone.frozen.embed(batch.text_ids).to(backbone.frozen.prompt_dtype)
-    lengths = batch.text_lengths.to(words.device)[:, None]
-    pads = torch.arange(words.shape[1], device=words.device) >= lengths
-    if kind == "mean":
-        return words.masked_fill(pads[..., None], 0).sum(1) / lengths.clamp(min=1)
-    if words.shape[1] == 0:
-        return words.new_zeros(words.shape[0], words.shape[2])
-    return words.masked_fill(pads[..., None], -torch.inf).amax(1).masked_fill(lengths == 0, 0)
 
 
 def hashed(batch: Batch, size: int) -> Float[Tensor, "X N"]:

@@ -20,7 +20,7 @@ from torch.nn.functional import layer_norm, one_hot, silu
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.prompts.bank import Query, pooled
+from promptprior.prompts.queries import Query, pooled
 from promptprior.tasks.batch import Batch, Tokens, collate
 
 Attends = Literal["all", "sources"]

@@ -6,7 +6,7 @@ the distinct prompts a batch needs and says which prompt each text reads. It nev
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from promptprior.backbone import Backbone
 from promptprior.config import to_mapping
@@ -15,6 +15,7 @@ from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.prompts.bank import Bank
 from promptprior.prompts.decomposed import Decomposed
 from promptprior.prompts.mixture import Mixture
+from promptprior.prompts.offset import Offset
 from promptprior.prompts.residual import Residual
 from promptprior.prompts.weights import LoraForm, OwnForm, WeightForm
 from promptprior.tasks.batch import Batch, Tokens
@@ -44,6 +45,15 @@ class Penalised(Protocol):
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Exams never see it."""
+        ...
+
+
+@runtime_checkable
+class Offsetting(Protocol):
+    """A parameterisation whose prompts also add something to the embeddings of the texts that read them."""
+
+    def offsets(self, params: Params) -> Float[Tensor, "P S D"]:
+        """For each of its prompts, what is added to token 0, 1, … of a text."""
         ...
 
 
@@ -86,6 +96,7 @@ PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "bank": Bank,
     "decomposed": Decomposed,
     "mixture": Mixture,
+    "offset": Offset,
     "residual": Residual,
     "lora": LoraForm,
     "own": OwnForm,
@@ -114,4 +125,5 @@ def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbo
 
 def plain_settings(form: Form) -> dict[str, object]:
     """What an artifact keeps to make a parameterisation again: its fields, without the backbone it reads."""
-    return {name: to_mapping(value) for name, value in vars(form).items() if name != "backbone"}
+    kept = [f.name for f in fields(cast(Any, form)) if f.init and f.name != "backbone"]
+    return {name: to_mapping(getattr(form, name)) for name in kept}
