@@ -3,8 +3,11 @@
 python benchmarks/engine.py                      # the cases the bars name: about 5 minutes on 2 cores
 python benchmarks/engine.py --full               # every model, dtype, prompt length, row count and text
 python benchmarks/engine.py --case smollm2/float32/L100/R32/even --trials 5
+python benchmarks/engine.py --against-float64    # also how far either side is from the same step in a wider dtype
 """
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,13 +97,32 @@ def start_prompt(case: Case) -> Tensor:
     return (torch.randn(case.length, base.width, generator=generator) * base.scale).requires_grad_()
 
 
-def measured(case: Case, trials: int, with_memory: bool) -> dict[str, Any]:
+def exact_gradient(case: Case, prompt: Tensor, batch: Batch) -> Tensor:
+    """The gradient of the same rounded weights and prompt in a wider dtype: float64 for float32, else float32."""
+    base = backbone(case.model, case.dtype)
+    wider = torch.float64 if case.dtype == "float32" else torch.float32
+    wide = replace(base, frozen=replace(base.frozen, model=deepcopy(base.frozen.model).to(wider)))
+    leaf = prompt.detach().to(base.frozen.dtype).to(wider).requires_grad_()
+    share = batch.target_lengths / batch.target_lengths.sum()
+    (wide.losses(leaf[None], batch) * share).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def apart(gradient: Tensor, expected: Tensor) -> float:
+    """The relative distance of two gradients."""
+    return float((gradient.double() - expected.double()).norm() / expected.double().norm())
+
+
+def measured(case: Case, trials: int, with_memory: bool, with_exact: bool) -> dict[str, Any]:
     """One line of the table."""
     prompt, batch = start_prompt(case), made_batch(case)
     our_step = ours(case, prompt, batch)
     peft_step, parameter = peft(case, prompt.detach(), batch)
     mine, theirs = alternate([our_step, peft_step], trials)
-    error = float((prompt.grad - parameter.grad).norm() / parameter.grad.norm())  # type: ignore[operator, union-attr]
+    assert prompt.grad is not None
+    assert parameter.grad is not None
+    gradients = {"ours": prompt.grad.clone(), "peft": parameter.grad.clone()}
     products, flops = product_seconds(our_step)
     del peft_step, parameter
     row = {
@@ -108,13 +130,16 @@ def measured(case: Case, trials: int, with_memory: bool) -> dict[str, Any]:
         "ours_s": mine.median,
         "peft_s": theirs.median,
         "speedup": theirs.median / mine.median,
-        "grad_rel_error": error,
+        "grad_rel_error": apart(gradients["ours"], gradients["peft"]),
         "peak_memory_ratio": None,
         "gemm_fraction": products / mine.median,
         "ours_spread": mine.spread,
         "peft_spread": theirs.spread,
         "gflops_per_s": flops / mine.median / 1e9,
     }
+    if with_exact:
+        exact = exact_gradient(case, prompt, batch)
+        row |= {f"{side}_vs_exact": apart(gradient, exact) for side, gradient in gradients.items()}
     return row | (memory(case) if with_memory else {})
 
 
@@ -133,6 +158,11 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="model/dtype/L<prompt>/R<rows>/<text>; may be repeated")
     parser.add_argument("--full", action="store_true", help="all combinations")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory processes")
+    parser.add_argument(
+        "--against-float64",
+        action="store_true",
+        help="add ours_vs_exact and peft_vs_exact: distance from float64 (of bfloat16: from float32)",
+    )
     parser.add_argument("--peak", choices=("ours", "peft"), help="(internal) print one side's peak memory")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -145,7 +175,7 @@ def main() -> None:
         return
     rows = []
     for case in cases:
-        rows.append(measured(case, chosen.trials, not chosen.no_memory))
+        rows.append(measured(case, chosen.trials, not chosen.no_memory, chosen.against_float64))
         print(f"{case.name}: {rows[-1]['speedup']:.2f}x, gradient {rows[-1]['grad_rel_error']:.1e}", flush=True)
     finish(rows, chosen.json)
 
