@@ -16,6 +16,7 @@ from promptprior.compare.work import Bench, Fit, Group
 from promptprior.config import to_mapping
 from promptprior.evaluate import Marks
 from promptprior.fit import fit
+from promptprior.methods.source_prompts import source_labels
 from promptprior.notation import Params
 from promptprior.prompts.artifact import versions
 from promptprior.watch import WatchStage
@@ -122,7 +123,7 @@ def failed_row(bench: Bench, cell: Cell, error: str) -> Row:
         settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": dtype},
         cost=Cost(0.0, 0, 0, 0.0, 0, 0),
         parameters=Parameters(0, 0),
-        sources=tuple(s.name for s in bench.tasks.sources) if cell.method.needs_sources else (),
+        sources=source_labels(cell.method, bench.tasks.sources),
         n_test=len(target.split("test")[: plan.test_limit]),
         backbone=BackboneName(card.name, card.fingerprint),
         shots=ShotIds((), ()),

@@ -17,6 +17,7 @@ from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config import stable_hash, to_mapping
 from promptprior.fit import source_settings
 from promptprior.methods import Method, source_stage
+from promptprior.methods.source_prompts import learns_from_tasks, made_from
 
 COST = "cost.json"
 
@@ -117,7 +118,9 @@ def make_fit(bench: Bench, group: Group) -> Fit:
     """The fit of a group's prior."""
     assert group.prior is not None
     settings = bench.plan.resolved()
-    tokens = source_cost(bench.backbone, bench.tasks.sources, settings.source, settings.length)
+    tokens = 0.0
+    if learns_from_tasks(group.method):
+        tokens = source_cost(bench.backbone, bench.tasks.sources, settings.source, settings.length)
     return Fit(source_stage(group.method), bench.plan.prior_seed(group.seed), group.prior, tokens)
 
 
@@ -132,7 +135,7 @@ def prior_folder(bench: Bench, method: Method, seed: int) -> Path:
             str(bench.backbone.frozen.dtype),
             to_mapping(stage),
             to_mapping(source_settings(bench.plan.resolved())),
-            [s.fingerprint for s in bench.tasks.sources],
+            made_from(stage, bench.tasks.sources),
         ]
     )
     return bench.plan.output / "priors" / f"{stage.name}-seed{seed}-{key[:8]}"

@@ -22,8 +22,8 @@ from promptprior.methods.source_prompts import similarities, source_bank, source
 from promptprior.methods.spot import Spot
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
-from promptprior.prompts.bank import Query
 from promptprior.prompts.mixture import NETWORK, Attends, Mixture, network_start
+from promptprior.prompts.queries import Query
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
