@@ -26,7 +26,7 @@ from promptprior.settings import Settings, Training
 from promptprior.tasks.batch import collate
 from promptprior.tasks.task import Task
 from tests.backbone.tiny import tiny
-from tests.world import choice_task, early, text_task
+from tests.world import always, choice_task, early, text_task
 
 CHOICE = choice_task("target", early, ("yes", "nay"))  # answers of one length: transformers' own loss is then ours
 FREE = text_task("shout", lambda word: word[:2])
@@ -187,6 +187,32 @@ def test_a_reference_tries_as_many_rates_as_prompts_do_around_its_own() -> None:
     assert a.rows > 2 * b.rows
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_lora_is_a_peft_adapter(family: str, tmp_path: Path) -> None:
+    backbone = tiny(family, torch.float32)
+    easy = choice_task("sure", always(0), ("yes", "nay"))
+    [made] = adapted("lora", backbone, one(easy), using=settings(learning_rates=(9.0,), schedule="constant"))
+    made.prompt.save_pretrained(tmp_path)
+    again = Prompt.from_pretrained(tmp_path, backbone.card)
+    assert all(torch.equal(value, made.prompt.params[n].float()) for n, value in again.params.items())
+    model = peft.PeftModel.from_pretrained(tiny(family, torch.float32).frozen.model, tmp_path)
+    trained = {n for n, w in model.named_parameters() if ".lora_B." in n and w.abs().sum() > 0}
+    assert trained
+    example = CHOICE.split("test")[0]
+    [prediction] = predict(made.prompt, CHOICE, backbone, [example])
+    ids = backbone.frozen.tokenizer
+    for nll, choice in zip(prediction.choice_nll, example.choices, strict=True):
+        if family == "t5":
+            rows = {"input_ids": torch.tensor([ids(example.text).input_ids])}
+            labels = torch.tensor([ids(choice).input_ids])
+        else:
+            rows = {"input_ids": torch.tensor([ids(f"{example.text} {choice}").input_ids])}
+            labels = rows["input_ids"].clone()
+            labels[:, : len(example.text)] = -100
+        loss = model(**rows, labels=labels).loss.detach()
+        assert float(loss) * int((labels != -100).sum()) == pytest.approx(nll, rel=1e-4)
+
+
 def test_lora_without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SpecError, match=r"pip install 'promptprior\[peft\]'"):
@@ -195,7 +221,12 @@ def test_lora_without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"rank": 0}, "rank 0"), ({"alpha": 0.0}, "alpha 0"), ({"modules": ("q_porj",)}, r"q_porj \(--options\.lora")],
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"alpha": 0.0}, "alpha 0"),
+        ({"modules": ("q_porj",)}, r"q_porj \(--options\.lora"),
+        ({"modules": ("embed_tokens",)}, r"--options\.lora\.modules\): model\.embed_tokens is not linear"),
+    ],
 )
 def test_wrong_options_of_lora_are_named(options: dict[str, object], text: str) -> None:
     with pytest.raises(SpecError, match=text):

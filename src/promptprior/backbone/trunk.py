@@ -133,6 +133,10 @@ def lora_trunk(backbone: Backbone, rank: int, alpha: float, modules: Sequence[st
         raise SpecError(f"modules {', '.join(modules) or 'by default'} (--options.lora.modules): {error}") from error
     frozen = Frozen(model, backbone.frozen.tokenizer, backbone.frozen.card)
     weights = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+    if other := [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]:
+        raise SpecError(
+            f"modules (--options.lora.modules): {other[0].split('.lora_')[0]} is not linear; name linear ones"
+        )
     start = {name: torch.zeros_like(weight, dtype=frozen.prompt_dtype) for name, weight in weights.items()}
     return Trunk(backbone, frozen, open_route(frozen), start)
 

@@ -150,10 +150,12 @@ def writer(header: Header, params: Params) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         if is_plain(header, params):
             peft.write_adapter(folder, params["prompt"][0], header.backbone)
+        elif is_lora(header):
+            peft.write_lora(folder, params, header.parameterisation_settings, header.backbone)
         else:
             write_tensors(folder / TENSORS[header.kind], params)
         write_json(folder / HEADER_FILE, header_mapping(header, params))
-        write_text(folder / README, model_card(header, params, is_plain(header, params)))
+        write_text(folder / README, model_card(header, params, is_plain(header, params) or is_lora(header)))
 
     return write
 
@@ -177,6 +179,8 @@ def load(folder: Path, kind: Kind, backbone: BackboneCard | None) -> tuple[Heade
 def read_params(folder: Path, header: Header) -> Params:
     """The parameters of an artifact, from our file or from PEFT's."""
     path = folder / TENSORS[header.kind]
+    if is_lora(header):
+        return peft.read_lora(folder)
     if header.kind == "prompt" and not path.exists() and (folder / peft.CONFIG_FILE).exists():
         return {"prompt": peft.read_adapter(folder)[1][None].clone()}
     return read_tensors(path)
@@ -204,6 +208,11 @@ def stored_params(header: Header, params: Params) -> Params:
 def is_plain(header: Header, params: Params) -> bool:
     """Whether an artifact is one [L, D] prompt and nothing else, which PEFT can hold."""
     return header.kind == "prompt" and header.parameterisation == "direct" and params["prompt"].shape[0] == 1
+
+
+def is_lora(header: Header) -> bool:
+    """Whether an artifact holds LoRA's weights, which PEFT can hold too."""
+    return header.parameterisation == "lora"
 
 
 def check_artifact(kind: Kind, header: Header, params: Params) -> None:

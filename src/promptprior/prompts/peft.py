@@ -1,4 +1,4 @@
-"""PEFT's folder for one soft prompt, written and read without PEFT (its format as of 0.21).
+"""PEFT's folders for one soft prompt, and for LoRA, written and read without PEFT (its format as of 0.21).
 
 A prompt for an encoder-decoder is written as [L, D] with `num_transformer_submodules=1`; PEFT's own default
 doubles the rows and uses only the first half.
@@ -10,11 +10,13 @@ from typing import Any
 from promptprior.backbone.card import BackboneCard
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, read_tensors, write_json, write_tensors
-from promptprior.notation import Float, Tensor
+from promptprior.notation import Float, Mapping, Params, Tensor
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
+LORA_PREFIX = "base_model.model."
+ADAPTER = ".default"  # the name PEFT gives an adapter, left out on disk
 READABLE = ("PROMPT_TUNING", "P_TUNING", "CPT")  # all three save the prompt itself, [L, D]
 TASK_TYPES = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}  # by is_encoder_decoder
 
@@ -61,6 +63,34 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
             "that also changes the model cannot be read as a prompt"
         )
     return config, used_rows(tensors[TENSOR], config, folder).float()
+
+
+def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], backbone: BackboneCard) -> None:
+    """Write the two files of a PEFT LoRA adapter: one copy of weights, under the names that PEFT's layers have."""
+    config = {
+        "base_model_name_or_path": backbone.name,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": settings["alpha"],
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": settings["rank"],
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights}),
+        "task_type": TASK_TYPES[backbone.is_encoder_decoder],
+    }
+    write_json(folder / CONFIG_FILE, config)
+    write_tensors(
+        folder / TENSORS_FILE, {LORA_PREFIX + n.replace(ADAPTER, ""): value[0] for n, value in weights.items()}
+    )
+
+
+def read_lora(folder: Path) -> Params:
+    """The weights that `write_lora` wrote, under their names in the model."""
+    saved = read_tensors(folder / TENSORS_FILE)
+    return {
+        name.removeprefix(LORA_PREFIX).removesuffix(".weight") + ADAPTER + ".weight": value[None].clone()
+        for name, value in saved.items()
+    }
 
 
 def read_config(folder: Path) -> dict[str, Any]:
