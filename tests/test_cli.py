@@ -202,6 +202,42 @@ def test_tasks_list_show_and_check(cli: Cli, data: Path):
     assert re.search(r"test\.jsonl line 1: doc_to_id: missing column 'id'", out), out
 
 
+def test_tensorboard_hears_every_stage_of_fit_adapt_and_compare(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    logs, common = tmp_path / "logs", ["--data", data, "--backbone", model, *TINY]
+    prior = tmp_path / "prior"
+    fit = ["fit", *common, "--sources", "vowels", "--steps", 1, "--output", prior]
+    assert cli(*fit, "--tensorboard", logs / "fit")[0] == 0
+    adapt = ["adapt", *common, "--prior", prior, "--target", "edges", "--shots", 2, "--steps", 1]
+    assert cli(*adapt, "--output", tmp_path / "prompt", "--tensorboard", logs / "adapt")[0] == 0
+    lists = ["--methods", "multitask", "--sources", "vowels", "--targets", "edges", "--shots", 2, "--seeds", 13]
+    compare = ["compare", *common, *lists, "--steps", 1, "--output", tmp_path / "out"]
+    code, _, err = cli(*compare, "--tensorboard", logs / "compare")
+    assert code == 0, err
+    heard = {str(p.parent.relative_to(logs)).split("-")[0] + "/" + p.parent.name for p in logs.rglob("*tfevents*")}
+    assert heard == {"fit/source/source", "adapt/target/target", "compare/fit/source", "compare/adapt/target"}
+    cells = rows_of(tmp_path / "out")
+    assert "0 to run" in cli(*compare)[2]  # where steps are logged decides no result
+    assert rows_of(tmp_path / "out") == cells
+
+
+@pytest.mark.parametrize("verb", ["fit", "adapt", "compare"])
+def test_tensorboard_without_its_package_says_what_to_install(
+    cli: Cli, data: Path, model: Path, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    words = {
+        "fit": ["--sources", "vowels"],
+        "adapt": ["--target", "edges", "--shots", 2],
+        "compare": ["--methods", "prompt_tuning", "--targets", "edges", "--shots", 2, "--seeds", 13],
+    }[verb]
+    common = ["--data", data, "--backbone", model, *TINY, "--output", tmp_path / "out", "--tensorboard", tmp_path]
+    code, _, err = cli(verb, *words, *common)
+    assert code == 2
+    assert "pip install 'promptprior[tensorboard]'" in err
+    assert not (tmp_path / "out").exists()
+
+
 # Bad input ----------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,9 @@ def tensorboard(folder: Path) -> WatchStage:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise SpecError("TensorBoard logs (--tensorboard) need a package: pip install tensorboard") from error
+        raise SpecError(
+            "TensorBoard logs (--tensorboard) need a package: pip install 'promptprior[tensorboard]'"
+        ) from error
 
     def stage(name: str) -> Watch | None:
         if not is_first():
@@ -34,6 +36,8 @@ def tensorboard(folder: Path) -> WatchStage:
                     writer.add_scalar(tag, number, step)
             if step == steps:
                 writer.close()
+            elif "dev_nll" in info:
+                writer.flush()  # where patience ends, a run may stop
 
         return watch
 

@@ -64,11 +64,11 @@ def adapt_one(
     import shutil
 
     from promptprior.adapt import adapt, diagnosed, score_on_test
-    from promptprior.compare.progress import watch_steps
+    from promptprior.cli.building import watcher
     from promptprior.guard import guarded
 
     work = plan.output.with_name(plan.output.name + ".work")
-    given = (method, [episode], backbone, prior, settings, work, watch_steps(method.name))
+    given = (method, [episode], backbone, prior, settings, work, watcher(method.name, plan.tensorboard))
     verdicts = guarded(*given) if plan.guard else []
     done = [verdict.adapted for verdict in verdicts] or adapt(*given)
     marks = score_on_test(backbone, done, plan.test_limit)[0]

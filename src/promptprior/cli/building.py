@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 from promptprior.backbone import Backbone, load
 from promptprior.compare.estimate import tokens_per_second
-from promptprior.compare.progress import duration
+from promptprior.compare.progress import duration, watch_steps
 from promptprior.errors import ArtifactError
 from promptprior.prompts.artifact import is_foreign
 from promptprior.prompts.header import HEADER_FILE, Header, read_header
 from promptprior.settings import Settings
 from promptprior.tasks import Task
+from promptprior.watch import WatchStage, tensorboard, together
 
 
 class BackbonePlan(Protocol):
@@ -42,6 +43,12 @@ class BackbonePlan(Protocol):
 def load_backbone(plan: BackbonePlan) -> Backbone:
     """The backbone that settings name."""
     return load(plan.backbone, plan.dtype, plan.device, quantize=plan.quantize)
+
+
+def watcher(label: str, folder: Path | None) -> WatchStage:
+    """Lines of progress, and TensorBoard where a folder is given. Raises SpecError when its package is missing."""
+    lines = watch_steps(label)
+    return lines if folder is None else together([lines, tensorboard(folder)])
 
 
 def with_source_steps(settings: Settings, steps: int | None) -> Settings:

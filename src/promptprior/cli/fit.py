@@ -7,14 +7,14 @@ from promptprior.cli.verb import Verb
 
 def run(plan: FitPlan, dry_run: bool) -> None:
     """Fit a prior and say where it is."""
-    from promptprior.cli.building import cost_line, load_backbone, with_source_steps
+    from promptprior.cli.building import cost_line, load_backbone, watcher, with_source_steps
     from promptprior.compare.estimate import source_cost
-    from promptprior.compare.progress import watch_steps
     from promptprior.fit import fit
     from promptprior.methods import make_method
     from promptprior.tasks import load_task
 
     method, settings = make_method(plan.method, plan.options), with_source_steps(plan.settings, plan.steps)
+    watch = watcher(plan.method, plan.tensorboard)
     limits = {"train": plan.train_limit} if plan.train_limit else None
     sources = [load_task(name, plan.data, limits) for name in plan.sources]  # type: ignore[arg-type]
     backbone = load_backbone(plan)
@@ -23,7 +23,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
         print(f"fit {plan.method}, seed {plan.seed}, {settings.source.steps} steps on {sizes}")
         cost = source_cost(backbone, sources, settings.source, settings.length)
         return print(cost_line(backbone, sources[0], settings.length, cost))
-    fit(method, sources, backbone, settings, plan.seed, plan.output, watch_steps(plan.method))
+    fit(method, sources, backbone, settings, plan.seed, plan.output, watch)
     save_plan(plan, plan.output / "plan.yaml")
     return print(plan.output / "prior")
 

@@ -19,7 +19,7 @@ from promptprior.fit import fit
 from promptprior.methods.source_prompts import source_labels
 from promptprior.notation import Params
 from promptprior.prompts.artifact import versions
-from promptprior.watch import WatchStage
+from promptprior.watch import WatchStage, tensorboard, together
 
 FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
 
@@ -28,7 +28,8 @@ def fit_prior(bench: Bench, work: Fit, folder: Path, watch: WatchStage) -> Fitte
     """Fit a prior, checkpointed and saved in a folder."""
     start = time.monotonic()
     settings = bench.plan.resolved()
-    prior = fit(work.method, bench.tasks.sources, bench.backbone, settings, work.seed, folder, watch)
+    heard = watched(bench.plan, f"fit-{folder.name}", watch)
+    prior = fit(work.method, bench.tasks.sources, bench.backbone, settings, work.seed, folder, heard)
     counted = prior.header.diagnostics["cost"]
     assert isinstance(counted, dict)
     spent = {**counted, "seconds": time.monotonic() - start}
@@ -42,7 +43,8 @@ def adapt_group(
     plan, backbone = bench.plan, bench.backbone
     episodes = [make_episode(c.target, c.k or plan.shots[0], c.seed or plan.seeds[0]) for c in group.cells]
     prior, source = (fitted.prior, fitted.cost) if fitted else (None, FREE)
-    done = adapt(group.method, episodes, backbone, prior, plan.resolved(), folder, watch)
+    heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
+    done = adapt(group.method, episodes, backbone, prior, plan.resolved(), folder, heard)
     testing()
     marks = score_on_test(backbone, done, plan.test_limit)
     told = diagnosed(backbone, done, bench.tasks.sources)
@@ -54,6 +56,11 @@ def adapt_group(
         )
         for cell, adapted, mark, says in zip(group.cells, done, marks, told, strict=True)
     )
+
+
+def watched(plan: Plan, name: str, watch: WatchStage) -> WatchStage:
+    """Who watches, and TensorBoard where the plan names a folder."""
+    return watch if plan.tensorboard is None else together([watch, tensorboard(plan.tensorboard / name)])
 
 
 def on_cpu(params: Params) -> Params:

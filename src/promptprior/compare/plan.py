@@ -41,6 +41,7 @@ class Plan:
     steps: int | None = setting(None, "optimiser steps of the source and the target stage")
     test_limit: int | None = setting(None, "at most this many test examples per target")
     train_limit: int | None = setting(None, "at most this many training examples per source")
+    tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
     together: int = setting(32, "at most this many cells of a method and seed adapt as copies of one run")
     retries: int = setting(1, "times that failed work is tried again before its cells count as failed")

@@ -23,6 +23,7 @@ from promptprior.compare.work import Bench, Fit, Queue, Work, is_kept, works
 from promptprior.config import dump_yaml
 from promptprior.files import write_text
 from promptprior.tasks import Split, load_task
+from promptprior.watch import tensorboard
 
 REPORT = "report.html"
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
@@ -34,6 +35,8 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
     tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on.
     """
+    if plan.tensorboard is not None:
+        tensorboard(plan.tensorboard)
     tasks = load_tasks(plan)
     bench = Bench(plan, tasks, backbone or load(plan.backbone, plan.dtype, plan.device))
     wanted = cells(plan, tasks, bench.backbone)
