@@ -33,6 +33,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "prompt_tuning": {},
     "residual_prompt_tuning": {"bottleneck": 4},
     "residual_as_released": {"bottleneck": 4},
+    "dept": {"positions": 5},
     "multitask": {},
     "spot": {"probe_steps": 2},
     "prompt_arithmetic": {"probe_steps": 2},

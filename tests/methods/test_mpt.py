@@ -148,13 +148,15 @@ def test_shared_and_rank_one_parts_move_at_their_own_speed_at_every_rate(backbon
 
 def test_targets_together_share_one_prompt_that_stays_theirs(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(task, 2, seed) for task in TARGETS for seed in (13, 21)]
-    done = adapt(Mpt(joint_steps=4), episodes, backbone, prior, short())
-    shared = [a.prompt.params["shared"] for a in done]
+    beginning = Mpt(joint_steps=4).begin(make_lab(backbone, short(), None, None, 30), [prior] * 4, episodes)
+    shared, u = beginning.params["shared"], beginning.params["u"]
     assert torch.equal(shared[0], shared[2])
     assert torch.equal(shared[1], shared[3])
     assert not torch.equal(shared[0], shared[1])
-    assert not torch.equal(shared[0], prior.params["shared"])
-    assert not torch.equal(done[0].prompt.params["u"], done[2].prompt.params["u"])
+    assert not torch.equal(shared[0], prior.params["shared"][0])
+    assert not torch.equal(u[0], u[2])
+    assert beginning.factors["shared"] == 0
+    done = adapt(Mpt(joint_steps=4), episodes, backbone, prior, short())
     assert done[0].trainable == 4 + backbone.width
     assert len(score_on_test(backbone, done, limit=4)) == 4
 
@@ -164,6 +166,7 @@ def test_adaptation_lowers_the_loss(backbone: Backbone, prior: Prior) -> None:
     losses = [point["train_loss"] for point in done.curve if point["train_loss"] is not None]
     assert losses[-1] < losses[0]
     assert done.trainable == 4 * backbone.width + 4 + backbone.width
+    assert done.prompt.header.parameterisation == "direct"  # folded: a PEFT adapter like any other
 
 
 def test_one_source_is_enough(backbone: Backbone) -> None:

@@ -1,7 +1,9 @@
 """Decomposed prompts against the formula, one text at a time, and their two speeds."""
 
+import pytest
 import torch
 
+from promptprior.errors import ArtifactError
 from promptprior.prompts.decomposed import Decomposed, two_speeds
 from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.descent import Descent
@@ -39,6 +41,15 @@ def test_every_task_begins_at_the_shared_prompt_and_its_gradient_there_is_the_su
     torch.testing.assert_close(gradient["shared"], direct["prompt"])
     assert gradient["u"].shape == (2, 2, L)
     assert not torch.allclose(gradient["u"][:, 0], gradient["u"][:, 1])
+
+
+def test_one_task_folds_into_a_plain_prompt() -> None:
+    values = {name: value if name == "shared" else value[:, :1] for name, value in params(5).items()}
+    form = Decomposed(L, 5, 1)
+    batch = collate([Tokens((2,), ((3,),))] * 2, copies=[0, 1])
+    assert torch.equal(form.fold(values)["prompt"], form.prompts(values, batch)[0])
+    with pytest.raises(ArtifactError, match="4 tasks is no single prompt"):
+        Decomposed(L, 5, TASKS).fold(params(5))
 
 
 def test_the_two_speeds() -> None:

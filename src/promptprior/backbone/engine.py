@@ -16,6 +16,7 @@ from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
 from promptprior.backbone.head import row_means, state_losses, token_divergence
 from promptprior.backbone.memory import backing_off, token_budget
+from promptprior.backbone.offset import offset_texts
 from promptprior.backbone.routes import States, chosen_route, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens
@@ -116,6 +117,15 @@ class Backbone:
         """
         nats = token_divergence(self.frozen.model, states, others)
         return row_means(nats, batch.target_lengths.to(nats.device))
+
+    def with_offsets(self, offsets: Float[Tensor, "P S D"], batch: Batch) -> tuple["Backbone", Batch]:
+        """This backbone and this batch, with the offsets of the prompt that a text reads added to its embeddings.
+
+        Token t of a text gets offset t, tokens from S on none. The two belong together: neither is of use without the
+        other.
+        """
+        frozen, read = offset_texts(self.frozen, offsets, batch)
+        return replace(self, frozen=frozen), read
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""

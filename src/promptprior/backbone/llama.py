@@ -52,15 +52,19 @@ def llama_states(
     """The final state that predicts each target token, row after row."""
     layout = plan(batch, prompts.shape[1]).to(frozen.device)
     used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
-    x = torch.cat([used.flatten(0, 1), frozen.embed(layout.token_ids)])
+    words = frozen.embed(layout.token_ids)
+    entry = Leading(None if words.requires_grad else layout.prompt_tokens)  # texts' embeddings are mostly frozen
+    x = torch.cat([used.flatten(0, 1), words])
     trunk = frozen.model.model
     rows, order = torch.unique(layout.predicts, return_inverse=True)
-    for work in passes(frozen.model, layout, x, rows, keep):
+    for work in passes(frozen.model, layout, x, entry, rows, keep):
         x = run_block(x, work)
     return trunk.norm(x).index_select(0, order)
 
 
-def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep: bool) -> list[Pass]:
+def passes(
+    model: PreTrainedModel, layout: Layout, x: Tensor, entry: Leading, rows: Tensor, keep: bool
+) -> list[Pass]:
     """One pass per layer. Of the last layer only the states that predict something are computed."""
     trunk = model.model
     cos, sin = trunk.rotary_emb(x, position_ids=layout.position_ids[None])
@@ -70,7 +74,6 @@ def passes(model: PreTrainedModel, layout: Layout, x: Tensor, rows: Tensor, keep
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
     plans: dict[int | None, list[StagePlan]] = {}
     made: list[Pass] = []
-    entry = Leading(layout.prompt_tokens)  # the texts' embeddings are frozen
     for layer in trunk.layers[: model.config.num_hidden_layers]:
         window = window_of(layer, model)
         if window not in plans:

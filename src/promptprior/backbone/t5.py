@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed, unpacked
 from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
-from promptprior.backbone.entry import Leading, Repeated
+from promptprior.backbone.entry import Entry, Leading, Repeated
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Stage, ragged_stage, ragged_take, rows_of
 from promptprior.backbone.seq2seq import shifted
@@ -83,8 +83,12 @@ def encoded_texts(
     stage = ragged_stage(torch.arange(batch.texts), lengths, 0)[0].to(frozen.device)
     used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)
     rows = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
-    x = torch.cat([rows, frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))])
-    for work in passes(frozen.model, stage, repeated(length, reads, batch.text_lengths.cpu(), x), keep):
+    words = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
+    x = torch.cat([rows, words])
+    entry: Entry = repeated(length, reads, batch.text_lengths.cpu(), x)
+    if words.requires_grad:  # every token wants a gradient: nothing is gained by projecting shared rows once
+        x, entry = entry.spread(x), Leading()
+    for work in passes(frozen.model, stage, entry, keep):
         x = run_block(x, work)
     return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
 
@@ -104,7 +108,7 @@ def repeated(
     return Repeated(source.to(x.device), places.to(x.device), prompts.to(x))
 
 
-def passes(model: PreTrainedModel, stage: Stage, entry: Repeated, keep: bool) -> list[Pass]:
+def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool) -> list[Pass]:
     """One pass per encoder block; all share the relative positions of the first."""
     first = model.encoder.block[0].layer[0].SelfAttention
     bias = first.compute_bias(stage.size, stage.size).detach()  # [1, H, S, S]

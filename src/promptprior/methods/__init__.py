@@ -7,6 +7,7 @@ from promptprior.config import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
 from promptprior.methods.attempt import Attempt, AttemptAsReleased
 from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSingle
+from promptprior.methods.dept import Dept
 from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
@@ -27,6 +28,7 @@ METHODS: Mapping[str, type[Any]] = {
     "prompt_tuning": PromptTuning,
     "residual_prompt_tuning": ResidualPromptTuning,
     "residual_as_released": ResidualAsReleased,
+    "dept": Dept,
     "multitask": Multitask,
     "spot": Spot,
     "prompt_arithmetic": PromptArithmetic,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from promptprior.errors import ArtifactError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.tasks.batch import Batch
 
@@ -33,6 +34,14 @@ class Decomposed:
     def of_tasks(self, params: Params) -> Float[Tensor, "C K L D"]:
         """shared o (u v^T)."""
         return params["shared"][:, None] * params["u"][..., None] * params["v"][:, :, None, :]
+
+    def fold(self, params: Params) -> Params:
+        """The prompt of one task, as it is when nothing more is learned. Raises ArtifactError for several tasks."""
+        if self.tasks != 1:
+            raise ArtifactError(
+                f"a decomposed prompt of {self.tasks} tasks is no single prompt: adapt it to one target"
+            )
+        return {"prompt": self.of_tasks(params)[:, 0]}
 
     def begin(self, shared: Float[Tensor, "C L D"]) -> Params:
         """Every task at the shared prompt of its copy."""

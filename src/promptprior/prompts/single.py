@@ -5,7 +5,7 @@ from dataclasses import fields
 from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior, Prompt
-from promptprior.prompts.parameterisation import PARAMETERISATIONS, Parameterisation
+from promptprior.prompts.parameterisation import PARAMETERISATIONS, Offsetting, Parameterisation
 from promptprior.tasks.batch import Batch, Tokens, collate
 
 
@@ -25,7 +25,8 @@ def single_prompt(artifact: Prior | Prompt, where: str) -> Float[Tensor, "L D"]:
 
 
 def fixed_form(artifact: Prior | Prompt, where: str) -> Parameterisation:
-    """The artifact's parameterisation. Raises ArtifactError for one that reads the text (it asks for the backbone)."""
+    """The artifact's parameterisation. Raises ArtifactError for one that reads the text (it asks for the backbone), and
+    for one that changes it."""
     header = artifact.header
     if header.parameterisation not in PARAMETERISATIONS:
         raise ArtifactError(unknown_name("parameterisation", header.parameterisation, PARAMETERISATIONS))
@@ -36,7 +37,13 @@ def fixed_form(artifact: Prior | Prompt, where: str) -> Parameterisation:
             "single prompt to export or start from; those of prompt_tuning, multitask, spot and reptile are. This "
             "one is served by promptprior itself (promptprior predict)"
         )
-    return kind(**header.parameterisation_settings)
+    form = kind(**header.parameterisation_settings)
+    if isinstance(form, Offsetting):
+        raise ArtifactError(
+            f"{where} ({header.method}, {header.parameterisation}) also changes the embeddings of every text, which no "
+            "single prompt does: it is served by promptprior itself (promptprior predict)"
+        )
+    return form
 
 
 def one_text() -> Batch:

@@ -24,11 +24,11 @@ class Distilled(PromptObjective):
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Each row's loss with its distance from the teacher, in nats per token (and squared units of final states)."""
-        prompts, index = self.parameterisation.prompts(params, batch)
+        backbone, prompts, read = self.reading(params, batch)
         taught = self.taught_states(batch)  # first: it keeps nothing, so that memory peaks with the student alone
-        states = self.backbone.target_states(prompts, batch.reading(index))
-        apart = self.backbone.divergences(states, taught, batch) + distances(states, taught, batch)
-        return self.backbone.state_losses(states, batch) + self.strength * apart
+        states = backbone.target_states(prompts, read)
+        apart = backbone.divergences(states, taught, batch) + distances(states, taught, batch)
+        return backbone.state_losses(states, batch) + self.strength * apart
 
     @torch.no_grad()
     def taught_states(self, batch: Batch) -> Float[Tensor, "V D"]:

@@ -9,7 +9,7 @@ import torch
 from promptprior.backbone import Backbone, backing_off, own_share
 from promptprior.notation import Float, Params, Tensor
 from promptprior.processes import add_up
-from promptprior.prompts.parameterisation import Parameterisation, Penalised
+from promptprior.prompts.parameterisation import Offsetting, Parameterisation, Penalised
 from promptprior.tasks.batch import Batch
 
 
@@ -33,15 +33,24 @@ class PromptObjective:
     backbone: Backbone
     parameterisation: Parameterisation
 
+    def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Float[Tensor, "P L D"], Batch]:
+        """What reads the batch, the prompts, and the batch with the prompt of each text."""
+        form = self.parameterisation
+        prompts, index = form.prompts(params, batch)
+        backbone, read = self.backbone, batch.reading(index)
+        if isinstance(form, Offsetting):
+            backbone, read = backbone.with_offsets(form.offsets(params), read)
+        return backbone, prompts, read
+
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token."""
-        prompts, index = self.parameterisation.prompts(params, batch)
-        return self.backbone.losses(prompts, batch.reading(index))
+        backbone, prompts, read = self.reading(params, batch)
+        return backbone.losses(prompts, read)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
-        prompts, index = self.parameterisation.prompts(params, batch)
-        return self.backbone.generate(prompts, batch.reading(index), max_new_tokens, 1, True)
+        backbone, prompts, read = self.reading(params, batch)
+        return backbone.generate(prompts, read, max_new_tokens, 1, True)
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
