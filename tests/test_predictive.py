@@ -3,11 +3,17 @@
 import math
 
 import pytest
+import torch
 
+from promptprior.adapt import adapt, make_episode
 from promptprior.errors import DataError
+from promptprior.evaluate import evaluate, predict
+from promptprior.methods import make_method
 from promptprior.metrics import Prediction
-from promptprior.predictive import abstention_curve, averaged
+from promptprior.predictive import abstention, abstention_curve, averaged
 from promptprior.tasks.task import Example
+from tests.backbone.tiny import tiny
+from tests.world import choice_task, early, short, text_task
 
 EXAMPLES = [
     Example(str(i), "x", choice, ("no", "yes"), label) for i, (choice, label) in enumerate([("yes", 1), ("no", 0)])
@@ -37,3 +43,19 @@ def test_free_text_cannot_be_averaged() -> None:
 def test_abstention_answers_the_confident_first() -> None:
     made = abstention_curve(EXAMPLES, [prediction(0, 0.9), prediction(1, 0.6)])
     assert made == [(0.5, 1.0), (1.0, 0.5)]
+
+
+def test_a_prompt_abstains_in_tenths_and_free_text_cannot() -> None:
+    backbone, task = tiny("llama", torch.float32), choice_task("target", early)
+    prompt = adapt(make_method("prompt_tuning"), [make_episode(task, 2, 13)], backbone, None, short())[0].prompt
+    curve = abstention(prompt, task, backbone, limit=20)
+    assert [share for share, _ in curve] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert curve[-1][1] == pytest.approx(evaluate(prompt, task, backbone, limit=20).scores["accuracy"])
+    sure = max(
+        predict(prompt, task, backbone, task.split("test")[:20]), key=lambda p: abs(p.choice_nll[0] - p.choice_nll[1])
+    )
+    first = abstention(prompt, task, backbone, limit=20)[0]
+    right = {e.id: e.label for e in task.split("test")}
+    assert first[1] in ((0.5, 1.0) if right[sure.example_id] == sure.choice else (0.0, 0.5))
+    with pytest.raises(DataError, match="'shout' is free text: abstention ranks answers"):
+        abstention(prompt, text_task("shout", lambda word: word[:2]), backbone)

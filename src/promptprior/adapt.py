@@ -23,6 +23,7 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.prompts.parameterisation import Diagnosable, Form, folded, parameterisation, plain_settings
 from promptprior.rules.descent import Descent, Penalty
+from promptprior.rules.objective import copies_of
 from promptprior.rules.optimiser import optimiser
 from promptprior.rules.weights import Answering, objective_of
 from promptprior.settings import Settings
@@ -203,13 +204,18 @@ def adapted(
     done: Trained,
     episodes: int,
 ) -> Adapted:
-    """One episode's best copy, as an artifact with its story."""
+    """One episode's best copy (of each part that answers together), as an artifact with its story."""
     assert done.best is not None
     best = done.best
     ways = len(beginning.variants) * len(rates)
     copies = range(place * ways, (place + 1) * ways)
-    chosen = max(copies, key=lambda c: (best.score[c], -best.nll[c]))
-    trained = {name: value[chosen : chosen + 1].clone() for name, value in done.params.items()}
+
+    def merit(copy: int) -> tuple[float, float]:
+        return best.score[copy], -best.nll[copy]
+
+    members = [max(part, key=merit) for part in parts(copies, beginning.together)]
+    chosen = max(members, key=merit)
+    trained = {name: value[members].clone() for name, value in done.params.items()}
     form, params = folded(beginning.parameterisation, trained)
     which, place_of_rate = divmod(chosen - copies.start, len(rates))
     variant = beginning.variants[which]
@@ -222,12 +228,22 @@ def adapted(
         best_step=best.step[chosen],
         dev_score=best.score[chosen] if episode.task.is_choice else None,
         curve=tuple(curve_of(done.history, chosen, episode.task.is_choice)),
-        trainable=trainable(beginning),
+        trainable=trainable(beginning) * beginning.together,
         seconds=done.seconds / episodes,
         rows=done.rows // episodes,
         tokens=done.tokens // episodes,
         variant=variant,
     )
+
+
+def parts(copies: range, count: int) -> list[range]:
+    """Equal parts of a range, in order.
+
+    >>> parts(range(4, 10), 2)
+    [range(4, 7), range(7, 10)]
+    """
+    size = len(copies) // count
+    return [copies[start : start + size] for start in range(0, len(copies), size)]
 
 
 def trainable(beginning: Beginning) -> int:
@@ -302,7 +318,11 @@ def score_alike(backbone: Backbone, adapted: Sequence[Adapted], limit: int | Non
         task = a.episode.task
         if task.fingerprint not in exams:
             exams[task.fingerprint] = make_exam(objective, task, task.split("test")[:limit])
-    papers = [replace(exams[a.episode.task.fingerprint], copy=c) for c, a in enumerate(adapted)]
+    papers: list[Exam] = []
+    for a in adapted:
+        first = papers[-1].copy + papers[-1].together if papers else 0
+        exam = exams[a.episode.task.fingerprint]
+        papers.append(replace(exam, copy=first, together=copies_of(a.prompt.params)))
     return mark(objective, joined([a.prompt for a in adapted]), papers)
 
 
@@ -338,6 +358,6 @@ def joined(prompts: Sequence[Prompt]) -> Params:
     return {name: stack([p.params[name] for p in prompts]) for name in names}
 
 
-def stack(values: Sequence[Float[Tensor, "1 *s"]]) -> Float[Tensor, "C *s"]:
-    """Single copies as one tensor of copies."""
+def stack(values: Sequence[Float[Tensor, "M *s"]]) -> Float[Tensor, "C *s"]:
+    """The copies of several prompts as one tensor of copies."""
     return torch.cat(list(values))

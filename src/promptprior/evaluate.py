@@ -3,17 +3,20 @@
 Everything is batched over copies: the dev sets of all episodes, or the test sets of all targets, are one exam paper.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
+from promptprior.errors import DataError
 from promptprior.metrics import Prediction, score
 from promptprior.notation import Float, Params, Tensor
 from promptprior.processes import add_up
 from promptprior.prompts.artifact import Prompt
 from promptprior.prompts.parameterisation import parameterisation
+from promptprior.rules.objective import copies_of
 from promptprior.rules.weights import Answering, objective_of
 from promptprior.tasks.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
@@ -23,13 +26,17 @@ TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to 
 
 @dataclass(frozen=True)
 class Exam:
-    """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer."""
+    """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer.
+
+    `together` copies, from `copy` on, answer by the mean of their probabilities: a posterior predictive.
+    """
 
     task: Task
     examples: Sequence[Example]
     tokens: Sequence[Tokens]
     copy: int = 0
     task_index: int = 0
+    together: int = 1
 
 
 def make_exam(
@@ -66,7 +73,7 @@ def evaluate(prompt: Prompt, task: Task, backbone: Backbone, split: Split = "tes
     """
     objective = prompt_objective(prompt, backbone)
     exam = make_exam(objective, task, task.split(split)[:limit])
-    return mark(objective, prompt.params, [exam])[0]
+    return mark(objective, prompt.params, [replace(exam, together=copies_of(prompt.params))])[0]
 
 
 @torch.no_grad()
@@ -76,7 +83,8 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
     Raises ArtifactError for a prompt of another backbone.
     """
     objective = prompt_objective(prompt, backbone)
-    params, exams = prompt.params, [make_exam(objective, task, examples)]
+    params, exam = prompt.params, make_exam(objective, task, examples)
+    exams = [replace(exam, together=copies_of(params))]
     losses = exam_losses(objective, params, exams) if task.is_choice else [[]]
     return answered(objective, params, exams, losses, generate=True)[0]
 
@@ -98,6 +106,10 @@ def answered(
 ) -> list[list[Prediction]]:
     """Predictions from the losses of choices; free text is generated, or left out."""
     free = [exam for exam in exams if generate and not exam.task.is_choice]
+    if several := [exam.task.name for exam in free if exam.together > 1]:
+        raise DataError(
+            f"{several[0]}: prompts that answer together average probabilities of choices; this is free text"
+        )
     texts = iter(generated_texts(objective, params, free))
     out = []
     for exam, nll in zip(exams, losses, strict=True):
@@ -138,7 +150,30 @@ def right_answer_nll(exam: Exam, nll: Sequence[Sequence[float]]) -> float:
 
 
 def exam_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
-    """Summed NLL of every target of every text of every exam."""
+    """Summed NLL of every target of every text of every exam; of copies that answer together, of their mean."""
+    apart = [replace(exam, copy=exam.copy + c, together=1) for exam in exams for c in range(exam.together)]
+    found = iter(copy_losses(objective, params, apart))
+    return [averaged([next(found) for _ in range(exam.together)]) for exam in exams]
+
+
+def averaged(nll: Sequence[list[list[float]]]) -> list[list[float]]:
+    """Minus the logarithm of the mean over copies of each choice's probability, normalised over a text's choices.
+
+    >>> averaged([[[0.0, 9.0]]])
+    [[0.0, 9.0]]
+    """
+    return nll[0] if len(nll) == 1 else [mean_probability(texts) for texts in zip(*nll, strict=True)]
+
+
+def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
+    """The same for one text: one sequence of choices for each copy. Free text has nothing to be normalised over."""
+    table = -torch.tensor(nll, dtype=torch.float64)
+    logs = torch.log_softmax(table, dim=1) if table.shape[1] > 1 else table
+    return (math.log(len(nll)) - torch.logsumexp(logs, dim=0)).tolist()
+
+
+def copy_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+    """Summed NLL of every target of every text of exams that one copy each answers."""
     flat = [(e, x) for e, exam in enumerate(exams) for x in range(len(exam.tokens))]
     order = sorted(range(len(flat)), key=lambda i: (exams[flat[i][0]].copy, len(exams[flat[i][0]].tokens[flat[i][1]])))
     out: list[list[list[float]]] = [[[] for _ in exam.tokens] for exam in exams]

@@ -5,7 +5,6 @@ p(y | x) = mean over prompts of p(y | x, prompt), over the choices of each examp
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,9 +13,12 @@ from promptprior.adapt import Adapted
 from promptprior.backbone import Backbone
 from promptprior.errors import DataError
 from promptprior.evaluate import predict
+from promptprior.methods.bmtpt import each_particle
 from promptprior.metrics import Prediction, score
-from promptprior.prompts.artifact import Prior
-from promptprior.tasks.task import Example
+from promptprior.prompts.artifact import Prompt
+from promptprior.tasks.task import Example, Split, Task
+
+__all__ = ["Together", "abstention", "abstention_curve", "averaged", "each_particle", "score_together"]
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,6 @@ class Together:
     alone: tuple[dict[str, float], ...]
     together: dict[str, float]
     abstention: tuple[tuple[float, float], ...]
-
-
-def each_particle(prior: Prior) -> list[Prior]:
-    """A prior of one particle for every particle: adapt one episode from all of them and average what they predict.
-
-    >>> adapt(method, [episode] * M, backbone, each_particle(prior))  # doctest: +SKIP
-    """
-    found = prior.header.diagnostics
-    losses = cast(list[float], found["particle_loss"])
-    return [
-        Prior(
-            replace(prior.header, diagnostics={**found, "particle_loss": [losses[m]]}),
-            {name: value[m : m + 1].clone() for name, value in prior.params.items()},
-        )
-        for m in range(len(losses))
-    ]
 
 
 def score_together(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> Together:
@@ -75,6 +61,21 @@ def averaged_one(example: Example, predictions: Sequence[Prediction]) -> Predict
     nll = -(torch.logsumexp(logs, 0) - torch.log(torch.tensor(float(len(predictions)))))
     best = int(nll.argmin())
     return replace(predictions[0], choice=best, text=example.choices[best], choice_nll=tuple(nll.tolist()))
+
+
+def abstention(
+    prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None
+) -> list[tuple[float, float]]:
+    """Accuracy of a prompt on the tenth of a split that it is most confident of, on two tenths, … and on all.
+
+    Raises DataError for free text, which has no confidence.
+    """
+    if not task.is_choice:
+        raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
+    examples = task.split(split)[:limit]
+    curve = abstention_curve(examples, predict(prompt, task, backbone, examples))
+    places = sorted({max(1, round(len(curve) * tenth / 10)) for tenth in range(1, 11)})
+    return [curve[place - 1] for place in places]
 
 
 def abstention_curve(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[tuple[float, float]]:

@@ -1,5 +1,6 @@
 """BMTPT end to end on a tiny model: its limits are the methods it contains, and its prior says how it lies."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,22 @@ import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
-from promptprior.errors import SpecError
+from promptprior.errors import DataError, SpecError
+from promptprior.evaluate import evaluate, predict
 from promptprior.fit import fit
 from promptprior.methods import METHODS, make_method, source_stage
 from promptprior.methods.bmtpt import Bmtpt
 from promptprior.methods.method import Lab
 from promptprior.notation import Tensor
 from promptprior.predictive import each_particle, score_together
-from promptprior.prompts.artifact import Prior
+from promptprior.prompts.artifact import Prior, Prompt
 from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
-from tests.world import always, choice_task, early, short
+from tests.world import always, choice_task, early, short, text_task
 
 SOURCES = [choice_task("yes", always(0)), choice_task("early", early), choice_task("no", always(1), size=16)]
 TARGETS = [choice_task("target", always(0)), choice_task("other", early)]
-ARMS = ("bmtpt", "bmtpt_chains", "bmtpt_single", "bmtpt_no_prior")
+ARMS = ("bmtpt", "bmtpt_chains", "bmtpt_single", "bmtpt_no_prior", "bmtpt_predictive")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,75 @@ def test_targets_together_share_a_prompt_first(backbone: Backbone, prior: Prior)
         assert float(singular[1] / singular[0]) < 1e-3
     assert all(not torch.allclose(p, mean, atol=1e-4) for p in joint)
     assert not torch.allclose(joint[0], joint[2], atol=1e-5)
+
+
+def test_the_posterior_predictive_is_what_particles_adapted_alone_answer_together(
+    backbone: Backbone, prior: Prior, tmp_path: Path
+) -> None:
+    episodes = [make_episode(task, 2, 13) for task in TARGETS]
+    settings = short(target=Training(4, 4, (0.1, 0.5), select_every=2))
+    done = adapt(make_method("bmtpt_predictive", {"particles": 3}), episodes, backbone, prior, settings)
+    marks = score_on_test(backbone, done, limit=8)
+    for made, mark, episode in zip(done, marks, episodes, strict=True):
+        apart = adapt(Bmtpt(particles=3), [episode] * 3, backbone, each_particle(prior), settings)
+        torch.testing.assert_close(made.prompt.params["prompt"], torch.stack(prompts_of(apart)), rtol=1e-4, atol=1e-5)
+        together = score_together(backbone, apart, limit=8).together
+        assert mark.scores == pytest.approx(together, abs=1e-6)
+        assert {"nll", "ece", "brier"} <= mark.scores.keys()
+        assert made.trainable == 3 * apart[0].trainable
+        assert made.dev_score == max(a.dev_score or 0 for a in apart)
+    done[0].prompt.save_pretrained(tmp_path / "prompt")
+    again = Prompt.from_pretrained(tmp_path / "prompt", backbone.card)
+    assert evaluate(again, TARGETS[0], backbone, limit=8).scores == pytest.approx(marks[0].scores, abs=1e-6)
+    answers = predict(again, TARGETS[0], backbone, TARGETS[0].split("test")[:8])
+    assert all(sum(math.exp(-v) for v in a.choice_nll) == pytest.approx(1) for a in answers)
+
+
+def test_particles_do_not_answer_free_text_together(backbone: Backbone, prior: Prior) -> None:
+    shout = text_task("shout", lambda word: word[:2])
+    method = make_method("bmtpt_predictive", {"particles": 3})
+    done = adapt(method, [make_episode(shout, 2, 13)], backbone, prior, short(target=Training(steps=1)))
+    with pytest.raises(DataError, match="shout: prompts that answer together average probabilities of choices"):
+        score_on_test(backbone, done, limit=2)
+
+
+def test_spread_is_told_beside_the_start_the_prior_and_an_ensemble(backbone: Backbone) -> None:
+    settings, chains = short(), fit(make_method("bmtpt_chains", {"particles": 3}), SOURCES, backbone, short())
+    both = fitted(backbone, settings, ensemble=True, repulsion=100.0)
+    found: Any = both.header.diagnostics["spread"]
+    assert found.keys() == {"start", "particles", "ensemble", "prior"}
+    assert found["prior"] == 100.0
+    assert found["start"] == pytest.approx(0.5 * 2 / 3, rel=0.1)  # of three particles two have noise of 0.5
+    assert found["ensemble"] == pytest.approx(chains.header.diagnostics["spread"]["particles"], rel=1e-3)  # type: ignore[index]
+    assert found["particles"] > 1.05 * found["ensemble"]
+    plain = fitted(backbone, settings, repulsion=100.0)
+    assert torch.equal(plain.params["prompt"], both.params["prompt"])
+    assert "ensemble" not in plain.header.diagnostics["spread"]  # type: ignore[operator]
+    costs: Any = [p.header.diagnostics["cost"] for p in (plain, both)]
+    assert costs[1]["rows"] == 2 * costs[0]["rows"]
+
+
+def test_agreement_weights_start_a_target_better_where_one_source_interferes(backbone: Backbone) -> None:
+    sources = [choice_task(f"yes{i}", always(0)) for i in range(3)] + [choice_task("no", always(1))]
+    target = [make_episode(choice_task("target", always(0)), 2, 13)]
+    nll, share = {}, {}
+    for weighting in ("balanced", "agreement"):
+        method = Bmtpt(particles=2, weighting=weighting)  # type: ignore[arg-type]
+        prior = fit(method, sources, backbone, short())
+        share[weighting] = prior.header.diagnostics["task_weights"][-1]  # type: ignore[index]
+        start = adapt(method, target, backbone, prior, short(target=Training(steps=0)))[0]
+        nll[weighting] = start.curve[0]["dev_nll"]
+    assert share["balanced"] == pytest.approx(0.25)
+    assert share["agreement"] < 0.1
+    assert nll["agreement"] < 0.8 * nll["balanced"]
+
+
+def test_one_prompt_can_have_the_updates_of_all_particles(backbone: Backbone) -> None:
+    many = fitted(backbone, particles=3).header.diagnostics["cost"]
+    long = fit(make_method("multitask_long", {"times": 3}), SOURCES, backbone, short()).header.diagnostics
+    assert long["cost"]["rows"] == many["rows"]  # type: ignore[index]
+    plain = fit(make_method("multitask"), SOURCES, backbone, short()).header.diagnostics
+    assert long["source_loss"][0] == plain["source_loss"][0]  # type: ignore[index]
 
 
 def test_every_particle_adapted_and_averaged(backbone: Backbone, prior: Prior) -> None:

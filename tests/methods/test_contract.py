@@ -35,6 +35,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "residual_as_released": {"bottleneck": 4},
     "dept": {"positions": 5},
     "multitask": {},
+    "multitask_long": {"times": 2},
     "spot": {"probe_steps": 2},
     "prompt_arithmetic": {"probe_steps": 2},
     "attempt": {"probe_steps": 2, "rank": 4},
@@ -45,6 +46,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "bmtpt_chains": {"particles": 2, "prior_width": (30.0,)},
     "bmtpt_single": {"prior_width": (30.0,)},
     "bmtpt_no_prior": {"particles": 2},
+    "bmtpt_predictive": {"particles": 2, "prior_width": (30.0,)},
     "maml": {"budget": "updates", "units_per_step": 2},
     "fomaml": {"budget": "updates", "units_per_step": 2},
     "reptile": {"budget": "updates", "units_per_step": 2},
@@ -172,50 +174,6 @@ def test_what_only_targets_see_changes_no_prior(name: str) -> None:
     assert source_stage(made) == source_stage(make_method(name, OPTIONS[name])) == source_stage(source_stage(made))
     assert params.keys() == fitted(name).prior.params.keys()
     assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())
-
-
-@pytest.mark.parametrize("name", WITH_PRIOR)
-def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
-    """Whatever targets are trained like, and whichever method of that stage fits it."""
-    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
-    stage = source_stage(make_method(name, OPTIONS[name]))
-    prior = fit(stage, SOURCES, backbone(), other)
-    assert source_stage(stage) == stage
-    assert prior.params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
-
-
-@pytest.mark.parametrize("name", WITH_PRIOR)
-def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
-    """Whatever targets are trained like, and whichever method of that stage fits it."""
-    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
-    stage = source_stage(make_method(name, OPTIONS[name]))
-    prior = fit(stage, SOURCES, backbone(), other)
-    assert source_stage(stage) == stage
-    assert prior.params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
-
-
-@pytest.mark.parametrize("name", WITH_PRIOR)
-def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
-    """Whatever targets are trained like, and whichever method of that stage fits it."""
-    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
-    stage = source_stage(make_method(name, OPTIONS[name]))
-    prior = fit(stage, SOURCES, backbone(), other)
-    assert source_stage(stage) == stage
-    assert prior.params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
-
-
-@pytest.mark.parametrize("name", WITH_PRIOR)
-def test_a_prior_depends_on_its_source_stage_alone(name: str) -> None:
-    """Whatever targets are trained like, and whichever method of that stage fits it."""
-    other = settings(target=Training(steps=1, learning_rates=(0.1, 0.2)))
-    stage = source_stage(make_method(name, OPTIONS[name]))
-    prior = fit(stage, SOURCES, backbone(), other)
-    assert source_stage(stage) == stage
-    assert prior.params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, prior.params[n]) for n, value in fitted(name).prior.params.items())
 
 
 @pytest.mark.parametrize("name", WITH_PRIOR)

@@ -6,13 +6,13 @@ from typing import Any
 from promptprior.config import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
 from promptprior.methods.attempt import Attempt, AttemptAsReleased
-from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptSingle
+from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptPredictive, BmtptSingle
 from promptprior.methods.dept import Dept
 from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
 from promptprior.methods.mpt import Mpt, MptNoDistil
-from promptprior.methods.multitask import Multitask
+from promptprior.methods.multitask import Multitask, MultitaskLong
 from promptprior.methods.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
 from promptprior.methods.references import Bitfit, Lora
@@ -30,6 +30,7 @@ METHODS: Mapping[str, type[Any]] = {
     "residual_as_released": ResidualAsReleased,
     "dept": Dept,
     "multitask": Multitask,
+    "multitask_long": MultitaskLong,
     "spot": Spot,
     "prompt_arithmetic": PromptArithmetic,
     "attempt": Attempt,
@@ -40,6 +41,7 @@ METHODS: Mapping[str, type[Any]] = {
     "bmtpt_chains": BmtptChains,
     "bmtpt_single": BmtptSingle,
     "bmtpt_no_prior": BmtptNoPrior,
+    "bmtpt_predictive": BmtptPredictive,
     "maml": MamlStart,
     "fomaml": FomamlStart,
     "reptile": ReptileStart,

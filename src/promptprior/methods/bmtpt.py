@@ -8,7 +8,7 @@ prior's form and width, how particles are aggregated and started. docs/bmtpt.md 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -22,7 +22,16 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.decomposed import Decomposed, two_speeds
 from promptprior.prompts.parameterisation import Direct
-from promptprior.prompts.posterior import GaussianPenalty, PenaltyKind, StartKind, geometry, penalty, start, weights
+from promptprior.prompts.posterior import (
+    GaussianPenalty,
+    PenaltyKind,
+    StartKind,
+    deviation,
+    geometry,
+    penalty,
+    start,
+    weights,
+)
 from promptprior.rules.conflict import agreement_weights, task_cosines
 from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.kernels import KernelKind, make_kernel
@@ -68,6 +77,13 @@ class Bmtpt:
     )
     joint_steps: int = setting(0, "steps in which all targets of a seed first train one decomposed prompt together")
     low_rank_rate: float = setting(0.01, "rate of the low-rank parts in those steps, absolute: they start from 1")
+    ensemble: bool = field(
+        default=False,
+        metadata={
+            "help": "also train the particles apart, to say how far an ensemble spreads (doubles the source cost)",
+            "quiet": True,
+        },
+    )
     name: str = "bmtpt"
     needs_sources: bool = True
     uses_shots: bool = True
@@ -98,15 +114,24 @@ class Bmtpt:
         draws = lab.mixture(sources, seed)
         run = self.particle_run(lab, begun, draws, lab.key(self, seed, *(t.fingerprint for t in sources)))
         done, rule = lab.train(run, "source"), cast(Svgd, run.rule)
+        apart = [lab.train(alone(run), "ensemble")] if self.ensemble else []
         shares = torch.tensor(rule.task_weights) * torch.tensor(draws.rates)
         diagnostics = {
             "source_loss": loss_curve(done.history),
             "forces": force_curves(done.history),
             "task_weights": shares.tolist(),
             "count": rule.count,
+            "spread": self.spread(lab, begun.params, done.params, *(one.params for one in apart)),
             **self.judged(lab, run.objective, done.params, cast(MixtureDraws, run.draws), rule),
         }
-        return Learned(begun.form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+        return Learned(begun.form, done.params, diagnostics, **spent(done, *apart))  # type: ignore[arg-type]
+
+    def spread(self, lab: Lab, *stages: Params) -> dict[str, float]:
+        """How far an entry differs between particles (standard deviation, in embedding scales): at the start, as SVGD
+        left them, and of an ensemble if there is one; beside the prior's own width."""
+        names = ("start", "particles", "ensemble")
+        found = [deviation(params["prompt"]) / lab.backbone.scale for params in stages]
+        return {**dict(zip(names, found, strict=False)), "prior": self.width}
 
     def run(self, lab: Lab, begun: Begun, sources: Sequence[Task], seed: int, key: str) -> Run:
         """SVGD around one copy of anything: of a prompt, or of tpt's bank."""
@@ -291,6 +316,24 @@ class Bmtpt:
         )
 
 
+def alone(run: Run) -> Run:
+    """The same run of particles that do not see each other."""
+    return replace(run, key=f"{run.key}-apart", rule=replace(cast(Svgd, run.rule), kernel=make_kernel("none")))
+
+
+def each_particle(prior: Prior) -> list[Prior]:
+    """A prior of one particle for every particle."""
+    found = prior.header.diagnostics
+    losses = cast(list[float], found["particle_loss"])
+    return [
+        Prior(
+            replace(prior.header, diagnostics={**found, "particle_loss": [losses[m]]}),
+            {name: value[m : m + 1].clone() for name, value in prior.params.items()},
+        )
+        for m in range(len(losses))
+    ]
+
+
 @dataclass(frozen=True)
 class BmtptChains(Bmtpt):
     """Control: M chains from the same starts on the same batches, each by itself, then treated as particles."""
@@ -317,6 +360,28 @@ class BmtptNoPrior(Bmtpt):
     def source_view(self) -> Method:
         """The particles of bmtpt."""
         return viewed(self, Bmtpt, TARGETS_ONLY)
+
+
+@dataclass(frozen=True)
+class BmtptPredictive(Bmtpt):
+    """The posterior predictive (ours): every particle adapts under the prior around itself, and all answer together.
+
+    The prompt of a target has M copies. Choices only: free text has no probabilities to average.
+    """
+
+    name: str = "bmtpt_predictive"
+
+    def source_view(self) -> Method:
+        """The particles of bmtpt."""
+        return viewed(self, Bmtpt, TARGETS_ONLY)
+
+    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
+        """Every episode once for each particle, each with that particle's own prior."""
+        apart = {id(prior): each_particle(prior) for prior in priors}
+        members = [(one, e) for prior, e in zip(priors, episodes, strict=True) for one in apart[id(prior)]]
+        begun = super().begin(lab, [one for one, _ in members], [e for _, e in members])
+        count = len(members) // len(episodes)
+        return replace(begun, variants=[*begun.variants] * count, together=count)
 
 
 def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]]:

@@ -99,7 +99,8 @@ class Beginning:
     `factors` multiply the learning rate of single parameters by name (0 freezes one), or of every element of one.
     `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
     params, penalty and factors of elements have copies e * V + v, episode e in variant v. `rates` are learning rates to
-    try in absolute units, for params that are no prompt; without them the settings' are tried.
+    try in absolute units, for params that are no prompt; without them the settings' are tried. Of an episode's variants
+    each of `together` equal parts gives a prompt, picked on dev within its part; they answer by their mean probability.
     """
 
     parameterisation: Form
@@ -108,6 +109,7 @@ class Beginning:
     trains: bool = True
     factors: Mapping[str, float | Tensor] = field(default_factory=dict)
     variants: Sequence[Mapping[str, object]] = ({},)
+    together: int = 1
     rates: Sequence[float] = ()
 
 

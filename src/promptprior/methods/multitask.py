@@ -4,7 +4,7 @@ Vu et al. 2022 call the same start "SPoT on a mixture". Parameterisation direct,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
 from promptprior.prompts.artifact import Prior
@@ -20,6 +20,7 @@ from promptprior.train import Run
 class Multitask:
     """The shared prompt of all sources."""
 
+    times: int = field(default=1, metadata={"help": "factor on the source steps", "quiet": True})
     name: str = "multitask"
     needs_sources: bool = True
     uses_shots: bool = True
@@ -27,13 +28,13 @@ class Multitask:
     def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
         """Descend on batches of mixed sources."""
         form = Direct(lab.settings.length, lab.backbone.width)
-        stage = lab.settings.source
+        stage = replace(lab.settings.source, steps=lab.settings.source.steps * self.times)
         rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
         run = Run(
             key=lab.key(self, seed, *(t.fingerprint for t in sources)),
             objective=PromptObjective(lab.backbone, form),
             rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=stacked([lab.start(seed, self.name)]),
+            params=stacked([lab.start(seed, "multitask")]),
             draws=lab.mixture(sources, seed),
             steps=stage.steps,
         )
@@ -47,6 +48,14 @@ class Multitask:
             Direct(lab.settings.length, lab.backbone.width),
             stacked([prior.params["prompt"][0].to(device) for prior in priors]),
         )
+
+
+@dataclass(frozen=True)
+class MultitaskLong(Multitask):
+    """Control of `bmtpt`: one prompt with as many source updates, and tokens, as its five particles have together."""
+
+    times: int = field(default=5, metadata={"help": "factor on the source steps"})
+    name: str = "multitask_long"
 
 
 def loss_curve(history: Sequence[dict[str, object]], points: int = 20) -> list[object]:

@@ -118,10 +118,16 @@ def geometry(particles: Float[Tensor, "M L D"], scale: float) -> dict[str, objec
     return {
         "distances": rounded(squared.sqrt() / scale),
         "kernel": rounded(torch.exp(-squared / median_scale(squared))),
-        "spread": float(centred.square().mean().sqrt()) / scale,
+        "spread": deviation(particles) / scale,
         "size": float(flat.mean(0).square().mean().sqrt()) / scale,
         "directions": float(variances.sum().square() / variances.square().sum()) if variances.sum() > 0 else 0.0,
     }
+
+
+def deviation(particles: Float[Tensor, "M L D"]) -> float:
+    """The standard deviation of an entry across particles: the root mean square over all entries."""
+    flat = particles.flatten(1).double()
+    return float((flat - flat.mean(0)).square().mean().sqrt())
 
 
 def median_scale(squared: Float[Tensor, "M M"]) -> float:
