@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_the_engine_computes_each_distinct_set_once() -> None:
     distinct = len(form.retrieved(held, given).unique(dim=0))
     assert distinct < 4
     assert tokens[1] - tokens[0] == (4 - distinct) * K
+
+
+@torch.no_grad()
+def test_pieces_of_one_call_share_no_prompt_twice() -> None:
+    """Which is why inference keeps no cache of prefixes: texts that read one prompt stand together in the engine."""
+    form, given = bank(), batch(["ab", "cdefg", "hij", "klmnopqr"] * 5, copies=1)
+    held = {"bank": drawn(1, N, BACKBONE.width)}
+    small = replace(BACKBONE, max_tokens=60)
+    whole = losses(form, held, given)
+    before = BACKBONE.meter.tokens
+    pieces = PromptObjective(small, replace(form, backbone=small)).losses(held, given)
+    computed = BACKBONE.meter.tokens - before
+    torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)
+    texts = int(given.text_lengths.sum() + given.target_lengths.sum()) - given.rows
+    calls, distinct = math.ceil(texts / (60 - K)), len(form.retrieved(held, given).unique(dim=0))
+    assert computed <= texts + (distinct + calls) * K
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

@@ -43,9 +43,16 @@ class PromptObjective:
         return backbone, prompts, read
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-        """Mean negative log-likelihood of each row's target, in nats per token."""
+        """Mean negative log-likelihood of each row's target, in nats per token.
+
+        Without gradients texts that read one prompt stand together, so that no two pieces compute it but neighbours.
+        """
         backbone, prompts, read = self.reading(params, batch)
-        return backbone.losses(prompts, read)
+        if torch.is_grad_enabled():  # in training `split` has cut the batch before
+            return backbone.losses(prompts, read)
+        together, rows = read.reordered(read.prompt_index.argsort(stable=True))
+        losses = backbone.losses(prompts, together)
+        return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""

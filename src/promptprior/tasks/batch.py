@@ -66,6 +66,24 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def reordered(self, texts: Int[Tensor, " X"]) -> tuple["Batch", Int[Tensor, " R"]]:
+        """The texts in another order, and the place that each row had."""
+        position = torch.empty_like(texts)
+        position[texts] = torch.arange(len(texts), device=texts.device)
+        rows = position[self.text_index].argsort(stable=True)
+        moved = Batch(
+            text_ids=self.text_ids[texts],
+            text_lengths=self.text_lengths[texts],
+            target_ids=self.target_ids[rows],
+            target_lengths=self.target_lengths[rows],
+            text_index=position[self.text_index[rows]],
+            copy_index=self.copy_index[texts],
+            task_index=self.task_index[texts],
+            prompt_index=self.prompt_index[texts],
+            weight=self.weight[rows],
+        )
+        return moved, rows
+
     def tile(self, copies: int) -> "Batch":
         """Every text once per copy, copies outermost: what M particles read. All texts must be of copy 0."""
         texts = self.texts
