@@ -14,6 +14,7 @@ def run(plan: EvaluatePlan, dry_run: bool) -> None:
     from promptprior.cli.table import score_lines
     from promptprior.evaluate import evaluate
     from promptprior.files import write_json
+    from promptprior.predictive import abstention
     from promptprior.prompts.artifact import Prompt
     from promptprior.tasks import load_task
 
@@ -32,10 +33,15 @@ def run(plan: EvaluatePlan, dry_run: bool) -> None:
         "scores": dict(marks.scores),
         "answer_nll": marks.nll,
     }
+    curve = abstention(prompt, task, backbone, plan.split, plan.limit) if plan.abstention else []
+    if curve:
+        result["abstention"] = [list(point) for point in curve]
     if plan.output is not None:
         write_json(plan.output, result)
         save_plan(plan, beside(plan.output))
-    return print(json.dumps(result) if plan.json else f"{task.name}, {n} of {plan.split}\n{score_lines(marks.scores)}")
+    confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
+    table = f"{task.name}, {n} of {plan.split}\n{score_lines({**marks.scores, **confident})}"
+    return print(json.dumps(result) if plan.json else table)
 
 
 def prompt_defaults(given: Mapping[str, object]) -> dict[str, object]:

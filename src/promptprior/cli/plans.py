@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptprior.errors import SpecError
+from promptprior.kinds import Shared
 from promptprior.settings import Settings, setting
 
 DATA = "folder of task folders that names are looked up in"
@@ -13,6 +14,7 @@ BACKBONE = "Hub id, folder, .gguf file, or smollm2"
 DTYPE = "auto, float32, bfloat16, float16 or float64"
 DEVICE = "cuda, cpu, …; by default the first GPU, else the CPU"
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
+COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 OPTIONS = {"help": "options of the method itself: --options.retrieval weighted"}
 
 
@@ -24,10 +26,14 @@ class FitPlan:
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")
     seed: int = setting(13, "start and batches")
     data: Path | None = setting(None, DATA)
+    partition: str | None = setting(None, "named partition that the sources come from unless they are given")
+    partitions: Path | None = setting(None, "file of partitions; by default partitions.json of --data")
+    shared: Shared = setting("refuse", "tasks of a partition that leak into its targets: refuse, drop or keep them")
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
+    compile: bool = setting(False, COMPILE)
     steps: int | None = setting(None, "optimiser steps, the same as --source.steps")
     train_limit: int | None = setting(None, "at most this many training examples per source")
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
@@ -54,6 +60,7 @@ class AdaptPlan:
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
+    compile: bool = setting(False, COMPILE)
     steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
     test_limit: int | None = setting(None, "at most this many test examples")
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
@@ -82,6 +89,8 @@ class EvaluatePlan:
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
+    compile: bool = setting(False, COMPILE)
+    abstention: bool = setting(False, "also accuracy on the most confident tenth of answers, two tenths, … all")
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write the JSON object to this file as well")
 
@@ -103,6 +112,7 @@ class PredictPlan:
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
+    compile: bool = setting(False, COMPILE)
 
     def __post_init__(self) -> None:
         if not self.target:
