@@ -61,4 +61,15 @@ def make_method(name: str, options: Mapping[str, object] | None = None) -> Metho
     return from_mapping(METHODS[name], dict(options or {}), f"method {name}")
 
 
-__all__ = ["METHODS", "Beginning", "Episode", "FlagText", "Lab", "Learned", "Method", "OneByOne", "make_method", "source_stage"]
+__all__ = [
+    "METHODS",
+    "Beginning",
+    "Episode",
+    "FlagText",
+    "Lab",
+    "Learned",
+    "Method",
+    "OneByOne",
+    "make_method",
+    "source_stage",
+]
