@@ -322,6 +322,15 @@ def test_a_baked_model_can_be_baked_again(tmp_path: Path):
     check_equal(backbone, tmp_path / "twice", prompt_for(backbone, 2), two)
 
 
+def test_packed_weights_are_refused(tmp_path: Path):
+    frozen = tiny("llama", torch.float32).frozen
+    frozen.model.is_quantized = True  # as transformers marks what bitsandbytes packed
+    with pytest.raises(
+        ArtifactError, match=r"packed weights, which take no new rows: bake into the model it was quantised"
+    ):
+        write_baked(frozen, {"p": torch.zeros(2, 32)}, tmp_path)
+
+
 def test_numbers_that_the_dtype_cannot_hold(tmp_path: Path):
     frozen = freeze(model_of("llama", True, torch.float16), tokenizer(), "half")
     with pytest.raises(ArtifactError, match=r"entries up to 1e\+06, too large for float16.*--dtype float32"):

@@ -139,6 +139,14 @@ def test_prompts_that_depend_on_the_text_are_refused(backbone: Backbone, tmp_pat
             export_prompt(bank, form, tmp_path / "out")
     with pytest.raises(ArtifactError, match=r"prompt 'tpt' \(tpt, bank\) makes another prompt for every text"):
         export_vocabulary({"tpt": bank}, backbone.frozen, tmp_path / "out")
+    shapes = {"length": 4, "positions": 3, "rank": 2}
+    header = Header("prompt", "dept", {}, "offset", shapes, backbone.card)
+    dept = Prompt(header, {"prompt": torch.ones(1, 4, 32), "a": torch.ones(1, 3, 2), "b": torch.ones(1, 2, 32)})
+    with pytest.raises(ArtifactError, match=r"\(dept, offset\) also changes the embeddings of every text"):
+        export_prompt(dept, "npy", tmp_path / "out")
+    header = Header("prompt", "lora", {}, "lora", {"rank": 2, "alpha": 2.0, "modules": ["q_proj"]}, backbone.card)
+    with pytest.raises(ArtifactError, match=r"\(lora, lora\) holds weights of the model.* and no prompt"):
+        export_prompt(Prompt(header, {"w": torch.ones(1, 2)}), "npy", tmp_path / "out")
     particles = Prior(Header("prior", "bmtpt", {}, "direct", {"length": 4, "width": 32}, backbone.card),
                       {"prompt": torch.randn(3, 4, 32)})  # fmt: skip
     with pytest.raises(ArtifactError, match=r"holds 3 prompts; one was expected"):

@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptprior.backbone.frozen import DTYPES, Frozen, converted, load_frozen, resolve
+from promptprior.backbone.frozen import DTYPES, Frozen, converted, is_quantised, load_frozen, resolve
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, write_json
 from promptprior.notation import Float, Tensor
@@ -91,6 +91,11 @@ def check_names(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]]) -> 
 
 def check_model(model: PreTrainedModel) -> None:
     """Raise ArtifactError for a model whose vocabulary is not one plain table of its own config."""
+    if is_quantised(model):
+        raise ArtifactError(
+            f"{type(model).__name__} was loaded with packed weights, which take no new rows: bake into the model it "
+            "was quantised from (--backbone), then quantise the folder"
+        )
     if model.config.get_text_config() is not model.config:
         raise ArtifactError(
             f"{type(model).__name__} keeps its vocabulary in a nested config; baking knows plain text models only: "

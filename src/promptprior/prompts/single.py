@@ -6,6 +6,7 @@ from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior, Prompt
 from promptprior.prompts.parameterisation import PARAMETERISATIONS, Offsetting, Parameterisation
+from promptprior.prompts.weights import WeightForm
 from promptprior.tasks.batch import Batch, Tokens, collate
 
 
@@ -38,6 +39,11 @@ def fixed_form(artifact: Prior | Prompt, where: str) -> Parameterisation:
             "one is served by promptprior itself (promptprior predict)"
         )
     form = kind(**header.parameterisation_settings)
+    if isinstance(form, WeightForm):
+        raise ArtifactError(
+            f"{where} ({header.method}, {header.parameterisation}) holds weights of the model, a reference that "
+            "prompts are compared with, and no prompt"
+        )
     if isinstance(form, Offsetting):
         raise ArtifactError(
             f"{where} ({header.method}, {header.parameterisation}) also changes the embeddings of every text, which no "
