@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ import transformers as tf
 
 from promptprior.cli import main
 from promptprior.cli.arguments import read_arguments, short
-from promptprior.cli.help import COMMON
+from promptprior.cli.help import COMMON, common
 from promptprior.cli.verbs import VERBS, find_verb
-from promptprior.config import load_yaml, settings_of
+from promptprior.compare.likeness import read_likeness
+from promptprior.compare.plan import Plan
+from promptprior.config import from_mapping, load_yaml, settings_of
 from promptprior.errors import SpecError
+from promptprior.tasks import builtin
 from promptprior.tasks.task import content_id
 from tests.backbone.tiny import config, tokenizer
 
@@ -370,6 +374,38 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     assert "Run the same command again" in err
 
 
+# Presets ------------------------------------------------------------------------------------------------
+
+
+def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    plans: list[Plan] = []
+    module = import_module("promptprior.compare.run")
+    monkeypatch.setattr(module, "compare", lambda plan, **_: plans.append(plan) or plan.output)
+    file = tmp_path / "more.yaml"
+    file.write_text("seeds: [1]\nsettings: {target: {steps: 7}}\n")
+    words = ["--preset", "quick", "--output", tmp_path / "out"]
+    assert cli("compare", *words)[0] == 0
+    assert cli("compare", *words, "--config", file, "--source.steps", 5)[0] == 0
+    quick, changed = plans
+    assert (len(quick.methods), len(quick.targets), len(quick.seeds)) == (6, 4, 3)
+    assert changed.seeds == (1,)
+    assert (changed.settings.source.steps, changed.settings.target.steps) == (5, 7)
+    assert changed.settings.target.batch_size == quick.settings.target.batch_size
+    assert changed.methods == quick.methods
+    code, _, err = cli("compare", "--preset", "quik")
+    assert code == 2
+    assert "unknown preset 'quik'; did you mean 'quick'?" in err
+    assert "unknown flag '--preset'" in cli("fit", "--preset", "quick")[2]
+
+
+@pytest.mark.parametrize("path", sorted(find_verb("compare").presets.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_plans_of_tasks_that_exist(path: Path):
+    plan = from_mapping(Plan, load_yaml(path), path.name)
+    made = {task: builtin.load(task) for task in (*plan.sources, *plan.targets)}
+    assert {made[t].family for t in plan.targets} <= {made[s].family for s in plan.sources}
+    assert all(t.split("test") for t in made.values())
+
+
 # Killed and resumed -------------------------------------------------------------------------------------
 
 
@@ -441,7 +477,7 @@ def test_commands_in_documents_use_verbs_and_flags_that_exist(path: Path):
         if verb == "VERB":
             continue
         assert verb in VERBS, path.name
-        known = [*settings_of(find_verb(verb).settings), *COMMON]
+        known = [*settings_of(find_verb(verb).settings), *common(find_verb(verb))]
         read_arguments([w for w in words if w not in ("…", "...", "--help")], known)
 
 
@@ -451,3 +487,47 @@ def test_an_option_of_a_method_needs_no_declaration():
     assert made.flags == {"options.spot.top": "2", "settings.length": "5", "dry-run": "true"}
     with pytest.raises(SpecError, match="ambiguous"):
         read_arguments(["--warmup", "2"], known)
+
+
+def test_similar_ranks_sources_and_keeps_what_reports_read(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    words = ["similar", "--target", "edges,other", "--sources", "vowels,sounds", "--data", data, "--backbone", model]
+    words += ["--dtype", "float32", "--length", 3, "--shots", 2, "--steps", 2, "--target.batch-size", 2]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    blocks = out.strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ["edges", "other"]
+    assert blocks[0].splitlines()[1].split() == ["rank", "source", "gradient", "prompt", "token", "label", "format"]
+    rows = [line.split() for line in blocks[0].splitlines()[2:]]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert float(rows[0][2]) >= float(rows[1][2])
+
+    file = tmp_path / "similarity.json"
+    code, out, _ = cli(*words, "--json", "--by", "prompt", "--output", file)
+    told = json.loads(out)
+    first = [pair for pair in told["pairs"] if pair["rank"] == 1]
+    assert (code, told["by"], told["shots"], len(first)) == (0, "prompt", 2, 2)
+    likeness = read_likeness(file)
+    assert likeness is not None
+    assert {(p.source, p.target, p.gradient) for p in likeness.pairs} == {
+        (p["source"], p["target"], p["gradient"]) for p in told["pairs"]
+    }
+    assert "2 steps on 2 shots per class of each of 4 tasks" in cli(*words, "--dry-run")[1]
+
+
+def test_a_partition_gives_sources_and_targets(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    named = {"own": {"train": ["vowels", "gone"], "test": ["edges"]}, "bad": {"train": ["vowels"], "test": ["vowels"]}}
+    (data / "partitions.json").write_text(json.dumps(named))
+    common = ["--data", data, "--backbone", model, *TINY, "--steps", 2]
+    output = tmp_path / "out"
+    grid = ["compare", *common, "--methods", "multitask", "--shots", 2, "--seeds", 13, "--test-limit", 4]
+    assert cli(*grid, "--partition", "own", "--output", output)[0] == 0
+    (row,) = rows_of(output).values()
+    assert (row["sources"], row["target"]) == (["vowels"], "edges")
+    code, _, err = cli("compare", output / "plan.yaml")  # the saved plan names both the partition and its sides
+    assert "1 finished before, 0 to run" in err
+    code, _, err = cli(*grid, "--partition", "bad", "--output", tmp_path / "bad")
+    assert (code, (tmp_path / "bad").exists()) == (2, False)
+    assert "vowels stand on both sides" in err
+
+    assert cli("fit", *common, "--partition", "own", "--output", tmp_path / "prior")[0] == 0
+    assert "vowels" in cli("inspect", tmp_path / "prior")[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.cli.arguments import Arguments, read_arguments
-from promptprior.cli.help import COMMON, overview, verb_help
+from promptprior.cli.help import common, overview, verb_help
 from promptprior.cli.several import all_processes
 from promptprior.cli.verb import PLAN_FILE, Verb
 from promptprior.cli.verbs import VERBS, find_verb
@@ -61,17 +61,31 @@ def run(words: Sequence[str]) -> None:
 
 def run_verb(verb: Verb, words: Sequence[str]) -> None:
     """Read the settings of a verb from its file and flags, and run it."""
-    arguments = read_arguments(words, [*settings_of(verb.settings), *COMMON])
-    flags, common = dict(arguments.flags), {}
-    for setting in COMMON:
+    arguments = read_arguments(words, [*settings_of(verb.settings), *common(verb)])
+    flags, given = dict(arguments.flags), {}
+    for setting in common(verb):
         if setting.flag[2:] in flags:
-            common[setting.flag[2:]] = flags.pop(setting.flag[2:])
-    flags, file = placed(verb, arguments, flags, common.get("config"))
-    mapping = apply_overrides(load_yaml(Path(file)) if file else {}, flags)
+            given[setting.flag[2:]] = flags.pop(setting.flag[2:])
+    flags, file = placed(verb, arguments, flags, given.get("config"))
+    mapping = load_yaml(Path(file)) if file else {}
+    if "preset" in given:
+        mapping = over_preset(mapping, verb, given["preset"])
+    mapping = apply_overrides(mapping, flags)
     where = file if file and not flags else f"{file} and flags" if file else "command line"
     plan: Any = from_mapping(verb.settings, verb.defaults(mapping), where)
     with all_processes(verb):
-        verb.run(plan, common.get("dry-run") == "true")
+        verb.run(plan, given.get("dry-run") == "true")
+
+
+def over_preset(mapping: Mapping[str, object], verb: Verb, name: str) -> dict[str, object]:
+    """Settings over those of a plan that comes with the library. Raises SpecError for an unknown name."""
+    from promptprior.cli.building import filled
+
+    assert verb.presets is not None
+    known = {path.stem: path for path in verb.presets.glob("*.yaml")}
+    if name not in known:
+        raise SpecError(unknown_name("preset", name, known) + " (--preset)")
+    return filled(mapping, load_yaml(known[name]))
 
 
 def placed(

@@ -14,8 +14,14 @@ COMMON = (
     Setting("--dry-run", SWITCH, "false", "say what would run and what it would cost, and stop"),
     Setting("--debug", SWITCH, "false", "show the traceback of an error"),
 )
+PRESET = Setting("--preset", "a name", "null", "a plan that comes with the library; a file and flags win over it")
 EXAMPLE = """promptprior compare --methods prompt_tuning,spot --sources noun_polarity,verb_polarity \\
       --targets adjective_polarity --shots 8 --seeds 13,21 --steps 30 --output runs/first"""
+
+
+def common(verb: Verb) -> tuple[Setting, ...]:
+    """Flags of a verb that are not settings of its work."""
+    return COMMON if verb.presets is None else (PRESET, *COMMON)
 
 
 def overview() -> str:
@@ -34,7 +40,7 @@ def verb_help(verb: Verb) -> str:
     lines = [f"promptprior {verb.name} {words} [--key value …]", "", VERBS[verb.name][0], "", f"  {verb.example}"]
     plain = [s for s in settings_of(verb.settings) if not is_shared(s)]
     shared = [s for s in settings_of(verb.settings) if is_shared(s)]
-    for title, settings in (("settings", plain), ("shared by all methods", shared), ("every verb", list(COMMON))):
+    for title, settings in (("settings", plain), ("shared by all methods", shared), ("every verb", list(common(verb)))):
         if settings:
             lines += ["", title, *(line for s in settings for line in setting_lines(s))]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from promptprior.config import Config
@@ -15,6 +16,7 @@ class Verb:
 
     `run` is told the settings and whether to only say what it would do; `defaults` completes what was given, from the
     artifact that the settings name. `is_parallel`: whether torchrun may start it in several processes.
+    `presets` is a folder of plan files that `--preset` names.
     """
 
     name: str
@@ -24,3 +26,4 @@ class Verb:
     positional: tuple[str, ...] = (PLAN_FILE,)
     defaults: Callable[[Mapping[str, object]], dict[str, object]] = dict
     is_parallel: bool = False
+    presets: Path | None = None
