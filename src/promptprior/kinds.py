@@ -5,3 +5,7 @@ from typing import Literal
 OptimiserKind = Literal["adamw", "adafactor", "sgd"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
+Measure = Literal["prompt", "token", "gradient", "label", "format"]
+"""Ways in which two tasks can be like each other (compare.similarity)."""
+Shared = Literal["refuse", "drop", "keep"]
+"""What becomes of a partition's tasks that stand on both sides, or share text across them (compare.partition)."""

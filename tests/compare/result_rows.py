@@ -114,3 +114,63 @@ def curve(rng, score, share):
             }
         )
     return points
+
+
+def bank_rows(targets=("capital_of", "antonym"), k=16, seeds=(13, 21), tokens=40, static=False):
+    """Rows of a method with a bank, with what its diagnostics say; where static, every text gets the same tokens."""
+    rng = np.random.default_rng(3)
+    return [
+        result_row(
+            cell=f"tpt-{target}-{seed}", method="tpt", target=target, k=k, seed=seed,
+            sources=["country_of", "past_tense"], score=round(0.5 + float(rng.normal(0, 0.02)), 4),
+            diagnostics={"retrieval": retrieval(rng, target, tokens, static)},
+        )
+        for target in targets
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def retrieval(rng, target, tokens, static):
+    tasks = ["country_of", "past_tense", target]
+    use = [np.where(np.arange(tokens) < 8, 1.0, 0.0) if static else rng.dirichlet(np.full(tokens, 0.2)) for _ in tasks]
+    table = [[round(float(v), 3) for v in (row if static else np.minimum(1, 8 * row))] for row in use]
+    return {
+        "rows": tokens,
+        "retrieved": 8,
+        "rows_used": 30,
+        "dead_rows": tokens - 30,
+        "entropy": 3.0 if static else 4.6,
+        "overlap_within_task": 1.0 if static else 0.62,
+        "overlap_between_tasks": 1.0 if static else 0.21,
+        "overlap_if_random": 0.11,
+        "distinct_sets": 1 if static else 90,
+        "texts": 128,
+        "tasks": tasks,
+        "map": table,
+        "tokens": [{"row": i, "share": 0.9, "rms": 1.2, "words": [" the", "<s>"]} for i in range(15)],
+    }
+
+
+SOURCES = ("country_of", "hypernym", "past_tense")
+
+
+def likeness(targets=TARGETS, sources=SOURCES):
+    """Similarities in which gradients foretell the planted gains and the others are noise."""
+    rng = np.random.default_rng(4)
+    return {
+        "backbone": {"name": "SmolLM2-135M-Instruct", "fingerprint": "ab12cd34"},
+        "shots": 16,
+        "seed": 13,
+        "steps": 20,
+        "pairs": [
+            {
+                "source": source,
+                "target": target,
+                "gradient": gain * 4 + 0.1 * s,
+                **{m: float(rng.uniform(-0.2, 0.8)) for m in ("prompt", "token")},
+                **{m: float(rng.uniform(0, 1)) for m in ("label", "format")},
+            }
+            for target, (_, _, gain) in targets.items()
+            for s, source in enumerate(sources)
+        ],
+    }

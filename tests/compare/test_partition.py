@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptprior.compare.partition import sides
+from promptprior.compare.partition import from_partition, sides
 from promptprior.errors import DataError, SpecError
 
 FILE = {
@@ -45,6 +45,35 @@ def test_nothing_to_transfer_to_and_unknown_names(data: Path) -> None:
         sides(data, "absent")
     with pytest.raises(DataError, match="did you mean 'clean'"):
         sides(data, "cleen")
+
+
+def test_settings_take_the_sides_that_are_not_given(data: Path) -> None:
+    both = from_partition({"partition": "clean", "data": str(data), "shots": "4"}, ("sources", "targets"))
+    assert (both["sources"], both["targets"], both["shots"]) == (("a", "b"), ("c",), "4")
+    one = from_partition({"partition": "clean", "data": str(data), "targets": "b"}, ("sources", "targets"))
+    assert (one["sources"], one["targets"]) == (("a", "b"), "b")
+    assert "targets" not in from_partition({"partition": "clean", "data": str(data)}, ("sources",))
+    assert from_partition({"shots": "4"}, ("sources",)) == {"shots": "4"}
+
+
+def test_a_partition_from_another_file(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mine.json"
+    other.write_text(json.dumps({"own": {"train": ["b"], "test": ["c"]}}))
+    found = from_partition({"partition": "own", "data": str(data), "partitions": str(other)}, ("sources",))
+    assert found["sources"] == ("b",)
+    with pytest.raises(DataError, match=r"mine\.json: .*did you mean 'own'"):
+        from_partition({"partition": "owm", "data": str(data), "partitions": str(other)}, ("sources",))
+
+
+def test_what_a_partition_needs(data: Path) -> None:
+    with pytest.raises(SpecError, match=r"partition clean \(--partition\) needs the folder of its tasks"):
+        from_partition({"partition": "clean"}, ("sources",))
+    leaking = {"partition": "leaking", "data": str(data)}
+    with pytest.raises(SpecError, match="a, sick stand on both sides"):
+        from_partition(leaking, ("sources",))
+    with pytest.raises(SpecError, match=r"did you mean 'drop'.*--shared"):
+        from_partition(leaking | {"shared": "dropp"}, ("sources",))
+    assert from_partition(leaking | {"shared": "keep"}, ("sources",))["sources"] == ("a", "sick")
 
 
 def test_the_real_partitions(pytestconfig: pytest.Config) -> None:

@@ -6,14 +6,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from result_rows import grid_rows, result_row
+from result_rows import TARGETS, bank_rows, grid_rows, likeness, result_row
 
 from promptprior.compare.drawings import thinned
+from promptprior.compare.likeness import Likeness
 from promptprior.compare.report import write_report
-from promptprior.compare.rows import Point
+from promptprior.compare.rows import Point, parse
 from promptprior.errors import DataError
 
 CHROMIUM = shutil.which("chromium")
+SLOW = 120_000  # milliseconds: a busy machine needs many for the scripts of one page
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><b>&amp;'
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -183,6 +185,9 @@ def report(tmp_path_factory):
     return write_report(rows, tmp_path_factory.mktemp("report") / "report.html", "A title", expected=160)
 
 
+DRAWN = "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace, .main-svg .hm'))"
+
+
 def opened(browser, path, **options):
     """A page once its plots are drawn, with what it said and asked for."""
     page = browser.new_context(**options).new_page()
@@ -190,14 +195,14 @@ def opened(browser, path, **options):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri())
-    until(page, "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace'))")
+    page.goto(path.as_uri(), timeout=SLOW)
+    until(page, DRAWN)
     return page, said, asked
 
 
-def until(page, condition, seconds=10):
+def until(page, condition, seconds=SLOW / 1000):
     """Wait for a condition. (The page's security policy refuses playwright's own waiting, which evals.)"""
-    for _ in range(seconds * 20):
+    for _ in range(int(seconds * 20)):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(50)
@@ -232,10 +237,34 @@ def test_every_plot_is_drawn_in_silence_and_without_the_network(browser, report)
     page.context.close()
 
 
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory):
+    """A report with everything in it."""
+    rows = [*grid_rows(), *bank_rows(targets=tuple(TARGETS))]
+    path = tmp_path_factory.mktemp("full") / "report.html"
+    return write_report(rows, path, "A title", likeness=parse(Likeness, likeness(), "here"))
+
+
 @pytest.mark.chromium
 @chromium
-def test_a_phone_never_scrolls_sideways(browser, report):
-    page, said, _ = opened(browser, report, **PHONE)
+def test_similarity_and_retrieval_are_drawn(browser, full_report):
+    page, said, asked = opened(browser, full_report)
+    assert drawn(page).keys() >= {"similarity", "foretold", "map"}
+    cells = "document.querySelector('figure[data-plot={}] .plot').data[0].z"
+    assert page.evaluate(cells.format("similarity"))[0][0] == pytest.approx(0.16 * 4)  # country_of to capital_of
+    shares = page.evaluate(cells.format("map"))
+    assert len(shares) == 2 + len(TARGETS)
+    assert sum(r[0] for r in shares) >= sum(r[-1] for r in shares)  # the most used tokens come first
+    page.select_option("figure[data-plot=similarity] select", label="label")
+    until(page, f"{cells.format('similarity')}[0][0] !== {0.16 * 4}")
+    assert (said, len(asked)) == ([], 1)
+    page.context.close()
+
+
+@pytest.mark.chromium
+@chromium
+def test_a_phone_never_scrolls_sideways(browser, full_report):
+    page, said, _ = opened(browser, full_report, **PHONE)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     wide = page.evaluate("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length")

@@ -1,5 +1,7 @@
 """promptprior fit: source tasks to a prior."""
 
+from collections.abc import Mapping
+
 from promptprior.cli.plans import FitPlan
 from promptprior.cli.saved import save_plan
 from promptprior.cli.verb import Verb
@@ -28,10 +30,20 @@ def run(plan: FitPlan, dry_run: bool) -> None:
     return print(plan.output / "prior")
 
 
+def defaults(given: Mapping[str, object]) -> dict[str, object]:
+    """Sources of the partition that is named."""
+    if "partition" not in given:
+        return dict(given)
+    from promptprior.compare.partition import from_partition
+
+    return from_partition(given, ("sources",))
+
+
 VERB = Verb(
     "fit",
     FitPlan,
     run,
     "promptprior fit --method multitask --sources noun_polarity,verb_polarity --steps 100 --output runs/prior",
+    defaults=defaults,
     is_parallel=True,
 )

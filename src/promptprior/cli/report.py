@@ -46,16 +46,18 @@ def results_file(path: Path) -> Path:
 def write(plan: ReportPlan, files: list[Path], page: Path) -> None:
     """Write all that is asked for."""
     from promptprior.compare.exhibits import tables
+    from promptprior.compare.likeness import LIKENESS_FILE, read_likeness
     from promptprior.compare.report import findings, write_markdown, write_page
     from promptprior.compare.rows import read_rows
     from promptprior.compare.tables import write_csv
 
     found = findings([row for file in files for row in read_rows(file)], plan.baseline)
-    print(write_page(found, page, plan.title, command=command_line()))
+    like = read_likeness(files[0].with_name(LIKENESS_FILE))
+    print(write_page(found, page, plan.title, command=command_line(), likeness=like))
     if plan.markdown:
-        print(write_markdown(found, plan.markdown, plan.title, command_line()))
+        print(write_markdown(found, plan.markdown, plan.title, command_line(), like))
     if plan.csv:
-        print(*write_csv(tables(found), plan.csv), sep="\n")
+        print(*write_csv(tables(found, like), plan.csv), sep="\n")
 
 
 VERB = Verb(

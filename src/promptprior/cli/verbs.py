@@ -12,6 +12,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "predict": ("answer the rows of a file with a prompt", "promptprior.cli.predict"),
     "compare": ("compare methods on targets, seeds and shots, and write a report", "promptprior.cli.compare"),
     "report": ("write the report of a results.jsonl again", "promptprior.cli.report"),
+    "similar": ("rank sources by how like a target they are", "promptprior.cli.similar"),
     "tasks": ("list tasks, show one, or check a spec or data folder", "promptprior.cli.tasks"),
     "import": ("read a prompt that PEFT, prompt-tuning or ATTEMPT wrote", "promptprior.cli.importing"),
     "export": ("write a prompt for PEFT, numpy, or into the model's vocabulary", "promptprior.cli.export"),

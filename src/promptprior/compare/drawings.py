@@ -6,12 +6,15 @@ from typing import Any
 
 from promptprior.compare.adaptation import Adaptation
 from promptprior.compare.costs import SHARES, UNITS, Offer, front, offers, prior_of, sharers
+from promptprior.compare.likeness import MEASURES, Likeness, foretold, gains
 from promptprior.compare.ranks import Ranking
+from promptprior.compare.retrieved import Use, uses
 from promptprior.compare.rows import Point, Row
 from promptprior.compare.statistics import Interval
 from promptprior.compare.summary import Findings, Grid, Overall
 
 CURVE_POINTS = 80  # points of a learning curve that are drawn; more only make the file larger
+MAP_TOKENS = 150  # tokens of a bank that are drawn
 
 
 def plot_data(found: Findings, adaptations: Sequence[Adaptation]) -> dict[str, Any]:
@@ -119,6 +122,64 @@ def plot_ranks(grid: Grid, k: int, found: Ranking) -> dict[str, Any]:
         "methods": [grid.methods.index(method) for method in order],
         "ranks": [short(rank) for _, rank in found.best_first],
         "cliques": [[order.index(group[0]), order.index(group[-1])] for group in found.cliques],
+    }
+
+
+def more_data(grid: Grid, likeness: Likeness | None) -> dict[str, Any]:
+    """What the plots of similarity and retrieval draw from; empty where there is nothing to draw."""
+    return {
+        "similarity": plot_likeness(grid, likeness) if likeness and likeness.pairs else None,
+        "maps": [plot_map(grid, use) for use in firsts(uses(grid)) if use.map],
+    }
+
+
+def plot_likeness(grid: Grid, found: Likeness) -> dict[str, Any]:
+    """Every measure as a table of sources x targets, and every point of likeness and gain."""
+    sources = list(dict.fromkeys(p.source for p in found.pairs))
+    targets = list(dict.fromkeys(p.target for p in found.pairs))
+    of = {(p.source, p.target): p for p in found.pairs}
+    told = [one for one in foretold(found, gains(grid)) if one.points]
+    return {
+        "sources": sources,
+        "targets": targets,
+        "measures": {
+            m: [[short(getattr(of.get((s, t)), m, None)) for t in targets] for s in sources] for m in MEASURES
+        },
+        "points": [
+            {
+                "method": grid.methods.index(one.method),
+                "measure": one.measure,
+                "targets": [target for target, _, _ in one.points],
+                "x": [short(x) for _, x, _ in one.points],
+                "y": [short(gain) for _, _, gain in one.points],
+                "rho": ends(one.correlation) if one.correlation else None,
+            }
+            for one in told
+        ],
+    }
+
+
+def firsts(found: Sequence[Use]) -> list[Use]:
+    """The first seed of each method and k: more would only make the file larger."""
+    kept: dict[tuple[str, int], Use] = {}
+    for use in found:
+        kept.setdefault((use.method, use.k), use)
+    return list(kept.values())
+
+
+def plot_map(grid: Grid, use: Use) -> dict[str, Any]:
+    """The most used tokens of a bank, most used first, by task."""
+    order = sorted(range(len(use.use)), key=lambda token: -use.use[token])
+    shown = [token for token in order if use.use[token] > 0][:MAP_TOKENS]
+    return {
+        "method": grid.methods.index(use.method),
+        "k": use.k,
+        "seed": use.seed,
+        "tokens": shown,
+        "size": len(use.use),
+        "used": use.used,
+        "tasks": list(use.map),
+        "map": [[short(shares[token]) for token in shown] for shares in use.map.values()],
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from promptprior.compare.adaptation import Adaptation, adaptation, steps_to_show
 from promptprior.compare.costs import UNITS, front, offers, price, prior_of, sharers
+from promptprior.compare.likeness import Likeness
 from promptprior.compare.rows import Row
 from promptprior.compare.statistics import NEAR_FLOOR
 from promptprior.compare.summary import Comparison, Findings, Grid, Overall, aggregate, counted
@@ -23,6 +24,7 @@ from promptprior.compare.tables import (
     signed,
     two_digits,
 )
+from promptprior.compare.testimony import diagnostic_tables, likeness_tables, retrieval_tables
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Chapter:
     parts: tuple[tuple[int | None, tuple[Table, ...]], ...]
 
 
-def chapters(found: Findings) -> list[Chapter]:
+def chapters(found: Findings, likeness: Likeness | None = None) -> list[Chapter]:
     """Every table there is something to put into, in the order a reader asks."""
     grid, each = found.grid, found.overall
     made = [
@@ -45,15 +47,18 @@ def chapters(found: Findings) -> list[Chapter]:
             "Learning curves of adaptation", tuple((o.k, adaptation_tables(grid, adaptation(grid, o))) for o in each)
         ),
         Chapter("Cost", (*((o.k, offer_tables(grid, o)) for o in each), (None, cost_tables(found)))),
+        Chapter("Task similarity", ((None, likeness_tables(grid, likeness)),)),
+        Chapter("Retrieval", ((None, retrieval_tables(grid)),)),
+        Chapter("Other diagnostics", ((None, diagnostic_tables(grid)),)),
         Chapter("Failed cells", ((None, failure_tables(grid)),)),
     ]
     full = [Chapter(c.title, tuple((k, some) for k, some in c.parts if some)) for c in made]
     return [chapter for chapter in full if chapter.parts]
 
 
-def tables(found: Findings) -> list[Table]:
+def tables(found: Findings, likeness: Likeness | None = None) -> list[Table]:
     """The same tables one after the other."""
-    return [table for chapter in chapters(found) for _, some in chapter.parts for table in some]
+    return [table for chapter in chapters(found, likeness) for _, some in chapter.parts for table in some]
 
 
 def overall_tables(found: Findings, overall: Overall) -> list[Table]:
@@ -299,13 +304,13 @@ def cost_tables(found: Findings) -> tuple[Table, ...]:
     grid = found.grid
     if not grid.methods:
         return ()
-    heads = [f"{unit.title()}{of}" for unit in UNITS for of in ("", ", with its share of the prior", ", whole prior")]
+    heads = [f"{unit.title()} {of}" for unit in UNITS for of in ("on the target", "with share", "of the prior")]
     return (
         Table(
             "costs",
             "Costs",
             "Means over the scored cells of a method. A prior is fitted once; its cost is shared equally by the cells "
-            "that used it, and given whole in the last column of each three.",
+            "that used it (with share), and given whole in the last column of each three.",
             (*columns("Method|Steps", (), ["Cells", *heads]), *columns("Numbers trained|Numbers stored")),
             tuple(cost_row(grid, method) for method in grid.methods),
         ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.config import FlagText, from_mapping, stable_hash, to_mapping
 from promptprior.errors import SpecError
+from promptprior.kinds import Shared
 from promptprior.settings import Settings, Training, setting
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
@@ -35,6 +36,9 @@ class Plan:
         "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each",
     )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
+    partition: str | None = setting(None, "named partition that sources and targets come from unless they are given")
+    partitions: Path | None = setting(None, "file of partitions; by default partitions.json of --data")
+    shared: Shared = setting("refuse", "tasks of a partition that leak into the other side: refuse, drop or keep them")
     backbone: str = setting("smollm2", "Hub id, folder, .gguf file, or smollm2")
     dtype: str = setting("auto", "auto, float32, bfloat16, float16 or float64")
     device: str | None = setting(None, "cuda, cpu, …; by default the first GPU, else the CPU")

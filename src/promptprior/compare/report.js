@@ -227,6 +227,64 @@
     return { traces, layout };
   }
 
+  const heat = (low, high) => (low < 0 ? [[0, ink("worse")], [-low / (high - low), ink("paper")], [1, ink("m0")]]
+    : [[0, ink("paper")], [1, ink("m0")]]);
+
+  function heatmap({ x, y, z, zmin, zmax, text, height }) {
+    const layout = base(height);
+    layout.xaxis = { ...layout.xaxis, showgrid: false, type: "category", fixedrange: true };
+    layout.yaxis = { ...layout.yaxis, showgrid: false, type: "category", autorange: "reversed", fixedrange: true };
+    const trace = { type: "heatmap", x: x.map((n) => plain(clipped(n))), y: y.map((n) => plain(clipped(n))), z, zmin, zmax,
+      colorscale: heat(zmin, zmax), xgap: 1, ygap: 1, hoverinfo: "text", text,
+      colorbar: { thickness: 12, outlinewidth: 0, len: 1, tickfont: { color: ink("ink") } } };
+    return { traces: [trace], layout };
+  }
+
+  // Similarity of sources and targets by one measure.
+  function similarity({ measure }) {
+    const { sources, targets, measures } = data.similarity;
+    const z = measures[measure];
+    const most = Math.max(0.01, ...z.flat().map((v) => Math.abs(v ?? 0)));
+    const least = z.flat().some((v) => v < 0) ? -most : 0;
+    const text = z.map((row, s) => row.map((v, t) => `${plain(sources[s])} → ${plain(targets[t])}<br>${places(v)}`));
+    const { traces, layout } = heatmap({ x: targets, y: sources, z, zmin: least, zmax: most, text,
+      height: 150 + 28 * sources.length });
+    layout.xaxis.tickangle = -35;
+    return { traces, layout };
+  }
+
+  // Similarity against gain: one mark for each set of sources and target.
+  function foretold({ measure }) {
+    const found = data.similarity.points.filter((p) => p.measure === measure);
+    const traces = found.map((one) => {
+      const { colour, symbol } = look(one.method);
+      const name = plain(clipped(data.methods[one.method].name));
+      const rho = one.rho ? ` (ρ ${one.rho.mean.toFixed(2).replace("-", "−")})` : "";
+      return { type: "scatter", mode: "markers", name: name + rho, x: one.x, y: one.y, hoverinfo: "text",
+        text: one.targets.map((t, i) => `${name} on ${plain(t)}<br>similarity ${places(one.x[i])}, gain ${places(one.y[i])}`),
+        marker: { color: colour, symbol, size: 10, line: { width: 1.5, color: colour } } };
+    });
+    const layout = base(narrow() ? 380 : 440);
+    layout.xaxis.title = { text: `${measure} similarity` };
+    layout.yaxis.title = { text: "gain over the baseline" };
+    layout.yaxis.zeroline = true;
+    layout.yaxis.zerolinecolor = ink("muted");
+    layout.showlegend = true;
+    return { traces, layout };
+  }
+
+  // Which tokens of a bank the texts of each task retrieve.
+  function map({ which }) {
+    const one = data.maps[which];
+    const text = one.map.map((row, t) => row.map((v, i) => `${plain(one.tasks[t])}, token ${one.tokens[i]}<br>${places(v)}`));
+    const { traces, layout } = heatmap({ x: one.tokens.map(String), y: one.tasks, z: one.map, zmin: 0, zmax: 1, text,
+      height: 130 + 26 * one.tasks.length });
+    layout.xaxis = { ...layout.xaxis, showticklabels: one.tokens.length <= 30,
+      title: { text: `tokens, most used first: ${one.tokens.length} of ${one.used} used, of ${one.size}` } };
+    traces[0].xgap = one.tokens.length > 60 ? 0 : 1;
+    return { traces, layout };
+  }
+
   function nothing(layout, text) {
     layout.annotations = [{ text, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false,
                             font: { color: ink("muted") } }];
@@ -236,6 +294,8 @@
   const allTargets = data.targets.map((t, i) => [i, t.name]);
   const firstTrained = Math.max(0, data.targets.findIndex((_, i) =>
     data.cells.some((c) => c.target === i && c.runs.some((r) => r.curve.length))));
+  const measures = { key: "measure", label: "measure", start: "gradient",
+    options: Object.keys(data.similarity ? data.similarity.measures : { gradient: 0 }).map((m) => [m, m]) };
   const PLOTS = {
     scores: { draw: scores, controls: [allK] },
     shots: { draw: shots, controls: [{ key: "target", label: "target",
@@ -246,11 +306,17 @@
       { key: "share", label: "of", options: Object.entries(SHARES) }] },
     adaptation: { draw: adaptation, controls: [allK] },
     ranks: { draw: ranks, controls: [allK] },
+    similarity: { draw: similarity, controls: [measures] },
+    foretold: { draw: foretold, controls: [measures] },
+    map: { draw: map, controls: [{ key: "which", label: "bank",
+      options: data.maps.map((m, i) => [i, `${data.methods[m.method].name}, k = ${m.k}, seed ${m.seed}`]) }] },
   };
 
   const hasCurves = data.cells.some((c) => c.runs.some((r) => r.curve.length));
   const wanted = { scores: true, shots: data.ks.length > 1, curves: hasCurves, cost: true,
-                   adaptation: data.tracks.some((t) => t.points.length > 1), ranks: data.ranks.length > 0 };
+                   adaptation: data.tracks.some((t) => t.points.length > 1), ranks: data.ranks.length > 0,
+                   similarity: data.similarity !== null, map: data.maps.length > 0,
+                   foretold: data.similarity !== null && data.similarity.points.length > 0 };
 
   function select({ key, label, options, start }, state, redraw) {
     state[key] = start ?? options[0][0];

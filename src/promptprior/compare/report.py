@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptprior.compare.adaptation import adaptation
-from promptprior.compare.drawings import plot_data
+from promptprior.compare.drawings import more_data, plot_data
 from promptprior.compare.exhibits import chapters, p_equals
+from promptprior.compare.likeness import Likeness
 from promptprior.compare.rows import Row, read_rows
 from promptprior.compare.summary import (
     Comparison,
@@ -41,14 +42,16 @@ def write_report(
     baseline: str = "prompt_tuning",
     expected: int | None = None,
     command: str = "",
+    likeness: Likeness | None = None,
 ) -> Path:
     """Write the report of some result rows, or of a results.jsonl, to `path` and return it.
 
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole
-    grid (a report of fewer says so), `command` what made the results. Raises DataError where there is no
-    row or one is malformed; the file is whole or not there.
+    grid (a report of fewer says so), `command` what made the results, `likeness` how like sources and targets
+    are, where that was measured. Raises DataError where there is no row or one is malformed; the file is whole or
+    not there.
     """
-    return write_page(findings(rows, baseline), path, title, expected, command)
+    return write_page(findings(rows, baseline), path, title, expected, command, likeness)
 
 
 def findings(rows: Sequence[Row | Mapping[str, object]] | Path, baseline: str = "prompt_tuning") -> Findings:
@@ -60,17 +63,26 @@ def findings(rows: Sequence[Row | Mapping[str, object]] | Path, baseline: str = 
     return find(grid)
 
 
-def write_page(found: Findings, path: Path, title: str, expected: int | None = None, command: str = "") -> Path:
+def write_page(
+    found: Findings,
+    path: Path,
+    title: str,
+    expected: int | None = None,
+    command: str = "",
+    likeness: Likeness | None = None,
+) -> Path:
     """Write findings as a page that needs nothing beside it."""
-    write_text(path, render(found, title, expected, command))
+    write_text(path, render(found, title, expected, command, likeness))
     return path
 
 
-def write_markdown(found: Findings, path: Path, title: str, command: str = "") -> Path:
+def write_markdown(
+    found: Findings, path: Path, title: str, command: str = "", likeness: Likeness | None = None
+) -> Path:
     """Write the sentences and tables of a report as Markdown, for documents that quote them."""
     made = [f"# {title}", *headline(found.grid, found.comparisons), *notices(found.grid, None)]
     made += ["\n".join(f"- {name}: {value}" for name, value in facts(found.grid))]
-    made += [f"## {c.title}\n\n{markdown([t for _, some in c.parts for t in some])}" for c in chapters(found)]
+    made += [f"## {c.title}\n\n{markdown([t for _, some in c.parts for t in some])}" for c in chapters(found, likeness)]
     made += [f"Made by\n\n    {command}"] if command else []
     write_text(path, "\n\n".join(made) + "\n")
     return path
@@ -84,7 +96,7 @@ def rows_of(rows: Sequence[Row | Mapping[str, object]] | Path) -> tuple[Row, ...
     return tuple(row if isinstance(row, Row) else Row.from_json(row, f"row {i}") for i, row in given)
 
 
-def render(found: Findings, title: str, expected: int | None, command: str) -> str:
+def render(found: Findings, title: str, expected: int | None, command: str, likeness: Likeness | None) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -104,11 +116,11 @@ def render(found: Findings, title: str, expected: int | None, command: str) -> s
         grid=grid,
         cards=[(k, cards_at(found, k)) for k in grid.ks],
         n_tests=len(found.comparisons),
-        chapters=chapters(found),
+        chapters=chapters(found, likeness),
         marks=MARKS,
         settings=[settings(grid, method) for method in grid.methods],
         command=command,
-        data=plot_data(found, [adaptation(grid, o) for o in found.overall]),
+        data={**plot_data(found, [adaptation(grid, o) for o in found.overall]), **more_data(grid, likeness)},
     )
 
 

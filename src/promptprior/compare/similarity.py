@@ -11,17 +11,17 @@ a prompt for a few steps on their shots, as copies of one run from one start; co
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.compare.statistics import Interval
+from promptprior.compare.likeness import MEASURES, Likeness, Similarity
+from promptprior.compare.rows import BackboneName
 from promptprior.errors import SpecError
 from promptprior.fit import make_lab
+from promptprior.kinds import Measure
 from promptprior.methods.method import Lab, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.parameterisation import Direct
@@ -34,23 +34,22 @@ from promptprior.tasks.draw import EpisodeDraws, Pool, k_shot
 from promptprior.tasks.task import Task, normalised
 from promptprior.train import Run
 
-Measure = Literal["prompt", "token", "gradient", "label", "format"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
 TEMPLATE_SHARE = 0.9  # a word in at least this share of a task's texts belongs to its template
-RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """How like a source is to a target: cosines in [-1, 1], overlaps in [0, 1]."""
-
-    source: str
-    target: str
-    prompt: float
-    token: float
-    gradient: float
-    label: float
-    format: float
+def likeness(
+    targets: Sequence[Task],
+    sources: Sequence[Task],
+    backbone: Backbone,
+    settings: Settings | None = None,
+    shots: int = 16,
+    seed: int = 13,
+    steps: int = 20,
+) -> Likeness:
+    """Every source against every target, with what it was measured with, as results keep it."""
+    pairs = similarities(targets, sources, backbone, settings, shots, seed, steps)
+    card = backbone.card
+    return Likeness(BackboneName(card.name, card.fingerprint), shots, seed, steps, tuple(pairs))
 
 
 def similarities(
@@ -147,42 +146,4 @@ def template(task: Task) -> frozenset[str]:
     return frozenset(word for word, count in counts.items() if count >= TEMPLATE_SHARE * len(texts))
 
 
-def rank_correlations(
-    found: Sequence[Similarity], gains: Mapping[tuple[str, str], float], level: float = 0.95
-) -> dict[Measure, Interval]:
-    """Spearman correlation of each measure with measured gains, by (source, target), with its bootstrap interval.
-
-    Raises SpecError for fewer than three pairs with a gain.
-    """
-    pairs = [one for one in found if (one.source, one.target) in gains]
-    if len(pairs) < 3:
-        raise SpecError(f"{len(pairs)} pairs of source and target have a gain: a rank correlation needs at least 3")
-    gain = [gains[one.source, one.target] for one in pairs]
-    return {measure: spearman([getattr(one, measure) for one in pairs], gain, level) for measure in MEASURES}
-
-
-def spearman(x: Sequence[float], y: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
-    """Spearman's rank correlation with a percentile bootstrap over pairs; 0 where one side never varies.
-
-    Pairs that share a target are not independent: the interval is then too narrow.
-    """
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(a), size=(RESAMPLES, len(a)))
-    drawn = np.sort([rank_correlation(a[i], b[i]) for i in picks])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(rank_correlation(a, b), float(low), float(high), len(a))
-
-
-def rank_correlation(a: Any, b: Any) -> float:
-    """Pearson's correlation of the ranks."""
-    from scipy.stats import rankdata
-
-    ranks = np.stack([rankdata(a), rankdata(b)])
-    ranks -= ranks.mean(1, keepdims=True)
-    size = float(np.sqrt((ranks**2).sum(1)).prod())
-    return float((ranks[0] * ranks[1]).sum() / size) if size else 0.0
-
-
-def as_table(found: Sequence[Similarity]) -> list[dict[str, Any]]:
-    """One row per pair, for a table or a heatmap."""
-    return [asdict(one) for one in found]
+__all__ = ["MEASURES", "Likeness", "Measure", "Similarity", "likeness", "rank_sources", "similarities"]

@@ -202,7 +202,8 @@ def paired_permutation(differences: Sequence[float], seed: int = 0) -> float:
 
 def all_signs(n: int) -> Floats:
     """Every pattern of n signs: [2^n, n]."""
-    return 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    return 1.0 - 2.0 * bits.astype(np.float64)
 
 
 @cache

@@ -29,9 +29,12 @@ class Partition:
     note: str = ""
 
 
-def read_partitions(data: Path) -> dict[str, Partition]:
-    """Every partition of a data folder by name. Raises DataError when the file is missing or no JSON."""
-    path = data / PARTITIONS_FILE
+def read_partitions(data: Path, file: Path | None = None) -> dict[str, Partition]:
+    """Every partition of a data folder by name, as its partitions.json or another file lists them.
+
+    Raises DataError when the file is missing or no JSON.
+    """
+    path = file or data / PARTITIONS_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; a data folder without it has no named partitions")
     try:
@@ -44,11 +47,11 @@ def read_partitions(data: Path) -> dict[str, Partition]:
     return {name: partition_of(name, e, present) for name, e in raw.items() if isinstance(e, dict) and "train" in e}
 
 
-def read_partition(data: Path, name: str) -> Partition:
+def read_partition(data: Path, name: str, file: Path | None = None) -> Partition:
     """One partition. Raises DataError with near names."""
-    partitions = read_partitions(data)
+    partitions = read_partitions(data, file)
     if name not in partitions:
-        raise DataError(f"{data / PARTITIONS_FILE}: {unknown_name('partition', name, partitions)}")
+        raise DataError(f"{file or data / PARTITIONS_FILE}: {unknown_name('partition', name, partitions)}")
     return partitions[name]
 
 
