@@ -8,12 +8,15 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
 
 from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
 from promptprior.backbone.trunk import own_trunk
 from promptprior.compare import run
+from promptprior.compare.estimate import adapting_cost
 from promptprior.compare.plan import Plan
 from promptprior.compare.rows import read_rows
 from promptprior.errors import DataError, SpecError
@@ -304,6 +307,30 @@ def test_as_many_demonstrations_as_fit_balanced_and_ordered_by_seed() -> None:
     assert [e.id for e in shown] != [e.id for e in order_of(backbone, other)]
     assert len(order_of(backbone, replace(many, seed=87))) > 4
     assert len(make_method("in_context", {"most": 3}).shown(backbone, many)[0]) == 3  # type: ignore[attr-defined]
+
+
+def test_demonstrations_have_the_tokens_they_have_in_front_of_a_text() -> None:
+    """GPT-2's way of cutting text joins two line breaks at the end of a text, and keeps them apart before a letter."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trained.train_from_iterator(["yes\n\n"] * 9, trainer)
+    bpe = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="~")
+    plain = tiny("llama")
+    backbone = replace(plain, frozen=replace(plain.frozen, tokenizer=bpe))
+    shown = CHOICE.split("train")[:3]
+    ids = make_method("in_context").tokens(backbone, CHOICE, shown)  # type: ignore[attr-defined]
+    text = "".join(f"{e.text} {e.target}\n\n" for e in shown)
+    assert bpe(text).input_ids != ids
+    for example in CHOICE.split("test")[:5]:
+        assert bpe(text + example.text).input_ids == [*ids, *bpe(example.text).input_ids]
+
+
+def test_the_cost_of_demonstrations_is_that_of_reading() -> None:
+    backbone, one_shot = tiny("llama"), (CHOICE, 2, 13, settings(steps=1000), 8)
+    shown, trained = (adapting_cost(backbone, make_method(n), *one_shot) for n in ("in_context", "lora"))
+    free = adapting_cost(backbone, make_method("zero_shot"), *one_shot)
+    assert free < shown < 3 * free < trained / 100
 
 
 def test_no_room_for_a_demonstration_is_an_error() -> None:

@@ -42,9 +42,12 @@ def preview(plan: AdaptPlan, method: "Method", settings: "Settings", backbone: "
     """What would run, and its cost."""
     from promptprior.cli.building import cost_line
     from promptprior.compare.estimate import adapting_cost
+    from promptprior.methods.prompt_tuning import PromptTuning
 
     tested = len(episode.task.split("test")[: plan.test_limit])
-    cost = adapting_cost(backbone, episode.task, plan.shots if method.uses_shots else 0, plan.seed, settings, tested)
+    cost = adapting_cost(backbone, method, episode.task, plan.shots, plan.seed, settings, tested)
+    if plan.guard:
+        cost += adapting_cost(backbone, PromptTuning(), episode.task, plan.shots, plan.seed, settings, 0)
     shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
     return (
         f"adapt {method.name} to {episode.task.name}: {shots}, {settings.target.steps} steps, {tested} to test\n"

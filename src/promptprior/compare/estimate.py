@@ -12,6 +12,8 @@ import torch
 
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.compare.plan import Cell, Plan
+from promptprior.methods import Method
+from promptprior.methods.in_context import InContext
 from promptprior.settings import Settings, Training
 from promptprior.tasks import Task, collate
 from promptprior.tasks.draw import k_shot
@@ -33,15 +35,19 @@ def source_cost(backbone: Backbone, sources: Sequence[Task], stage: Training, le
 def cell_cost(backbone: Backbone, cell: Cell, plan: Plan) -> float:
     """Tokens of adapting and testing one cell."""
     tested = len(cell.target.split("test")[: plan.test_limit])
-    return adapting_cost(backbone, cell.target, cell.k, cell.seed, plan.resolved(), tested)
+    return adapting_cost(backbone, cell.method, cell.target, cell.k, cell.seed, plan.resolved(), tested)
 
 
-def adapting_cost(backbone: Backbone, target: Task, k: int, seed: int, settings: Settings, tested: int) -> float:
-    """Tokens of adapting to k shots of a target (none for k = 0) and testing on some examples."""
+def adapting_cost(
+    backbone: Backbone, method: Method, target: Task, k: int, seed: int, settings: Settings, tested: int
+) -> float:
+    """Tokens of adapting a method to k shots of a target, if it uses any, and testing on some examples."""
     stage, per_text = settings.target, text_length(backbone, target)
-    if k == 0:
+    if not method.uses_shots:
         return SCORED * tested * per_text
     shots = k_shot(target, k, seed)
+    if isinstance(method, InContext):
+        return SCORED * (len(shots.train) + len(shots.dev) + tested) * per_text
     looks = 2 + (stage.steps // stage.select_every if stage.select_every else 0)
     trained = stage.steps * (min(stage.batch_size, len(shots.train)) * per_text + settings.length)
     rates = len(stage.learning_rates)
