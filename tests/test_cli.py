@@ -523,8 +523,12 @@ def test_a_partition_gives_sources_and_targets(cli: Cli, data: Path, model: Path
     assert cli(*grid, "--partition", "own", "--output", output)[0] == 0
     (row,) = rows_of(output).values()
     assert (row["sources"], row["target"]) == (["vowels"], "edges")
-    code, _, err = cli("compare", output / "plan.yaml")  # the saved plan names both the partition and its sides
+    code, _, err = cli("compare", output / "plan.yaml", "--similarity")  # the saved plan names both the partition and its sides
     assert "1 finished before, 0 to run" in err
+    assert "similarity of 1 sources and 1 targets" in err
+    assert (output / "similarity.json").is_file()
+    assert "Similarity of sources and targets" in (output / "report.html").read_text()
+    assert "similarity of" not in cli("compare", output / "plan.yaml", "--similarity")[2]  # it is kept
     code, _, err = cli(*grid, "--partition", "bad", "--output", tmp_path / "bad")
     assert (code, (tmp_path / "bad").exists()) == (2, False)
     assert "vowels stand on both sides" in err

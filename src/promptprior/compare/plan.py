@@ -49,6 +49,7 @@ class Plan:
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
     together: int = setting(32, "at most this many cells of a method and seed adapt as copies of one run")
     retries: int = setting(1, "times that failed work is tried again before its cells count as failed")
+    similarity: bool = setting(False, "also measure how like sources and targets are, for the report")
     engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
     address: str | None = setting(None, "of the Ray cluster; by default one of this machine, started if there is none")
     ray_cpus: float = setting(1.0, "CPU cores, and threads, of each worker of --engine ray")

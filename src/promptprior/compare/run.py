@@ -14,6 +14,7 @@ from promptprior.backbone import Backbone, load
 from promptprior.compare.engine import Engine, Failure, Result
 from promptprior.compare.engine_local import LocalEngine
 from promptprior.compare.execute import failed_row
+from promptprior.compare.likeness import LIKENESS_FILE, read_likeness, write_likeness
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
 from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
 from promptprior.compare.report import write_report
@@ -44,6 +45,8 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     write_text(plan.output / "plan.yaml", dump_yaml(plan))
     for name, count in tasks.left_out.items():
         say(f"source {name}: {count} training examples left out because a target holds the same text")
+    if plan.similarity:
+        keep_likeness(bench, say)
     done = finished_rows(plan.output, wanted)
     say(f"{len(wanted)} cells: {len(done)} finished before, {len(wanted) - len(done)} to run")
     run_works(bench, works(bench, wanted, done), lambda: report(plan, wanted, command), say)
@@ -60,6 +63,20 @@ def load_tasks(plan: Plan) -> Tasks:
     return separated(sources, targets)
 
 
+def keep_likeness(bench: Bench, say: Say) -> None:
+    """Measure how like sources and targets are and keep it beside the results, unless it is there already."""
+    from promptprior.compare.similarity import likeness
+
+    plan, tasks, path = bench.plan, bench.tasks, bench.plan.output / LIKENESS_FILE
+    kept = read_likeness(path)
+    wanted = {(s.name, t.name) for s in tasks.sources for t in tasks.targets}
+    if kept is not None and wanted <= {(pair.source, pair.target) for pair in kept.pairs}:
+        return
+    say(f"similarity of {len(tasks.sources)} sources and {len(tasks.targets)} targets")
+    shots, seed = plan.shots[-1], plan.seeds[0]
+    write_likeness(likeness(tasks.targets, tasks.sources, bench.backbone, plan.resolved(), shots, seed), path)
+
+
 def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
     """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
     good = finished_rows(plan.output, wanted)
@@ -70,6 +87,7 @@ def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
         "promptprior comparison",
         expected=len(wanted),
         command=command,
+        likeness=read_likeness(plan.output / LIKENESS_FILE),
     )
 
 
