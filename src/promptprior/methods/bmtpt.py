@@ -13,9 +13,9 @@ from typing import Literal, cast
 
 import torch
 
-from promptprior.backbone import training_tokens
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_exam
+from promptprior.methods.joint import Joint, grouped, places_of
 from promptprior.methods.method import Beginning, Begun, Episode, Lab, Learned, Method, spent, stacked, viewed
 from promptprior.methods.multitask import loss_curve
 from promptprior.notation import Float, Params, Tensor
@@ -33,14 +33,14 @@ from promptprior.prompts.posterior import (
     weights,
 )
 from promptprior.rules.conflict import agreement_weights, task_cosines
-from promptprior.rules.descent import Descent, Penalty
+from promptprior.rules.descent import Penalty
 from promptprior.rules.kernels import KernelKind, make_kernel
 from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights
 from promptprior.rules.optimiser import optimiser
 from promptprior.rules.svgd import Repulsion, Svgd, reweighted
 from promptprior.settings import setting
 from promptprior.tasks.batch import Batch
-from promptprior.tasks.draw import EpisodeDraws, MixtureDraws, Pool, generator
+from promptprior.tasks.draw import MixtureDraws, generator
 from promptprior.tasks.task import Task
 from promptprior.train import Run
 
@@ -229,9 +229,8 @@ class Bmtpt:
         """Every episode at the aggregate of its prior's particles, under each width of the prior term."""
         device = lab.backbone.frozen.device
         distinct = list({id(prior): prior for prior in priors}.values())
-        places = {id(prior): place for place, prior in enumerate(distinct)}
         posteriors = torch.stack([prior.params["prompt"].to(device) for prior in distinct])
-        which = [places[id(prior)] for prior in priors]
+        which = places_of(priors)
         starts = self.target_starts(lab, priors, posteriors[which], episodes)
         if self.joint_steps:
             starts = self.joined(lab, starts, which, episodes)
@@ -273,47 +272,28 @@ class Bmtpt:
     ) -> Float[Tensor, "E L D"]:
         """The starts after all targets of a group (one prior, k and seed) have trained a decomposed prompt together."""
         groups = grouped(which, episodes)
-        form = Decomposed(lab.settings.length, lab.backbone.width, max(map(len, groups)))
+        factors = two_speeds(lab.settings.target.learning_rates[0], self.low_rank_rate, lab.backbone.scale)
+        joint = Joint(lab, episodes, groups, self.joint_steps, factors)
+        form = Decomposed(lab.settings.length, lab.backbone.width, joint.targets)
         shared = torch.stack([starts[members].mean(0) for members in groups])
-        done = lab.train(self.joint_run(lab, form, shared, groups, episodes), "joint")
-        prompts = form.of_tasks(done.last)
+        pull = None if self.penalty == "none" else self.pull(lab, shared, groups, episodes)
+        prompts = form.of_tasks(lab.train(joint.run(self, form, form.begin(shared), pull), "joint").last)
         after = starts.clone()
         for copy, members in enumerate(groups):
             after[members] = prompts[copy, : len(members)]
         return after
 
-    def joint_run(
+    def pull(
         self,
         lab: Lab,
-        form: Decomposed,
         shared: Float[Tensor, "G L D"],
         groups: Sequence[Sequence[int]],
         episodes: Sequence[Episode],
-    ) -> Run:
-        """Every group a copy, its targets the copy's tasks; the prior's middle width pulls the shared part back."""
-        stage = replace(lab.settings.target, steps=self.joint_steps)
-        factors = two_speeds(stage.learning_rates[0], self.low_rank_rate, lab.backbone.scale)
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, factors)
-        members = [(copy, task, episodes[e]) for copy, group in enumerate(groups) for task, e in enumerate(group)]
+    ) -> Penalty:
+        """The prior's middle width pulls the part that a group shares back to where it started."""
         shots = [sum(len(episodes[e].shots.train) for e in group) for group in groups]
         width = self.prior_width[len(self.prior_width) // 2] * lab.backbone.scale
-        pull = GaussianPenalty(shared, 1 / (2 * width**2 * torch.tensor(shots).to(shared)), "shared")
-        return Run(
-            key=lab.key(self, "joint", *(e.key for _, _, e in members)),
-            objective=PromptObjective(lab.backbone, form),
-            rule=Descent(
-                optimiser(stage.optimiser, rate, stage.weight_decay),
-                stage.clip,
-                None if self.penalty == "none" else pull,
-            ),
-            params=form.begin(shared),
-            draws=EpisodeDraws(
-                [Pool(training_tokens(lab.backbone, e.task, e.shots.train), task, copy) for copy, task, e in members],
-                stage.batch_size,
-                [e.seed for _, _, e in members],
-            ),
-            steps=stage.steps,
-        )
+        return GaussianPenalty(shared, 1 / (2 * width**2 * torch.tensor(shots).to(shared)), "shared")
 
 
 def alone(run: Run) -> Run:
@@ -382,14 +362,6 @@ class BmtptPredictive(Bmtpt):
         begun = super().begin(lab, [one for one, _ in members], [e for _, e in members])
         count = len(members) // len(episodes)
         return replace(begun, variants=[*begun.variants] * count, together=count)
-
-
-def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]]:
-    """Episodes of one prior, k and seed, in order."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for place, (prior, episode) in enumerate(zip(which, episodes, strict=True)):
-        groups.setdefault((prior, episode.k, episode.seed), []).append(place)
-    return list(groups.values())
 
 
 @torch.no_grad()
