@@ -58,11 +58,11 @@ def moved_by_one_step(backbone: Backbone, prior: Prior, method: Attempt, **chang
 
 
 def test_prompt_and_network_move_at_rates_of_their_own(backbone: Backbone, prior: Prior) -> None:
-    moved = moved_by_one_step(backbone, prior, Attempt(start="first", attention_rate=0.05))
+    moved = moved_by_one_step(backbone, prior, Attempt(start="first", attention_rate=0.05, centre=True))
     assert moved["target"] == pytest.approx(0.2 * backbone.scale, rel=1e-2)
     for name in NETWORK:
         assert moved[name] == pytest.approx(0.2 * 0.05, rel=1e-2), name
-    assert moved["sources"] == 0
+    assert moved["sources"] == moved["centre"] == 0
 
 
 def test_the_released_rate_of_attention_never_applied_and_this_one_does(backbone: Backbone, prior: Prior) -> None:
@@ -117,30 +117,39 @@ def test_its_source_stage_is_spots_unless_it_trains_attention_there() -> None:
 def test_targets_of_a_seed_share_a_network_in_joint_steps(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(TARGETS[0], 2, 13), make_episode(TARGETS[1], 2, 21), make_episode(TARGETS[1], 2, 13)]
     lab = lab_of(backbone)
-    plain = Attempt(start="first").begin(lab, [prior] * 3, episodes).params
-    joint = Attempt(start="first", joint_steps=4).begin(lab, [prior] * 3, episodes).params
-    for name in ("down", "up"):
+    plain = Attempt(start="first", centre=True).begin(lab, [prior] * 3, episodes).params
+    joint = Attempt(start="first", joint_steps=4, centre=True).begin(lab, [prior] * 3, episodes).params
+    for name in ("down", "up", "centre"):
         assert torch.equal(joint[name][0], joint[name][2])
         assert not torch.equal(joint[name][0], joint[name][1])
         assert not torch.equal(joint[name][0], plain[name][0])
     assert len({float(p.sum()) for p in joint["target"]}) == 3
-    alone = Attempt(start="first", joint_steps=4).begin(lab, [prior], episodes[1:2]).params
+    alone = Attempt(start="first", joint_steps=4, centre=True).begin(lab, [prior], episodes[1:2]).params
     for name, value in alone.items():  # a group sees nothing of the others
         torch.testing.assert_close(joint[name][1:2], value, rtol=1e-3, atol=1e-5)
 
 
+def test_queries_are_centred_on_the_shots_and_never_on_anything_else(backbone: Backbone, prior: Prior) -> None:
+    episode = make_episode(TARGETS[1], 4, 13)
+    begun = Attempt(start="first", centre=True).begin(lab_of(backbone), [prior], [episode])
+    words = [backbone.frozen.embed(torch.tensor(backbone.frozen.alone(e.text))) for e in episode.shots.train]
+    expected = torch.stack([w.amax(0) for w in words]).mean(0)
+    torch.testing.assert_close(begun.params["centre"][0], expected)
+    assert "centre" not in Attempt(start="first").begin(lab_of(backbone), [prior], [episode]).params
+
+
 def test_attention_trained_on_sources_is_where_targets_start(backbone: Backbone) -> None:
-    method = Attempt(attention_steps=6, start="first", rank=8)
+    method = Attempt(attention_steps=6, start="first", rank=8, centre=True)
     made, plain = fit(method, SOURCES, backbone, short()), fit(Spot(), SOURCES, backbone, short())
     assert torch.equal(made.params["prompt"], plain.params["prompt"])
     assert made.header.diagnostics["cost"]["rows"] > plain.header.diagnostics["cost"]["rows"]  # type: ignore[index]
     episodes = [make_episode(t, 2, 13) for t in TARGETS]
     begun = method.begin(lab_of(backbone), [made] * 2, episodes).params
     untrained = method.network(lab_of(backbone), 13, 2)
-    for name in NETWORK:
+    for name in (*NETWORK, "centre"):
         assert torch.equal(begun[name][0], begun[name][1])
         assert torch.equal(begun[name][0], made.params[name][0])
-        assert not torch.equal(begun[name][0], untrained[name][0])
+    assert all(not torch.equal(begun[name][0], untrained[name][0]) for name in NETWORK)
 
 
 def test_a_fit_killed_while_it_trains_attention_comes_to_the_same_bytes(backbone: Backbone, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def by_hand(form: Mixture, held: Params, text: str, copy: int, task: int) -> tup
     q = torch.zeros(WIDTH, dtype=torch.float64)
     if len(words):
         q = torch.stack([(words[:, d].max() if form.query == "max" else words[:, d].mean()) for d in range(WIDTH)])
+    q = q - held["centre"][copy] if "centre" in held else q
     q = q if form.absolute else q / BACKBONE.scale
     z = [sum(q[d] * held["down"][copy, d, r] for d in range(WIDTH)) for r in range(R)]
     z = [v / (1 + math.exp(-v)) for v in z]
@@ -73,6 +74,8 @@ def by_hand(form: Mixture, held: Params, text: str, copy: int, task: int) -> tup
 def test_every_text_reads_the_mixture_of_the_formula(attends: Any, query: Any, absolute: bool) -> None:
     form = mixture(attends=attends, query=query, temperature=7.0 if absolute else 0.6, absolute=absolute)
     held, given = params(), batch()
+    if query == "mean":
+        held["centre"] = drawn(C, WIDTH, seed=7) * 0.1
     prompts, index = form.prompts(held, given)
     assert index.tolist() == list(range(len(TEXTS)))
     for x, text in enumerate(TEXTS):

@@ -23,15 +23,17 @@ from promptprior.methods.spot import Spot
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.mixture import NETWORK, Attends, Mixture, network_start
-from promptprior.prompts.queries import Query
+from promptprior.prompts.queries import Query, pooled
 from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser
 from promptprior.settings import Training, setting
+from promptprior.tasks.batch import Tokens, collate
 from promptprior.tasks.draw import Draws, EpisodeDraws, Pool, generator
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
+SAMPLE = 64  # texts of each source that queries are centred on
 TARGETS_ONLY = ("start", "probe_steps", "joint_steps")
 
 
@@ -45,11 +47,12 @@ class Attempt:
     probe_steps: int = setting(10, "steps that give a target its embedding (start similar)")
     attends: Attends = setting("all", "all: sources and the target's own prompt (as released); sources")
     query: Query = setting("max", "pool of the text's word embeddings: max (as released) or mean")
+    centre: bool = setting(False, "take the mean query of the target's shots from every query: texts differ more")
     rank: int = setting(100, "width of the attention network's bottleneck")
     temperature: float = setting(1.0, "of attention; 1 starts with scores of about one, on any backbone")
     absolute: bool = setting(False, "temperature and queries in absolute numbers (as released)")
     attention_rate: float | None = setting(
-        0.03, "rate of the attention network, times the prompt's in embedding scales; none: the prompt's own rate"
+        0.003, "rate of the attention network, times the prompt's in embedding scales; none: the prompt's own rate"
     )
     freeze_norm: bool = setting(False, "leave the network's LayerNorm as it starts (as released)")
     attention_steps: int = setting(0, "steps that train the attention network on the sources first")
@@ -93,13 +96,15 @@ class Attempt:
                 f"{len(sources)} tasks (--sources)"
             )
         form = self.form(lab, taught.diagnostics["sources"])  # type: ignore[arg-type]
-        params = {**self.network(lab, seed, 1), "sources": bank[None], "target": bank[None]}
         draws = lab.mixture(sources, seed)
+        params = {**self.network(lab, seed, 1), "sources": bank[None], "target": bank[None]}
+        if self.centre:
+            params["centre"] = self.mean_query(lab, [one for pool in draws.pools for one in pool.items[:SAMPLE]])
         key = lab.key(self, "network", seed, *(t.fingerprint for t in sources))
         stage = replace(lab.settings.source, steps=self.attention_steps)
         done = lab.train(self.run(lab, form, key, stage, params, draws, {"target": 0.0}), "network")
         # every tensor of a prior has as many copies as there are sources
-        network = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in NETWORK}
+        network = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in self.kept}
         return added(replace(taught, params={**taught.params, **network}), done)
 
     # Targets
@@ -124,11 +129,21 @@ class Attempt:
             absolute=self.absolute,
         )
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The tensors that make attention of texts."""
+        return (*NETWORK, "centre") if self.centre else NETWORK
+
+    def mean_query(self, lab: Lab, texts: Sequence[Tokens]) -> Float[Tensor, "1 D"]:
+        """What texts ask on average: most of what each of them asks (docs/rivals.md)."""
+        return pooled(lab.backbone, collate(texts), self.query).mean(0, keepdim=True)
+
     def factors(self, lab: Lab) -> dict[str, float]:
         """Rates beside the target prompt's: the network's weights are ratios and know no scale."""
         rate = 1.0 if self.attention_rate is None else self.attention_rate / lab.backbone.scale
         norm = 0.0 if self.freeze_norm else rate
-        return {"sources": 0.0, "down": rate, "up": rate, "gain": norm, "shift": norm}
+        fixed = {"sources": 0.0, "centre": 0.0} if self.centre else {"sources": 0.0}
+        return {**fixed, "down": rate, "up": rate, "gain": norm, "shift": norm}
 
     def network(self, lab: Lab, seed: int, copies: int) -> Params:
         """An untrained attention network, the same in every copy."""
@@ -141,15 +156,25 @@ class Attempt:
         frozen = lab.backbone.frozen
         banks = [source_bank(lab, prior)[0] for prior in priors]
         if self.attention_steps:
-            networks = [{name: prior.params[name][:1].to(frozen.device) for name in NETWORK} for prior in priors]
+            networks = [{name: prior.params[name][:1].to(frozen.device) for name in self.kept} for prior in priors]
         else:
-            networks = [self.network(lab, e.seed, 1) for e in episodes]
+            networks = [self.fresh(lab, e) for e in episodes]
         params = {
-            **{name: torch.cat([network[name] for network in networks]) for name in NETWORK},
+            **{name: torch.cat([network[name] for network in networks]) for name in self.kept},
             "sources": torch.stack(banks),
             "target": self.target_starts(lab, priors, banks, episodes)[:, None],
         }
         return {name: value.to(frozen.prompt_dtype) for name, value in params.items()}
+
+    def fresh(self, lab: Lab, episode: Episode) -> Params:
+        """An episode's untrained network, centred on its shots."""
+        network = self.network(lab, episode.seed, 1)
+        if not self.centre:
+            return network
+        return {
+            **network,
+            "centre": self.mean_query(lab, training_tokens(lab.backbone, episode.task, episode.shots.train)),
+        }
 
     def target_starts(
         self, lab: Lab, priors: Sequence[Prior], banks: Sequence[Tensor], episodes: Sequence[Episode]
@@ -171,7 +196,7 @@ class Attempt:
         after = {name: value.clone() for name, value in params.items()}
         for copy, members in enumerate(groups):
             after["target"][members, 0] = done["target"][copy, : len(members)]
-            for name in NETWORK:
+            for name in self.kept:
                 after[name][members] = done[name][copy]
         return after
 
@@ -182,6 +207,8 @@ class Attempt:
         most = max(map(len, groups))
         filled = torch.tensor([[*members, *[members[0]] * (most - len(members))] for members in groups])
         shared = {name: value[filled[:, 0]] for name, value in params.items() if name != "target"}
+        if self.centre:
+            shared["centre"] = torch.stack([params["centre"][members].mean(0) for members in groups])
         members = [(copy, task, episodes[e]) for copy, group in enumerate(groups) for task, e in enumerate(group)]
         draws = EpisodeDraws(
             [Pool(training_tokens(lab.backbone, e.task, e.shots.train), task, copy) for copy, task, e in members],

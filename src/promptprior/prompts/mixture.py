@@ -2,7 +2,7 @@
 
 Asai et al. 2022 (EMNLP, arXiv 2205.11961), as their code computes it:
 
-    q_x = maximum (or mean) of the text's word embeddings over its own positions
+    q_x = maximum (or mean) of the text's word embeddings over its own positions, less `centre` (ours)
     h_x = LayerNorm(up SiLU(down q_x))
     a_x = softmax over j of  h_x . (maximum of P_j over its tokens) / temperature,   j the sources, and the task itself
     prompt of x = P_task + sum_j a_xj P_j
@@ -33,6 +33,7 @@ class Mixture:
 
     params: "target" Float[C, K, L, D], one prompt per task, or K = 1 for all; "sources" Float[C, S, L, D]; of the
     attention network "down" Float[C, D, r], "up" Float[C, r, D], "gain" and "shift" Float[C, D] (of its LayerNorm).
+    Optional: "centre" Float[C, D], taken from queries before the network.
 
     `names`: what the sources are called. `attends`: all, sources and the task's own prompt (as released), or sources.
     Relative numbers are free of a backbone's scale: queries are divided by the embedding scale, and scores by
@@ -78,6 +79,7 @@ class Mixture:
         device = params["down"].device
         copy = batch.copy_index.to(device)
         q = pooled(self.backbone, batch, self.query).to(params["down"])
+        q = q - params["centre"][copy] if "centre" in params else q
         q = q if self.absolute else q / self.backbone.scale
         hidden = silu(by_copy(q, params["down"], copy))
         h = layer_norm(by_copy(hidden, params["up"], copy), q.shape[-1:])
