@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed, unpacked
-from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
+from promptprior.backbone.block import ACTIVATIONS, EAGER, Block, Kernels, Pass, run_block
 from promptprior.backbone.entry import Entry, Leading, Repeated
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Stage, ragged_stage, ragged_take, rows_of
@@ -62,9 +62,11 @@ def block_of(block: Any, model: PreTrainedModel) -> Block:
     )
 
 
-def t5_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True) -> Float[Tensor, "V D"]:
+def t5_states(
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
+) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
-    encoded, stage = encoded_texts(frozen, prompts, batch, keep)
+    encoded, stage = encoded_texts(frozen, prompts, batch, keep, kernels)
     grid = rows_of(torch.arange(batch.texts), batch.text_index).flatten()  # rows of each text; -1 where it has fewer
     ids = shifted(frozen, batch)[grid.clamp(min=0)].to(frozen.device)
     states = decoded(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
@@ -75,7 +77,7 @@ def t5_states(frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, kee
 
 
 def encoded_texts(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool, kernels: Kernels
 ) -> tuple[Float[Tensor, "X S D"], Stage]:
     """The encoder's output for each prompt and text, and where its tokens stand."""
     length, encoder = prompts.shape[1], frozen.model.encoder
@@ -88,7 +90,7 @@ def encoded_texts(
     entry: Entry = repeated(length, reads, batch.text_lengths.cpu(), x)
     if words.requires_grad:  # every token wants a gradient: nothing is gained by projecting shared rows once
         x, entry = entry.spread(x), Leading()
-    for work in passes(frozen.model, stage, entry, keep):
+    for work in passes(frozen.model, stage, entry, keep, kernels):
         x = run_block(x, work)
     return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
 
@@ -108,7 +110,7 @@ def repeated(
     return Repeated(source.to(x.device), places.to(x.device), prompts.to(x))
 
 
-def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool) -> list[Pass]:
+def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool, kernels: Kernels) -> list[Pass]:
     """One pass per encoder block; all share the relative positions of the first."""
     first = model.encoder.block[0].layer[0].SelfAttention
     bias = first.compute_bias(stage.size, stage.size).detach()  # [1, H, S, S]
@@ -124,6 +126,7 @@ def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool) -> li
             rows=None,
             keep=keep,
             plain=partial(plain_block, block=block, stage=stage, bias=bias, pads=pads),
+            kernels=kernels,
         )
         for place, block in enumerate(model.encoder.block)
     ]
@@ -184,13 +187,16 @@ def cross_attention(
 def projected_queries(
     q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X 1 1 S"]
 ) -> Float[Tensor, "X H n d"]:
-    """Cross-attention with both projections moved to the side of the queries."""
+    """Cross-attention with both projections moved to the side of the queries.
+
+    Each head's weights meet the queries of all texts in one product (`@` would copy the weights for every text).
+    """
     heads, rows, width = q.shape[1], q.shape[2], q.shape[3]
     key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
-    wide = (q @ key_weight).flatten(1, 2)  # [X, H n, D]
+    wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
     scores = (wide @ encoded.transpose(1, 2)).unflatten(1, (heads, rows)).masked_fill(pads, float("-inf"))
-    mixed = softmax(scores).flatten(1, 2) @ encoded
-    return mixed.unflatten(1, (heads, rows)) @ value_weight.transpose(1, 2)
+    mixed = (softmax(scores).flatten(1, 2) @ encoded).unflatten(1, (heads, rows))
+    return torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
 
 
 def projected_keys(
