@@ -1,5 +1,6 @@
 """A comparison in pieces: what runs together, what waits for a prior, what is tried again."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,32 @@ def test_what_is_done_does_not_change_what_runs_together(bench: Bench) -> None:
     left = [w for w in works(bench, all_cells, done) if isinstance(w, Group)]
     assert [c.key for c in left[1].cells] == [whole[1].cells[1].key]
     assert [w.key for w in [left[0], *left[2:]]] == [w.key for w in [whole[0], *whole[2:]]]
+
+
+def test_targets_that_train_together_are_never_apart(bench: Bench) -> None:
+    options = {"bmtpt": {"particles": 2, "joint_steps": 1}}
+    plan = replace(bench.plan, methods=("bmtpt",), seeds=(13,), together=1, options=options)
+    bench = replace(bench, plan=plan)
+    all_cells = wanted(bench)
+    (fit, group) = works(bench, all_cells, {all_cells[0].key})
+    assert isinstance(fit, Fit)
+    assert isinstance(group, Group)
+    assert list(group.cells) == all_cells
+    assert group.missing == all_cells[1:]
+    queue = Queue([], retries=1)
+    assert queue.fail(group) == []
+    assert queue.waiting == [group]
+    assert queue.fail(group) == all_cells[1:]
+    fewer = replace(bench, tasks=replace(bench.tasks, targets=bench.tasks.targets[:2]))
+    assert {c.key for c in wanted(fewer)}.isdisjoint(c.key for c in all_cells)
+    run.compare(plan, bench.backbone, lambda _: None)
+    lines = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
+    (plan.output / run.RESULTS).write_text("".join(lines[:1]))
+    run.compare(plan, bench.backbone, lambda _: None)
+    again = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
+    assert again[0] == lines[0]
+    assert [json.loads(line)["cell"] for line in again] == [c.key for c in all_cells]
+    assert [json.loads(line)["scores"] for line in again] == [json.loads(line)["scores"] for line in lines]
 
 
 def test_a_group_waits_for_its_prior(bench: Bench) -> None:

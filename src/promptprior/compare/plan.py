@@ -183,6 +183,7 @@ def make_cell(
     plan: Plan, tasks: Tasks, backbone: "Backbone", method: "Method", target: "Task", k: int, seed: int
 ) -> Cell:
     """A cell with the hash of all that decides its result."""
+    from promptprior.methods import needs_company
     from promptprior.methods.source_prompts import made_from
 
     sources = made_from(method, tasks.sources)
@@ -200,6 +201,8 @@ def make_cell(
         k,
         seed,
     ]
+    if needs_company(method):
+        parts.append([other.fingerprint for other in tasks.targets])
     return Cell(stable_hash(parts), method, target, k, seed)
 
 

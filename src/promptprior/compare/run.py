@@ -20,7 +20,7 @@ from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
 from promptprior.compare.report import write_report
 from promptprior.compare.rows import read_rows
 from promptprior.compare.store import RESULTS, Fitted, finished_rows, keep_finished, keep_prior, keep_row, kept_prior
-from promptprior.compare.work import Bench, Fit, Queue, Work, is_kept, works
+from promptprior.compare.work import Bench, Fit, Group, Queue, Work, is_kept, works
 from promptprior.config import dump_yaml
 from promptprior.files import write_text
 from promptprior.tasks import Split, load_task
@@ -143,7 +143,8 @@ def settle(bench: Bench, queue: Queue, work: Work, result: Result, say: Say) -> 
         assert isinstance(work, Fit)
         keep_prior(work.folder, result)
         return False
-    keep_finished(bench.plan.output, result)
+    assert isinstance(work, Group)
+    keep_finished(bench.plan.output, [one for one in result if one.row.cell not in work.known])
     return True
 
 

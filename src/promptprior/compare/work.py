@@ -16,7 +16,7 @@ from promptprior.compare.estimate import cell_cost, source_cost
 from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config import stable_hash, to_mapping
 from promptprior.fit import source_settings
-from promptprior.methods import Method, source_stage
+from promptprior.methods import Method, needs_company, source_stage
 from promptprior.methods.source_prompts import learns_from_tasks, made_from
 
 COST = "cost.json"
@@ -55,7 +55,8 @@ class Fit:
 class Group:
     """Cells of one method and seed that adapt as copies of one run, from the prior in a folder (None without one).
 
-    `tokens` is the estimated cost of adapting and testing them.
+    `tokens` is the estimated cost of adapting and testing them. `known` are keys of cells that have a result already
+    and only keep the others company.
     """
 
     method: Method
@@ -63,6 +64,7 @@ class Group:
     cells: tuple[Cell, ...]
     prior: Path | None
     tokens: float
+    known: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -73,6 +75,11 @@ class Group:
     def label(self) -> str:
         """How progress names it."""
         return f"{self.method.name}, seed {self.seed}" if self.seed else self.method.name
+
+    @property
+    def missing(self) -> list[Cell]:
+        """The cells without a result."""
+        return [cell for cell in self.cells if cell.key not in self.known]
 
 
 Work = Fit | Group
@@ -90,7 +97,7 @@ def works(bench: Bench, wanted: Sequence[Cell], done: Collection[str]) -> list[W
     for some in parts(wanted, bench.plan.together):
         missing = tuple(cell for cell in some if cell.key not in done)
         if missing:
-            group = make_group(bench, missing)
+            group = make_group(bench, tuple(some) if needs_company(some[0].method) else missing, done)
             if group.prior not in seen and not is_kept(group.prior):
                 left.append(make_fit(bench, group))
             seen.add(group.prior)
@@ -99,19 +106,21 @@ def works(bench: Bench, wanted: Sequence[Cell], done: Collection[str]) -> list[W
 
 
 def parts(wanted: Sequence[Cell], together: int) -> Iterator[Sequence[Cell]]:
-    """The cells of each method and seed, in parts of nearly equal size, none above `together`."""
-    for _, some in groupby(wanted, lambda cell: (cell.method, cell.seed)):
+    """The cells of each method and seed, in parts of nearly equal size, none above `together`; whole where targets
+    train together first."""
+    for (method, _), some in groupby(wanted, lambda cell: (cell.method, cell.seed)):
         cells = list(some)
-        count = ceil(len(cells) / together)
+        count = 1 if needs_company(method) else ceil(len(cells) / together)
         ends = [len(cells) * part // count for part in range(count + 1)]
         yield from (cells[start:end] for start, end in pairwise(ends))
 
 
-def make_group(bench: Bench, cells: tuple[Cell, ...]) -> Group:
+def make_group(bench: Bench, cells: tuple[Cell, ...], done: Collection[str]) -> Group:
     """Cells of one method and seed as a group."""
+    known = frozenset(cell.key for cell in cells if cell.key in done)
     method, seed = cells[0].method, cells[0].seed
     prior = prior_folder(bench, method, bench.plan.prior_seed(seed)) if method.needs_sources else None
-    return Group(method, seed, cells, prior, sum(cell_cost(bench.backbone, cell, bench.plan) for cell in cells))
+    return Group(method, seed, cells, prior, sum(cell_cost(bench.backbone, cell, bench.plan) for cell in cells), known)
 
 
 def make_fit(bench: Bench, group: Group) -> Fit:
@@ -166,21 +175,22 @@ class Queue:
 
     def fail(self, work: Work) -> list[Cell]:
         """Queue failed work again, last; returns the cells that are given up."""
-        again: list[Work] = [work] if isinstance(work, Fit) else singles(work)
+        again = pieces(work)
         self.failures.update(one.key for one in again)
         if max(self.failures[one.key] for one in again) <= self.retries:
             self.waiting += again
             return []
-        return list(work.cells) if isinstance(work, Group) else self.without(work)
+        return work.missing if isinstance(work, Group) else self.without(work)
 
     def without(self, fit: Fit) -> list[Cell]:
         """Drop the groups whose prior cannot be fitted; returns their cells."""
         lost = [w for w in self.waiting if isinstance(w, Group) and w.prior == fit.folder]
         self.waiting = [w for w in self.waiting if w not in lost]
-        return [cell for group in lost for cell in group.cells]
+        return [cell for group in lost for cell in group.missing]
 
 
-def singles(group: Group) -> list[Work]:
-    """A group's cells, each as a group of its own."""
-    share = group.tokens / len(group.cells)
-    return [replace(group, cells=(cell,), tokens=share) for cell in group.cells]
+def pieces(work: Work) -> list[Work]:
+    """Failed work as it is tried again: each cell of a group by itself, unless they need each other."""
+    if isinstance(work, Fit) or needs_company(work.method):
+        return [work]
+    return [replace(work, cells=(cell,), tokens=work.tokens / len(work.cells)) for cell in work.cells]

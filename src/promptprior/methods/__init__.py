@@ -10,7 +10,7 @@ from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptPre
 from promptprior.methods.dept import Dept
 from promptprior.methods.in_context import InContext
 from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, source_stage
+from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, needs_company, source_stage
 from promptprior.methods.mpt import Mpt, MptNoDistil
 from promptprior.methods.multitask import Multitask, MultitaskLong
 from promptprior.methods.prompt_arithmetic import PromptArithmetic
@@ -71,5 +71,6 @@ __all__ = [
     "Method",
     "OneByOne",
     "make_method",
+    "needs_company",
     "source_stage",
 ]

@@ -159,6 +159,21 @@ class SharesPriors(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainsTargetsTogether(Protocol):
+    """A method that may first train all targets of a prior, k and seed together, for some steps."""
+
+    @property
+    def joint_steps(self) -> int:
+        """How many; 0 for none."""
+        ...
+
+
+def needs_company(method: Method) -> bool:
+    """Whether a target's result depends on which other targets adapt along with it."""
+    return isinstance(method, TrainsTargetsTogether) and method.joint_steps > 0
+
+
 def source_stage(method: Method) -> Method:
     """All of a method that decides its prior: equal stages fit equal priors, under whatever name."""
     return method.source_view() if isinstance(method, SharesPriors) else method
