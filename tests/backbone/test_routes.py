@@ -5,12 +5,14 @@ import warnings
 import pytest
 import torch
 
-from promptprior.backbone import as_backbone, routes
+from promptprior.backbone import as_backbone, llama, routes, t5
+from promptprior.backbone.block import kept_entries
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.llama import llama_states
 from promptprior.backbone.reference import reference_losses
+from promptprior.backbone.routes import kept_per_token
 from promptprior.notation import Tensor
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.batch import Batch, Tokens, collate
 
 from .test_engine import random_batch, random_prompts
 from .tiny import FAMILIES, tiny
@@ -81,6 +83,35 @@ def test_activations_computed_again_change_nothing(family: str) -> None:
     batch, prompts = random_batch(5, 2, 2), random_prompts(kept, 2, 4)
     expected, found = (torch.autograd.grad(b.losses(prompts, batch).sum(), prompts)[0] for b in (kept, recomputed))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("t5", 2), ("t5_gated", 2)])
+def test_the_memory_of_a_hand_written_route_is_counted_right(family: str, layers: int) -> None:
+    """What autograd is asked to keep, against the count that sizes chunks."""
+    backbone = tiny(family, torch.float32)
+    texts, length, size = 24, 6, 10
+    items = [Tokens(tuple(range(2, 2 + size)), ((5,),))] * texts
+    batch, prompts = collate(items), random_prompts(backbone, 1, length).detach().float().requires_grad_()
+    kept: dict[int, int] = {}
+
+    def noted(x: Tensor) -> Tensor:
+        kept[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda x: x):
+        backbone.losses(prompts, batch)
+    model = backbone.frozen.model
+    weights = {p.data_ptr() for p in model.parameters()}
+    found = sum(n for at, n in kept.items() if at not in weights)
+    block = (
+        llama.block_of(model.model.layers[0], model)
+        if family == "llama"
+        else t5.block_of(model.encoder.block[0], model)
+    )
+    tokens = texts * size + (length if family == "llama" else texts * length)
+    counted = kept_entries(block, keys=length + size) * tokens * layers
+    assert 0.7 * counted <= found <= 1.35 * counted  # beside: the last norm, decoder and head
+    assert kept_per_token(backbone.frozen, backbone.states) == kept_entries(block)
 
 
 class Int8(torch.nn.Module):

@@ -10,6 +10,7 @@ second derivative is asked for.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class Pass:
     rows: Int[Tensor, " V"] | None
     keep: bool
     plain: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]]
+    kernels: "Kernels"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ class Kept:
         """The inverse of `tensors`."""
         scale, middle, middle_scale, gate, up, *attended = tensors
         return cls(scale, middle, middle_scale, gate, up, Attended.of(attended))
+
+
+def kept_entries(block: Block, keys: int = 512) -> int:
+    """How many numbers `Kept` and the input hold per token, where a token sees this many keys."""
+    widths = [linear.out_features for linear in block.linears if linear not in (block.o, block.down)]
+    return 2 * len(block.norm) + sum(widths) + block.heads * keys
 
 
 def run_block(x: Float[Tensor, "S D"], work: Pass) -> Float[Tensor, "V D"]:
@@ -123,19 +131,18 @@ def plain_gradient(x: Tensor, gradient: Tensor, work: Pass) -> Tensor:
 
 def block_forward(x: Float[Tensor, "S D"], work: Pass) -> tuple[Float[Tensor, "V D"], Kept]:
     """The block's output and what its gradient needs."""
-    block, spread = work.block, work.entry.spread
-    h, scale = rms(x, block.norm, block.eps)
+    block, spread, kernels = work.block, work.entry.spread, work.kernels
+    h, scale = kernels.rms(x, block.norm, block.eps)
     q = turned(by_head(spread(block.q(h)), block.heads, block.kv_heads), work.query_rotary)
     k = turned(by_head(spread(block.k(h)), block.kv_heads, block.kv_heads), work.key_rotary)[:, :, 0]
     v = by_head(spread(block.v(h)), block.kv_heads, block.kv_heads)[:, :, 0].contiguous()
     seen, attended = attention_forward(q, k, v, work.plans)
     seen = taken(by_token(seen), work.rows)
     middle = added_product(taken(spread(x), work.rows), seen, block.o)
-    h, middle_scale = rms(middle, block.mlp_norm, block.eps)
+    h, middle_scale = kernels.rms(middle, block.mlp_norm, block.eps)
     up = block.up(h)
     gate = up if block.gate is None else block.gate(h)
-    inner = ACTIVATIONS[block.activation][0](gate)
-    inner = inner if block.gate is None else inner.mul_(up)
+    inner = kernels.activated(gate, None if block.gate is None else up, block.activation)
     return added_product(middle, inner, block.down), Kept(scale, middle, middle_scale, gate, up, attended)
 
 
@@ -143,9 +150,9 @@ def block_backward(
     gradient: Float[Tensor, "V D"], x: Float[Tensor, "S D"], kept: Kept, work: Pass
 ) -> Float[Tensor, "S D"]:
     """The gradient of the block's input, zero for rows that want none."""
-    block, gathered = work.block, work.entry.gathered
-    h = mlp_backward(gradient, kept, block)
-    middle = rms_backward(h, kept.middle, block.mlp_norm, kept.middle_scale, gradient)
+    block, gathered, kernels = work.block, work.entry.gathered, work.kernels
+    h = mlp_backward(gradient, kept, block, kernels)
+    middle = kernels.rms_backward(h, kept.middle, block.mlp_norm, kept.middle_scale, gradient)
     tokens = work.plans[-1].end
     seen = placed(middle @ block.o.weight, work.rows, tokens)
     q, k, v = attention_backward(by_head(seen, block.heads, block.kv_heads), kept.attended, work.plans)
@@ -153,17 +160,16 @@ def block_backward(
     h.addmm_(gathered(by_token(turned_back(k[:, :, None], work.key_rotary))), block.k.weight)
     h.addmm_(gathered(by_token(v[:, :, None])), block.v.weight)
     residual, n = gathered(placed(middle, work.rows, tokens)), len(h)
-    return grown(rms_backward(h, x[:n], block.norm, kept.scale[:n], residual), len(x))
+    return grown(kernels.rms_backward(h, x[:n], block.norm, kept.scale[:n], residual), len(x))
 
 
-def mlp_backward(gradient: Float[Tensor, "V D"], kept: Kept, block: Block) -> Float[Tensor, "V D"]:
+def mlp_backward(gradient: Float[Tensor, "V D"], kept: Kept, block: Block, kernels: "Kernels") -> Float[Tensor, "V D"]:
     """The gradient of what enters the feed-forward layer."""
     inner = gradient @ block.down.weight
-    act, act_backward = ACTIVATIONS[block.activation]
     if block.gate is None:
-        return act_backward(inner, kept.up) @ block.up.weight
-    h = (act(kept.gate).mul_(inner)) @ block.up.weight
-    return h.addmm_(act_backward(inner.mul_(kept.up), kept.gate), block.gate.weight)
+        return ACTIVATIONS[block.activation][1](inner, kept.up) @ block.up.weight
+    up, gate = kernels.activated_backward(inner, kept.gate, kept.up, block.activation)
+    return (up @ block.up.weight).addmm_(gate, block.gate.weight)
 
 
 def rms(x: Float[Tensor, "N D"], weight: Float[Tensor, " D"], eps: float) -> tuple[Tensor, Float[Tensor, "N 1"]]:
@@ -258,3 +264,37 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     "gelu_new": (gelu_tanh, gelu_tanh_backward),
     "relu": (F.relu, relu_backward),
 }
+
+
+def activated(gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"] | None, activation: str) -> Float[Tensor, "V F"]:
+    """What enters the last product of a feed-forward layer, with or without a gate."""
+    inner = ACTIVATIONS[activation][0](gate)
+    return inner if up is None else inner.mul_(up)
+
+
+def activated_backward(
+    inner: Float[Tensor, "V F"], gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"], activation: str
+) -> tuple[Float[Tensor, "V F"], Float[Tensor, "V F"]]:
+    """The gradients of `up` and `gate`."""
+    act, act_backward = ACTIVATIONS[activation]
+    return act(gate) * inner, act_backward(inner * up, gate)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The elementwise work between a block's products."""
+
+    rms: Callable[..., tuple[Tensor, Tensor]] = rms
+    rms_backward: Callable[..., Tensor] = rms_backward
+    activated: Callable[..., Tensor] = activated
+    activated_backward: Callable[..., tuple[Tensor, Tensor]] = activated_backward
+
+
+EAGER = Kernels()
+
+
+@cache
+def compiled(backend: str | Callable[..., Any] = "inductor") -> Kernels:
+    """The same, each fused by torch.compile: once for all row counts, since every size is left open."""
+    fuse: Callable[..., Any] = partial(torch.compile, dynamic=True, backend=backend)
+    return Kernels(fuse(rms), fuse(rms_backward), fuse(activated), fuse(activated_backward))

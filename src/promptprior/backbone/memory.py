@@ -10,17 +10,15 @@ import torch
 from promptprior.backbone.frozen import Frozen
 from promptprior.tasks.batch import Batch
 
-ENTRIES_PER_TOKEN = 34  # saved activations per token and layer, in widths: fitted to Llama-like blocks
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 Result = TypeVar("Result")
 
 
-def token_budget(frozen: Frozen, recompute: bool = False) -> int:
-    """How many tokens' activations fit into a share of the free memory."""
-    config = frozen.model.config.get_text_config()
-    kept = ENTRIES_PER_TOKEN + config.num_hidden_layers if recompute else ENTRIES_PER_TOKEN * config.num_hidden_layers
-    per_token = kept * frozen.card.width * frozen.dtype.itemsize
-    return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / per_token))
+def token_budget(frozen: Frozen, kept: int, recompute: bool = False) -> int:
+    """How many tokens fit into a share of the free memory, where each layer keeps `kept` numbers of one."""
+    layers = frozen.model.config.get_text_config().num_hidden_layers
+    entries = kept + layers * frozen.card.width if recompute else kept * layers
+    return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / (entries * frozen.dtype.itemsize)))
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,12 +1,13 @@
 """Which of the exact routes serves a model: the fastest one that knows it and proves it on a small batch."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
 
 from promptprior.backbone import llama, t5
+from promptprior.backbone.block import compiled, kept_entries
 from promptprior.backbone.causal import concatenated_states, packed_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.head import state_losses
@@ -18,6 +19,7 @@ from promptprior.tasks.batch import Batch, Tokens, collate
 States = Callable[..., Float[Tensor, "V D"]]  # of (frozen, prompts, batch, keep=True)
 # bfloat16: the twin itself is 3-15 % rounding on a probe this small; a wrong mask or position is off by 50 % and more
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.05}
+PLAIN_WIDTHS = 34  # what blocks under autograd keep of a token, in widths: fitted to Llama-like ones
 
 
 def candidates(frozen: Frozen) -> Iterator[States]:
@@ -34,22 +36,36 @@ def candidates(frozen: Frozen) -> Iterator[States]:
     yield concatenated_states
 
 
-def chosen_route(frozen: Frozen, recompute: bool, check: bool) -> States:
+def chosen_route(frozen: Frozen, recompute: bool, check: bool, fused: bool = False) -> States:
     """The first route that agrees with the slow reference on a small batch; warns when a faster one did not.
 
-    `recompute` keeps only what enters each layer and computes the rest again in the backward pass.
+    `recompute` keeps only what enters each layer and computes the rest again in the backward pass; `fused` compiles
+    what hand-written blocks do between products (nothing in other routes).
     """
     *fast, last = candidates(frozen)
-    for route in fast:
+    for route in with_compiled(fast) if fused else fast:
         complaint = disagreement(frozen, route) if check else None
         if complaint is None:
             return partial(route, keep=False) if recompute else route
         warnings.warn(
-            f"{frozen.card.name} ({frozen.card.architecture}): the fast route {route.__name__} {complaint}; "
+            f"{frozen.card.name} ({frozen.card.architecture}): the fast route {name_of(route)} {complaint}; "
             "a slower one is used, results are unaffected. Please report the model.",
             stacklevel=2,
         )
     return partial(last, keep=False) if recompute else last
+
+
+def with_compiled(routes: Iterable[States]) -> Iterator[States]:
+    """Before each hand-written route, the same one compiled."""
+    for route in routes:
+        if route in (llama.llama_states, t5.t5_states):
+            yield partial(route, kernels=compiled())
+        yield route
+
+
+def name_of(route: States) -> str:
+    """A route's name, for warnings."""
+    return f"{route.func.__name__}, compiled," if isinstance(route, partial) else route.__name__
 
 
 def twice_differentiated(states: States) -> States:
@@ -59,8 +75,20 @@ def twice_differentiated(states: States) -> States:
     pass; taking the plain route at once saves a third of a Hessian product (6.3 to 4.4 s of CPU on SmolLM2, 8 rows).
     """
     if isinstance(states, partial):
-        return partial(twice_differentiated(states.func), **states.keywords)
+        inner = twice_differentiated(states.func)
+        fits = states.keywords if inner is states.func else {k: v for k, v in states.keywords.items() if k == "keep"}
+        return partial(inner, **fits)
     return packed_states if states is llama.llama_states else states
+
+
+def kept_per_token(frozen: Frozen, states: States) -> int:
+    """How many numbers a route keeps of each token in one layer, for the backward pass."""
+    model, route = frozen.model, states.func if isinstance(states, partial) else states
+    if route is llama.llama_states:
+        return kept_entries(llama.block_of(model.model.layers[0], model))
+    if route is t5.t5_states:
+        return kept_entries(t5.block_of(model.encoder.block[0], model))
+    return PLAIN_WIDTHS * frozen.card.width
 
 
 def disagreement(frozen: Frozen, route: States) -> str | None:

@@ -1,0 +1,75 @@
+"""Compiled elementwise work: the same numbers, few graphs, and the uncompiled route where a compiler fails.
+
+Dynamo alone ("eager") captures the graphs here; what inductor makes of them is checked whenever a backbone is loaded.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch._dynamo.testing import CompileCounter
+
+from promptprior.backbone import routes
+from promptprior.backbone.block import compiled
+from promptprior.backbone.llama import llama_states
+from promptprior.backbone.routes import twice_differentiated
+from promptprior.backbone.t5 import t5_states
+
+from .test_engine import random_batch, random_prompts
+from .tiny import tiny
+
+HAND_WRITTEN = {"llama": llama_states, "t5": t5_states, "t5_gated": t5_states}
+
+
+def same_gradients_in_few_graphs(family: str, dtype: torch.dtype) -> None:
+    """Whatever the number of texts, choices and prompt tokens."""
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    plain = tiny(family, dtype)
+    fused = replace(plain, states=partial(HAND_WRITTEN[family], kernels=compiled(graphs)))
+    for texts in (5, 2, 7, 3, 1):
+        batch = random_batch(texts, 1 + texts % 2, 2, seed=texts)
+        prompts = random_prompts(plain, 2, 1 + texts).detach().float().requires_grad_()
+        expected, found = (torch.autograd.grad(b.losses(prompts, batch).sum(), prompts)[0] for b in (plain, fused))
+        assert (found - expected).norm() <= (1e-5 if dtype == torch.float32 else 0.05) * expected.norm()
+    assert 2 <= graphs.frame_count <= 12, graphs.frame_count  # four functions; dynamo may take a size of one apart
+
+
+def the_same_route_uncompiled_without_a_compiler() -> None:
+    """With one warning."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    torch._dynamo.reset()
+    routes.compiled = lambda: compiled(broken)
+    with pytest.warns(UserWarning, match="llama_states, compiled, fails"):
+        backbone = tiny("llama", torch.float32, check=True, compile=True)
+    assert backbone.states is llama_states
+
+
+def everything(rank: int) -> None:
+    """In a process of its own, where nothing checks the shapes of arguments: dynamo cannot look through that."""
+    for family in HAND_WRITTEN:
+        for dtype in (torch.float32, torch.bfloat16):
+            same_gradients_in_few_graphs(family, dtype)
+    the_same_route_uncompiled_without_a_compiler()
+
+
+def test_compiled_blocks_give_the_same_gradients_in_few_graphs_or_are_left() -> None:
+    mp.spawn(everything, nprocs=1)
+
+
+def test_second_derivatives_leave_the_compiled_route() -> None:
+    route = partial(llama_states, kernels=compiled("eager"), keep=False)
+    after = twice_differentiated(route)
+    assert isinstance(after, partial)
+    assert after.func is routes.packed_states
+    assert after.keywords == {"keep": False}
+    assert twice_differentiated(partial(t5_states, kernels=compiled("eager"))).keywords.keys() == {"kernels"}
+
+
+def test_other_families_have_nothing_to_compile() -> None:
+    assert tiny("gpt2", torch.float32, compile=True).states is routes.packed_states
