@@ -39,10 +39,15 @@ class BackbonePlan(Protocol):
         """In how many bits its weights are kept."""
         ...
 
+    @property
+    def compile(self) -> bool:
+        """Whether its elementwise work is compiled."""
+        ...
+
 
 def load_backbone(plan: BackbonePlan) -> Backbone:
     """The backbone that settings name."""
-    return load(plan.backbone, plan.dtype, plan.device, quantize=plan.quantize)
+    return load(plan.backbone, plan.dtype, plan.device, quantize=plan.quantize, compile=plan.compile)
 
 
 def watcher(label: str, folder: Path | None) -> WatchStage:
