@@ -11,6 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.compare import run
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.rows import read_rows
+from promptprior.compare.store import RESULTS
 from promptprior.errors import SpecError
 from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
@@ -44,7 +45,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 def test_methods_with_given_prompts_need_no_source_task(plan: Plan, backbone: Backbone) -> None:
     run.compare(plan, backbone, lambda _: None)
-    rows = read_rows(plan.output / run.RESULTS)
+    rows = read_rows(plan.output / RESULTS)
     assert [(r.method, r.status, r.sources) for r in rows] == [(m, "ok", ("mnli", "qqp")) for m in ("spot", "attempt")]
     assert len(list((plan.output / "priors").iterdir())) == 1  # one source stage for both
     attention = rows[1].diagnostics["attention"]["target"]

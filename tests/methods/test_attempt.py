@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from promptprior.adapt import adapt, make_episode
+from promptprior.adapt import adapt, make_episode, target_run
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.fit import fit, make_lab
@@ -17,6 +17,7 @@ from promptprior.methods.method import Lab, source_stage
 from promptprior.methods.spot import Spot
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.mixture import NETWORK
+from promptprior.rules.weights import objective_of
 from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short
@@ -49,10 +50,7 @@ def moved_by_one_step(backbone: Backbone, prior: Prior, method: Attempt, **chang
     """The median step of every tensor in the first step of adaptation, with a run that keeps the last step."""
     lab, episode = lab_of(backbone, one_step(**changes)), make_episode(TARGETS[1], 4, 13)
     begun = method.begin(lab, [prior], [episode])
-    from promptprior.adapt import target_run
-    from promptprior.rules.objective import PromptObjective
-
-    objective = PromptObjective(backbone, begun.parameterisation)
+    objective = objective_of(backbone, begun.parameterisation)
     done = lab.train(target_run(method, lab, objective, begun, [episode], (0.2,)), "target")
     return {n: float((done.last[n] - begun.params[n]).abs().median()) for n in begun.params}
 
@@ -178,14 +176,12 @@ def test_attention_finds_the_source_that_is_the_target(backbone: Backbone, prior
         episode = make_episode(choice_task("x", always(answer), ANSWERS), 8, 13)
         begun = method.begin(lab_of(backbone, settings), [prior], [episode])
         held = replace(begun, factors={**begun.factors, "target": 0.0})
-        from promptprior.adapt import target_run
-        from promptprior.rules.objective import PromptObjective
-
         lab = lab_of(backbone, settings)
-        objective = PromptObjective(backbone, begun.parameterisation)
+        objective = objective_of(backbone, begun.parameterisation)
         done = lab.train(target_run(method, lab, objective, held, [episode], (0.3,)), "target")
         texts = {"x": make_tokens(backbone, episode)}
-        weights: Any = begun.parameterisation.diagnose(done.last, texts)["attention"]["x"]["weights"]  # type: ignore[attr-defined]
+        form: Any = begun.parameterisation
+        weights = form.diagnose(done.last, texts)["attention"]["x"]["weights"]
         assert max(weights, key=weights.get) == f"s{answer}"
         assert weights[f"s{answer}"] > 0.6
 

@@ -15,7 +15,7 @@ from promptprior.fit import make_lab
 from promptprior.methods import make_method
 from promptprior.prompts.artifact import Prompt
 from promptprior.prompts.residual import NETWORK
-from promptprior.rules.objective import PromptObjective
+from promptprior.rules.weights import objective_of
 from tests.backbone.tiny import tiny
 from tests.world import choice_task, early, short
 
@@ -32,7 +32,8 @@ def test_it_starts_at_prompt_tunings_prompt(backbone: Backbone, separate: bool) 
     lab, episodes = make_lab(backbone, short(), None, None, 30.0), [make_episode(TARGET, 2, s) for s in (13, 21)]
     begun = make_method("residual_prompt_tuning", {"separate": separate, "bottleneck": 5}).begin(lab, [], episodes)
     plain = make_method("prompt_tuning").begin(lab, [], episodes).params["prompt"]
-    assert torch.equal(begun.parameterisation.fold(begun.params)["prompt"], plain)  # type: ignore[attr-defined]
+    form: Any = begun.parameterisation
+    assert torch.equal(form.fold(begun.params)["prompt"], plain)
     assert begun.params["down"].shape == (2, 4 if separate else 1, backbone.width, 5)
     assert not torch.equal(begun.params["down"][0], begun.params["down"][1])
 
@@ -43,7 +44,7 @@ def test_prompt_and_network_move_at_rates_of_their_own(backbone: Backbone) -> No
         lab, episode = make_lab(backbone, settings, None, None, 30.0), make_episode(TARGET, 4, 13)
         method = make_method("residual_prompt_tuning", options)
         begun = method.begin(lab, [], [episode])
-        objective = PromptObjective(backbone, begun.parameterisation)
+        objective = objective_of(backbone, begun.parameterisation)
         done = lab.train(target_run(method, lab, objective, begun, [episode], (0.2,)), "target")
         return {n: float((done.last[n] - begun.params[n]).abs().max()) for n in begun.params}
 

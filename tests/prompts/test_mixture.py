@@ -54,9 +54,10 @@ def by_hand(form: Mixture, held: Params, text: str, copy: int, task: int) -> tup
         q = torch.stack([(words[:, d].max() if form.query == "max" else words[:, d].mean()) for d in range(WIDTH)])
     q = q - held["centre"][copy] if "centre" in held else q
     q = q if form.absolute else q / BACKBONE.scale
-    z = [sum(q[d] * held["down"][copy, d, r] for d in range(WIDTH)) for r in range(R)]
+    z = [sum(float(q[d] * held["down"][copy, d, r]) for d in range(WIDTH)) for r in range(R)]
     z = [v / (1 + math.exp(-v)) for v in z]
-    y = torch.stack([sum(z[r] * held["up"][copy, r, d] for r in range(R)) for d in range(WIDTH)])
+    rows = [sum(z[r] * float(held["up"][copy, r, d]) for r in range(R)) for d in range(WIDTH)]
+    y = torch.tensor(rows, dtype=torch.float64)
     h = (y - y.mean()) / (y.var(correction=0) + 1e-5).sqrt() * held["gain"][copy] + held["shift"][copy]
     sources, own = held["sources"][copy], held["target"][copy, task]
     read = [*sources, own] if form.attends == "all" else list(sources)
@@ -114,7 +115,7 @@ def test_gradients_are_those_of_the_formula_and_sources_have_none() -> None:
     leaves = {name: value.clone().requires_grad_() for name, value in held.items()}
     ours = torch.autograd.grad((form.prompts(leaves, given)[0] * mask).sum(), list(leaves.values()), allow_unused=True)
     again = {n: v.clone().requires_grad_(n != "sources") for n, v in held.items()}
-    total = sum((formula(form, again, text, x % C, x % K) * mask[x]).sum() for x, text in enumerate(TEXTS))
+    total = torch.stack([formula(form, again, text, x % C, x % K) for x, text in enumerate(TEXTS)]).mul(mask).sum()
     moving = [name for name in held if name != "sources"]
     expected = torch.autograd.grad(total, [again[name] for name in moving])
     found = dict(zip(leaves, ours, strict=True))
@@ -222,7 +223,7 @@ def test_the_network_starts_as_torchs_layers_do() -> None:
 
 def test_it_comes_back_from_its_settings_and_refuses_a_temperature_of_zero() -> None:
     form = mixture(temperature=0.5, attends="sources")
-    again = parameterisation("mixture", plain_settings(form), BACKBONE)
+    again: Any = parameterisation("mixture", plain_settings(form), BACKBONE)
     torch.testing.assert_close(again.prompts(params(), batch())[0], form.prompts(params(), batch())[0])
     with pytest.raises(SpecError, match=r"temperature 0 \(--options.temperature\)"):
         mixture(temperature=0)

@@ -72,7 +72,7 @@ def trained_prompts(lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
     draws = EpisodeDraws(pools, per_source, [seed] * len(sources))
     key = lab.key("source prompts", seed, *(t.fingerprint for t in sources))
     done = lab.train(direct_run(lab, key, stage, stacked([start] * len(sources)), draws), "source")
-    return learned(lab, done.params["prompt"], start, [t.name for t in sources], **spent(done))
+    return learned(lab, done.params["prompt"], start, [t.name for t in sources], **spent(done))  # type: ignore[arg-type]
 
 
 def direct_run(lab: Lab, key: str, stage: Training, params: dict[str, Tensor], draws: Draws) -> Run:
