@@ -256,6 +256,9 @@ def test_rows_say_what_a_bank_retrieves_and_other_methods_say_nothing(plan: Plan
     rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
     assert rows["multitask"].diagnostics == {}
     said = rows["tpt"].diagnostics
+    assert said["prior"].keys() == {"retrieval", "parameters"}
+    assert said["prior"]["retrieval"]["texts"] == 48
+    assert said["prior"]["parameters"] == said["parameters"]
     width = backbone.width
     assert said["parameters"] == {"bank": 12 * width, "task": width, "retrieved": 2 * width}  # rows and keys
     found = said["retrieval"]

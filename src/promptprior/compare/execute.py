@@ -18,7 +18,7 @@ from promptprior.evaluate import Marks
 from promptprior.fit import fit
 from promptprior.methods.source_prompts import source_labels
 from promptprior.notation import Params
-from promptprior.prompts.artifact import versions
+from promptprior.prompts.artifact import Prior, versions
 from promptprior.watch import WatchStage, tensorboard, together
 
 FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
@@ -51,11 +51,28 @@ def adapt_group(
     shutil.rmtree(folder, ignore_errors=True)
     return tuple(
         Finished(
-            good_row(bench, cell, adapted, mark, source, says),
+            good_row(bench, cell, adapted, mark, source, {**prior_numbers(prior), **says}),
             replace(adapted.prompt, params=on_cpu(adapted.prompt.params)),
         )
         for cell, adapted, mark, says in zip(group.cells, done, marks, told, strict=True)
     )
+
+
+def prior_numbers(prior: Prior | None) -> dict[str, object]:
+    """What a prior says of itself in plain numbers, by topic, as the topic "prior" of the results that start from it.
+
+    Curves, maps and words stay with the prior; its cost stands in the row already.
+    """
+    told = dict(prior.header.diagnostics) if prior else {}
+    told.pop("cost", None)
+    topics = {name: numbers_in(value) if isinstance(value, Mapping) else value for name, value in told.items()}
+    kept = {name: value for name, value in topics.items() if value and isinstance(value, int | float | Mapping)}
+    return {"prior": kept} if kept else {}
+
+
+def numbers_in(topic: Mapping[str, object]) -> dict[str, int | float]:
+    """The plain numbers of one topic."""
+    return {name: value for name, value in topic.items() if isinstance(value, int | float)}
 
 
 def watched(plan: Plan, name: str, watch: WatchStage) -> WatchStage:
