@@ -92,7 +92,7 @@ def one(rng, method, target, family, base, gain, k, seed):
             "seconds": 0.0 if share is None else round(float(rng.uniform(5, 9)) * (1 + k / 16), 3),
             "rows": steps * 16,
             "tokens": steps * 500,
-            "source_seconds": source,
+            "source_seconds": source and source + seed / 100,  # each seed has a prior of its own
             "source_rows": int(source * 400),
             "source_tokens": int(source * 9000),
         },

@@ -1,7 +1,7 @@
 """The tables that a comparison's findings make: for the page, for Markdown and for CSV."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from promptprior.compare.adaptation import Adaptation, adaptation, steps_to_show
 from promptprior.compare.costs import UNITS, front, offers, price, prior_of, sharers
@@ -173,7 +173,7 @@ def score_table(found: Findings, k: int) -> Table:
     return Table(
         f"scores-k{k}",
         f"Scores, k = {k}",
-        "Mean over seeds with its 95% interval (Student's t below ten seeds, BCa bootstrap from ten). A mark says that "
+        "Mean over seeds with its 95% interval (Student's t below thirty seeds, else BCa bootstrap). A mark says that "
         f"the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets.",
         columns("Target", grid.methods),
         tuple(
@@ -195,7 +195,10 @@ def score_cell(grid: Grid, c: Comparison | None, method: str, target: str, k: in
         failures = sum((row.method, row.target, row.k) == (method, target, k) for row in grid.failed)
         return Cell("failed" if failures else "missing")
     difference = next((d for d in c.targets if d.target == target), None) if c else None
-    return scored(found, mark=difference.verdict if difference else "")
+    cell = scored(found, mark=difference.verdict if difference else "")
+    most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
+    missing = most - len(grid.scores.get((method, target, k), ())) if (method, target, k) in grid.scores else 0
+    return replace(cell, detail=f"{cell.detail}, {found.n} of {most} seeds") if missing else cell
 
 
 def duel_table(overall: Overall) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptprior.compare.adaptation import adaptation
+from promptprior.compare.costs import prior_of
 from promptprior.compare.drawings import more_data, plot_data
 from promptprior.compare.exhibits import chapters, p_equals
 from promptprior.compare.likeness import Likeness
@@ -152,9 +153,25 @@ def notices(grid: Grid, expected: int | None) -> list[str]:
         said.append(f"{replaced} older results of the same method, target, k and seed were left out.")
     if len({row.backbone.fingerprint for row in grid.rows}) > 1:
         said.append("Cells of different backbones are mixed: differences between methods may be theirs.")
+    once = fitted_once(grid)
+    if once:
+        said.append(
+            f"One prior served all seeds of {', '.join(once)}: intervals and tests say how these priors do on other "
+            "shots, not what fitting them again would give."
+        )
     if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
         said.append("Cells of one target were scored by different metrics and should not be compared.")
     return said
+
+
+def fitted_once(grid: Grid) -> list[str]:
+    """Methods whose seeds, if there are several, all started from one prior."""
+    found = []
+    for method in grid.methods:
+        rows = [row for row in grid.rows if row.method == method and row.cost.source_tokens]
+        if len({row.seed for row in rows}) > 1 and len(set(map(prior_of, rows))) == 1:
+            found.append(method)
+    return found
 
 
 def facts(grid: Grid) -> list[tuple[str, str]]:
