@@ -9,11 +9,12 @@ import os
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from promptprior.compare.engine import Failure, Result
+from promptprior.compare.plan import Plan
 from promptprior.compare.progress import Progress
 from promptprior.compare.ray_worker import Desk, Worker, ordered
 from promptprior.compare.store import kept_prior
@@ -178,7 +179,7 @@ def ray_engine(bench: Bench, progress: Progress, most: int) -> RayEngine:
 
     Raises SpecError when there is none, or when a worker would fit on none of its machines.
     """
-    plan, card = bench.plan, bench.backbone.card
+    plan, card = findable(bench.plan), bench.backbone.card
     ray, was_connected = connected(plan.address)
     nodes = ray.nodes()
     if not room(nodes, plan.ray_cpus, plan.ray_gpus):
@@ -191,8 +192,15 @@ def ray_engine(bench: Bench, progress: Progress, most: int) -> RayEngine:
     token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
     write_text(token, "")
     dtype = str(bench.backbone.frozen.dtype).removeprefix("torch.")
-    desk = Desk(plan, bench.tasks, dtype, card.fingerprint, str(versions()["promptprior"]), token)
+    desk = Desk(plan, bench.tasks, dtype, card, str(versions()["promptprior"]), token)
     return RayEngine(bench, progress, most, ray, was_connected, ray.put(desk), token)
+
+
+def findable(plan: Plan) -> Plan:
+    """The plan with paths that mean the same in every process of a machine."""
+    folder = Path(plan.backbone).absolute()
+    logs = plan.tensorboard.absolute() if plan.tensorboard else None
+    return replace(plan, backbone=str(folder) if folder.exists() else plan.backbone, tensorboard=logs)
 
 
 def room(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> list[float]:

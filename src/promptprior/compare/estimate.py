@@ -13,7 +13,11 @@ import torch
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.compare.plan import Cell, Plan
 from promptprior.methods import Method
+from promptprior.methods.bmtpt import Bmtpt
 from promptprior.methods.in_context import InContext
+from promptprior.methods.mpt import Mpt
+from promptprior.methods.multitask import MultitaskLong
+from promptprior.methods.prompt_arithmetic import PromptArithmetic
 from promptprior.settings import Settings, Training
 from promptprior.tasks import Task, collate
 from promptprior.tasks.draw import k_shot
@@ -30,6 +34,28 @@ def text_length(backbone: Backbone, task: Task, split: str = "train") -> float:
 def source_cost(backbone: Backbone, sources: Sequence[Task], stage: Training, length: int) -> float:
     """Tokens of fitting one prior."""
     return stage.steps * (stage.batch_size * mean(text_length(backbone, s) for s in sources) + length)
+
+
+def source_passes(method: Method) -> float:
+    """How many times the rows of `multitask` a method's source stage reads."""
+    match method:
+        case Bmtpt(budget="full"):
+            return method.particles
+        case MultitaskLong():
+            return method.times
+        case Mpt(distil=True):
+            return 2.0  # its teachers read as much as its own prompt
+    return 1.0
+
+
+def ways(method: Method) -> int:
+    """In how many ways a method adapts each episode, for each learning rate."""
+    match method:
+        case Bmtpt() if method.penalty != "none":
+            return len(method.prior_width)
+        case PromptArithmetic():
+            return len(method.scales)
+    return 1
 
 
 def cell_cost(backbone: Backbone, cell: Cell, plan: Plan) -> float:
@@ -50,8 +76,8 @@ def adapting_cost(
         return SCORED * (len(shots.train) + len(shots.dev) + tested) * per_text
     looks = 2 + (stage.steps // stage.select_every if stage.select_every else 0)
     trained = stage.steps * (min(stage.batch_size, len(shots.train)) * per_text + settings.length)
-    rates = len(stage.learning_rates)
-    return rates * (trained + SCORED * looks * len(shots.dev) * per_text) + SCORED * tested * per_text
+    copies = ways(method) * len(stage.learning_rates)
+    return copies * (trained + SCORED * looks * len(shots.dev) * per_text) + SCORED * tested * per_text
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

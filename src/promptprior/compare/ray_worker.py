@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from promptprior.backbone import load
+from promptprior.backbone import BackboneCard, load
 from promptprior.compare.engine import Result, attempt
 from promptprior.compare.plan import Cell, Plan, Tasks, cells
 from promptprior.compare.store import Fitted
@@ -19,13 +19,13 @@ from promptprior.prompts.artifact import versions
 
 @dataclass(frozen=True)
 class Desk:
-    """What a worker is told once. `dtype` and `fingerprint` are the backbone's in the process that was started;
-    `token` is a file that stands there: who sees it shares the output folder."""
+    """What a worker is told once. `dtype`, `card` and `version` are those of the process that was started; `token` is a
+    file that stands there: who sees it shares the output folder."""
 
     plan: Plan
     tasks: Tasks
     dtype: str
-    fingerprint: str
+    card: BackboneCard
     version: str
     token: Path
 
@@ -102,12 +102,14 @@ def make_bench(desk: Desk, share: float) -> Bench:
         raise SpecError(f"promptprior is {here} here and {desk.version} where the comparison was started")
     plan = desk.plan
     backbone = load(plan.backbone, desk.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
-    if backbone.card.fingerprint != desk.fingerprint:
+    if backbone.card.fingerprint != desk.card.fingerprint:
         raise SpecError(
             f"backbone {plan.backbone!r} (--backbone) has fingerprint {backbone.card.fingerprint} here and "
-            f"{desk.fingerprint} where the comparison was started: the weights are not the same"
+            f"{desk.card.fingerprint} where the comparison was started: the weights are not the same"
         )
-    return Bench(plan, desk.tasks, replace(backbone, max_tokens=max(256, int(share * backbone.max_tokens))))
+    frozen = replace(backbone.frozen, card=desk.card)
+    most = max(256, int(share * backbone.max_tokens))
+    return Bench(plan, desk.tasks, replace(backbone, frozen=frozen, max_tokens=most))
 
 
 def threads(plan: Plan) -> int:

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 
 from promptprior.backbone import Backbone
-from promptprior.compare.estimate import cell_cost, source_cost
+from promptprior.compare.estimate import cell_cost, source_cost, source_passes
 from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config import stable_hash, to_mapping
 from promptprior.fit import source_settings
@@ -129,7 +129,9 @@ def make_fit(bench: Bench, group: Group) -> Fit:
     settings = bench.plan.resolved()
     tokens = 0.0
     if learns_from_tasks(group.method):
-        tokens = source_cost(bench.backbone, bench.tasks.sources, settings.source, settings.length)
+        tokens = source_passes(group.method) * source_cost(
+            bench.backbone, bench.tasks.sources, settings.source, settings.length
+        )
     return Fit(source_stage(group.method), bench.plan.prior_seed(group.seed), group.prior, tokens)
 
 
