@@ -22,7 +22,9 @@ CURVES = {
     ("spot", "a", 1): [point(0, 0.5), point(1, 0.6), point(2, None), point(5, 0.9)],
     ("spot", "a", 2): [point(0, 0.3), point(1, 0.4), point(5, 0.7)],
     ("spot", "b", 1): [point(0, 0.1), point(1, 0.2)],  # stopped early
+    ("spot", "a", 3): [point(0, 0.9)],  # its pair has not run
     ("prompt_tuning", "a", 1): [point(0, 0.0), point(1, 0.2), point(5, 0.4)],
+    ("prompt_tuning", "a", 2): [point(0, 0.0), point(1, 0.2), point(5, 0.4)],
     ("prompt_tuning", "b", 1): [point(0, 0.0), point(1, 0.1), point(5, 0.2)],
 }
 
@@ -39,7 +41,7 @@ def test_means_over_targets_of_means_over_seeds_as_far_as_all_ran():
     assert [(s, i.estimate) for s, i in spot.points] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
     assert [i.estimate for _, i in base.points] == pytest.approx([0, 0.15, 0.3])
     assert spot.at(1).low is not None  # of two seeds
-    assert base.at(1).low is None
+    assert base.at(1).low == pytest.approx(0.15)
     assert spot.at(5) is None
     assert (spot.reaches(0.3), spot.reaches(0.5), spot.reaches(0.0)) == (1, None, 0)
 

@@ -27,7 +27,8 @@ def rows(method, seeds, source_seconds, score, targets="ab", own=10.0):
 
 
 def test_cells_of_a_prior_share_its_cost():
-    grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *rows("other", (1,), 60.0, 0.4)), "spot")
+    others = (*rows("other", (1,), 60.0, 0.4), *rows("other", (2,), 80.0, 0.4))
+    grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *others), "spot")
     counts = sharers(grid)
     assert counts[prior_of(grid.rows[0])] == 4  # spot and other on a and b: the same prior of seed 1
     spot = next(o for o in offers(grid, overall(grid, 16)) if o.method == "spot")

@@ -195,8 +195,27 @@ def test_aggregates_run_over_targets_that_all_methods_have():
     assert (nothing.shared, nothing.aggregates, nothing.duels) == ((), (), ())
 
 
+def test_aggregates_run_over_seeds_that_all_methods_have():
+    rows = [
+        *cells("prompt_tuning", "a", [0.5, 0.9]),  # its second seed stands alone as yet
+        *cells("spot", "a", [0.4]),
+        result_row(cell="z", method="zero_shot", target="a", k=0, seed=99, steps=0, score=0.1),
+    ]
+    found = overall(grid(rows), 16)
+    assert found.places == {"a": {0}}
+    assert {a.method: a.mean.estimate for a in found.aggregates} == {
+        "zero_shot": 0.1,
+        "prompt_tuning": 0.5,
+        "spot": 0.4,
+    }
+    (duel,) = [d for d in found.duels if {d.first, d.second} == {"prompt_tuning", "spot"}]
+    assert duel.wins == 1
+    apart = [*cells("prompt_tuning", "a", [0.5]), *cells("spot", "a", [0.4, 0.6])[1:]]
+    assert overall(grid(apart), 16).places == {}
+
+
 def test_ranks_and_duels_take_a_target_as_one_observation():
-    rows = [*PLANTED, *(row for t in ("up", "down", "same") for row in cells("multitask", t, [0.1, 0.2]))]
+    rows = [*PLANTED, *(row for t in ("up", "down", "same") for row in cells("multitask", t, [0.1, 0.2] * 2))]
     (found,) = find(grid(rows)).overall
     assert dict(found.ranking.best_first) == pytest.approx({"spot": 4 / 3, "prompt_tuning": 5 / 3, "multitask": 3.0})
     duel = next(d for d in found.duels if (d.first, d.second) == ("prompt_tuning", "spot"))

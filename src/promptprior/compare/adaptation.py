@@ -41,15 +41,16 @@ class Adaptation:
 
 def adaptation(grid: Grid, overall: Overall) -> Adaptation:
     """Tracks over the targets on which every trained method has dev scores; no tracks where there is none."""
-    trained = [m for m in grid.methods if any(curves(grid, m, target, overall.k) for target in overall.shared)]
-    targets = tuple(t for t in overall.shared if trained and all(curves(grid, m, t, overall.k) for m in trained))
-    found = tuple(track(grid, method, targets, overall.k) for method in trained) if targets else ()
+    trained = [m for m in grid.methods if any(curves(grid, m, target, overall) for target in overall.shared)]
+    targets = tuple(t for t in overall.shared if trained and all(curves(grid, m, t, overall) for m in trained))
+    found = tuple(track(grid, method, targets, overall) for method in trained) if targets else ()
     return Adaptation(overall.k, targets, tuple(t for t in found if t.points))
 
 
-def curves(grid: Grid, method: str, target: str, k: int) -> list[dict[int, float]]:
-    """Dev score by step of each run; none unless all runs have some."""
-    rows = [grid.places[method, target, k, seed] for seed in grid.scores.get((method, target, k), ())]
+def curves(grid: Grid, method: str, target: str, overall: Overall) -> list[dict[int, float]]:
+    """Dev score by step of each run at a shared seed; none unless all runs have some."""
+    k, seeds = overall.k, overall.places[target]
+    rows = [grid.places[method, target, k, s] for s in grid.scores.get((method, target, k), ()) if s in seeds]
     found = [dev_scores(row) for row in rows]
     return found if all(found) else []
 
@@ -59,9 +60,9 @@ def dev_scores(row: Row) -> dict[int, float]:
     return {point.step: point.dev_score for point in row.curve if point.dev_score is not None}
 
 
-def track(grid: Grid, method: str, targets: Sequence[str], k: int) -> Track:
+def track(grid: Grid, method: str, targets: Sequence[str], overall: Overall) -> Track:
     """One method's mean over targets at every step that all its runs have."""
-    found = {target: curves(grid, method, target, k) for target in targets}
+    found = {target: curves(grid, method, target, overall) for target in targets}
     every = [run for runs in found.values() for run in runs]
     steps = sorted(set.intersection(*(set(run) for run in every)))
     scores = [(s, stratified_bootstrap({t: [run[s] for run in runs] for t, runs in found.items()})) for s in steps]

@@ -1,7 +1,7 @@
 """What a target costs with each method, its share of the prior included, and whom nothing beats at that price."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,15 +44,16 @@ def offers(grid: Grid, overall: Overall) -> tuple[Offer, ...]:
     """Every method on the targets that all have finished."""
     counts = sharers(grid)
     return tuple(
-        offer(a.method, a.mean.estimate, cells_of(grid, a.method, overall.shared, overall.k), counts)
-        for a in overall.aggregates
+        offer(a.method, a.mean.estimate, cells_of(grid, a.method, overall), counts) for a in overall.aggregates
     )
 
 
-def cells_of(grid: Grid, method: str, targets: Iterable[str], k: int) -> list[Row]:
-    """The scored cells of one method on some targets at one k; of what needs no examples, those at 0."""
-    at = {t: k if (method, t, k) in grid.scores else 0 for t in targets}
-    return [grid.places[method, t, at[t], seed] for t in at for seed in grid.scores.get((method, t, at[t]), ())]
+def cells_of(grid: Grid, method: str, overall: Overall) -> list[Row]:
+    """The cells of one method that aggregates run over; of what needs no examples, those at 0."""
+    k, places = overall.k, overall.places
+    at = {t: k if (method, t, k) in grid.scores else 0 for t in places}
+    found = [(t, seed) for t in places for seed in grid.scores.get((method, t, at[t]), ())]
+    return [grid.places[method, t, at[t], seed] for t, seed in found if at[t] != k or seed in places[t]]
 
 
 def offer(method: str, score: float, rows: Sequence[Row], counts: Mapping[tuple[object, ...], int]) -> Offer:

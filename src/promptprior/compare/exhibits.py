@@ -7,8 +7,8 @@ from promptprior.compare.adaptation import Adaptation, adaptation, steps_to_show
 from promptprior.compare.costs import UNITS, front, offers, price, prior_of, sharers
 from promptprior.compare.likeness import Likeness
 from promptprior.compare.rows import Row
-from promptprior.compare.statistics import NEAR_FLOOR
-from promptprior.compare.summary import Comparison, Findings, Grid, Overall, aggregate, counted
+from promptprior.compare.statistics import NEAR_FLOOR, Interval, stratified_bootstrap
+from promptprior.compare.summary import Comparison, Findings, Grid, Overall, counted, shared_runs
 from promptprior.compare.tables import (
     EMPTY,
     Cell,
@@ -73,7 +73,8 @@ def overall_tables(found: Findings, overall: Overall) -> list[Table]:
 
 def over(targets: Sequence[str]) -> str:
     """How many targets, and which."""
-    return f"the {len(targets)} target{'s' * (len(targets) > 1)} that every method has finished ({', '.join(targets)})"
+    plural = "s" * (len(targets) > 1)
+    return f"the {len(targets)} target{plural} that every method has finished ({', '.join(targets)}), at common seeds"
 
 
 # Scores -------------------------------------------------------------------------------------------------
@@ -230,16 +231,23 @@ def shots_tables(found: Findings) -> tuple[Table, ...]:
     shared = [t for t in found.overall[0].shared if all(t in o.shared for o in found.overall)] if found.overall else []
     if len(ks) < 2 or not shared:
         return ()
-    at = {k: {m: aggregate(grid, m, shared, k).mean for m in grid.methods} for k in ks}
+    at = {o.k: shots_means(grid, o, shared) for o in found.overall}
     return (
         Table(
             "shots",
             "Few-shot curves",
-            f"Mean over {over(shared)}, at every k.",
+            f"Mean over {over(shared)} and at every k.",
             columns("Method", [f"k = {k}" for k in ks]),
             tuple((Cell(m), *(scored(at[k][m]) for k in ks)) for m in grid.methods),
         ),
     )
+
+
+def shots_means(grid: Grid, overall: Overall, targets: Sequence[str]) -> dict[str, Interval]:
+    """The mean of every method over some targets at one k."""
+    places = {target: overall.places[target] for target in targets}
+    runs = {method: shared_runs(grid, method, places, overall.k) for method in grid.methods}
+    return {method: stratified_bootstrap(of_method) for method, of_method in runs.items()}
 
 
 # Adaptation and cost ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from promptprior.compare.rows import Row
 from promptprior.compare.statistics import (
     Gains,
     Interval,
+    Runs,
     average_relative_gain,
     holm,
     interquartile_mean,
@@ -28,6 +29,8 @@ DETAILED = 4  # comparisons that the headline counts targets for; of more it giv
 NAMED = 4  # targets of negative transfer that the headline names with all their methods
 NO_BREAK = "\N{NO-BREAK SPACE}"
 Seeds = Mapping[int, float]
+Places = Mapping[str, frozenset[int]]
+"""The seeds of each target that every method has finished."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,18 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Overall:
-    """What all methods come to at one k on the targets that every one has finished; no ranking of few."""
+    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few."""
 
     k: int
-    shared: tuple[str, ...]
+    places: Places
     aggregates: tuple[Aggregate, ...]
     ranking: Ranking | None
     duels: tuple[Duel, ...]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The targets."""
+        return tuple(self.places)
 
 
 @dataclass(frozen=True)
@@ -242,18 +250,40 @@ def by_seed(gaps: Mapping[str, Seeds]) -> Interval | None:
 
 def overall(grid: Grid, k: int) -> Overall:
     """Aggregates, ranks and duels at one k."""
-    shared = tuple(row.target for row in grid.targets if all(grid.seeds(m, row.target, k) for m in grid.methods))
-    if not shared:
-        return Overall(k, (), (), None, ())
-    means = {m: [mean(grid.seeds(m, target, k)) for target in shared] for m in grid.methods}
-    rankable = len(means) > 2 and len(shared) > 1
+    places = shared_places(grid, k)
+    if not places:
+        return Overall(k, {}, (), None, ())
+    runs = {m: shared_runs(grid, m, places, k) for m in grid.methods}
+    means = {m: [sum(x) / len(x) for x in of_method.values()] for m, of_method in runs.items()}
+    rankable = len(means) > 2 and len(places) > 1
     return Overall(
         k,
-        shared,
-        tuple(aggregate(grid, method, shared, k) for method in grid.methods),
+        places,
+        tuple(aggregate(method, of_method) for method, of_method in runs.items()),
         ranking(means) if rankable else None,
         duels(means),
     )
+
+
+def shared_places(grid: Grid, k: int) -> Places:
+    """The targets that every method has finished, with the seeds that all of those have that learned from shots."""
+    found = {}
+    for target in (row.target for row in grid.targets):
+        done = [set(grid.scores[m, target, k]) for m in grid.methods if (m, target, k) in grid.scores]
+        seeds = set.intersection(*done) if done else set()
+        if all(grid.seeds(m, target, k) for m in grid.methods) and (seeds or not done):
+            found[target] = frozenset(seeds)
+    return found
+
+
+def shared_runs(grid: Grid, method: str, places: Places, k: int) -> dict[str, list[float]]:
+    """The scores of one method at some places; what needs no examples stands beside all of them."""
+    found = {}
+    for target, seeds in places.items():
+        scores = grid.seeds(method, target, k)
+        has_own = (method, target, k) in grid.scores
+        found[target] = [score for seed, score in scores.items() if seed in seeds or not has_own]
+    return found
 
 
 def mean(seeds: Seeds) -> float:
@@ -261,9 +291,8 @@ def mean(seeds: Seeds) -> float:
     return sum(seeds.values()) / len(seeds)
 
 
-def aggregate(grid: Grid, method: str, targets: Sequence[str], k: int) -> Aggregate:
-    """Mean, interquartile mean and median target of one method over some targets."""
-    runs = {target: list(grid.seeds(method, target, k).values()) for target in targets}
+def aggregate(method: str, runs: Runs) -> Aggregate:
+    """Mean, interquartile mean and median target of one method's runs."""
     statistics = (mean_over_targets, interquartile_mean, median_target)
     return Aggregate(method, *(stratified_bootstrap(runs, statistic) for statistic in statistics))
 
