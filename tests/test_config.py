@@ -315,3 +315,14 @@ def test_a_written_config_is_read_back_as_it_was(tmp_path, text):
     made = Job(text, note=text, seeds=(), extra={text or "k": [text, 1e22, 1e-5, True, None]})
     path = written(tmp_path, dump_yaml(made))
     assert from_mapping(Job, load_yaml(path), "again") == made
+
+
+def test_flags_deep_in_a_free_mapping_are_read_and_can_be_written() -> None:
+    @dataclass(frozen=True)
+    class Free:
+        options: Mapping[str, Any] = field(default_factory=dict)
+
+    given = apply_overrides({}, {"options.rule": "svgd", "options.rule-options.particles": "3"})
+    made = from_mapping(Free, given, "command line")
+    assert made.options == {"rule": "svgd", "rule_options": {"particles": 3}}
+    assert "particles: 3" in dump_yaml(made)

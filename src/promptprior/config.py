@@ -386,11 +386,22 @@ def one_of(value: object, choices: tuple[Any, ...], place: Place) -> Any:
     raise place.error(f"is an {unknown_name('choice', str(value), map(str, choices))}")
 
 
+def read_flags(value: object) -> object:
+    """A free value with the flags in it read as YAML, however deep they stand."""
+    if isinstance(value, FlagText):
+        return meant(value, Any)
+    if isinstance(value, Mapping):
+        return {name: read_flags(part) for name, part in value.items()}
+    return value
+
+
 def scalar(value: object, hint: Any, place: Place) -> Any:
     """A number, text, truth value, path or anything at all, as the field wants it."""
     if hint not in PLAIN:
         raise TypeError(f"{place.key}: a config field cannot have the type {hint!r}")
-    if hint in (Any, object) or type(value) is hint:
+    if hint in (Any, object):
+        return read_flags(value)
+    if type(value) is hint:
         return value
     if hint is float and type(value) is int:
         return float(value)
