@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.engine import text_costs
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Cell, Plan, cells
 from promptprior.compare.rows import read_rows
 from promptprior.compare.work import COST, Bench, Fit, Group, Queue, Work, parts, works
 from promptprior.errors import SpecError, TrainingError
+from promptprior.notation import Tensor
+from promptprior.tasks.batch import Batch
 from tests.backbone.tiny import tiny
 from tests.compare.test_run import SHORT, TASKS, words
 
@@ -155,6 +158,27 @@ def test_together_changes_no_result(plan: Plan, backbone: Backbone, tmp_path: Pa
     for a, b in zip(one, other, strict=True):
         assert (a.score, a.best_step) == (b.score, b.best_step)
         assert a.scores == pytest.approx(b.scores, rel=1e-5)
+
+
+def test_memory_is_bounded_however_many_cells_adapt_together(
+    plan: Plan, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = replace(plan, methods=("prompt_tuning", "multitask"), shots=(1, 2, 3, 4), seeds=(13,))
+    small, sizes = replace(backbone, max_tokens=64), list[int]()
+    real = Backbone.chunk_losses
+
+    def measured(self: Backbone, prompts: Tensor, batch: Batch) -> Tensor:
+        sizes.append(sum(text_costs(batch)) + prompts.shape[1] * len(batch.prompt_index.unique()))
+        return real(self, prompts, batch)
+
+    run.compare(many, backbone, lambda _: None)
+    monkeypatch.setattr(Backbone, "chunk_losses", measured)
+    run.compare(replace(many, output=tmp_path / "small"), small, lambda _: None)
+    assert len(sizes) > 100
+    assert max(sizes) <= 64
+    one, other = (read_rows(folder / run.RESULTS) for folder in (many.output, tmp_path / "small"))
+    assert len(one) == 2 * 4 * 3
+    assert [r.scores for r in one] == [pytest.approx(r.scores, rel=1e-4) for r in other]
 
 
 def test_one_bad_cell_takes_no_other_with_it(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
