@@ -514,6 +514,45 @@ def test_similar_ranks_sources_and_keeps_what_reports_read(cli: Cli, data: Path,
     assert "2 steps on 2 shots per class of each of 4 tasks" in cli(*words, "--dry-run")[1]
 
 
+def test_a_bank_tells_the_report_what_it_retrieves(cli: Cli, data: Path, model: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    words = [
+        "compare",
+        "--data",
+        data,
+        "--methods",
+        "prompt_tuning,tpt",
+        "--sources",
+        "vowels,sounds",
+        "--targets",
+        "edges",
+    ]
+    words += [
+        "--shots",
+        2,
+        "--seeds",
+        13,
+        "--steps",
+        2,
+        "--test-limit",
+        4,
+        "--backbone",
+        model,
+        *TINY,
+        "--output",
+        output,
+    ]
+    code, _, err = cli(*words, "--options.tpt.bank-size", 8, "--options.tpt.retrieve", 2)
+    assert code == 0, err
+    (row,) = [r for r in rows_of(output).values() if r["method"] == "tpt"]
+    said = row["diagnostics"]["retrieval"]  # type: ignore[index]
+    assert said["tasks"] == ["vowels", "sounds", "edges"]
+    assert [len(shares) for shares in said["map"]] == [8, 8, 8]
+    page = (output / "report.html").read_text()
+    assert "Is retrieval real?" in page
+    assert "Most used tokens of tpt" in page
+
+
 def test_a_partition_gives_sources_and_targets(cli: Cli, data: Path, model: Path, tmp_path: Path):
     named = {"own": {"train": ["vowels", "gone"], "test": ["edges"]}, "bad": {"train": ["vowels"], "test": ["vowels"]}}
     (data / "partitions.json").write_text(json.dumps(named))
@@ -523,7 +562,9 @@ def test_a_partition_gives_sources_and_targets(cli: Cli, data: Path, model: Path
     assert cli(*grid, "--partition", "own", "--output", output)[0] == 0
     (row,) = rows_of(output).values()
     assert (row["sources"], row["target"]) == (["vowels"], "edges")
-    code, _, err = cli("compare", output / "plan.yaml", "--similarity")  # the saved plan names both the partition and its sides
+    code, _, err = cli(
+        "compare", output / "plan.yaml", "--similarity"
+    )  # the saved plan names both the partition and its sides
     assert "1 finished before, 0 to run" in err
     assert "similarity of 1 sources and 1 targets" in err
     assert (output / "similarity.json").is_file()

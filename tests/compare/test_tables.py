@@ -80,7 +80,7 @@ def test_missing_and_failed_cells_say_so():
     assert cells["antonym"]["spot"].main == "missing"
     assert cells["new"]["multi"].main == "failed"
     assert cells["new"]["base"].main == "0.500"
-    assert cells["new"]["base"].detail == "one run, 1 of 3 seeds"
+    assert cells["new"]["base"].detail == "1 of 3 seeds"
     assert "seeds" not in cells["antonym"]["base"].detail + cells["antonym"]["zero"].detail
     assert "antonym" not in found["overall-k16"].note  # a mean over it would not be fair
     assert [c.main for c in found["failed"].rows[0]] == ["f", "multitask", "new", "16", "13", "boom"]

@@ -199,7 +199,8 @@ def score_cell(grid: Grid, c: Comparison | None, method: str, target: str, k: in
     cell = scored(found, mark=difference.verdict if difference else "")
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
     missing = most - len(grid.scores.get((method, target, k), ())) if (method, target, k) in grid.scores else 0
-    return replace(cell, detail=f"{cell.detail}, {found.n} of {most} seeds") if missing else cell
+    so_far = f"{found.n} of {most} seeds"
+    return replace(cell, detail=so_far if found.n == 1 else f"{cell.detail}, {so_far}") if missing else cell
 
 
 def duel_table(overall: Overall) -> Table:

@@ -45,6 +45,16 @@
     `${plain(data.methods[c.method].name)}<br>${places(c.mean)}` +
     (c.low === null ? " (one run)" : ` [${places(c.low)}, ${places(c.high)}], ${c.n} runs`);
 
+  // The range of all runs, and of intervals as far as they do not dwarf it: those of two seeds can be many times wider.
+  function reach(cells) {
+    const runs = cells.flatMap((c) => c.runs.map((r) => r.score));
+    const [low, high] = [Math.min(...runs), Math.max(...runs)];
+    const room = 0.3 * Math.max(high - low, 0.1);
+    const ends = (side) => cells.map((c) => c[side] ?? c.mean);
+    return [Math.max(low - room, Math.min(low, ...ends("low"))) - room / 6,
+            Math.min(high + room, Math.max(high, ...ends("high"))) + room / 6];
+  }
+
   // Score by method and target: one band per target, methods dodged inside it, its name written on top.
   function scores({ k }) {
     const count = data.methods.length;
@@ -68,6 +78,7 @@
     layout.yaxis = { ...layout.yaxis, showticklabels: false, showgrid: false, fixedrange: true,
                      range: [data.targets.length - 0.5, -0.62] };
     layout.xaxis.title = { text: "score on test" };
+    layout.xaxis.range = reach(data.cells.filter((c) => c.k === k));
     layout.annotations = data.targets.map((t, i) => ({
       xref: "paper", x: 0, xanchor: "left", y: i - 0.4, showarrow: false, align: "left",
       text: `<b>${plain(clipped(t.name))}</b>  ${plain(t.metric)}`, font: { color: ink("muted"), size: 12 },
