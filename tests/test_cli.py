@@ -516,32 +516,9 @@ def test_similar_ranks_sources_and_keeps_what_reports_read(cli: Cli, data: Path,
 
 def test_a_bank_tells_the_report_what_it_retrieves(cli: Cli, data: Path, model: Path, tmp_path: Path):
     output = tmp_path / "out"
-    words = [
-        "compare",
-        "--data",
-        data,
-        "--methods",
-        "prompt_tuning,tpt",
-        "--sources",
-        "vowels,sounds",
-        "--targets",
-        "edges",
-    ]
-    words += [
-        "--shots",
-        2,
-        "--seeds",
-        13,
-        "--steps",
-        2,
-        "--test-limit",
-        4,
-        "--backbone",
-        model,
-        *TINY,
-        "--output",
-        output,
-    ]
+    lists = ["--methods", "prompt_tuning,tpt", "--sources", "vowels,sounds", "--targets", "edges"]
+    sizes = ["--shots", 2, "--seeds", 13, "--steps", 2, "--test-limit", 4]
+    words = ["compare", "--data", data, *lists, *sizes, "--backbone", model, *TINY, "--output", output]
     code, _, err = cli(*words, "--options.tpt.bank-size", 8, "--options.tpt.retrieve", 2)
     assert code == 0, err
     (row,) = [r for r in rows_of(output).values() if r["method"] == "tpt"]
