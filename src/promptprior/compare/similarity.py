@@ -23,16 +23,13 @@ from promptprior.errors import SpecError
 from promptprior.fit import make_lab
 from promptprior.kinds import Measure
 from promptprior.methods.method import Lab, stacked
+from promptprior.methods.source_prompts import direct_run
 from promptprior.notation import Float, Tensor
-from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.descent import Descent
-from promptprior.rules.objective import PromptObjective, loss_and_gradient
-from promptprior.rules.optimiser import optimiser
+from promptprior.rules.objective import loss_and_gradient
 from promptprior.settings import Settings
 from promptprior.tasks.batch import collate
 from promptprior.tasks.draw import EpisodeDraws, Pool, k_shot
 from promptprior.tasks.task import Task, normalised
-from promptprior.train import Run
 
 TEMPLATE_SHARE = 0.9  # a word in at least this share of a task's texts belongs to its template
 
@@ -101,24 +98,15 @@ def footprints(
     lab: Lab, tasks: Sequence[Task], shots: int, seed: int, steps: int
 ) -> tuple[Float[Tensor, "C L D"], Float[Tensor, "C L D"]]:
     """What a few steps on each task's shots add to one common start, and the gradients at that start."""
-    form = Direct(lab.settings.length, lab.backbone.width)
-    objective = PromptObjective(lab.backbone, form)
     start = stacked([lab.start(seed, "similarity")] * len(tasks))
     tokens = [training_tokens(lab.backbone, task, k_shot(task, shots, seed).train) for task in tasks]
     stage = replace(lab.settings.target, steps=steps, schedule="constant")
-    rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
-    run = Run(
-        key=lab.key("similarity", shots, seed, steps, *(task.fingerprint for task in tasks)),
-        objective=objective,
-        rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-        params=start,
-        draws=EpisodeDraws(
-            [Pool(some, copy=c) for c, some in enumerate(tokens)], stage.batch_size, [seed] * len(tasks)
-        ),
-        steps=steps,
-    )
+    pools = [Pool(some, copy=c) for c, some in enumerate(tokens)]
+    draws = EpisodeDraws(pools, stage.batch_size, [seed] * len(tasks))
+    key = lab.key("similarity", shots, seed, steps, *(task.fingerprint for task in tasks))
+    run = direct_run(lab, key, stage, start, draws)
     everything = collate([t for some in tokens for t in some], [c for c, some in enumerate(tokens) for _ in some])
-    _, gradient = loss_and_gradient(objective, start, everything)
+    _, gradient = loss_and_gradient(run.objective, start, everything)
     return lab.train(run, "similarity").last["prompt"] - start["prompt"], gradient["prompt"]
 
 

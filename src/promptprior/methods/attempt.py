@@ -7,7 +7,7 @@ queries free of the backbone's scale, a rate for the attention network that is a
 the target's start, where they take the first one that is listed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import torch
 
 from promptprior.backbone import training_tokens
 from promptprior.errors import SpecError
-from promptprior.methods.joint import grouped, places_of
+from promptprior.methods.joint import Joint, grouped, places_of
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, viewed
 from promptprior.methods.source_prompts import similarities, source_bank, source_names
 from promptprior.methods.spot import Spot
@@ -24,12 +24,10 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.mixture import NETWORK, Attends, Mixture, network_start
 from promptprior.prompts.queries import Query, pooled
-from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
-from promptprior.settings import Training, setting
+from promptprior.settings import setting
 from promptprior.tasks.batch import Tokens, collate
-from promptprior.tasks.draw import Draws, EpisodeDraws, Pool, generator
+from promptprior.tasks.draw import generator
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
@@ -102,7 +100,9 @@ class Attempt:
             params["centre"] = self.mean_query(lab, [one for pool in draws.pools for one in pool.items[:SAMPLE]])
         key = lab.key(self, "network", seed, *(t.fingerprint for t in sources))
         stage = replace(lab.settings.source, steps=self.attention_steps)
-        done = lab.train(self.run(lab, form, key, stage, params, draws, {"target": 0.0}), "network")
+        factors = {**self.factors(lab), "target": 0.0}
+        run = lab.descent(key, stage, PromptObjective(lab.backbone, form), params, draws, factors)
+        done = lab.train(run, "network")
         # every tensor of a prior has as many copies as there are sources
         network = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in self.kept}
         return added(replace(taught, params={**taught.params, **network}), done)
@@ -209,36 +209,8 @@ class Attempt:
         shared = {name: value[filled[:, 0]] for name, value in params.items() if name != "target"}
         if self.centre:
             shared["centre"] = torch.stack([params["centre"][members].mean(0) for members in groups])
-        members = [(copy, task, episodes[e]) for copy, group in enumerate(groups) for task, e in enumerate(group)]
-        draws = EpisodeDraws(
-            [Pool(training_tokens(lab.backbone, e.task, e.shots.train), task, copy) for copy, task, e in members],
-            lab.settings.target.batch_size,
-            [e.seed for _, _, e in members],
-        )
-        key = lab.key(self, "joint", *(e.key for _, _, e in members))
-        stage = replace(lab.settings.target, steps=self.joint_steps)
-        return self.run(lab, form, key, stage, {**shared, "target": params["target"][filled, 0]}, draws, {})
-
-    def run(
-        self,
-        lab: Lab,
-        form: Mixture,
-        key: str,
-        stage: Training,
-        params: Params,
-        draws: Draws,
-        factors: Mapping[str, float],
-    ) -> Run:
-        """Descent on a mixture; `factors` beside this method's own."""
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, {**self.factors(lab), **factors})
-        return Run(
-            key=key,
-            objective=PromptObjective(lab.backbone, form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=params,
-            draws=draws,
-            steps=stage.steps,
-        )
+        joint = Joint(lab, episodes, groups, self.joint_steps, self.factors(lab))
+        return joint.run(self, form, {**shared, "target": params["target"][filled, 0]})
 
 
 @dataclass(frozen=True)

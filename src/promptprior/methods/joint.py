@@ -10,9 +10,8 @@ from promptprior.backbone import training_tokens
 from promptprior.methods.method import Episode, Lab, Method
 from promptprior.notation import Params
 from promptprior.prompts.parameterisation import Parameterisation
-from promptprior.rules.descent import Descent, Penalty
+from promptprior.rules.descent import Penalty
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
 from promptprior.tasks.draw import EpisodeDraws, Pool
 from promptprior.train import Run
 
@@ -42,22 +41,14 @@ class Joint:
     def run(self, method: Method, form: Parameterisation, params: Params, penalty: Penalty | None = None) -> Run:
         """Descent of all groups from these params, each target on its own shots."""
         stage = replace(self.lab.settings.target, steps=self.steps)
-        rate = stage.rate(stage.learning_rates[:1], self.lab.backbone.scale, self.factors)
-        return Run(
-            key=self.lab.key(method, "joint", *(e.key for _, _, e in self.members)),
-            objective=PromptObjective(self.lab.backbone, form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip, penalty),
-            params=params,
-            draws=EpisodeDraws(
-                [
-                    Pool(training_tokens(self.lab.backbone, e.task, e.shots.train), task, copy)
-                    for copy, task, e in self.members
-                ],
-                stage.batch_size,
-                [e.seed for _, _, e in self.members],
-            ),
-            steps=stage.steps,
-        )
+        key = self.lab.key(method, "joint", *(e.key for _, _, e in self.members))
+        pools = [
+            Pool(training_tokens(self.lab.backbone, e.task, e.shots.train), task, copy)
+            for copy, task, e in self.members
+        ]
+        draws = EpisodeDraws(pools, stage.batch_size, [e.seed for _, _, e in self.members])
+        objective = PromptObjective(self.lab.backbone, form)
+        return self.lab.descent(key, stage, objective, params, draws, self.factors, penalty)
 
 
 def grouped(which: Sequence[int], episodes: Sequence[Episode]) -> list[list[int]]:

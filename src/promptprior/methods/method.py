@@ -16,9 +16,11 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.parameterisation import Form, Parameterisation
 from promptprior.prompts.start import start_prompt
-from promptprior.rules.descent import Penalty
-from promptprior.settings import Settings
-from promptprior.tasks.draw import MixtureDraws, Pool, Shots, generator, mixture_rates
+from promptprior.rules.descent import Descent, Penalty
+from promptprior.rules.objective import PromptObjective
+from promptprior.rules.optimiser import optimiser
+from promptprior.settings import Settings, Training
+from promptprior.tasks.draw import Draws, MixtureDraws, Pool, Shots, generator, mixture_rates
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
@@ -69,6 +71,21 @@ class Lab:
         pools = [self.pool(task, task_index=i) for i, task in enumerate(sources)]
         rates = mixture_rates([len(p.items) for p in pools], s.mixture, s.mixture_cap, s.mixture_temperature)
         return MixtureDraws(pools, rates.tolist(), s.source.batch_size, seed)
+
+    def descent(
+        self,
+        key: str,
+        stage: Training,
+        objective: PromptObjective,
+        params: Params,
+        draws: Draws,
+        factors: Mapping[str, float] | None = None,
+        penalty: Penalty | None = None,
+    ) -> Run:
+        """Plain descent at the stage's first rate; `factors` multiply that of single parameters by name."""
+        rate = stage.rate(stage.learning_rates[:1], self.backbone.scale, factors)
+        rule = Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip, penalty)
+        return Run(key, objective, rule, params, draws, stage.steps)
 
 
 @dataclass(frozen=True)

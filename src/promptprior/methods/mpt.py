@@ -22,10 +22,8 @@ from promptprior.methods.source_prompts import trained_prompts
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.decomposed import Decomposed, two_speeds
-from promptprior.rules.descent import Descent
 from promptprior.rules.distillation import Distilled
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
 from promptprior.settings import Settings, Training, setting
 from promptprior.tasks.batch import Batch, collate
 from promptprior.tasks.draw import Draws, MixtureDraws
@@ -109,21 +107,14 @@ class Mpt:
     ) -> Run:
         """The source stage."""
         stage = lab.settings.source
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, self.speeds(lab))
         objective = PromptObjective(lab.backbone, form)
         if teachers is not None:
             objective = Distilled(lab.backbone, form, teachers, self.strength)
         draws: Draws[Batch] = mixture
         if self.sampling == "stochastic":
             draws = StochasticDraws(mixture.pools, mixture.rates, mixture.batch_size, seed)
-        return Run(
-            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
-            objective=objective,
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=form.begin(lab.start(seed, "mpt")[None]),
-            draws=draws,
-            steps=stage.steps,
-        )
+        key = lab.key(self, seed, *(t.fingerprint for t in sources))
+        return lab.descent(key, stage, objective, form.begin(lab.start(seed, "mpt")[None]), draws, self.speeds(lab))
 
     def speeds(self, lab: Lab) -> dict[str, float]:
         """The factors of u and v, whatever the learning rate."""

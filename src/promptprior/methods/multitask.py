@@ -9,11 +9,8 @@ from dataclasses import dataclass, field, replace
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
 from promptprior.tasks.task import Task
-from promptprior.train import Run
 
 
 @dataclass(frozen=True)
@@ -29,15 +26,9 @@ class Multitask:
         """Descend on batches of mixed sources."""
         form = Direct(lab.settings.length, lab.backbone.width)
         stage = replace(lab.settings.source, steps=lab.settings.source.steps * self.times)
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
-        run = Run(
-            key=lab.key(self, seed, *(t.fingerprint for t in sources)),
-            objective=PromptObjective(lab.backbone, form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=stacked([lab.start(seed, "multitask")]),
-            draws=lab.mixture(sources, seed),
-            steps=stage.steps,
-        )
+        key = lab.key(self, seed, *(t.fingerprint for t in sources))
+        params = stacked([lab.start(seed, "multitask")])
+        run = lab.descent(key, stage, PromptObjective(lab.backbone, form), params, lab.mixture(sources, seed))
         done = lab.train(run, "source")
         return Learned(form, done.params, {"source_loss": loss_curve(done.history)}, **spent(done))  # type: ignore[arg-type]
 

@@ -18,9 +18,7 @@ from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.header import digest
 from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
 from promptprior.settings import Training
 from promptprior.tasks.draw import Draws, EpisodeDraws, Pool
 from promptprior.tasks.task import Task
@@ -59,8 +57,7 @@ def source_labels(method: Method, sources: Sequence[Task]) -> tuple[str, ...]:
 
 def given_files(method: Method) -> list[Path]:
     """The files of the prompts that a method is given."""
-    paths = method.source_prompts if isinstance(method, TakesPrompts) else ()
-    return [file for path in paths for file in prompt_files(path)]
+    return files_of(method.source_prompts) if isinstance(method, TakesPrompts) else []
 
 
 def trained_prompts(lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
@@ -77,15 +74,8 @@ def trained_prompts(lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
 
 def direct_run(lab: Lab, key: str, stage: Training, params: dict[str, Tensor], draws: Draws) -> Run:
     """Descent on free prompts, each its own copy."""
-    rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale)
-    return Run(
-        key=key,
-        objective=PromptObjective(lab.backbone, Direct(lab.settings.length, lab.backbone.width)),
-        rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-        params=params,
-        draws=draws,
-        steps=stage.steps,
-    )
+    objective = PromptObjective(lab.backbone, Direct(lab.settings.length, lab.backbone.width))
+    return lab.descent(key, stage, objective, params, draws)
 
 
 def given_prompts(lab: Lab, paths: Sequence[Path], start: Path | None) -> Learned:
@@ -93,7 +83,7 @@ def given_prompts(lab: Lab, paths: Sequence[Path], start: Path | None) -> Learne
 
     Raises ArtifactError for a file that holds no prompt, SpecError for one of another length or width.
     """
-    files = [file for path in paths for file in prompt_files(path)]
+    files = files_of(paths)
     prompts = torch.stack([fitting_prompt(lab, file) for file in files])
     begun = fitting_prompt(lab, start) if start is not None else prompts.mean(0)
     return learned(lab, prompts, begun, labels(files))
@@ -103,6 +93,11 @@ def labels(files: Sequence[Path]) -> list[str]:
     """Short names of files, where these differ."""
     names = [file.stem for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The prompts that several paths stand for."""
+    return [file for path in paths for file in prompt_files(path)]
 
 
 def prompt_files(path: Path) -> list[Path]:

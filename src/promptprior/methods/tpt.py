@@ -21,9 +21,7 @@ from promptprior.methods.method import Begun, Lab, Learned, Method, spent, viewe
 from promptprior.methods.multitask import loss_curve
 from promptprior.prompts.bank import Bank, Scoring
 from promptprior.prompts.queries import Query
-from promptprior.rules.descent import Descent
 from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
 from promptprior.tasks.draw import MixtureDraws
 from promptprior.tasks.task import Task
 from promptprior.train import Run
@@ -97,16 +95,8 @@ class Tpt(BankRecipe):
         key = lab.key(self, seed, *(t.fingerprint for t in sources))
         if teacher := self.teacher():
             return teacher.run(lab, begun, sources, seed, key)
-        stage = lab.settings.source
-        rate = stage.rate(stage.learning_rates[:1], lab.backbone.scale, begun.frozen)
-        return Run(
-            key=key,
-            objective=PromptObjective(lab.backbone, begun.form),
-            rule=Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip),
-            params=begun.params,
-            draws=draws,
-            steps=stage.steps,
-        )
+        objective = PromptObjective(lab.backbone, begun.form)
+        return lab.descent(key, lab.settings.source, objective, begun.params, draws, begun.frozen)
 
 
 @dataclass(frozen=True)
