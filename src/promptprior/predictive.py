@@ -12,7 +12,7 @@ import torch
 from promptprior.adapt import Adapted
 from promptprior.backbone import Backbone
 from promptprior.errors import DataError
-from promptprior.evaluate import predict
+from promptprior.evaluate import mean_probability, predict
 from promptprior.methods.bmtpt import each_particle
 from promptprior.metrics import Prediction, score
 from promptprior.prompts.artifact import Prompt
@@ -57,10 +57,9 @@ def averaged_one(example: Example, predictions: Sequence[Prediction]) -> Predict
     """The mean of several predictions of one example."""
     if not predictions[0].choice_nll:
         raise DataError(f"example {example.id!r}: free text has no probabilities to average; use a choice task")
-    logs = torch.stack([torch.log_softmax(-torch.tensor(p.choice_nll, dtype=torch.float64), 0) for p in predictions])
-    nll = -(torch.logsumexp(logs, 0) - torch.log(torch.tensor(float(len(predictions)))))
-    best = int(nll.argmin())
-    return replace(predictions[0], choice=best, text=example.choices[best], choice_nll=tuple(nll.tolist()))
+    nll = mean_probability([p.choice_nll for p in predictions])
+    best = nll.index(min(nll))
+    return replace(predictions[0], choice=best, text=example.choices[best], choice_nll=tuple(nll))
 
 
 def abstention(

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from promptprior.rules.optimiser import Rate
 
 
-def setting(default: Any, text: str) -> Any:
-    """A field with a default and the line that `--help` shows."""
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, quiet: bool = False) -> Any:
+    """A field with a default and the line that `--help` shows.
+
+    `quiet`: one that came later; at its default it is no part of hashes (config.to_mapping).
+    """
+    return field(default=default, metadata={"help": text, "quiet": quiet})
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class SimilarPlan:
 def run(plan: SimilarPlan, dry_run: bool) -> None:
     """Measure, and print the sources of each target, the most similar first."""
     from promptprior.cli.building import load_backbone
-    from promptprior.compare.likeness import write_likeness
+    from promptprior.compare.likeness import ranked, write_likeness
     from promptprior.compare.similarity import likeness
     from promptprior.tasks import load_task
 
@@ -74,13 +74,6 @@ def price(plan: SimilarPlan, backbone: "Backbone", tasks: "Sequence[Task]") -> s
     tokens = len(tasks) * source_cost(backbone, tasks, stage, plan.settings.length)
     said = f"{plan.steps} steps on {plan.shots} shots per class of each of {len(tasks)} tasks"
     return f"{said}\n{cost_line(backbone, tasks[0], plan.settings.length, tokens)}"
-
-
-def ranked(pairs: "Sequence[Similarity]", by: Measure) -> "dict[str, list[Similarity]]":
-    """The sources of each target, the most similar first."""
-    targets = dict.fromkeys(pair.target for pair in pairs)
-    order = sorted(pairs, key=lambda pair: getattr(pair, by), reverse=True)
-    return {target: [pair for pair in order if pair.target == target] for target in targets}
 
 
 def blocks(ranks: "Mapping[str, Sequence[Similarity]]", by: Measure) -> Iterator[str]:

@@ -43,6 +43,13 @@ class Likeness:
     pairs: tuple[Similarity, ...]
 
 
+def ranked(pairs: Sequence[Similarity], by: Measure) -> dict[str, list[Similarity]]:
+    """The sources of each target, the most similar first."""
+    targets = dict.fromkeys(pair.target for pair in pairs)
+    order = sorted(pairs, key=lambda pair: getattr(pair, by), reverse=True)
+    return {target: [pair for pair in order if pair.target == target] for target in targets}
+
+
 def write_likeness(found: Likeness, path: Path) -> Path:
     """Write similarities as JSON."""
     write_json(path, asdict(found))

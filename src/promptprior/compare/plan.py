@@ -168,25 +168,34 @@ def separated(sources: "Sequence[Task]", targets: "Sequence[Task]") -> Tasks:
 
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one."""
+    from promptprior.methods.source_prompts import made_from
+
     out: dict[str, Cell] = {}
+    made = [(method, made_from(method, tasks.sources)) for method in plan.made_methods()]
     for seed in plan.seeds:
-        for method in plan.made_methods():
+        for method, origin in made:
             for k in plan.shots:
                 for target in tasks.targets:
                     draw = (k, seed) if method.uses_shots else (0, 0)
-                    cell = make_cell(plan, tasks, backbone, method, target, *draw)
+                    cell = make_cell(plan, tasks, backbone, method, origin, target, *draw)
                     out.setdefault(cell.key, cell)
     return list(out.values())
 
 
 def make_cell(
-    plan: Plan, tasks: Tasks, backbone: "Backbone", method: "Method", target: "Task", k: int, seed: int
+    plan: Plan,
+    tasks: Tasks,
+    backbone: "Backbone",
+    method: "Method",
+    origin: Sequence[str],
+    target: "Task",
+    k: int,
+    seed: int,
 ) -> Cell:
-    """A cell with the hash of all that decides its result."""
+    """A cell with the hash of all that decides its result; `origin` is what the method's prior is made from."""
     from promptprior.methods import needs_company
-    from promptprior.methods.source_prompts import made_from
 
-    sources = made_from(method, tasks.sources)
+    sources = [*origin]
     if method.needs_sources and plan.source_seed is not None:
         sources.append(f"fitted with seed {plan.source_seed}")
     parts = [

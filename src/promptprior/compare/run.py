@@ -4,7 +4,6 @@ Results are one JSON line per cell in results.jsonl, written by this process as 
 work. Killed at any moment and started again, finished cells are kept, and unfinished work resumes from its checkpoint.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,8 +78,8 @@ def keep_likeness(bench: Bench, say: Say) -> None:
 
 def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
     """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
-    good = finished_rows(plan.output, wanted)
-    known = {row.cell: row for row in read_rows(plan.output / RESULTS)} | good
+    rows = read_rows(plan.output / RESULTS)
+    known = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
     return write_report(
         [known[cell.key] for cell in wanted if cell.key in known],
         plan.output / REPORT,
@@ -163,8 +162,3 @@ class Pages:
             self.write()
             self.ended = time.monotonic()
             self.spent = self.ended - start
-
-
-def command_line() -> str:
-    """The command that this process was started with, for reports."""
-    return " ".join(["promptprior", *sys.argv[1:]])

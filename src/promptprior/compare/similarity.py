@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.compare.likeness import MEASURES, Likeness, Similarity
+from promptprior.compare.likeness import MEASURES, Likeness, Similarity, ranked
 from promptprior.compare.rows import BackboneName
 from promptprior.errors import SpecError
 from promptprior.fit import make_lab
@@ -91,7 +91,7 @@ def rank_sources(
 ) -> list[Similarity]:
     """The sources of one target, the most similar first."""
     found = similarities([target], sources, backbone, settings, shots, seed, steps)
-    return sorted(found, key=lambda one: getattr(one, by), reverse=True)
+    return ranked(found, by).get(target.name, [])
 
 
 def footprints(

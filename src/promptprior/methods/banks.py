@@ -4,7 +4,7 @@ Options are TPT's (Wu et al. 2023) and ours; docs/tpt.md says which are which.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from promptprior.prompts.artifact import Prior
 from promptprior.prompts.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
 from promptprior.prompts.queries import Query, pooled
 from promptprior.prompts.start import FREQUENT, vocabulary_start
+from promptprior.settings import setting
 from promptprior.tasks.batch import Tokens, collate
 from promptprior.tasks.draw import MixtureDraws, generator
 from promptprior.tasks.task import Task
@@ -24,40 +25,35 @@ from promptprior.tasks.task import Task
 SAMPLE = 64  # texts of each source that centre, keys and diagnostics are taken from
 
 
-def option(default: Any, text: str, quiet: bool = False) -> Any:
-    """A field with the line that `--help` shows. `quiet`: one that came later, which changes no hash at its default."""
-    return field(default=default, metadata={"help": text, "quiet": quiet})
-
-
 @dataclass(frozen=True)
 class BankRecipe:
     """A bank of tokens retrieved by each text, and a task prompt beside them."""
 
-    bank_size: int = option(60, "tokens in the bank")
-    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length")
-    task_tokens: int = option(0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length")
-    task_prompt: Literal["learned", "fresh", "none"] = option(
+    bank_size: int = setting(60, "tokens in the bank")
+    retrieve: int = setting(0, "tokens each text retrieves; 0: half of the prompt length")
+    task_tokens: int = setting(0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length")
+    task_prompt: Literal["learned", "fresh", "none"] = setting(
         "learned", "learned: trained on the sources with the bank; fresh: new for each target (as released); none"
     )
-    query: Query = option("mean", "pool of the text's states: max (as released) or mean")
-    query_layers: int = option(
+    query: Query = setting("mean", "pool of the text's states: max (as released) or mean")
+    query_layers: int = setting(
         0, "layers that read a text before it is pooled; 0: word embeddings (as released)", quiet=True
     )
-    centre: bool = option(True, "take the sources' mean query from every query")
-    query_rank: int = option(0, "rank of a learned map of queries; 0: none")
-    keys: Literal["tied", "separate", "texts"] = option(
+    centre: bool = setting(True, "take the sources' mean query from every query")
+    query_rank: int = setting(0, "rank of a learned map of queries; 0: none")
+    keys: Literal["tied", "separate", "texts"] = setting(
         "texts", "tied: tokens are their keys (as released); separate: start as the tokens; texts: as source queries"
     )
-    scoring: Scoring = option("cosine", "dot (as released), scaled, cosine; same and random are controls")
-    selection: Selection = option("hard", "hard (as released), straight_through, weighted or soft")
-    temperature: float = option(0.1, "of the softmax over scores")
-    balance: float = option(0.0, "weight of the term that evens out how often tokens are used")
-    spread: float = option(0.0, "weight of the term that keeps keys apart")
-    budget: int = option(0, "tokens of the bank open to each source; 0: all")
-    start: Literal["frequent", "sources"] = option(
+    scoring: Scoring = setting("cosine", "dot (as released), scaled, cosine; same and random are controls")
+    selection: Selection = setting("hard", "hard (as released), straight_through, weighted or soft")
+    temperature: float = setting(0.1, "of the softmax over scores")
+    balance: float = setting(0.0, "weight of the term that evens out how often tokens are used")
+    spread: float = setting(0.0, "weight of the term that keeps keys apart")
+    budget: int = setting(0, "tokens of the bank open to each source; 0: all")
+    start: Literal["frequent", "sources"] = setting(
         "frequent", "bank from frequent words, or from prompts trained on each source (SPoT's)"
     )
-    freeze_bank: bool = option(False, "adapt the task prompt alone")
+    freeze_bank: bool = setting(False, "adapt the task prompt alone")
     name: str = "tpt"
 
     def form(self, lab: Lab, own: int, **settings: Any) -> Bank:

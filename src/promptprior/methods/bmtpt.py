@@ -8,7 +8,7 @@ prior's form and width, how particles are aggregated and started. docs/bmtpt.md 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -77,12 +77,10 @@ class Bmtpt:
     )
     joint_steps: int = setting(0, "steps in which all targets of a seed first train one decomposed prompt together")
     low_rank_rate: float = setting(0.01, "rate of the low-rank parts in those steps, absolute: they start from 1")
-    ensemble: bool = field(
-        default=False,
-        metadata={
-            "help": "also train the particles apart, to say how far an ensemble spreads (doubles the source cost)",
-            "quiet": True,
-        },
+    ensemble: bool = setting(
+        False,
+        "also train the particles apart, to say how far an ensemble spreads (doubles the source cost)",
+        quiet=True,
     )
     name: str = "bmtpt"
     needs_sources: bool = True

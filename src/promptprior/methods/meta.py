@@ -9,7 +9,7 @@ passes through the backbone counted once; a row of a Hessian product costs about
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,18 +28,13 @@ from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import Optimiser, optimiser
 from promptprior.rules.reptile import Reptile
 from promptprior.rules.rule import Rule
-from promptprior.settings import Settings, Training
+from promptprior.settings import Settings, Training, setting
 from promptprior.tasks.meta import MetaBatch, MetaDraws, Unit, units_of
 from promptprior.tasks.task import Task
 from promptprior.train import Run
 
 RATES: Mapping[InnerKind, float] = {"sgd": 1.0, "adam": 0.1}  # both move SmolLM2's prompts by 3 to 20 % in three steps
 FACTOR_SPEED = 0.1  # an outer step moves Meta-SGD's factors by a tenth of what it moves prompts, in their units
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with the line that `--help` shows."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -50,17 +45,17 @@ class Meta:
     support and as many others for the query. Units of a meta-batch adapt together, as copies.
     """
 
-    inner_steps: int = option(2, "inner steps")
-    inner_rate: float | None = option(None, "in units of the embedding scale; by default 1 for sgd, 0.1 for adam")
-    inner_optimiser: InnerKind = option("sgd", "sgd or adam")
-    units_per_step: int = option(4, "units in a meta-batch, at most all there are")
-    support_size: int = option(4, "texts of a unit in each inner step")
-    query_size: int = option(4, "texts of a unit that its adapted copy is judged on")
-    units_per_task: int = option(2, "draws of every source task, at most 5")
-    shots: int | None = option(None, "examples per class in a unit's support, as many in its query; by default halves")
-    budget: Literal["rows", "updates"] = option("rows", "equal to multitask: rows through the backbone, or updates")
-    parameterisation: Literal["direct", "bank"] = option("direct", "direct: a prompt; bank: tpt's bank of tokens")
-    inner_names: tuple[str, ...] = option((), "parameters that inner steps adapt (bank, own); by default all")
+    inner_steps: int = setting(2, "inner steps")
+    inner_rate: float | None = setting(None, "in units of the embedding scale; by default 1 for sgd, 0.1 for adam")
+    inner_optimiser: InnerKind = setting("sgd", "sgd or adam")
+    units_per_step: int = setting(4, "units in a meta-batch, at most all there are")
+    support_size: int = setting(4, "texts of a unit in each inner step")
+    query_size: int = setting(4, "texts of a unit that its adapted copy is judged on")
+    units_per_task: int = setting(2, "draws of every source task, at most 5")
+    shots: int | None = setting(None, "examples per class in a unit's support, as many in its query; by default halves")
+    budget: Literal["rows", "updates"] = setting("rows", "equal to multitask: rows through the backbone, or updates")
+    parameterisation: Literal["direct", "bank"] = setting("direct", "direct: a prompt; bank: tpt's bank of tokens")
+    inner_names: tuple[str, ...] = setting((), "parameters that inner steps adapt (bank, own); by default all")
     name: str = "meta"
     needs_sources: bool = True
     uses_shots: bool = True
@@ -178,9 +173,9 @@ class FomamlStart(Meta):
 class ReptileStart(Meta):
     """Reptile: where inner training leads, without queries (Nichol et al. 2018); both halves of a unit are support."""
 
-    inner_steps: int = option(4, "inner steps")
-    inner_optimiser: InnerKind = option("adam", "sgd or adam")
-    query_size: int = option(0, "always 0: Reptile judges nothing")
+    inner_steps: int = setting(4, "inner steps")
+    inner_optimiser: InnerKind = setting("adam", "sgd or adam")
+    query_size: int = setting(0, "always 0: Reptile judges nothing")
     name: str = "reptile"
 
     def __post_init__(self) -> None:
@@ -223,9 +218,9 @@ class ImamlStart(Meta):
     Every inner step sees the same texts, so that there is one inner minimum to differentiate.
     """
 
-    inner_steps: int = option(4, "inner steps")
-    width: float = option(1.0, "how far a copy may go from the start, in units of the embedding scale")
-    solve_steps: int = option(3, "steps of conjugate gradients")
+    inner_steps: int = setting(4, "inner steps")
+    width: float = setting(1.0, "how far a copy may go from the start, in units of the embedding scale")
+    solve_steps: int = setting(3, "steps of conjugate gradients")
     name: str = "imaml"
 
     def rule(self, outer: Optimiser, inner: Inner, clip: float | None) -> Rule[MetaBatch]:

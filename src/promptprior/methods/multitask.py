@@ -4,12 +4,13 @@ Vu et al. 2022 call the same start "SPoT on a mixture". Parameterisation direct,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from promptprior.methods.method import Beginning, Episode, Lab, Learned, spent, stacked
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.objective import PromptObjective
+from promptprior.settings import setting
 from promptprior.tasks.task import Task
 
 
@@ -17,7 +18,7 @@ from promptprior.tasks.task import Task
 class Multitask:
     """The shared prompt of all sources."""
 
-    times: int = field(default=1, metadata={"help": "factor on the source steps", "quiet": True})
+    times: int = setting(1, "factor on the source steps", quiet=True)
     name: str = "multitask"
     needs_sources: bool = True
     uses_shots: bool = True
@@ -45,7 +46,7 @@ class Multitask:
 class MultitaskLong(Multitask):
     """Control of `bmtpt`: one prompt with as many source updates, and tokens, as its five particles have together."""
 
-    times: int = field(default=5, metadata={"help": "factor on the source steps"})
+    times: int = setting(5, "factor on the source steps")
     name: str = "multitask_long"
 
 

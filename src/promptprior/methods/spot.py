@@ -8,7 +8,7 @@ seed), because at few-shot step counts the start dominates the prompt itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from promptprior.methods.source_prompts import given_prompts, similarities, sour
 from promptprior.notation import Float, Tensor
 from promptprior.prompts.artifact import Prior
 from promptprior.prompts.parameterisation import Direct
+from promptprior.settings import setting
 from promptprior.tasks.task import Task
 
 
@@ -30,17 +31,15 @@ class Spot:
     similar. `probe_steps`: steps of the short target training that gives the target its embedding.
     """
 
-    retrieval: Literal["best", "weighted"] = field(
-        default="best", metadata={"help": "start from the best source, or the weighted mean of the top ones"}
+    retrieval: Literal["best", "weighted"] = setting(
+        "best", "start from the best source, or the weighted mean of the top ones"
     )
-    top: int = field(default=3, metadata={"help": "sources in the weighted mean"})
-    probe_steps: int = field(default=10, metadata={"help": "steps that give a target its embedding"})
-    source_prompts: tuple[Path, ...] = field(
-        default=(), metadata={"help": "prompts that others trained, instead of training on sources", "quiet": True}
+    top: int = setting(3, "sources in the weighted mean")
+    probe_steps: int = setting(10, "steps that give a target its embedding")
+    source_prompts: tuple[Path, ...] = setting(
+        (), "prompts that others trained, instead of training on sources", quiet=True
     )
-    source_start: Path | None = field(
-        default=None, metadata={"help": "the start that given source prompts share; none: their mean", "quiet": True}
-    )
+    source_start: Path | None = setting(None, "the start that given source prompts share; none: their mean", quiet=True)
     name: str = "spot"
     needs_sources: bool = True
     uses_shots: bool = True

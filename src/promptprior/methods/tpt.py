@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, cast
 
 from promptprior.config import from_mapping
 from promptprior.errors import SpecError
-from promptprior.methods.banks import BankRecipe, option, samples
+from promptprior.methods.banks import BankRecipe, samples
 from promptprior.methods.bmtpt import Bmtpt, force_curves
 from promptprior.methods.meta import FomamlStart, MamlStart, ReptileStart
 from promptprior.methods.method import Begun, Lab, Learned, Method, spent, viewed
@@ -22,6 +22,7 @@ from promptprior.methods.multitask import loss_curve
 from promptprior.prompts.bank import Bank, Scoring
 from promptprior.prompts.queries import Query
 from promptprior.rules.objective import PromptObjective
+from promptprior.settings import setting
 from promptprior.tasks.draw import MixtureDraws
 from promptprior.tasks.task import Task
 from promptprior.train import Run
@@ -47,7 +48,7 @@ TEACHERS: Mapping[str, type[Any]] = {
 class Tpt(BankRecipe):
     """A bank that is learned on sources and adapted to targets."""
 
-    rule: Literal["descent", "svgd", "maml", "fomaml", "reptile"] = option(
+    rule: Literal["descent", "svgd", "maml", "fomaml", "reptile"] = setting(
         "descent", "what moves the bank in stage 1", quiet=True
     )
     rule_options: Mapping[str, Any] = field(
@@ -103,14 +104,14 @@ class Tpt(BankRecipe):
 class TptAsReleased(Tpt):
     """The released code's bank: 600 tied tokens, 100 by dot product with the maximum, 100 fresh task tokens."""
 
-    bank_size: int = option(600, "tokens in the bank")
-    retrieve: int = option(100, "tokens each text retrieves")
-    task_tokens: int = option(100, "tokens of the task prompt")
-    task_prompt: Literal["learned", "fresh", "none"] = option("fresh", "fresh: new for each target; learned; none")
-    query: Query = option("max", "pool of the text's word embeddings")
-    centre: bool = option(False, "take the sources' mean query from every query")
-    keys: Literal["tied", "separate", "texts"] = option("tied", "tied: tokens are their keys")
-    scoring: Scoring = option("dot", "how rows are scored")
+    bank_size: int = setting(600, "tokens in the bank")
+    retrieve: int = setting(100, "tokens each text retrieves")
+    task_tokens: int = setting(100, "tokens of the task prompt")
+    task_prompt: Literal["learned", "fresh", "none"] = setting("fresh", "fresh: new for each target; learned; none")
+    query: Query = setting("max", "pool of the text's word embeddings")
+    centre: bool = setting(False, "take the sources' mean query from every query")
+    keys: Literal["tied", "separate", "texts"] = setting("tied", "tied: tokens are their keys")
+    scoring: Scoring = setting("dot", "how rows are scored")
     name: str = "tpt_as_released"
 
 
@@ -118,7 +119,7 @@ class TptAsReleased(Tpt):
 class TptStatic(Tpt):
     """Control: every text gets the same tokens of the bank."""
 
-    scoring: Scoring = option("same", "every text gets the same rows")
+    scoring: Scoring = setting("same", "every text gets the same rows")
     name: str = "tpt_static"
 
 
@@ -126,5 +127,5 @@ class TptStatic(Tpt):
 class TptRandom(Tpt):
     """Control: every text gets tokens drawn by a hash of it."""
 
-    scoring: Scoring = option("random", "rows by a hash of the text")
+    scoring: Scoring = setting("random", "rows by a hash of the text")
     name: str = "tpt_random"

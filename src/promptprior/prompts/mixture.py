@@ -20,6 +20,7 @@ from torch.nn.functional import layer_norm, one_hot, silu
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.prompts.bank_diagnostics import short
 from promptprior.prompts.queries import Query, pooled
 from promptprior.tasks.batch import Batch, Tokens, collate
 
@@ -141,8 +142,3 @@ def network_start(width: int, rank: int, generator: torch.Generator) -> Params:
         "gain": torch.ones(width),
         "shift": torch.zeros(width),
     }
-
-
-def short(value: float) -> float:
-    """Four significant digits."""
-    return float(f"{value:.4g}")
