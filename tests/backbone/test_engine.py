@@ -75,6 +75,14 @@ def test_an_empty_text_is_predicted_from_the_prompt(family: str, choices: int) -
     assert_equal_to_reference(backbone, batch, random_prompts(backbone, 2, 5))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("texts", [1, 3])
+def test_texts_may_all_be_empty(family: str, texts: int) -> None:
+    backbone = tiny(family)
+    batch = collate([Tokens((), ((5, 6), (7,)))] * texts)
+    assert_equal_to_reference(backbone, batch, random_prompts(backbone, 1, 4))
+
+
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_empty_prompt_before_empty_text_is_refused(family: str) -> None:
     backbone = tiny(family)

@@ -189,6 +189,8 @@ class Pad(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, slots: Tensor, places: Tensor, filled: Tensor) -> Tensor:
         """Gather along axis 1; pads repeat token 0, and no gradient comes back through them."""
         ctx.save_for_backward(slots, places, filled)
+        if not x.shape[1]:  # texts that are all empty: nothing but pads, and no token to repeat
+            return x.new_zeros(x.shape[0], len(slots), *x.shape[2:])
         return x.index_select(1, slots)
 
     @staticmethod
