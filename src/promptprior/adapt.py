@@ -56,9 +56,9 @@ class Adapted:
     variant: Mapping[str, object] = field(default_factory=dict)
 
 
-def make_episode(task: Task, k: int, seed: int) -> Episode:
-    """An episode with its draw of k training and k dev examples per class."""
-    return Episode(task, k, seed, k_shot(task, k, seed))
+def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Episode:
+    """An episode with its draw of k training and k dev examples per class (dev: at most `dev_limit` in all)."""
+    return Episode(task, k, seed, k_shot(task, k, seed, dev_limit))
 
 
 def adapt(

@@ -81,10 +81,15 @@ class Settings:
     mixture_temperature: float = setting(2.0, "flattening of sizes (mixture temperature)")
     source: Training = field(default_factory=lambda: Training(steps=200, batch_size=16))
     target: Training = field(default_factory=lambda: Training(steps=60, batch_size=8, select_every=20))
+    dev_limit: int | None = setting(
+        None, "at most this many dev examples per target (by default as many as shots)", quiet=True
+    )
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise SpecError(f"prompt length {self.length} (--length): expected at least 1")
+        if self.dev_limit is not None and self.dev_limit < 1:
+            raise SpecError(f"dev limit {self.dev_limit} (--dev-limit): expected at least 1, or nothing for none")
         if len(self.source.learning_rates) > 1:
             raise SpecError(
                 f"source learning rates {self.source.learning_rates} (--source.learning-rates): expected one, since "

@@ -71,6 +71,16 @@ def test_small_classes_give_half_to_each_side() -> None:
     assert Counter(e.label for e in shots.train) == Counter(e.label for e in shots.dev) == {0: 16, 1: 2, 2: 1}
 
 
+def test_a_limited_dev_leaves_the_rest_of_a_class_to_training() -> None:
+    shots = k_shot(LABELLED, 1000, 13, dev_limit=7)
+    assert Counter(e.label for e in shots.dev) == {0: 2, 1: 2, 2: 2}
+    assert {e.id for e in shots.train} | {e.id for e in shots.dev} == {str(i) for i in range(150) if i != 3}
+    assert len(shots.train) + len(shots.dev) == 149
+    few = k_shot(LABELLED, 4, 13, dev_limit=1)
+    assert few.train == k_shot(LABELLED, 4, 13).train
+    assert Counter(e.label for e in few.dev) == {0: 1, 1: 1, 2: 1}
+
+
 def test_free_text_and_choices_of_their_own_are_one_class() -> None:
     free = task([Example(str(i), f"q {i}", f"a {i}") for i in range(50)], free=True)
     own = task([Example(str(i), f"q {i}", "a", ("a", str(i)), 0) for i in range(50)])
@@ -80,6 +90,8 @@ def test_free_text_and_choices_of_their_own_are_one_class() -> None:
 
 
 def test_draws_that_cannot_be_made() -> None:
+    with pytest.raises(SpecError, match="--dev-limit"):
+        k_shot(LABELLED, 4, 13, dev_limit=0)
     with pytest.raises(SpecError, match="shots must be at least 1; got 0"):
         k_shot(LABELLED, 0, 13)
     lonely = task([choice("1", "a", 0), choice("2", "b", 0), choice("3", "c", 1)])

@@ -29,7 +29,7 @@ def run(plan: AdaptPlan, dry_run: bool) -> None:
     method = make_method(plan.method, plan.options)
     settings = plan.settings if plan.steps is None else with_steps(plan.settings, plan.steps)
     task = load_task(plan.target, plan.data)
-    episode = make_episode(task, plan.shots, plan.seed)
+    episode = make_episode(task, plan.shots, plan.seed, settings.dev_limit)
     check_saveable(plan.output)
     backbone = load_backbone(plan)
     prior = None if plan.prior is None else Prior.from_pretrained(artifact_folder(plan.prior), backbone.card)

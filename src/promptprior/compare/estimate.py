@@ -71,7 +71,7 @@ def adapting_cost(
     stage, per_text = settings.target, text_length(backbone, target)
     if not method.uses_shots:
         return SCORED * tested * per_text
-    shots = k_shot(target, k, seed)
+    shots = k_shot(target, k, seed, settings.dev_limit)
     if isinstance(method, InContext):
         return SCORED * (len(shots.train) + len(shots.dev) + tested) * per_text
     looks = 2 + (stage.steps // stage.select_every if stage.select_every else 0)

@@ -16,9 +16,11 @@ from promptprior.compare.work import Bench, Fit, Group
 from promptprior.config import to_mapping
 from promptprior.evaluate import Marks
 from promptprior.fit import fit
+from promptprior.methods.method import Episode
 from promptprior.methods.source_prompts import source_labels
 from promptprior.notation import Params
 from promptprior.prompts.artifact import Prior, versions
+from promptprior.settings import Settings
 from promptprior.watch import WatchStage, tensorboard, together
 
 FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
@@ -41,10 +43,11 @@ def adapt_group(
 ) -> tuple[Finished, ...]:
     """Adapt the cells of a group together, then test them; the checkpoints in the folder go when all is done."""
     plan, backbone = bench.plan, bench.backbone
-    episodes = [make_episode(c.target, c.k or plan.shots[0], c.seed or plan.seeds[0]) for c in group.cells]
+    settings = plan.resolved()
+    episodes = [episode_of(cell, plan, settings) for cell in group.cells]
     prior, source = (fitted.prior, fitted.cost) if fitted else (None, FREE)
     heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
-    done = adapt(group.method, episodes, backbone, prior, plan.resolved(), folder, heard)
+    done = adapt(group.method, episodes, backbone, prior, settings, folder, heard)
     testing()
     marks = score_on_test(backbone, done, plan.test_limit)
     told = diagnosed(backbone, done, bench.tasks.sources)
@@ -56,6 +59,11 @@ def adapt_group(
         )
         for cell, adapted, mark, says in zip(group.cells, done, marks, told, strict=True)
     )
+
+
+def episode_of(cell: Cell, plan: Plan, settings: Settings) -> Episode:
+    """The episode of a cell. A method that uses no shots is given the plan's first ones, which it does not see."""
+    return make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings.dev_limit)
 
 
 def prior_numbers(prior: Prior | None) -> dict[str, object]:

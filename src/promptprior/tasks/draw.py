@@ -41,15 +41,21 @@ class Shots:
     dev: tuple[Example, ...]
 
 
-def k_shot(task: Task, k: int, seed: int) -> Shots:
+def k_shot(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Shots:
     """K examples per class to train on and K others for dev, from the task's training split (CrossFit's draw).
+
+    With `dev_limit` dev has at most so many in all, spread evenly over the classes (at least one of each), and a class
+    that is too small for both gives the rest to training: with a large K the draw is then the full data.
 
     A free-text task, or one whose choices differ by example, has one class. No two drawn examples share
     their normalised text, and none stands in the test split. Classes that are too small give what they
-    have, halved between the two sides. Raises DataError when a class cannot give one example to each.
+    have, halved between the two sides (without `dev_limit`). Raises DataError when a class cannot give one example to
+    each, and SpecError for a `k` or `dev_limit` below 1.
     """
     if k < 1:
         raise SpecError(f"shots must be at least 1; got {k}")
+    if dev_limit is not None and dev_limit < 1:
+        raise SpecError(f"dev limit (--dev-limit) must be at least 1, or nothing for none; got {dev_limit}")
     by_class: dict[object, list[Example]] = defaultdict(list)
     seen = {normalised(e.text) for e in task.examples.get("test", ())}
     for example in task.split("train"):
@@ -65,11 +71,24 @@ def k_shot(task: Task, k: int, seed: int) -> Shots:
                 f"task {task.name!r}: class {name!r} has {len(pool)} usable training example(s); k-shot draws "
                 "need at least 2 (one to train on, one for dev)"
             )
-        take = min(k, len(pool) // 2)
+        learn, select = halves(k, len(pool), None if dev_limit is None else max(1, dev_limit // len(by_class)))
         order = torch.randperm(len(pool), generator=generator(seed, task.name, "shots", name)).tolist()
-        train += [pool[i] for i in order[:take]]
-        dev += [pool[i] for i in order[take : 2 * take]]
+        train += [pool[i] for i in order[:learn]]
+        dev += [pool[i] for i in order[learn : learn + select]]
     return Shots(tuple(train), tuple(dev))
+
+
+def halves(k: int, pool: int, most: int | None) -> tuple[int, int]:
+    """How many of a class's examples are learned from and how many select, of which there are at most `most`.
+
+    >>> halves(16, 100, None), halves(16, 20, None), halves(16, 20, 2), halves(1000, 100, 8)
+    ((16, 16), (10, 10), (16, 2), (92, 8))
+    """
+    even = min(k, pool // 2)
+    if most is None:
+        return even, even
+    select = min(even, most)
+    return min(k, pool - select), select
 
 
 def class_of(task: Task, example: Example) -> object:
