@@ -38,9 +38,12 @@ class Timing:
         return f"{min(self.seconds):.3g}-{max(self.seconds):.3g}"
 
 
-def alternate(steps: Sequence[Step], trials: int) -> list[Timing]:
-    """Time every step once per trial, in turn, after one untimed call of each: contention then hits all alike."""
-    for step in steps:
+def alternate(steps: Sequence[Step], trials: int, warm: bool = True) -> list[Timing]:
+    """Time every step once per trial, in turn, after one untimed call of each: contention then hits all alike.
+
+    `warm=False` leaves the untimed calls out, where a step takes minutes and the first call is like any other.
+    """
+    for step in steps if warm else ():
         step()
     seconds: list[list[float]] = [[] for _ in steps]
     for trial in range(trials):
