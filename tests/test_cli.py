@@ -464,9 +464,9 @@ def documents() -> list[Path]:
 
 def commands(text: str) -> list[list[str]]:
     """Every `promptprior …` command in the code blocks and code spans of a document."""
-    blocks = re.findall(r"```(?:bash|console|sh)?\n(.*?)```", text, re.DOTALL) + re.findall(
-        r"`(promptprior [^`\n]+)`", text
-    )
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if language in ("", "bash", "console", "sh")]
+    blocks += re.findall(r"`(promptprior [^`\n]+)`", text)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line.removeprefix("$ ").split("#")[0].split() for line in lines if re.match(r"(\$ )?promptprior \w", line)]
 
@@ -479,6 +479,41 @@ def test_commands_in_documents_use_verbs_and_flags_that_exist(path: Path):
         assert verb in VERBS, path.name
         known = [*settings_of(find_verb(verb).settings), *common(find_verb(verb))]
         read_arguments([w for w in words if w not in ("…", "...", "--help")], known)
+
+
+FOLDERS = {  # columns and number of labels of task folders that the README's line names
+    "sst2": (("sentence",), 2),
+    "trec": (("text",), 6),
+    "ag_news": (("text",), 4),
+    "mrpc": (("sentence1", "sentence2"), 2),
+    "subj": (("text",), 2),
+}
+
+
+def write_folder(folder: Path, columns: Sequence[str], labels: int) -> None:
+    """A task folder as a user has it: splits, and a task.json with the labels' names."""
+    folder.mkdir(parents=True)
+    named = [f"{folder.name} {label}" for label in range(labels)]
+    told = {"name": folder.name, "label_names": named, "metric": "accuracy"}
+    told |= {"columns": [*columns, "label"], "input_columns": [*columns]}
+    (folder / "task.json").write_text(json.dumps(told))
+    for split, count in {"train": 40 * labels, "validation": 8, "test": 8}.items():
+        rows = [{**{c: f"{folder.name} {split} {c} {i}" for c in columns}, "label": i % labels} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_the_five_methods_of_the_readme_compare_as_written(cli: Cli, model: Path, tmp_path: Path):
+    for name, (columns, labels) in FOLDERS.items():
+        write_folder(tmp_path / "data" / name, columns, labels)
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    [words] = [c[1:] for c in commands(text) if "prompt_tuning,multitask,bmtpt,reptile,tpt" in c]
+    output = tmp_path / "out"
+    places = {"DIR": tmp_path / "data", "OUT": output}
+    code, out, err = cli(*(places.get(word, word) for word in words), "--backbone", model)
+    assert (code, out.strip()) == (0, str(output / "report.html")), err
+    rows = rows_of(output).values()
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len(rows) == 5 * 2 * 2
 
 
 def test_an_option_of_a_method_needs_no_declaration():
