@@ -299,6 +299,8 @@ def test_bad_data_stops_before_anything_is_written(
         (["compare", "a.yaml", "b.yaml"], "one word too many"),
         (["compare", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["compare", "--dtype", "float31"], "expected one of auto, float32"),
+        (["compare", "--quantize", "3bit"], "expected 8bit or 4bit"),
+        (["compare", "--dev-limit", "0"], "dev limit 0 (--dev-limit): expected at least 1"),
         (["compare", "--source.learning-rates", "0.1,0.3"], "(--source.learning-rates): expected one"),
         (["fit", "--sources", "vowels", "--source.learning-rates", "0.1,0.3"], "of several target rates dev picks"),
         (["compare", "--backbone", "/no/such/model"], "could not be loaded"),

@@ -120,6 +120,13 @@ def test_one_missing_target_does_not_change_the_other_cells_keys(plan: Plan, bac
     assert keys(["three"]) < keys(["three", "two"])
 
 
+def test_compiled_cells_are_others(plan: Plan, backbone: Backbone) -> None:
+    tasks = separated([TASKS["one"]], [TASKS["two"]])
+    here = replace(plan, sources=("one",))
+    plain, compiled = (cells(p, tasks, backbone) for p in (here, replace(here, compile=True)))
+    assert {c.key for c in plain}.isdisjoint(c.key for c in compiled)
+
+
 def test_a_failing_group_is_recorded_and_tried_again(
     plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.errors import SpecError
 from promptprior.kinds import Shared
 from promptprior.settings import Settings, setting
@@ -13,8 +14,6 @@ DATA = "folder of task folders that names are looked up in"
 BACKBONE = "Hub id, folder, .gguf file, or smollm2"
 DTYPE = "auto, float32, bfloat16, float16 or float64"
 DEVICE = "cuda, cpu, …; by default the first GPU, else the CPU"
-QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
-COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 OPTIONS = {"help": "options of the method itself: --options.retrieval weighted"}
 
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptprior.cli.plans import BACKBONE, DATA, DEVICE, DTYPE, QUANTIZE
+from promptprior.cli.plans import BACKBONE, DATA, DEVICE, DTYPE
 from promptprior.cli.verb import Verb
+from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.errors import SpecError
 from promptprior.kinds import Measure
 from promptprior.settings import Settings, setting
@@ -33,7 +34,7 @@ class SimilarPlan:
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
-    compile: bool = setting(False, "fuse elementwise work by torch.compile")
+    compile: bool = setting(False, COMPILE)
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write it there; reports read similarity.json beside results.jsonl")
     settings: Settings = field(default_factory=Settings)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 
+QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
+COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything `promptprior compare` is told. `steps` sets the steps of both stages unless they are named apart."""
@@ -42,6 +46,8 @@ class Plan:
     backbone: str = setting("smollm2", "Hub id, folder, .gguf file, or smollm2")
     dtype: str = setting("auto", "auto, float32, bfloat16, float16 or float64")
     device: str | None = setting(None, "cuda, cpu, …; by default the first GPU, else the CPU")
+    quantize: str | None = setting(None, QUANTIZE)
+    compile: bool = setting(False, COMPILE)
     steps: int | None = setting(None, "optimiser steps of the source and the target stage")
     test_limit: int | None = setting(None, "at most this many test examples per target")
     train_limit: int | None = setting(None, "at most this many training examples per source")
@@ -104,6 +110,13 @@ class Plan:
     def prior_seed(self, seed: int) -> int:
         """The seed of the prior that episodes of a seed start from."""
         return seed if self.source_seed is None else self.source_seed
+
+    def load_backbone(self, dtype: str | None = None, device: str | None = None) -> "Backbone":
+        """The backbone that the plan names, in another dtype or on another device where one is given."""
+        from promptprior.backbone import load
+
+        chosen = (dtype or self.dtype, device or self.device)
+        return load(self.backbone, *chosen, quantize=self.quantize, compile=self.compile)
 
     def resolved(self) -> Settings:
         """The settings with `steps` applied to both stages."""
@@ -210,6 +223,8 @@ def make_cell(
         k,
         seed,
     ]
+    if plan.compile:
+        parts.append("compiled")
     if needs_company(method):
         parts.append([other.fingerprint for other in tasks.targets])
     return Cell(stable_hash(parts), method, target, k, seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from promptprior.backbone import Backbone, load
+from promptprior.backbone import Backbone
 from promptprior.compare.estimate import tokens_per_second
 from promptprior.compare.plan import Plan, cells
 from promptprior.compare.progress import duration
@@ -14,7 +14,7 @@ from promptprior.compare.work import Bench, Fit, Work, works
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
     """A page on the fits and cells that are missing, with estimated tokens and time."""
     tasks = load_tasks(plan)
-    bench = Bench(plan, tasks, backbone or load(plan.backbone, plan.dtype, plan.device))
+    bench = Bench(plan, tasks, backbone or plan.load_backbone())
     wanted = cells(plan, tasks, bench.backbone)
     done = finished_rows(plan.output, wanted)
     card = bench.backbone.card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from promptprior.backbone import BackboneCard, load
+from promptprior.backbone import BackboneCard
 from promptprior.compare.engine import Result, attempt
 from promptprior.compare.plan import Cell, Plan, Tasks, cells
 from promptprior.compare.store import Fitted
@@ -101,7 +101,7 @@ def make_bench(desk: Desk, share: float) -> Bench:
     if here != desk.version:
         raise SpecError(f"promptprior is {here} here and {desk.version} where the comparison was started")
     plan = desk.plan
-    backbone = load(plan.backbone, desk.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
+    backbone = plan.load_backbone(desk.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
     if backbone.card.fingerprint != desk.card.fingerprint:
         raise SpecError(
             f"backbone {plan.backbone!r} (--backbone) has fingerprint {backbone.card.fingerprint} here and "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptprior.backbone import Backbone, load
+from promptprior.backbone import Backbone
 from promptprior.compare.engine import Engine, Failure, Result
 from promptprior.compare.engine_local import LocalEngine
 from promptprior.compare.execute import failed_row
@@ -38,7 +38,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)
     tasks = load_tasks(plan)
-    bench = Bench(plan, tasks, backbone or load(plan.backbone, plan.dtype, plan.device))
+    bench = Bench(plan, tasks, backbone or plan.load_backbone())
     wanted = cells(plan, tasks, bench.backbone)
     plan.output.mkdir(parents=True, exist_ok=True)
     write_text(plan.output / "plan.yaml", dump_yaml(plan))
