@@ -7,6 +7,7 @@ from promptprior.compare.adaptation import Adaptation, adaptation, steps_to_show
 from promptprior.compare.costs import UNITS, front, offers, price, prior_of, sharers
 from promptprior.compare.likeness import Likeness
 from promptprior.compare.rows import Row
+from promptprior.compare.screened import screened
 from promptprior.compare.statistics import NEAR_FLOOR, Interval, stratified_bootstrap
 from promptprior.compare.summary import Comparison, Findings, Grid, Overall, counted, shared_runs
 from promptprior.compare.tables import (
@@ -46,6 +47,7 @@ def chapters(found: Findings, likeness: Likeness | None = None) -> list[Chapter]
         Chapter(
             "Learning curves of adaptation", tuple((o.k, adaptation_tables(grid, adaptation(grid, o))) for o in each)
         ),
+        Chapter("With a guard", tuple((o.k, guard_tables(grid, o)) for o in each)),
         Chapter("Cost", (*((o.k, offer_tables(grid, o)) for o in each), (None, cost_tables(found)))),
         Chapter("Task similarity", ((None, likeness_tables(grid, likeness)),)),
         Chapter("Retrieval", ((None, retrieval_tables(grid)),)),
@@ -274,6 +276,28 @@ def adaptation_tables(grid: Grid, found: Adaptation) -> tuple[Table, ...]:
             "shots also chose step and learning rate, so that these scores flatter; they compare speeds. The last "
             f"column is the first step at which a method is where {grid.baseline} ends.",
             columns("Method", [f"step {step}" for step in steps], [f"reaches {grid.baseline}'s end"]),
+            tuple(rows),
+        ),
+    )
+
+
+def guard_tables(grid: Grid, overall: Overall) -> tuple[Table, ...]:
+    """What a guard would have kept, where dev has judged both sides."""
+    found = screened(grid, overall)
+    if not found:
+        return ()
+    rows = [
+        (Cell(s.method), scored(s.alone), scored(s.guarded), scored(s.gain, signed), number(s.kept, two_digits))
+        for s in found
+    ]
+    return (
+        Table(
+            f"guarded-k{overall.k}",
+            f"With a guard, k = {overall.k}",
+            f"At every target and seed the method's prompt or that of {grid.baseline}, whichever the dev shots prefer "
+            "(score, then NLL; what is equal stays with the method), scored on test: what adapt --guard would have "
+            f"shipped if it did not also look at no prompt. Over {over(overall.shared)}.",
+            columns("Method", ["Mean alone", "Mean guarded", f"Guarded minus {grid.baseline}"], ["Share kept"]),
             tuple(rows),
         ),
     )
