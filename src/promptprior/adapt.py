@@ -89,15 +89,31 @@ def adapt(
 
 
 def adapt_together(method: Method, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> list[Adapted]:
-    """Adapt episodes as copies of one run."""
-    beginning = method.begin(lab, priors, episodes)
+    """Adapt episodes as copies of one run; what the method trains to find their beginning is part of the cost."""
+    before: list[Trained] = []
+
+    def train_before(run: Run, stage: str) -> Trained:
+        before.append(lab.train(run, stage))
+        return before[-1]
+
+    beginning = method.begin(replace(lab, train=train_before), priors, episodes)
     objective = objective_of(lab.backbone, beginning.parameterisation)
     rates = (beginning.rates or lab.settings.target.learning_rates) if beginning.trains else (1.0,)
-    done = lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target")
+    done = with_cost_of(lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target"), before)
     return [
         adapted(method, lab.settings, lab.backbone, beginning, episode, e, rates, done, len(episodes))
         for e, episode in enumerate(episodes)
     ]
+
+
+def with_cost_of(done: Trained, before: Sequence[Trained]) -> Trained:
+    """A run that bears the cost of those it needed."""
+    return replace(
+        done,
+        seconds=done.seconds + sum(b.seconds for b in before),
+        rows=done.rows + sum(b.rows for b in before),
+        tokens=done.tokens + sum(b.tokens for b in before),
+    )
 
 
 def checked_priors(

@@ -216,6 +216,15 @@ def test_adapting_changes_neither_model_nor_prior_and_comes_to_the_same_twice(na
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) -> None:
+    """Probes, networks and joint stages before the episode's own training included."""
+    meter = backbone(torch.float64).meter
+    rows, tokens = meter.rows, meter.tokens
+    made = adapted(name, episodes()[0])[0]
+    assert (made.rows, made.tokens) == (meter.rows - rows, meter.tokens - tokens)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all(name: str) -> None:
     episode = episodes()[0]
     shots = replace(episode.shots, train=episode.shots.train[::-1], dev=episode.shots.dev[::-1])
