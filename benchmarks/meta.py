@@ -1,6 +1,6 @@
 """One meta-update, ours against a plain per-task loop, alternating in one run.
 
-    python benchmarks/meta.py                        # the case the bar names: SmolLM2, 8 tasks, 3 inner steps
+    python benchmarks/meta.py                        # SmolLM2, 8 tasks, 3 inner steps; real texts where they are at hand
     python benchmarks/meta.py --case smollm2/float32/U8/R16/L20/K3/real      # with texts of eight real tasks
     python benchmarks/meta.py --case smollm2/float32/U2/R4/L20/K2 --trials 1
 
@@ -20,8 +20,9 @@ from measure import Step, alternate, finish, options, peak_bytes, report_peak
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from workloads import Case as Workload
-from workloads import backbone, drawn_tokens, even_tokens
+from workloads import backbone, drawn_tokens, even_tokens, has_data
 
+from promptprior.backbone.frozen import best_dtype
 from promptprior.notation import Params, Tensor
 from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.inner import Inner, InnerSgd
@@ -72,6 +73,12 @@ class Case:
         model, dtype, units, rows, length, steps, *rest = name.split("/")
         sizes = (int(n[1:]) for n in (units, rows, length, steps))
         return cls(model, dtype, *sizes, text="real" if "real" in rest else "even", lean="lean" in rest)
+
+
+def usual() -> Case:
+    """What is measured unless told otherwise: what this machine computes in, and real texts where there are some."""
+    dtype = str(best_dtype("cpu")).removeprefix("torch.")
+    return Case(dtype=dtype, text="real" if has_data() else "even")
 
 
 def tokens_of(case: Case, k: int, unit: int) -> list[Tokens]:
@@ -236,7 +243,7 @@ def main() -> None:
         report_peak(step)
         return
     rows = []
-    for case in (replace(case, lean=case.lean or chosen.lean_reference) for case in chosen.case or [Case()]):
+    for case in (replace(case, lean=case.lean or chosen.lean_reference) for case in chosen.case or [usual()]):
         for algorithm in chosen.algorithm or ALGORITHMS:
             row = row_of(case, algorithm, chosen.trials, not chosen.cold, chosen.max_tokens)
             if not chosen.no_memory:
