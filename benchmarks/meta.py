@@ -1,6 +1,6 @@
 """One meta-update, ours against a plain per-task loop, alternating in one run.
 
-    python benchmarks/meta.py                        # SmolLM2, 8 tasks, 3 inner steps; real texts where they are at hand
+    python benchmarks/meta.py                        # SmolLM2, 8 tasks, 3 inner steps; real texts where there are any
     python benchmarks/meta.py --case smollm2/float32/U8/R16/L20/K3/real      # with texts of eight real tasks
     python benchmarks/meta.py --case smollm2/float32/U2/R4/L20/K2 --trials 1
 
