@@ -19,6 +19,7 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import Exam, Marks, dev_scores, make_exam, mark, prompt_objective
 from promptprior.fit import make_lab
 from promptprior.methods import Beginning, Episode, Lab, Method, OneByOne, source_stage
+from promptprior.methods.method import spent
 from promptprior.notation import Float, Params, Tensor
 from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.prompts.parameterisation import Diagnosable, Form, folded, parameterisation, plain_settings
@@ -99,21 +100,12 @@ def adapt_together(method: Method, lab: Lab, priors: Sequence[Prior], episodes: 
     beginning = method.begin(replace(lab, train=train_before), priors, episodes)
     objective = objective_of(lab.backbone, beginning.parameterisation)
     rates = (beginning.rates or lab.settings.target.learning_rates) if beginning.trains else (1.0,)
-    done = with_cost_of(lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target"), before)
+    done = lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target")
+    done = replace(done, **spent(done, *before))  # type: ignore[arg-type]
     return [
         adapted(method, lab.settings, lab.backbone, beginning, episode, e, rates, done, len(episodes))
         for e, episode in enumerate(episodes)
     ]
-
-
-def with_cost_of(done: Trained, before: Sequence[Trained]) -> Trained:
-    """A run that bears the cost of those it needed."""
-    return replace(
-        done,
-        seconds=done.seconds + sum(b.seconds for b in before),
-        rows=done.rows + sum(b.rows for b in before),
-        tokens=done.tokens + sum(b.tokens for b in before),
-    )
 
 
 def checked_priors(

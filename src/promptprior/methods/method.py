@@ -211,7 +211,7 @@ def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:
 
 
 def spent(*runs: Trained) -> dict[str, float | int]:
-    """What some runs cost together, as fields of Learned."""
+    """What some runs cost together, as fields of Learned and of Trained."""
     return {
         "seconds": sum(r.seconds for r in runs),
         "rows": sum(r.rows for r in runs),
