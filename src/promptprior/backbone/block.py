@@ -255,8 +255,8 @@ def gelu_tanh_backward(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def relu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient of ReLU."""
-    return torch.ops.aten.threshold_backward(gradient, x, 0)
+    """The gradient of ReLU, in place. `x` may be its input or its output: both are positive where it passes."""
+    return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
@@ -267,7 +267,12 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 def activated(gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"] | None, activation: str) -> Float[Tensor, "V F"]:
-    """What enters the last product of a feed-forward layer, with or without a gate."""
+    """What enters the last product of a feed-forward layer, with or without a gate.
+
+    ReLU without a gate overwrites its input, which its gradient can do without.
+    """
+    if up is None and activation == "relu":
+        return gate.relu_()
     inner = ACTIVATIONS[activation][0](gate)
     return inner if up is None else inner.mul_(up)
 

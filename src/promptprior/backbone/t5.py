@@ -113,7 +113,7 @@ def repeated(
 def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool, kernels: Kernels) -> list[Pass]:
     """One pass per encoder block; all share the relative positions of the first."""
     first = model.encoder.block[0].layer[0].SelfAttention
-    bias = first.compute_bias(stage.size, stage.size).detach()  # [1, H, S, S]
+    bias = first.compute_bias(stage.size, stage.size).detach().contiguous()  # [1, H, S, S]; as computed, heads stand last
     pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
     plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
     return [
@@ -194,8 +194,9 @@ def projected_queries(
     heads, rows, width = q.shape[1], q.shape[2], q.shape[3]
     key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
     wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
-    scores = (wide @ encoded.transpose(1, 2)).unflatten(1, (heads, rows)).masked_fill(pads, float("-inf"))
-    mixed = (softmax(scores).flatten(1, 2) @ encoded).unflatten(1, (heads, rows))
+    # [X, S, H n]: so the gradient of `encoded` comes token after token, and adds up without being turned
+    scores = (encoded @ wide.transpose(1, 2)).masked_fill(pads[:, 0, 0, :, None], float("-inf"))
+    mixed = (softmax(scores, dim=1).transpose(1, 2) @ encoded).unflatten(1, (heads, rows))
     return torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
 
 
@@ -213,6 +214,6 @@ def by_head(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U 
     return x.unflatten(2, (-1, attention.key_value_proj_dim)).transpose(1, 2)
 
 
-def softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor, dim: int = -1) -> Tensor:
     """Softmax in at least float32, rounded back."""
-    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    return torch.softmax(scores, dim=dim, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
