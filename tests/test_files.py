@@ -363,3 +363,35 @@ def test_two_processes_append_without_mixing(tmp_path):
     for who in "ab":
         assert [r["n"] for r in records if r["who"] == who] == list(range(50))
     assert all(json.dumps(r) for r in records)
+
+
+# claims
+
+
+CLAIMING = """
+import sys, time
+from pathlib import Path
+from promptprior import files
+with files.claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_a_folder_that_another_process_writes_to_is_refused_until_that_process_ends(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", CLAIMING, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "claimed\n"
+        refused = pytest.raises(ArtifactError, match=r"run: another command is writing there.*--output")
+        with refused, files.claimed(tmp_path / "run"):
+            pass
+        with files.claimed(tmp_path / "another"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with files.claimed(tmp_path / "run"):  # a killed process leaves no claim behind
+        pass
+    with files.claimed(tmp_path / "run"):
+        pass

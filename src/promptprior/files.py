@@ -22,6 +22,7 @@ from promptprior.errors import ArtifactError
 from promptprior.notation import Tensor
 from promptprior.processes import is_first
 
+CLAIM = ".claim"  # locked while a command writes to its folder
 ABANDONED = 3600.0  # seconds after which a partial folder can only belong to a killed process
 
 
@@ -187,6 +188,29 @@ def read_lines(path: Path) -> list[Any]:
     return [*records, json.loads(tail)] if is_whole(tail) else records
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing to a folder until this one ends, in whatever way it ends.
+
+    Raises ArtifactError when another has it. No claim is made on Windows.
+    """
+    if not is_first():
+        yield
+        return
+    file = folder / CLAIM
+    with disk_errors(file, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not can_lock(descriptor):
+            raise ArtifactError(
+                f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
 # How it is done
 
 
@@ -301,6 +325,18 @@ def lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def can_lock(descriptor: int) -> bool:
+    """Lock a file, unless another process has: False then. Closing it unlocks, and so does the end of the process."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def partial_sibling(path: Path) -> Path:

@@ -113,7 +113,7 @@ def repeated(
 def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool, kernels: Kernels) -> list[Pass]:
     """One pass per encoder block; all share the relative positions of the first."""
     first = model.encoder.block[0].layer[0].SelfAttention
-    bias = first.compute_bias(stage.size, stage.size).detach().contiguous()  # [1, H, S, S]; as computed, heads stand last
+    bias = first.compute_bias(stage.size, stage.size).detach().contiguous()  # [1, H, S, S]; heads stood last
     pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
     plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
     return [

@@ -68,19 +68,21 @@ def adapt_one(
 
     from promptprior.adapt import adapt, diagnosed, score_on_test
     from promptprior.cli.building import watcher
+    from promptprior.files import claimed
     from promptprior.guard import guarded
 
     work = plan.output.with_name(plan.output.name + ".work")
     given = (method, [episode], backbone, prior, settings, work, watcher(method.name, plan.tensorboard))
-    verdicts = guarded(*given) if plan.guard else []
-    done = [verdict.adapted for verdict in verdicts] or adapt(*given)
-    marks = score_on_test(backbone, done, plan.test_limit)[0]
-    header = done[0].prompt.header
-    tested = {"test": dict(marks.scores), "test_examples": len(episode.task.split("test")[: plan.test_limit])}
-    header = replace(header, scores={**header.scores, **tested}, diagnostics=diagnosed(backbone, done)[0])
-    replace(done[0].prompt, header=header).save_pretrained(plan.output)
-    save_plan(plan, beside(plan.output))
-    shutil.rmtree(work, ignore_errors=True)
+    with claimed(work):
+        verdicts = guarded(*given) if plan.guard else []
+        done = [verdict.adapted for verdict in verdicts] or adapt(*given)
+        marks = score_on_test(backbone, done, plan.test_limit)[0]
+        header = done[0].prompt.header
+        tested = {"test": dict(marks.scores), "test_examples": len(episode.task.split("test")[: plan.test_limit])}
+        header = replace(header, scores={**header.scores, **tested}, diagnostics=diagnosed(backbone, done)[0])
+        replace(done[0].prompt, header=header).save_pretrained(plan.output)
+        save_plan(plan, beside(plan.output))
+        shutil.rmtree(work, ignore_errors=True)
     print("\n".join([*(verdict.says for verdict in verdicts), summary(done[0], marks)]))
     print(plan.output)
 

@@ -11,6 +11,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
     """Fit a prior and say where it is."""
     from promptprior.cli.building import cost_line, load_backbone, watcher, with_source_steps
     from promptprior.compare.estimate import source_cost
+    from promptprior.files import claimed
     from promptprior.fit import fit
     from promptprior.methods import make_method
     from promptprior.tasks import load_task
@@ -25,8 +26,9 @@ def run(plan: FitPlan, dry_run: bool) -> None:
         print(f"fit {plan.method}, seed {plan.seed}, {settings.source.steps} steps on {sizes}")
         cost = source_cost(backbone, sources, settings.source, settings.length)
         return print(cost_line(backbone, sources[0], settings.length, cost))
-    fit(method, sources, backbone, settings, plan.seed, plan.output, watch)
-    save_plan(plan, plan.output / "plan.yaml")
+    with claimed(plan.output):
+        fit(method, sources, backbone, settings, plan.seed, plan.output, watch)
+        save_plan(plan, plan.output / "plan.yaml")
     return print(plan.output / "prior")
 
 

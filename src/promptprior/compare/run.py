@@ -21,7 +21,7 @@ from promptprior.compare.rows import read_rows
 from promptprior.compare.store import RESULTS, Fitted, finished_rows, keep_finished, keep_prior, keep_row, kept_prior
 from promptprior.compare.work import Bench, Fit, Group, Queue, Work, is_kept, works
 from promptprior.config import dump_yaml
-from promptprior.files import write_text
+from promptprior.files import claimed, write_text
 from promptprior.tasks import Split, load_task
 from promptprior.watch import tensorboard
 
@@ -33,14 +33,21 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     """Run what is missing of a plan and write its report; returns the path of report.html.
 
     Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
-    tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on.
+    tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on. Raises
+    ArtifactError while another comparison writes to the same folder.
     """
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)
     tasks = load_tasks(plan)
     bench = Bench(plan, tasks, backbone or plan.load_backbone())
     wanted = cells(plan, tasks, bench.backbone)
-    plan.output.mkdir(parents=True, exist_ok=True)
+    with claimed(plan.output):
+        return run_plan(bench, wanted, say, command)
+
+
+def run_plan(bench: Bench, wanted: Sequence[Cell], say: Say, command: str) -> Path:
+    """Run what is missing of a plan whose folder nobody else writes to."""
+    plan, tasks = bench.plan, bench.tasks
     write_text(plan.output / "plan.yaml", dump_yaml(plan))
     for name, count in tasks.left_out.items():
         say(f"source {name}: {count} training examples left out because a target holds the same text")
