@@ -3,6 +3,7 @@
 python benchmarks/engine.py                      # the cases the bars name: about 5 minutes on 2 cores
 python benchmarks/engine.py --full               # every model, dtype, prompt length, row count and text
 python benchmarks/engine.py --case smollm2/float32/L100/R32/even --trials 5
+python benchmarks/engine.py --compile            # also ours with torch.compile
 python benchmarks/engine.py --against-float64    # also how far either side is from the same step in a wider dtype
 """
 
@@ -14,6 +15,7 @@ import torch
 from measure import Step, alternate, finish, options, peak_bytes, product_seconds, report_peak
 from workloads import Case, backbone, has_data, made_batch
 
+from promptprior.backbone.routes import chosen_route
 from promptprior.notation import Tensor
 from promptprior.tasks.batch import Batch
 
@@ -33,13 +35,15 @@ FULL = [
 ]
 
 
-def ours(case: Case, prompt: Tensor, batch: Batch) -> Step:
+def ours(case: Case, prompt: Tensor, batch: Batch, fused: bool = False) -> Step:
     """A step that leaves the prompt's gradient in `prompt.grad`: the mean loss over all target tokens."""
+    base = backbone(case.model, case.dtype)
+    base = replace(base, states=chosen_route(base.frozen, False, False, fused=True)) if fused else base
     share = batch.target_lengths / batch.target_lengths.sum()
 
     def step() -> None:
         prompt.grad = None
-        (backbone(case.model, case.dtype).losses(prompt[None], batch) * share).sum().backward()
+        (base.losses(prompt[None], batch) * share).sum().backward()
 
     return step
 
@@ -114,12 +118,13 @@ def apart(gradient: Tensor, expected: Tensor) -> float:
     return float((gradient.double() - expected.double()).norm() / expected.double().norm())
 
 
-def measured(case: Case, trials: int, with_memory: bool, with_exact: bool) -> dict[str, Any]:
+def measured(case: Case, trials: int, with_memory: bool, with_exact: bool, with_compiled: bool) -> dict[str, Any]:
     """One line of the table."""
     prompt, batch = start_prompt(case), made_batch(case)
     our_step = ours(case, prompt, batch)
     peft_step, parameter = peft(case, prompt.detach(), batch)
-    mine, theirs = alternate([our_step, peft_step], trials)
+    compiled_step = [ours(case, start_prompt(case), batch, fused=True)] if with_compiled else []
+    mine, theirs, *compiled = alternate([our_step, peft_step, *compiled_step], trials)
     assert prompt.grad is not None
     assert parameter.grad is not None
     gradients = {"ours": prompt.grad.clone(), "peft": parameter.grad.clone()}
@@ -140,6 +145,8 @@ def measured(case: Case, trials: int, with_memory: bool, with_exact: bool) -> di
     if with_exact:
         exact = exact_gradient(case, prompt, batch)
         row |= {f"{side}_vs_exact": apart(gradient, exact) for side, gradient in gradients.items()}
+    if with_compiled:
+        row |= {"compiled_s": compiled[0].median, "compiled_speedup": theirs.median / compiled[0].median}
     return row | (memory(case) if with_memory else {})
 
 
@@ -163,6 +170,9 @@ def main() -> None:
         action="store_true",
         help="add ours_vs_exact and peft_vs_exact: distance from float64 (of bfloat16: from float32)",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="add compiled_s and compiled_speedup: with torch.compile"
+    )
     parser.add_argument("--peak", choices=("ours", "peft"), help="(internal) print one side's peak memory")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -175,7 +185,7 @@ def main() -> None:
         return
     rows = []
     for case in cases:
-        rows.append(measured(case, chosen.trials, not chosen.no_memory, chosen.against_float64))
+        rows.append(measured(case, chosen.trials, not chosen.no_memory, chosen.against_float64, chosen.compile))
         print(f"{case.name}: {rows[-1]['speedup']:.2f}x, gradient {rows[-1]['grad_rel_error']:.1e}", flush=True)
     finish(rows, chosen.json)
 
