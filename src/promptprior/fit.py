@@ -32,10 +32,7 @@ def fit(
     With `folder`, checkpoints are kept in folder/checkpoints (a killed fit resumes to the same prior) and the prior is
     saved in folder/prior. Raises SpecError when the method learns nothing from sources or there are none.
     """
-    if not method.needs_sources:
-        raise SpecError(f"method {method.name!r} has no prior to fit; use adapt")
-    if not sources and learns_from_tasks(method):
-        raise SpecError(f"method {method.name!r} learns from source tasks; name some (--sources)")
+    check_fittable(method, sources)
     settings = settings or Settings()
     home = Path(folder) if folder is not None else None
     if home is not None:
@@ -46,6 +43,14 @@ def fit(
     if home is not None:
         prior.save_pretrained(home / "prior")
     return prior
+
+
+def check_fittable(method: Method, sources: Sequence[Task]) -> None:
+    """Raise SpecError when the method learns nothing from sources, or there are none."""
+    if not method.needs_sources:
+        raise SpecError(f"method {method.name!r} has no prior to fit; use adapt")
+    if not sources and learns_from_tasks(method):
+        raise SpecError(f"method {method.name!r} learns from source tasks; name some (--sources)")
 
 
 def source_settings(settings: Settings) -> Settings:

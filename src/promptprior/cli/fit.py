@@ -12,7 +12,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
     from promptprior.cli.building import cost_line, load_backbone, watcher, with_source_steps
     from promptprior.compare.estimate import source_cost
     from promptprior.files import claimed
-    from promptprior.fit import fit
+    from promptprior.fit import check_fittable, fit
     from promptprior.methods import make_method
     from promptprior.tasks import load_task
 
@@ -20,6 +20,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
     watch = watcher(plan.method, plan.tensorboard)
     limits = {"train": plan.train_limit} if plan.train_limit else None
     sources = [load_task(name, plan.data, limits) for name in plan.sources]  # type: ignore[arg-type]
+    check_fittable(method, sources)
     backbone = load_backbone(plan)
     if dry_run:
         sizes = ", ".join(f"{source.name} ({len(source.split('train'))})" for source in sources)
