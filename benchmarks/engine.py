@@ -38,7 +38,7 @@ FULL = [
 def ours(case: Case, prompt: Tensor, batch: Batch, fused: bool = False) -> Step:
     """A step that leaves the prompt's gradient in `prompt.grad`: the mean loss over all target tokens."""
     base = backbone(case.model, case.dtype)
-    base = replace(base, states=chosen_route(base.frozen, False, False, fused=True)) if fused else base
+    base = replace(base, states=chosen_route(base.frozen, recompute=False, check=False, fused=True)) if fused else base
     share = batch.target_lengths / batch.target_lengths.sum()
 
     def step() -> None:

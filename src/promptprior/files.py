@@ -200,15 +200,15 @@ def claimed(folder: Path) -> Iterator[None]:
     file = folder / CLAIM
     with disk_errors(file, 0):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not can_lock(descriptor):
+        claim = file.open("ab")
+    with claim:
+        try:
+            lock(claim.fileno(), wait=False)
+        except BlockingIOError as error:
             raise ArtifactError(
                 f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
-            )
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 # How it is done
@@ -319,24 +319,13 @@ def append_whole(descriptor: int, line: bytes, end: int) -> None:
         raise
 
 
-def lock(descriptor: int) -> None:
-    """Wait until no other process appends to this file; closing it unlocks."""
+def lock(descriptor: int, wait: bool = True) -> None:
+    """Wait until no other process has locked this file, or raise BlockingIOError. Closing it unlocks, and so does the
+    end of the process."""
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def can_lock(descriptor: int) -> bool:
-    """Lock a file, unless another process has: False then. Closing it unlocks, and so does the end of the process."""
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def partial_sibling(path: Path) -> Path:

@@ -180,12 +180,12 @@ def cross_attention(
     q = by_head(attention.q(queries), attention)
     reassociate = queries.shape[1] < attention.key_value_proj_dim
     attend = projected_queries if reassociate else projected_keys
-    seen = attend(q, attention, centred, pads[:, None, None, :]).transpose(1, 2).flatten(2)
+    seen = attend(q, attention, centred, pads).transpose(1, 2).flatten(2)
     return attention.o(seen + attention.v(centre)).view(h.shape)
 
 
 def projected_queries(
-    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X 1 1 S"]
+    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
 ) -> Float[Tensor, "X H n d"]:
     """Cross-attention with both projections moved to the side of the queries.
 
@@ -195,17 +195,17 @@ def projected_queries(
     key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
     wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
     # [X, S, H n]: so the gradient of `encoded` comes token after token, and adds up without being turned
-    scores = (encoded @ wide.transpose(1, 2)).masked_fill(pads[:, 0, 0, :, None], float("-inf"))
+    scores = (encoded @ wide.transpose(1, 2)).masked_fill(pads[:, :, None], float("-inf"))
     mixed = (softmax(scores, dim=1).transpose(1, 2) @ encoded).unflatten(1, (heads, rows))
     return torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
 
 
 def projected_keys(
-    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X 1 1 S"]
+    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
 ) -> Float[Tensor, "X H n d"]:
     """Cross-attention as usual: cheaper when there are many label tokens."""
     k, v = (by_head(linear(encoded), attention) for linear in (attention.k, attention.v))
-    scores = (q @ k.transpose(-1, -2)).masked_fill(pads, float("-inf"))
+    scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
     return softmax(scores) @ v
 
 
