@@ -18,9 +18,9 @@ from measure import Step, alternate, finish, options
 from workloads import Case as Workload
 from workloads import backbone, made_batch
 
-from promptprior.prompts.bank import Bank, Scoring, Selection
-from promptprior.rules.objective import PromptObjective, loss_and_gradient
-from promptprior.tasks.batch import Batch
+from promptprior.objectives.objective import PromptObjective, loss_and_gradient
+from promptprior.parameterisations.bank import Bank, Scoring, Selection
+from promptprior.tasks.sampling.batch import Batch
 
 
 @dataclass(frozen=True)

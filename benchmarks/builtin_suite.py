@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from promptprior.backbone import Backbone, load, ranking_tokens, training_tokens
-from promptprior.metrics import Prediction, score
 from promptprior.tasks import builtin
-from promptprior.tasks.batch import collate
-from promptprior.tasks.builtin.recipe import Recipe
+from promptprior.tasks.builtin.generator import Recipe
+from promptprior.tasks.metrics import Prediction, score
+from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.task import SPLITS, Example, Task
 
 PAGE = Path(__file__).parents[1] / "docs" / "builtin_suite.md"

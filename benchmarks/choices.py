@@ -10,9 +10,9 @@ import torch
 from measure import alternate, finish, options
 from workloads import backbone, even_tokens
 
-from promptprior.backbone.causal import concatenated_states
-from promptprior.backbone.seq2seq import encoder_decoder_states
-from promptprior.tasks.batch import collate
+from promptprior.backbone.forward.causal import concatenated_states
+from promptprior.backbone.forward.seq2seq import encoder_decoder_states
+from promptprior.tasks.sampling.batch import collate
 
 CASES = [("smollm2", choices, size) for choices in (2, 5, 20) for size in (32, 128)] + [("t5small", 5, 32)]
 

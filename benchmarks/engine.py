@@ -15,9 +15,9 @@ import torch
 from measure import Step, alternate, finish, options, peak_bytes, product_seconds, report_peak
 from workloads import Case, backbone, has_data, made_batch
 
-from promptprior.backbone.routes import chosen_route
+from promptprior.backbone.forward.dispatch import chosen_route
 from promptprior.notation import Tensor
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.sampling.batch import Batch
 
 BARS = [
     *(Case("smollm2", dtype, 100, 32, "even") for dtype in ("bfloat16", "float32")),

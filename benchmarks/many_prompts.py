@@ -10,7 +10,7 @@ from measure import alternate, finish, options
 from workloads import backbone, even_tokens
 
 from promptprior.notation import Tensor
-from promptprior.tasks.batch import Batch, collate
+from promptprior.tasks.sampling.batch import Batch, collate
 
 ROWS, LENGTH = 32, 20
 

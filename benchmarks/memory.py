@@ -12,7 +12,7 @@ from engine import ours, peft, start_prompt
 from measure import finish, options, peak_bytes, report_peak
 from workloads import Case, backbone, made_batch
 
-from promptprior.backbone.routes import chosen_route
+from promptprior.backbone.forward.dispatch import chosen_route
 
 SIDES = ("ours", "recompute", "peft")
 

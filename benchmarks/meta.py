@@ -24,14 +24,14 @@ from workloads import backbone, drawn_tokens, even_tokens, has_data
 
 from promptprior.backbone.frozen import best_dtype
 from promptprior.notation import Params, Tensor
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules.inner import Inner, InnerSgd
 from promptprior.rules.maml import Maml
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import Rate, Sgd
 from promptprior.rules.reptile import Reptile
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 
 ALGORITHMS = ("fomaml", "reptile", "maml")
 REAL = (

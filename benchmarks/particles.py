@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import alternate, finish, options
 from workloads import Case, backbone, made_batch
 
-from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.kernels import KernelKind, make_kernel
-from promptprior.rules.objective import PromptObjective, loss_and_gradient
+from promptprior.objectives.objective import PromptObjective, loss_and_gradient
+from promptprior.parameterisations.direct import Direct
+from promptprior.rules.stein_kernels import KernelKind, make_kernel
 
 PARTICLES = 5
 CASES = [Case("smollm2", "bfloat16", length, rows, "even") for length, rows in ((20, 8), (100, 8))]

@@ -8,8 +8,8 @@ spread of what the prior of a seed does to all its targets at once, in units of 
 
 import numpy as np
 
-from promptprior.compare.statistics import paired_permutation, stratified_bootstrap
-from promptprior.compare.summary import by_seed
+from promptprior.report.findings import by_seed
+from promptprior.report.statistics import paired_permutation, stratified_bootstrap
 
 TRIALS, TARGETS = 1000, 8
 

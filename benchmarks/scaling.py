@@ -13,8 +13,8 @@ import torch
 from measure import alternate, finish, options
 from workloads import backbone, even_tokens
 
-from promptprior.backbone.layout import plan
-from promptprior.tasks.batch import Batch, collate
+from promptprior.backbone.kernels.packing import plan
+from promptprior.tasks.sampling.batch import Batch, collate
 
 BASE = {"L": 20, "R": 16, "P": 1, "C": 1}
 GROWN = [{}, {"L": 100}, {"L": 200}, {"R": 8}, {"R": 64}, {"P": 4}, {"P": 16}, {"C": 2}, {"C": 5}]

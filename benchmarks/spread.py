@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import finish, options
 
 from promptprior.backbone import Backbone, load
+from promptprior.config.training import Settings, Training
 from promptprior.fit import fit
 from promptprior.methods import make_method
-from promptprior.settings import Settings, Training
 from promptprior.tasks import Task, load_task
 
 KERNELS: dict[str, dict[str, object]] = {

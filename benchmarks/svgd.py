@@ -21,10 +21,10 @@ from pyro.infer import SVGD
 from pyro.infer.svgd import RBFSteinKernel
 
 from promptprior.notation import Params, Tensor
-from promptprior.rules.kernels import Rbf, make_kernel
 from promptprior.rules.optimiser import Rate, Sgd
+from promptprior.rules.stein_kernels import Rbf, make_kernel
 from promptprior.rules.svgd import Svgd
-from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 CASES = [(n, d) for n in (5, 16) for d in (57_600, 409_600)]
 ROW = collate([Tokens((2,), ((3,),))])

@@ -10,8 +10,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from promptprior.backbone import Backbone, load, training_tokens
 from promptprior.backbone.engine import as_backbone
 from promptprior.backbone.frozen import freeze
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.sources import load_task
+from promptprior.tasks.loading.load import load_task
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WORDS = 30_000  # ids of random texts are below: every model here knows them

@@ -39,7 +39,7 @@ def main(path: Path, backbone_name: str = "smollm2", steps: int = 40) -> dict[st
     backbone = pp.load(backbone_name, dtype="auto")
     sources = [pp.load_task(name) for name in ("noun_polarity", "concreteness", "part_of_speech")]
     episode = pp.make_episode(pp.load_task(path), k=4, seed=13)
-    settings = pp.Settings(length=10, source=pp.Training(steps=steps), target=pp.Training(steps=steps, select_every=10))
+    settings = pp.Settings(length=10, source=pp.Training(steps=steps), target=pp.Training(steps=steps, eval_every=10))
 
     accuracy = {}
     for name in ("zero_shot", "prompt_tuning", "multitask"):

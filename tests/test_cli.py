@@ -18,11 +18,11 @@ import transformers as tf
 from promptprior.cli import main
 from promptprior.cli.arguments import read_arguments, short
 from promptprior.cli.help import COMMON, common
-from promptprior.cli.verbs import VERBS, find_verb
-from promptprior.compare.likeness import read_likeness
+from promptprior.cli.verb_table import VERBS, find_verb
 from promptprior.compare.plan import Plan
-from promptprior.config import from_mapping, load_yaml, settings_of
+from promptprior.config.mapping import from_mapping, load_yaml, settings_of
 from promptprior.errors import SpecError
+from promptprior.report.similarity_gain import read_similarity
 from promptprior.tasks import builtin
 from promptprior.tasks.task import content_id
 from tests.backbone.tiny import config, tokenizer
@@ -543,9 +543,9 @@ def test_similar_ranks_sources_and_keeps_what_reports_read(cli: Cli, data: Path,
     told = json.loads(out)
     first = [pair for pair in told["pairs"] if pair["rank"] == 1]
     assert (code, told["by"], told["shots"], len(first)) == (0, "prompt", 2, 2)
-    likeness = read_likeness(file)
-    assert likeness is not None
-    assert {(p.source, p.target, p.gradient) for p in likeness.pairs} == {
+    task_similarity = read_similarity(file)
+    assert task_similarity is not None
+    assert {(p.source, p.target, p.gradient) for p in task_similarity.pairs} == {
         (p["source"], p["target"], p["gradient"]) for p in told["pairs"]
     }
     assert "2 steps on 2 shots per class of each of 4 tasks" in cli(*words, "--dry-run")[1]

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers as tf
 
+from promptprior.artifacts.artifact import Prompt
 from promptprior.cli import main
-from promptprior.prompts.artifact import Prompt
 from tests.test_cli import Cli, saved_model, write_task
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from promptprior.config import (
+from promptprior.config.mapping import (
     apply_overrides,
     dump_yaml,
     flag,
@@ -210,7 +210,7 @@ def test_a_setting_that_came_later_changes_no_hash_until_it_is_used():
 
     @dataclass(frozen=True)
     class After(Before):
-        files: tuple[Path, ...] = field(default=(), metadata={"quiet": True})
+        files: tuple[Path, ...] = field(default=(), metadata={"omit_from_hash_if_default": True})
 
     assert to_mapping(After()) == to_mapping(Before()) == {"steps": 5}
     assert to_mapping(After(files=(Path("a"),))) == {"steps": 5, "files": ["a"]}

@@ -12,8 +12,8 @@ from peft import PeftModel
 
 import promptprior.adapt
 import promptprior.fit  # noqa: F401
+from promptprior.config.training import Settings, Training
 from promptprior.methods import METHODS
-from promptprior.settings import Settings, Training
 from tests.backbone.tiny import config, tokenizer
 
 REPOSITORY = Path(__file__).parents[1]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.reference import reference_losses
-from promptprior.evaluate import Exam, answered, dev_scores, exam_losses, make_exam, mark
-from promptprior.metrics import Prediction
+from promptprior.backbone.forward.reference import reference_losses
+from promptprior.evaluate import EvalSet, answered, dev_scores, eval_set_losses, evaluate_requests, make_eval_set
 from promptprior.notation import Params
-from promptprior.prompts.parameterisation import Direct
-from promptprior.rules.objective import PromptObjective
-from promptprior.tasks.batch import Tokens, collate
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
+from promptprior.tasks.metrics import Prediction
+from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import TrueFloat64, tiny
 from tests.world import choice_task, early, text_task
@@ -36,8 +36,8 @@ def world(family: str = "llama", **options: int) -> tuple[PromptObjective, Param
     return PromptObjective(backbone, Direct(LENGTH, backbone.width)), {"prompt": prompts}
 
 
-def predictions(objective: PromptObjective, params: Params, exams: list[Exam]) -> list[list[Prediction]]:
-    return answered(objective, params, exams, exam_losses(objective, params, exams), generate=True)
+def predictions(objective: PromptObjective, params: Params, eval_sets: list[EvalSet]) -> list[list[Prediction]]:
+    return answered(objective, params, eval_sets, eval_set_losses(objective, params, eval_sets), generate=True)
 
 
 def brute_force(backbone: Backbone, prompt: torch.Tensor, task: Task, example: Example) -> list[float]:
@@ -55,22 +55,22 @@ def brute_force(backbone: Backbone, prompt: torch.Tensor, task: Task, example: E
 def test_ranking_is_what_one_forward_pass_per_choice_says(family: str) -> None:
     objective, params = world(family)
     task = choice_task("long", lambda w: len(w) % 4, LONG, size=6)
-    exams = [make_exam(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
-    marks = mark(objective, params, exams)
-    answers = predictions(objective, params, exams)
+    eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
+    marks = evaluate_requests(objective, params, eval_sets)
+    answers = predictions(objective, params, eval_sets)
     for copy in range(COPIES):
-        sums = [brute_force(objective.backbone, params["prompt"][copy], task, e) for e in exams[copy].examples]
-        for prediction, expected, example in zip(answers[copy], sums, exams[copy].examples, strict=True):
+        sums = [brute_force(objective.backbone, params["prompt"][copy], task, e) for e in eval_sets[copy].examples]
+        for prediction, expected, example in zip(answers[copy], sums, eval_sets[copy].examples, strict=True):
             assert prediction.choice_nll == pytest.approx(expected, abs=1e-9)
             assert prediction.choice == min(range(4), key=expected.__getitem__)
             assert prediction.text == example.choices[prediction.choice]
             assert prediction.choice_tokens == tuple(len(c) + (family == "llama") for c in LONG)
         right = [
             s[e.label or 0] + math.log(sum(math.exp(-v) for v in s))
-            for s, e in zip(sums, exams[0].examples, strict=True)
+            for s, e in zip(sums, eval_sets[0].examples, strict=True)
         ]
         assert marks[copy].nll == pytest.approx(sum(right) / len(right), abs=1e-9)
-        hits = [p.choice == e.label for p, e in zip(answers[copy], exams[copy].examples, strict=True)]
+        hits = [p.choice == e.label for p, e in zip(answers[copy], eval_sets[copy].examples, strict=True)]
         assert marks[copy].scores["accuracy"] == pytest.approx(sum(hits) / len(hits))
     assert len({p.choice for p in answers[0]} | {p.choice for p in answers[1]}) > 1
 
@@ -79,15 +79,15 @@ def test_scores_do_not_depend_on_order_chunks_or_company(monkeypatch: pytest.Mon
     objective, params = world()
     small, _ = world(max_tokens=30)
     task, other = choice_task("long", lambda w: len(w) % 4, LONG, size=8), text_task("text", str.upper, size=3)
-    exam = make_exam(objective, task, task.split("test"), copy=1)
-    expected = predictions(objective, params, [exam])[0]
-    backwards = replace(exam, examples=exam.examples[::-1], tokens=exam.tokens[::-1])
+    eval_set = make_eval_set(objective, task, task.split("test"), copy=1)
+    expected = predictions(objective, params, [eval_set])[0]
+    backwards = replace(eval_set, examples=eval_set.examples[::-1], tokens=eval_set.tokens[::-1])
     monkeypatch.setattr(sys.modules["promptprior.evaluate"], "TEXTS_AT_ONCE", 3)
-    company = make_exam(objective, other, other.split("test"), copy=0)
+    company = make_eval_set(objective, other, other.split("test"), copy=0)
     for found in (
-        predictions(small, params, [exam])[0],
+        predictions(small, params, [eval_set])[0],
         predictions(objective, params, [backwards])[0][::-1],
-        predictions(small, params, [company, exam])[1],
+        predictions(small, params, [company, eval_set])[1],
     ):
         assert [(p.example_id, p.choice) for p in found] == [(p.example_id, p.choice) for p in expected]
         for one, two in zip(found, expected, strict=True):
@@ -97,16 +97,16 @@ def test_scores_do_not_depend_on_order_chunks_or_company(monkeypatch: pytest.Mon
 def test_free_text_is_selected_by_the_loss_per_token_of_the_right_answer() -> None:
     objective, params = world()
     task = text_task("shout", str.upper, size=4)
-    exams = [make_exam(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
-    score, nll = dev_scores(objective, exams, params)
+    eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
+    score, nll = dev_scores(objective, eval_sets, params)
     assert score.tolist() == [0, 0]
     for copy in range(COPIES):
         rows = reference_losses(
-            objective.backbone.frozen, params["prompt"][copy : copy + 1], collate(exams[copy].tokens)
+            objective.backbone.frozen, params["prompt"][copy : copy + 1], collate(eval_sets[copy].tokens)
         )
         assert float(nll[copy]) == pytest.approx(float(rows.mean()), abs=1e-9)
-    assert mark(objective, params, exams, generate=False)[0].scores == {}
-    assert exams[0].tokens[0].targets[0][-1] == objective.backbone.frozen.tokenizer.eos_token_id
+    assert evaluate_requests(objective, params, eval_sets, generate=False)[0].scores == {}
+    assert eval_sets[0].tokens[0].targets[0][-1] == objective.backbone.frozen.tokenizer.eos_token_id
 
 
 def greedy(backbone: Backbone, prompt: torch.Tensor, text: str, count: int) -> str:
@@ -163,21 +163,21 @@ def test_as_many_beams_as_words_find_the_likeliest_pair(family: str) -> None:
 def test_an_empty_answer_is_wrong_and_the_first_line_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, params = world()
     task = text_task("shout", str.upper, size=3)
-    exam = make_exam(objective, task, task.split("test"))
-    right = exam.examples[1].target
+    eval_set = make_eval_set(objective, task, task.split("test"))
+    right = eval_set.examples[1].target
     monkeypatch.setattr(Backbone, "generate", lambda *_: ["", f" {right} \nand more", "\n \n"])
-    assert [p.text for p in predictions(objective, params, [exam])[0]] == ["", right, ""]
-    assert mark(objective, params, [exam])[0].scores["exact_match"] == pytest.approx(1 / 3)
+    assert [p.text for p in predictions(objective, params, [eval_set])[0]] == ["", right, ""]
+    assert evaluate_requests(objective, params, [eval_set])[0].scores["exact_match"] == pytest.approx(1 / 3)
 
 
 def test_generation_reads_each_exams_own_prompt() -> None:
     objective, params = world()
     task = text_task("shout", str.upper, size=3)
-    exams = [make_exam(objective, task, task.split("test"), copy=c) for c in (1, 0)]
-    answers = predictions(objective, params, exams)
-    for exam, given in zip(exams, answers, strict=True):
-        for example, prediction in zip(exam.examples, given, strict=True):
-            text = greedy(objective.backbone, params["prompt"][exam.copy], example.text, task.max_gen_toks)
+    eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in (1, 0)]
+    answers = predictions(objective, params, eval_sets)
+    for eval_set, given in zip(eval_sets, answers, strict=True):
+        for example, prediction in zip(eval_set.examples, given, strict=True):
+            text = greedy(objective.backbone, params["prompt"][eval_set.copy], example.text, task.max_gen_toks)
             assert prediction.text == (text.strip().splitlines() or [""])[0].strip()
             assert prediction.choice is None
 
@@ -186,8 +186,8 @@ def test_exams_hold_every_choice_or_the_right_answer() -> None:
     objective, _ = world()
     choices = choice_task("c", early, size=2)
     free = text_task("t", str.upper, size=2)
-    assert all(len(t.targets) == 2 for t in make_exam(objective, choices, choices.split("test")).tokens)
-    exam = make_exam(objective, free, free.split("test"), copy=1, task_index=2)
-    assert all(len(t.targets) == 1 for t in exam.tokens)
-    assert isinstance(exam, Exam)
-    assert (exam.copy, exam.task_index) == (1, 2)
+    assert all(len(t.targets) == 2 for t in make_eval_set(objective, choices, choices.split("test")).tokens)
+    eval_set = make_eval_set(objective, free, free.split("test"), copy=1, task_index=2)
+    assert all(len(t.targets) == 1 for t in eval_set.tokens)
+    assert isinstance(eval_set, EvalSet)
+    assert (eval_set.copy, eval_set.task_index) == (1, 2)

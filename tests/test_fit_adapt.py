@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError, TrainingError
 from promptprior.evaluate import evaluate
 from promptprior.fit import fit
 from promptprior.methods import Episode, make_method
-from promptprior.prompts.artifact import Prior
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, random_batch, short
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from promptprior.adapt import Adapted, adapt, make_episode
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.cli import main
-from promptprior.config import load_yaml
+from promptprior.config.mapping import load_yaml
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import fit
 from promptprior.guard import Candidate, Guarded, guarded, nll_gap, on_dev, paired_gap, verdict
 from promptprior.methods import make_method
-from promptprior.prompts.artifact import Prior, Prompt
-from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
 from tests.test_cli import TINY, saved_model, write_task
 from tests.world import always, choice_task, early, text_task
@@ -28,7 +28,7 @@ MULTITASK = make_method("multitask")
 GENTLE = Settings(
     length=4,
     source=Training(steps=30, batch_size=8, learning_rates=(0.5,), schedule="constant"),
-    target=Training(steps=2, batch_size=4, learning_rates=(0.01,), select_every=1),  # too little to undo a prior
+    target=Training(steps=2, batch_size=4, learning_rates=(0.01,), eval_every=1),  # too little to undo a prior
 )
 
 

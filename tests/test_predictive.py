@@ -9,8 +9,8 @@ from promptprior.adapt import adapt, make_episode
 from promptprior.errors import DataError
 from promptprior.evaluate import evaluate, predict
 from promptprior.methods import make_method
-from promptprior.metrics import Prediction
 from promptprior.predictive import abstention, abstention_curve, averaged
+from promptprior.tasks.metrics import Prediction
 from promptprior.tasks.task import Example
 from tests.backbone.tiny import tiny
 from tests.world import choice_task, early, short, text_task

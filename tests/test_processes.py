@@ -14,23 +14,23 @@ import torch.multiprocessing as mp
 import transformers as tf
 
 from promptprior.cli import main
-from promptprior.cli.several import all_processes
-from promptprior.cli.verbs import find_verb
+from promptprior.cli.launch import all_processes
+from promptprior.cli.verb_table import find_verb
 from promptprior.errors import SpecError
-from promptprior.evaluate import dev_scores, make_exam
+from promptprior.evaluate import dev_scores, make_eval_set
 from promptprior.files import append_line, read_tensors, write_text
 from promptprior.notation import Tensor
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.processes import agreed, is_first
-from promptprior.prompts.parameterisation import Direct
 from promptprior.rules.descent import Descent
 from promptprior.rules.inner import Inner, InnerSgd
-from promptprior.rules.kernels import PerToken
 from promptprior.rules.maml import Maml
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import AdamW, Rate, Sgd
 from promptprior.rules.rule import Rule
+from promptprior.rules.stein_kernels import PerToken
 from promptprior.rules.svgd import Svgd
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 from promptprior.train import Run, Trained, train
 from tests.backbone.tiny import config, tiny, tokenizer
 from tests.test_cli import write_task
@@ -68,7 +68,7 @@ def trained(kind: str, folder: Path | None = None, watch: Callable[..., None] | 
     backbone = tiny("llama", max_tokens=40)
     objective = PromptObjective(backbone, Direct(LENGTH, backbone.width))
     task = choice_task("early", early, size=7)
-    exams = [make_exam(objective, task, task.split("train"), copy=c) for c in range(COPIES)]
+    eval_sets = [make_eval_set(objective, task, task.split("train"), copy=c) for c in range(COPIES)]
     shape = (COPIES, LENGTH, backbone.width)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * backbone.scale
     return train(
@@ -79,8 +79,8 @@ def trained(kind: str, folder: Path | None = None, watch: Callable[..., None] | 
             params={"prompt": start},
             draws=Ragged(kind),
             steps=STEPS,
-            select=lambda params: dev_scores(objective, exams, params),
-            select_every=2,
+            select=lambda params: dev_scores(objective, eval_sets, params),
+            eval_every=2,
         ),
         folder,
         watch,

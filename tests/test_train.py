@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from promptprior import files
+from promptprior.config.training import Training
 from promptprior.errors import ArtifactError, SpecError, TrainingError
 from promptprior.fit import fit
 from promptprior.methods import make_method
 from promptprior.notation import Params
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules.descent import Descent
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import AdamW, Rate
 from promptprior.rules.rule import Info, State
-from promptprior.settings import Training
-from promptprior.tasks.batch import Batch, Tokens
-from promptprior.tasks.draw import MixtureDraws, Pool
+from promptprior.tasks.sampling.batch import Batch, Tokens
+from promptprior.tasks.sampling.draws import MixtureDraws, Pool
 from promptprior.train import Run, Trained, train
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, random_batch, short
@@ -69,7 +69,7 @@ def walk(places: tuple[tuple[float, ...], ...], **options: object) -> Run:
         draws=NoDraws(),
         steps=len(places) - 1,
         select=lambda params: (torch.zeros(len(starts)), params["prompt"].abs().flatten()),
-        **{"select_every": 1, **options},  # type: ignore[arg-type]
+        **{"eval_every": 1, **options},  # type: ignore[arg-type]
     )
 
 
@@ -101,7 +101,7 @@ def real_run(steps: int = STEPS, seed: int = 13) -> Run:
         draws=TwoCopies(MixtureDraws([Pool(items)], [1.0], 3, seed)),
         steps=steps,
         select=select,
-        select_every=2,
+        eval_every=2,
     )
 
 
@@ -319,7 +319,7 @@ def test_watchers_see_every_step() -> None:
         ({"patience": 0}, r"patience 0 \(--patience\)"),
         ({"clip": 0.0}, r"clip 0.0 \(--clip\)"),
         ({"warmup": -1}, r"warmup -1"),
-        ({"select_every": -1}, r"select every -1"),
+        ({"eval_every": -1}, r"eval every -1"),
         ({"steps": -1}, r"steps -1"),
         ({"learning_rates": ()}, r"learning rates \(\)"),
     ],

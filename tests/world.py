@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from promptprior.settings import Settings, Training
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.draw import generator
+from promptprior.config.training import Settings, Training
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -56,7 +56,7 @@ def early(word: str) -> int:
 def short(**changes: object) -> Settings:
     """Settings for prompts of four tokens and runs of a few steps."""
     source = Training(steps=12, batch_size=8, learning_rates=(0.5,), schedule="constant")
-    target = Training(steps=6, batch_size=4, learning_rates=(0.3,), select_every=2)
+    target = Training(steps=6, batch_size=4, learning_rates=(0.3,), eval_every=2)
     return Settings(**{"length": 4, "source": source, "target": target, **changes})  # type: ignore[arg-type]
 
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+    from promptprior.artifacts.artifact import Prior, Prompt
     from promptprior.backbone import Backbone, load
     from promptprior.compare.plan import Plan
-    from promptprior.compare.report import write_report
     from promptprior.compare.run import compare
+    from promptprior.config.training import Settings, Training
     from promptprior.evaluate import evaluate, predict
     from promptprior.fit import fit
     from promptprior.guard import guarded
     from promptprior.methods import METHODS, make_method
-    from promptprior.prompts.artifact import Prior, Prompt
-    from promptprior.settings import Settings, Training
+    from promptprior.report.page import write_report
     from promptprior.tasks import Task, load_task
 
 HOMES = {
@@ -35,11 +35,11 @@ HOMES = {
     "Adapted": "adapt",
     "Backbone": "backbone",
     "Plan": "compare.plan",
-    "Prior": "prompts.artifact",
-    "Prompt": "prompts.artifact",
-    "Settings": "settings",
+    "Prior": "artifacts.artifact",
+    "Prompt": "artifacts.artifact",
+    "Settings": "config.training",
     "Task": "tasks",
-    "Training": "settings",
+    "Training": "config.training",
     "adapt": "adapt",
     "compare": "compare.run",
     "evaluate": "evaluate",
@@ -51,7 +51,7 @@ HOMES = {
     "make_method": "methods",
     "predict": "evaluate",
     "score_on_test": "adapt",
-    "write_report": "compare.report",
+    "write_report": "report.page",
 }
 """Where each public name lives. They are imported on first use: `promptprior --help` then needs no torch."""
 

@@ -13,23 +13,24 @@ from typing import Any
 
 import torch
 
+from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.config import stable_hash, to_mapping
+from promptprior.config.mapping import stable_hash, to_mapping
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import Exam, Marks, dev_scores, make_exam, mark, prompt_objective
-from promptprior.fit import make_lab
-from promptprior.methods import Beginning, Episode, Lab, Method, OneByOne, source_stage
+from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
+from promptprior.fit import make_run_context
+from promptprior.methods import AdaptationInit, Episode, Method, OneByOne, RunContext, source_stage
 from promptprior.methods.method import spent
 from promptprior.notation import Float, Params, Tensor
-from promptprior.prompts.artifact import Header, Prior, Prompt, TaskCard, versions
-from promptprior.prompts.parameterisation import Diagnosable, Form, folded, parameterisation, plain_settings
+from promptprior.objectives.objective import copies_of
+from promptprior.objectives.weight_objective import Answering, objective_of
+from promptprior.parameterisations.parameterisation import Diagnosable
+from promptprior.parameterisations.registry import Form, folded, parameterisation, plain_settings
 from promptprior.rules.descent import Descent, Penalty
-from promptprior.rules.objective import copies_of
-from promptprior.rules.optimiser import optimiser
-from promptprior.rules.weights import Answering, objective_of
-from promptprior.settings import Settings
-from promptprior.tasks.batch import Tokens
-from promptprior.tasks.draw import EpisodeDraws, Pool, generator, k_shot
+from promptprior.rules.optimiser import optimiser, stage_rate
+from promptprior.tasks.sampling.batch import Tokens
+from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
 from promptprior.tasks.task import Split, Task
 from promptprior.train import Run, Trained
 from promptprior.watch import WatchStage
@@ -80,30 +81,34 @@ def adapt(
     home = Path(folder) if folder is not None else None
     given = checked_priors(method, episodes, priors, backbone, settings.length)
     if not isinstance(method, OneByOne):
-        return adapt_together(method, make_lab(backbone, settings, home, watch, checkpoint_seconds), given, episodes)
+        return adapt_together(
+            method, make_run_context(backbone, settings, home, watch, checkpoint_seconds), given, episodes
+        )
     done = []
     for e, episode in enumerate(episodes):
         place = home / f"episode{e}" if home is not None else None
-        lab = make_lab(backbone, settings, place, watch, checkpoint_seconds)
-        done += adapt_together(method, lab, given[e : e + 1], [episode])
+        context = make_run_context(backbone, settings, place, watch, checkpoint_seconds)
+        done += adapt_together(method, context, given[e : e + 1], [episode])
     return done
 
 
-def adapt_together(method: Method, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> list[Adapted]:
+def adapt_together(
+    method: Method, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
+) -> list[Adapted]:
     """Adapt episodes as copies of one run; what the method trains to find their beginning is part of the cost."""
     before: list[Trained] = []
 
     def train_before(run: Run, stage: str) -> Trained:
-        before.append(lab.train(run, stage))
+        before.append(context.train(run, stage))
         return before[-1]
 
-    beginning = method.begin(replace(lab, train=train_before), priors, episodes)
-    objective = objective_of(lab.backbone, beginning.parameterisation)
-    rates = (beginning.rates or lab.settings.target.learning_rates) if beginning.trains else (1.0,)
-    done = lab.train(target_run(method, lab, objective, beginning, episodes, rates), "target")
+    initial = method.init(replace(context, train=train_before), priors, episodes)
+    objective = objective_of(context.backbone, initial.parameterisation)
+    rates = (initial.rates or context.settings.target.learning_rates) if initial.trains else (1.0,)
+    done = context.train(target_run(method, context, objective, initial, episodes, rates), "target")
     done = replace(done, **spent(done, *before))  # type: ignore[arg-type]
     return [
-        adapted(method, lab.settings, lab.backbone, beginning, episode, e, rates, done, len(episodes))
+        adapted(method, context.settings, context.backbone, initial, episode, e, rates, done, len(episodes))
         for e, episode in enumerate(episodes)
     ]
 
@@ -142,46 +147,48 @@ def serves(header: Header, method: Method) -> bool:
 
 def target_run(
     method: Method,
-    lab: Lab,
+    context: RunContext,
     objective: Answering,
-    beginning: Beginning,
+    initial: AdaptationInit,
     episodes: Sequence[Episode],
     rates: Sequence[float],
 ) -> Run:
     """The one run that adapts all episodes in all ways: copy (e * V + v) * G + g is episode e, variant v, rate g."""
-    stage = lab.settings.target
-    ways = len(beginning.variants) * len(rates)
+    stage = context.settings.target
+    ways = len(initial.variants) * len(rates)
     copies = [(e, way % len(rates)) for e in range(len(episodes)) for way in range(ways)]
-    exams = [make_exam(objective, e.task, e.shots.dev) for e in episodes]
-    papers = [replace(exams[e], copy=c) for c, (e, _) in enumerate(copies)]
-    tokens = [training_tokens(lab.backbone, e.task, e.shots.train) for e in episodes]
-    unit = 1.0 if beginning.rates else lab.backbone.scale
-    rate = stage.rate(tuple(rates[g] for _, g in copies), unit, at_every_rate_factors(beginning, len(rates)))
+    eval_sets = [make_eval_set(objective, e.task, e.shots.dev) for e in episodes]
+    requests = [replace(eval_sets[e], copy=c) for c, (e, _) in enumerate(copies)]
+    tokens = [training_tokens(context.backbone, e.task, e.shots.train) for e in episodes]
+    unit = 1.0 if initial.rates else context.backbone.scale
+    rate = stage_rate(stage, tuple(rates[g] for _, g in copies), unit, repeated_multipliers(initial, len(rates)))
     return Run(
-        key=lab.key(method, "target", *(e.key for e in episodes)),
+        key=context.key(method, "target", *(e.key for e in episodes)),
         objective=objective,
         rule=Descent(
             optimiser(stage.optimiser, rate, stage.weight_decay),
             stage.clip,
-            at_every_rate(beginning.penalty, len(rates)),
+            at_every_rate(initial.penalty, len(rates)),
         ),
-        params={n: p.repeat_interleave(len(rates), dim=0) for n, p in beginning.params.items()},
+        params={n: p.repeat_interleave(len(rates), dim=0) for n, p in initial.params.items()},
         draws=EpisodeDraws(
             [Pool(tokens[e], copy=c) for c, (e, _) in enumerate(copies)],
             stage.batch_size,
             [episodes[e].seed for e, _ in copies],
         ),
-        steps=stage.steps if beginning.trains else 0,
-        select=lambda params: dev_scores(objective, papers, params),
-        select_every=stage.select_every,
+        steps=stage.steps if initial.trains else 0,
+        select=lambda params: dev_scores(objective, requests, params),
+        eval_every=stage.eval_every,
         patience=stage.patience,
-        looks=stage.looks,
+        eval_steps=stage.eval_steps,
     )
 
 
-def at_every_rate_factors(beginning: Beginning, rates: int) -> dict[str, float | Tensor]:
+def repeated_multipliers(initial: AdaptationInit, rates: int) -> dict[str, float | Tensor]:
     """The factors of copies that stand `rates` times in a row."""
-    return {n: f.repeat_interleave(rates, dim=0) if isinstance(f, Tensor) else f for n, f in beginning.factors.items()}
+    return {
+        n: f.repeat_interleave(rates, dim=0) if isinstance(f, Tensor) else f for n, f in initial.lr_multipliers.items()
+    }
 
 
 def moves(factor: float | Tensor) -> bool:
@@ -205,7 +212,7 @@ def adapted(
     method: Method,
     settings: Settings,
     backbone: Backbone,
-    beginning: Beginning,
+    initial: AdaptationInit,
     episode: Episode,
     place: int,
     rates: Sequence[float],
@@ -215,19 +222,19 @@ def adapted(
     """One episode's best copy (of each part that answers together), as an artifact with its story."""
     assert done.best is not None
     best = done.best
-    ways = len(beginning.variants) * len(rates)
+    ways = len(initial.variants) * len(rates)
     copies = range(place * ways, (place + 1) * ways)
 
     def merit(copy: int) -> tuple[float, float]:
         return best.score[copy], -best.nll[copy]
 
-    members = [max(part, key=merit) for part in parts(copies, beginning.together)]
+    members = [max(part, key=merit) for part in parts(copies, initial.together)]
     chosen = max(members, key=merit)
     trained = {name: value[members].clone() for name, value in done.params.items()}
-    form, params = folded(beginning.parameterisation, trained)
+    form, params = folded(initial.parameterisation, trained)
     which, place_of_rate = divmod(chosen - copies.start, len(rates))
-    variant = beginning.variants[which]
-    rate = rates[place_of_rate] if beginning.trains else None
+    variant = initial.variants[which]
+    rate = rates[place_of_rate] if initial.trains else None
     story: dict[str, object] = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
     return Adapted(
         prompt=Prompt(prompt_header(method, settings, backbone, form, episode, {**variant, **story}), params),
@@ -236,7 +243,7 @@ def adapted(
         best_step=best.step[chosen],
         dev_score=best.score[chosen] if episode.task.is_choice else None,
         curve=tuple(curve_of(done.history, chosen, episode.task.is_choice)),
-        trainable=trainable(beginning) * beginning.together,
+        trainable=trainable(initial) * initial.together,
         seconds=done.seconds / episodes,
         rows=done.rows // episodes,
         tokens=done.tokens // episodes,
@@ -254,9 +261,9 @@ def parts(copies: range, count: int) -> list[range]:
     return [copies[start : start + size] for start in range(0, len(copies), size)]
 
 
-def trainable(beginning: Beginning) -> int:
+def trainable(initial: AdaptationInit) -> int:
     """Numbers that adaptation may change, per episode."""
-    moving = {n: p for n, p in beginning.params.items() if beginning.trains and moves(beginning.factors.get(n, 1.0))}
+    moving = {n: p for n, p in initial.params.items() if initial.trains and moves(initial.lr_multipliers.get(n, 1.0))}
     return sum(p[0].numel() for p in moving.values())
 
 
@@ -306,32 +313,32 @@ def prompt_header(
     )
 
 
-def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[Marks]:
+def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[EvalResult]:
     """Scores of prompts on their tasks' test splits (the first `limit` examples); those of one form in one exam."""
     alike: dict[str, list[int]] = defaultdict(list)
     for place, a in enumerate(adapted):
         header = a.prompt.header
         alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
-    marks: dict[int, Marks] = {}
+    results: dict[int, EvalResult] = {}
     for places in alike.values():
-        marks.update(zip(places, score_alike(backbone, [adapted[p] for p in places], limit), strict=True))
-    return [marks[place] for place in range(len(adapted))]
+        results.update(zip(places, score_alike(backbone, [adapted[p] for p in places], limit), strict=True))
+    return [results[place] for place in range(len(adapted))]
 
 
-def score_alike(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None) -> list[Marks]:
+def score_alike(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None) -> list[EvalResult]:
     """Scores on test of prompts of one form, as copies."""
     objective = prompt_objective(adapted[0].prompt, backbone)
-    exams: dict[str, Exam] = {}
+    eval_sets: dict[str, EvalSet] = {}
     for a in adapted:
         task = a.episode.task
-        if task.fingerprint not in exams:
-            exams[task.fingerprint] = make_exam(objective, task, task.split("test")[:limit])
-    papers: list[Exam] = []
+        if task.fingerprint not in eval_sets:
+            eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
+    requests: list[EvalSet] = []
     for a in adapted:
-        first = papers[-1].copy + papers[-1].together if papers else 0
-        exam = exams[a.episode.task.fingerprint]
-        papers.append(replace(exam, copy=first, together=copies_of(a.prompt.params)))
-    return mark(objective, joined([a.prompt for a in adapted]), papers)
+        first = requests[-1].copy + requests[-1].together if requests else 0
+        eval_set = eval_sets[a.episode.task.fingerprint]
+        requests.append(replace(eval_set, copy=first, together=copies_of(a.prompt.params)))
+    return evaluate_requests(objective, joined([a.prompt for a in adapted]), requests)
 
 
 def diagnosed(

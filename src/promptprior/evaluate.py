@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
 from promptprior.errors import DataError
-from promptprior.metrics import Prediction, score
 from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.objective import copies_of
+from promptprior.objectives.weight_objective import Answering, objective_of
+from promptprior.parameterisations.registry import parameterisation
 from promptprior.processes import add_up
-from promptprior.prompts.artifact import Prompt
-from promptprior.prompts.parameterisation import parameterisation
-from promptprior.rules.objective import copies_of
-from promptprior.rules.weights import Answering, objective_of
-from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.tasks.metrics import Prediction, score
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
 
 TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to fit its memory
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer.
 
     `together` copies, from `copy` on, answer by the mean of their probabilities: a posterior predictive.
@@ -39,16 +39,16 @@ class Exam:
     together: int = 1
 
 
-def make_exam(
+def make_eval_set(
     objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
-) -> Exam:
+) -> EvalSet:
     """An exam, tokenised once."""
     encode = ranking_tokens if task.is_choice else training_tokens
-    return Exam(task, examples, encode(objective.backbone, task, examples), copy, task_index)
+    return EvalSet(task, examples, encode(objective.backbone, task, examples), copy, task_index)
 
 
 @dataclass(frozen=True)
-class Marks:
+class EvalResult:
     """What an exam came to: the task's metrics, and the mean loss that selection falls back on (nats)."""
 
     scores: dict[str, float]
@@ -56,24 +56,28 @@ class Marks:
 
 
 @torch.no_grad()
-def mark(objective: Answering, params: Params, exams: Sequence[Exam], generate: bool = True) -> list[Marks]:
+def evaluate_requests(
+    objective: Answering, params: Params, eval_sets: Sequence[EvalSet], generate: bool = True
+) -> list[EvalResult]:
     """Scores of all exams. Without `generate`, free-text exams have no scores, only their NLL."""
-    losses = exam_losses(objective, params, exams)
-    answers = answered(objective, params, exams, losses, generate)
+    losses = eval_set_losses(objective, params, eval_sets)
+    answers = answered(objective, params, eval_sets, losses, generate)
     return [
-        Marks(score(e.task, e.examples, p) if p else {}, right_answer_nll(e, nll))
-        for e, nll, p in zip(exams, losses, answers, strict=True)
+        EvalResult(score(e.task, e.examples, p) if p else {}, right_answer_nll(e, nll))
+        for e, nll, p in zip(eval_sets, losses, answers, strict=True)
     ]
 
 
-def evaluate(prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None) -> Marks:
+def evaluate(
+    prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None
+) -> EvalResult:
     """Scores of a prompt on a split of a task (its first `limit` examples).
 
     Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
     """
     objective = prompt_objective(prompt, backbone)
-    exam = make_exam(objective, task, task.split(split)[:limit])
-    return mark(objective, prompt.params, [replace(exam, together=copies_of(prompt.params))])[0]
+    eval_set = make_eval_set(objective, task, task.split(split)[:limit])
+    return evaluate_requests(objective, prompt.params, [replace(eval_set, together=copies_of(prompt.params))])[0]
 
 
 @torch.no_grad()
@@ -83,10 +87,10 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
     Raises ArtifactError for a prompt of another backbone.
     """
     objective = prompt_objective(prompt, backbone)
-    params, exam = prompt.params, make_exam(objective, task, examples)
-    exams = [replace(exam, together=copies_of(params))]
-    losses = exam_losses(objective, params, exams) if task.is_choice else [[]]
-    return answered(objective, params, exams, losses, generate=True)[0]
+    params, eval_set = prompt.params, make_eval_set(objective, task, examples)
+    eval_sets = [replace(eval_set, together=copies_of(params))]
+    losses = eval_set_losses(objective, params, eval_sets) if task.is_choice else [[]]
+    return answered(objective, params, eval_sets, losses, generate=True)[0]
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
@@ -100,60 +104,64 @@ def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
 def answered(
     objective: Answering,
     params: Params,
-    exams: Sequence[Exam],
+    eval_sets: Sequence[EvalSet],
     losses: Sequence[Sequence[Sequence[float]]],
     generate: bool,
 ) -> list[list[Prediction]]:
     """Predictions from the losses of choices; free text is generated, or left out."""
-    free = [exam for exam in exams if generate and not exam.task.is_choice]
-    if several := [exam.task.name for exam in free if exam.together > 1]:
+    free = [eval_set for eval_set in eval_sets if generate and not eval_set.task.is_choice]
+    if several := [eval_set.task.name for eval_set in free if eval_set.together > 1]:
         raise DataError(
             f"{several[0]}: prompts that answer together average probabilities of choices; this is free text"
         )
     texts = iter(generated_texts(objective, params, free))
     out = []
-    for exam, nll in zip(exams, losses, strict=True):
-        if exam.task.is_choice:
-            out.append(ranked(exam, nll))
+    for eval_set, nll in zip(eval_sets, losses, strict=True):
+        if eval_set.task.is_choice:
+            out.append(ranked(eval_set, nll))
         else:
-            out.append(written(exam, next(texts)) if generate else [])
+            out.append(written(eval_set, next(texts)) if generate else [])
     return out
 
 
-def ranked(exam: Exam, nll: Sequence[Sequence[float]]) -> list[Prediction]:
+def ranked(eval_set: EvalSet, nll: Sequence[Sequence[float]]) -> list[Prediction]:
     """Predictions of a choice exam from the summed NLL of every choice."""
     out = []
-    for example, tokens, per_choice in zip(exam.examples, exam.tokens, nll, strict=True):
+    for example, tokens, per_choice in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
         best = min(range(len(per_choice)), key=per_choice.__getitem__)
         lengths = tuple(map(len, tokens.targets))
         out.append(Prediction(example.id, example.choices[best], best, tuple(per_choice), lengths))
     return out
 
 
-def written(exam: Exam, texts: Sequence[str]) -> list[Prediction]:
+def written(eval_set: EvalSet, texts: Sequence[str]) -> list[Prediction]:
     """Predictions of a free-text exam: the first line of what was generated."""
     return [
         Prediction(example.id, (text.strip().splitlines() or [""])[0].strip())
-        for example, text in zip(exam.examples, texts, strict=True)
+        for example, text in zip(eval_set.examples, texts, strict=True)
     ]
 
 
-def right_answer_nll(exam: Exam, nll: Sequence[Sequence[float]]) -> float:
+def right_answer_nll(eval_set: EvalSet, nll: Sequence[Sequence[float]]) -> float:
     """Mean NLL of the right answers: among the choices (normalised over them), or per token of free text."""
     total = 0.0
-    for example, tokens, values in zip(exam.examples, exam.tokens, nll, strict=True):
-        if exam.task.is_choice:
+    for example, tokens, values in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
+        if eval_set.task.is_choice:
             total -= float(torch.log_softmax(-torch.tensor(values, dtype=torch.float64), 0)[example.label or 0])
         else:
             total += values[0] / len(tokens.targets[0])
-    return total / len(exam.examples)
+    return total / len(eval_set.examples)
 
 
-def exam_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[list[float]]]:
     """Summed NLL of every target of every text of every exam; of copies that answer together, of their mean."""
-    apart = [replace(exam, copy=exam.copy + c, together=1) for exam in exams for c in range(exam.together)]
+    apart = [
+        replace(eval_set, copy=eval_set.copy + c, together=1)
+        for eval_set in eval_sets
+        for c in range(eval_set.together)
+    ]
     found = iter(copy_losses(objective, params, apart))
-    return [averaged([next(found) for _ in range(exam.together)]) for exam in exams]
+    return [averaged([next(found) for _ in range(eval_set.together)]) for eval_set in eval_sets]
 
 
 def averaged(nll: Sequence[list[list[float]]]) -> list[list[float]]:
@@ -172,22 +180,24 @@ def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
     return (math.log(len(nll)) - torch.logsumexp(logs, dim=0)).tolist()
 
 
-def copy_losses(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[list[float]]]:
+def copy_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[list[float]]]:
     """Summed NLL of every target of every text of exams that one copy each answers."""
-    flat = [(e, x) for e, exam in enumerate(exams) for x in range(len(exam.tokens))]
-    order = sorted(range(len(flat)), key=lambda i: (exams[flat[i][0]].copy, len(exams[flat[i][0]].tokens[flat[i][1]])))
-    out: list[list[list[float]]] = [[[] for _ in exam.tokens] for exam in exams]
+    flat = [(e, x) for e, eval_set in enumerate(eval_sets) for x in range(len(eval_set.tokens))]
+    order = sorted(
+        range(len(flat)), key=lambda i: (eval_sets[flat[i][0]].copy, len(eval_sets[flat[i][0]].tokens[flat[i][1]]))
+    )
+    out: list[list[list[float]]] = [[[] for _ in eval_set.tokens] for eval_set in eval_sets]
     for start in range(0, len(order), TEXTS_AT_ONCE):
         places = [flat[i] for i in order[start : start + TEXTS_AT_ONCE]]
         batch = collate(
-            [exams[e].tokens[x] for e, x in places],
-            [exams[e].copy for e, _ in places],
-            [exams[e].task_index for e, _ in places],
+            [eval_sets[e].tokens[x] for e, x in places],
+            [eval_sets[e].copy for e, _ in places],
+            [eval_sets[e].task_index for e, _ in places],
         )
         sums = batch_losses(objective, params, batch) * batch.target_lengths
         values = iter(sums.tolist())
         for e, x in places:
-            out[e][x] = [next(values) for _ in exams[e].tokens[x].targets]
+            out[e][x] = [next(values) for _ in eval_sets[e].tokens[x].targets]
     return out
 
 
@@ -201,19 +211,21 @@ def batch_losses(objective: Answering, params: Params, batch: Batch) -> Float[Te
     return losses
 
 
-def generated_texts(objective: Answering, params: Params, exams: Sequence[Exam]) -> list[list[str]]:
+def generated_texts(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[str]]:
     """Greedy text after every text of every exam."""
     out = []
-    for exam in exams:
-        batch = collate(exam.tokens, [exam.copy] * len(exam.tokens), [exam.task_index] * len(exam.tokens))
-        out.append(objective.generate(params, batch, exam.task.max_gen_toks))
+    for eval_set in eval_sets:
+        batch = collate(
+            eval_set.tokens, [eval_set.copy] * len(eval_set.tokens), [eval_set.task_index] * len(eval_set.tokens)
+        )
+        out.append(objective.generate(params, batch, eval_set.task.max_gen_toks))
     return out
 
 
 def dev_scores(
-    objective: Answering, exams: Sequence[Exam], params: Params
+    objective: Answering, eval_sets: Sequence[EvalSet], params: Params
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
-    marks = mark(objective, params, exams, generate=False)
-    values = [m.scores.get(e.task.metrics[0], 0.0) for m, e in zip(marks, exams, strict=True)]
-    return torch.tensor(values, dtype=torch.float64), torch.tensor([m.nll for m in marks], dtype=torch.float64)
+    results = evaluate_requests(objective, params, eval_sets, generate=False)
+    values = [m.scores.get(e.task.metrics[0], 0.0) for m, e in zip(results, eval_sets, strict=True)]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor([m.nll for m in results], dtype=torch.float64)

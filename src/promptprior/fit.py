@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from promptprior.artifacts.artifact import Header, Prior, TaskCard, check_saveable, versions
 from promptprior.backbone import Backbone
-from promptprior.config import to_mapping
+from promptprior.config.mapping import to_mapping
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.methods import Lab, Learned, Method, source_stage
-from promptprior.methods.source_prompts import learns_from_tasks
-from promptprior.prompts.artifact import Header, Prior, TaskCard, check_saveable, versions
-from promptprior.prompts.parameterisation import plain_settings
-from promptprior.settings import Settings, Training
+from promptprior.methods import FitResult, Method, RunContext, source_stage
+from promptprior.methods.shared.source_prompts import learns_from_tasks
+from promptprior.parameterisations.registry import plain_settings
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained, train
 from promptprior.watch import WatchStage
@@ -37,9 +37,9 @@ def fit(
     home = Path(folder) if folder is not None else None
     if home is not None:
         check_saveable(home / "prior")
-    lab = make_lab(backbone, source_settings(settings), home, watch, checkpoint_seconds)
-    learned = source_stage(method).learn(lab, sources, seed)
-    prior = Prior(prior_header(method, sources, backbone, settings, seed, learned), learned.params)
+    context = make_run_context(backbone, source_settings(settings), home, watch, checkpoint_seconds)
+    fit_result = source_stage(method).fit(context, sources, seed)
+    prior = Prior(prior_header(method, sources, backbone, settings, seed, fit_result), fit_result.params)
     if home is not None:
         prior.save_pretrained(home / "prior")
     return prior
@@ -58,23 +58,23 @@ def source_settings(settings: Settings) -> Settings:
     return replace(settings, target=Training())
 
 
-def make_lab(
+def make_run_context(
     backbone: Backbone, settings: Settings, home: Path | None, watch: WatchStage | None, checkpoint_seconds: float
-) -> Lab:
+) -> RunContext:
     """A lab whose runs are checkpointed under `home` and watched."""
 
     def run_stage(run: Run, stage: str) -> Trained:
         place = home / "checkpoints" / stage if home is not None else None
         return train(run, place, watch(stage) if watch is not None else None, checkpoint_seconds)
 
-    return Lab(backbone, settings, run_stage)
+    return RunContext(backbone, settings, run_stage)
 
 
 def prior_header(
-    method: Method, sources: Sequence[Task], backbone: Backbone, settings: Settings, seed: int, learned: Learned
+    method: Method, sources: Sequence[Task], backbone: Backbone, settings: Settings, seed: int, fit_result: FitResult
 ) -> Header:
     """What a prior says about itself."""
-    form = learned.parameterisation
+    form = fit_result.parameterisation
     return Header(
         kind="prior",
         method=method.name,
@@ -89,6 +89,6 @@ def prior_header(
         parameterisation_settings=plain_settings(form),
         backbone=backbone.card,
         tasks=tuple(TaskCard(t.name, t.version, t.fingerprint, "source") for t in sources),
-        diagnostics={**learned.diagnostics, "cost": {"rows": learned.rows, "tokens": learned.tokens}},
+        diagnostics={**fit_result.diagnostics, "cost": {"rows": fit_result.rows, "tokens": fit_result.tokens}},
         versions=versions(),
     )

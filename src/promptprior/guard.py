@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from promptprior.adapt import Adapted, adapt
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import exam_losses, make_exam, prompt_objective, ranked, right_answer_nll
+from promptprior.evaluate import eval_set_losses, make_eval_set, prompt_objective, ranked, right_answer_nll
 from promptprior.methods import Episode, Method, make_method
-from promptprior.metrics import Prediction, score
-from promptprior.prompts.artifact import Prior
-from promptprior.settings import Settings
+from promptprior.tasks.metrics import Prediction, score
 from promptprior.watch import WatchStage
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
@@ -120,13 +120,13 @@ def on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
     """What the dev shots say of a prompt, example by example."""
     task, dev = adapted.episode.task, adapted.episode.shots.dev
     objective = prompt_objective(adapted.prompt, backbone)
-    exam = make_exam(objective, task, dev)
-    [losses] = exam_losses(objective, adapted.prompt.params, [exam])
+    eval_set = make_eval_set(objective, task, dev)
+    [losses] = eval_set_losses(objective, adapted.prompt.params, [eval_set])
     each = [
-        right_answer_nll(replace(exam, examples=[example], tokens=[tokens]), [values])
-        for example, tokens, values in zip(dev, exam.tokens, losses, strict=True)
+        right_answer_nll(replace(eval_set, examples=[example], tokens=[tokens]), [values])
+        for example, tokens, values in zip(dev, eval_set.tokens, losses, strict=True)
     ]
-    predictions = tuple(ranked(exam, losses)) if task.is_choice else ()
+    predictions = tuple(ranked(eval_set, losses)) if task.is_choice else ()
     value = score(task, dev, predictions)[task.metrics[0]] if predictions else None
     return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
 

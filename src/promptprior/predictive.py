@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from promptprior.adapt import Adapted
+from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import DataError
 from promptprior.evaluate import mean_probability, predict
-from promptprior.methods.bmtpt import each_particle
-from promptprior.metrics import Prediction, score
-from promptprior.prompts.artifact import Prompt
+from promptprior.methods.from_sources.bmtpt import each_particle
+from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.task import Example, Split, Task
 
 __all__ = ["Together", "abstention", "abstention_curve", "averaged", "each_particle", "score_together"]

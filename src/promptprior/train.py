@@ -14,14 +14,14 @@ from typing import Any, Generic
 import torch
 from typing_extensions import TypeVar
 
+from promptprior.artifacts.header import digest
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.weight_objective import Answering
 from promptprior.processes import add_up, agreed, is_first
-from promptprior.prompts.header import digest
 from promptprior.rules.rule import Info, Rule, State
-from promptprior.rules.weights import Answering
-from promptprior.tasks.draw import Draws
+from promptprior.tasks.sampling.draws import Draws
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
 """Score (higher is better) and NLL (breaks ties) of every copy on its dev examples."""
@@ -37,7 +37,7 @@ Drawn = TypeVar("Drawn", default=Any)
 class Run(Generic[Drawn]):
     """One training run. `key` names everything that decides its result; a checkpoint of another key is refused.
 
-    `select` is asked every `select_every` steps, before the first and after the last. A copy that has not improved for
+    `select` is asked every `eval_every` steps, before the first and after the last. A copy that has not improved for
     `patience` selections in a row keeps its best, as if it were alone; the run stops when that holds for all.
     """
 
@@ -48,9 +48,9 @@ class Run(Generic[Drawn]):
     draws: Draws[Drawn]
     steps: int
     select: Select | None = None
-    select_every: int = 0
+    eval_every: int = 0
     patience: int | None = None
-    looks: tuple[int, ...] = ()
+    eval_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def advanced(run: Run, progress: Progress) -> Progress:
 
 def is_due(run: Run, step: int) -> bool:
     """Whether dev is asked after this many steps."""
-    return step == run.steps or step in run.looks or (run.select_every > 0 and step % run.select_every == 0)
+    return step == run.steps or step in run.eval_steps or (run.eval_every > 0 and step % run.eval_every == 0)
 
 
 def selected(run: Run, progress: Progress) -> Progress:

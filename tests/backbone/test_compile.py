@@ -11,11 +11,11 @@ import torch
 import torch.multiprocessing as mp
 from torch._dynamo.testing import CompileCounter
 
-from promptprior.backbone import routes
-from promptprior.backbone.block import compiled
-from promptprior.backbone.llama import llama_states
-from promptprior.backbone.routes import twice_differentiated
-from promptprior.backbone.t5 import t5_states
+from promptprior.backbone.forward import dispatch as routes
+from promptprior.backbone.forward.dispatch import twice_differentiated
+from promptprior.backbone.forward.llama import llama_states
+from promptprior.backbone.forward.t5 import t5_states
+from promptprior.backbone.kernels.block_vjp import compiled
 
 from .test_engine import random_batch, random_prompts
 from .tiny import tiny

@@ -8,9 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.reference import reference_losses
-from promptprior.backbone.seq2seq import encoder_decoder_states
-from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.backbone.forward.reference import reference_losses
+from promptprior.backbone.forward.seq2seq import encoder_decoder_states
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 from .tiny import CAUSAL, ENCODER_DECODER, FAMILIES, TrueFloat64, tiny
 

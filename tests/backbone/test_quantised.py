@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 
 from promptprior.backbone import Backbone, load
-from promptprior.backbone.reference import reference_losses
+from promptprior.backbone.forward.reference import reference_losses
 from promptprior.errors import SpecError
 
 from .test_engine import random_batch, random_prompts

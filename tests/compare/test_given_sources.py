@@ -10,10 +10,10 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.compare import run
 from promptprior.compare.plan import Plan, Tasks, cells
-from promptprior.compare.rows import read_rows
 from promptprior.compare.store import RESULTS
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.settings import Settings, Training
+from promptprior.report.results import read_rows
 from tests.backbone.tiny import tiny
 from tests.world import choice_task, early
 

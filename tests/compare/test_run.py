@@ -12,10 +12,10 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, cells, separated
-from promptprior.compare.rows import read_rows
-from promptprior.compare.work import Bench, Fit, works
+from promptprior.compare.schedule import Fit, WorkerContext, works
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError, TrainingError
-from promptprior.settings import Settings, Training
+from promptprior.report.results import read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
 
@@ -37,7 +37,7 @@ TASKS = {"one": words("one", "cde", "XYZ"), "two": words("two", "fgh", "UVW"), "
 SHORT = Settings(
     length=3,
     source=Training(steps=3, batch_size=4),
-    target=Training(steps=2, batch_size=2, select_every=1),
+    target=Training(steps=2, batch_size=2, eval_every=1),
 )
 
 
@@ -228,7 +228,7 @@ def test_arms_that_differ_only_on_targets_share_a_prior(
     few = {name: {"particles": 2} for name in ARMS[:3]}
     plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
     tasks = run.load_tasks(plan)
-    left = works(Bench(plan, tasks, backbone), cells(plan, tasks, backbone), ())
+    left = works(WorkerContext(plan, tasks, backbone), cells(plan, tasks, backbone), ())
     assert [w.method.name for w in left if isinstance(w, Fit)] == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
     run.compare(plan, backbone, quiet)
     assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]

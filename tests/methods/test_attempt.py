@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, target_run
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_lab
+from promptprior.fit import fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.attempt import Attempt, AttemptAsReleased
-from promptprior.methods.method import Lab, source_stage
-from promptprior.methods.spot import Spot
-from promptprior.prompts.artifact import Prior
-from promptprior.prompts.mixture import NETWORK
-from promptprior.rules.weights import objective_of
-from promptprior.settings import Settings, Training
+from promptprior.methods.from_sources.attempt import Attempt, AttemptAsReleased
+from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.method import RunContext, source_stage
+from promptprior.objectives.weight_objective import objective_of
+from promptprior.parameterisations.mixture import NETWORK
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short
 
@@ -38,20 +38,20 @@ def prior(backbone: Backbone) -> Prior:
     return fit(Spot(), SOURCES, backbone, short(source=source))
 
 
-def lab_of(backbone: Backbone, settings: Settings | None = None) -> Lab:
-    return make_lab(backbone, settings or short(), None, None, 30.0)
+def lab_of(backbone: Backbone, settings: Settings | None = None) -> RunContext:
+    return make_run_context(backbone, settings or short(), None, None, 30.0)
 
 
 def one_step(**changes: Any) -> Settings:
-    return short(target=replace(short().target, steps=1, schedule="constant", select_every=0, **changes))
+    return short(target=replace(short().target, steps=1, schedule="constant", eval_every=0, **changes))
 
 
 def moved_by_one_step(backbone: Backbone, prior: Prior, method: Attempt, **changes: Any) -> dict[str, float]:
     """The median step of every tensor in the first step of adaptation, with a run that keeps the last step."""
-    lab, episode = lab_of(backbone, one_step(**changes)), make_episode(TARGETS[1], 4, 13)
-    begun = method.begin(lab, [prior], [episode])
+    context, episode = lab_of(backbone, one_step(**changes)), make_episode(TARGETS[1], 4, 13)
+    begun = method.init(context, [prior], [episode])
     objective = objective_of(backbone, begun.parameterisation)
-    done = lab.train(target_run(method, lab, objective, begun, [episode], (0.2,)), "target")
+    done = context.train(target_run(method, context, objective, begun, [episode], (0.2,)), "target")
     return {n: float((done.last[n] - begun.params[n]).abs().median()) for n in begun.params}
 
 
@@ -65,9 +65,9 @@ def test_prompt_and_network_move_at_rates_of_their_own(backbone: Backbone, prior
 
 def test_the_released_rate_of_attention_never_applied_and_this_one_does(backbone: Backbone, prior: Prior) -> None:
     """Their code looks for "encoder.attn_W_up"; the parameter is called "encoder.attn_W_up.weight"."""
-    begun = Attempt(start="first").begin(lab_of(backbone), [prior], [make_episode(TARGETS[1], 4, 13)])
-    assert set(begun.factors) == {"sources", *NETWORK}
-    assert set(begun.factors) <= set(begun.params)
+    begun = Attempt(start="first").init(lab_of(backbone), [prior], [make_episode(TARGETS[1], 4, 13)])
+    assert set(begun.lr_multipliers) == {"sources", *NETWORK}
+    assert set(begun.lr_multipliers) <= set(begun.params)
     still = moved_by_one_step(backbone, prior, Attempt(start="first", attention_rate=0.0))
     assert [name for name, step in still.items() if step > 0] == ["target"]
     released = moved_by_one_step(backbone, prior, AttemptAsReleased(temperature=5.0))
@@ -94,15 +94,15 @@ def test_the_released_settings_train_what_their_code_trains(backbone: Backbone, 
 
 
 def test_where_targets_start(backbone: Backbone, prior: Prior) -> None:
-    lab = lab_of(backbone)
+    context = lab_of(backbone)
     episodes = [make_episode(choice_task(f"x{i}", always(i), ANSWERS), 8, 13) for i in range(3)]
 
     def starts(**options: Any) -> torch.Tensor:
-        return Attempt(**options).begin(lab, [prior] * 3, episodes).params["target"][:, 0]
+        return Attempt(**options).init(context, [prior] * 3, episodes).params["target"][:, 0]
 
     assert torch.equal(starts(start="similar", probe_steps=25), prior.params["prompt"])
     assert torch.equal(starts(start="first"), prior.params["prompt"][:1].expand(3, -1, -1))
-    fresh = make_method("prompt_tuning").begin(lab, [], episodes).params["prompt"]
+    fresh = make_method("prompt_tuning").init(context, [], episodes).params["prompt"]
     assert torch.equal(starts(start="fresh"), fresh)
 
 
@@ -114,26 +114,26 @@ def test_its_source_stage_is_spots_unless_it_trains_attention_there() -> None:
 
 def test_targets_of_a_seed_share_a_network_in_joint_steps(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(TARGETS[0], 2, 13), make_episode(TARGETS[1], 2, 21), make_episode(TARGETS[1], 2, 13)]
-    lab = lab_of(backbone)
-    plain = Attempt(start="first", centre=True).begin(lab, [prior] * 3, episodes).params
-    joint = Attempt(start="first", joint_steps=4, centre=True).begin(lab, [prior] * 3, episodes).params
+    context = lab_of(backbone)
+    plain = Attempt(start="first", centre=True).init(context, [prior] * 3, episodes).params
+    joint = Attempt(start="first", joint_steps=4, centre=True).init(context, [prior] * 3, episodes).params
     for name in ("down", "up", "centre"):
         assert torch.equal(joint[name][0], joint[name][2])
         assert not torch.equal(joint[name][0], joint[name][1])
         assert not torch.equal(joint[name][0], plain[name][0])
     assert len({float(p.sum()) for p in joint["target"]}) == 3
-    alone = Attempt(start="first", joint_steps=4, centre=True).begin(lab, [prior], episodes[1:2]).params
+    alone = Attempt(start="first", joint_steps=4, centre=True).init(context, [prior], episodes[1:2]).params
     for name, value in alone.items():  # a group sees nothing of the others
         torch.testing.assert_close(joint[name][1:2], value, rtol=1e-3, atol=1e-5)
 
 
 def test_queries_are_centred_on_the_shots_and_never_on_anything_else(backbone: Backbone, prior: Prior) -> None:
     episode = make_episode(TARGETS[1], 4, 13)
-    begun = Attempt(start="first", centre=True).begin(lab_of(backbone), [prior], [episode])
+    begun = Attempt(start="first", centre=True).init(lab_of(backbone), [prior], [episode])
     words = [backbone.frozen.embed(torch.tensor(backbone.frozen.alone(e.text))) for e in episode.shots.train]
     expected = torch.stack([w.amax(0) for w in words]).mean(0)
     torch.testing.assert_close(begun.params["centre"][0], expected)
-    assert "centre" not in Attempt(start="first").begin(lab_of(backbone), [prior], [episode]).params
+    assert "centre" not in Attempt(start="first").init(lab_of(backbone), [prior], [episode]).params
 
 
 def test_attention_trained_on_sources_is_where_targets_start(backbone: Backbone) -> None:
@@ -142,7 +142,7 @@ def test_attention_trained_on_sources_is_where_targets_start(backbone: Backbone)
     assert torch.equal(made.params["prompt"], plain.params["prompt"])
     assert made.header.diagnostics["cost"]["rows"] > plain.header.diagnostics["cost"]["rows"]  # type: ignore[index]
     episodes = [make_episode(t, 2, 13) for t in TARGETS]
-    begun = method.begin(lab_of(backbone), [made] * 2, episodes).params
+    begun = method.init(lab_of(backbone), [made] * 2, episodes).params
     untrained = method.network(lab_of(backbone), 13, 2)
     for name in (*NETWORK, "centre"):
         assert torch.equal(begun[name][0], begun[name][1])
@@ -174,11 +174,11 @@ def test_attention_finds_the_source_that_is_the_target(backbone: Backbone, prior
     method = Attempt(start="fresh", attends="sources", attention_rate=0.1, query="mean")
     for answer in (0, 2):
         episode = make_episode(choice_task("x", always(answer), ANSWERS), 8, 13)
-        begun = method.begin(lab_of(backbone, settings), [prior], [episode])
-        held = replace(begun, factors={**begun.factors, "target": 0.0})
-        lab = lab_of(backbone, settings)
+        begun = method.init(lab_of(backbone, settings), [prior], [episode])
+        held = replace(begun, lr_multipliers={**begun.lr_multipliers, "target": 0.0})
+        context = lab_of(backbone, settings)
         objective = objective_of(backbone, begun.parameterisation)
-        done = lab.train(target_run(method, lab, objective, held, [episode], (0.3,)), "target")
+        done = context.train(target_run(method, context, objective, held, [episode], (0.3,)), "target")
         texts = {"x": make_tokens(backbone, episode)}
         form: Any = begun.parameterisation
         weights = form.diagnose(done.last, texts)["attention"]["x"]["weights"]

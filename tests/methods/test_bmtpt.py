@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import evaluate, predict
 from promptprior.fit import fit
 from promptprior.methods import METHODS, make_method, source_stage
-from promptprior.methods.bmtpt import Bmtpt
-from promptprior.methods.method import Lab
+from promptprior.methods.from_sources.bmtpt import Bmtpt
+from promptprior.methods.method import RunContext
 from promptprior.notation import Tensor
 from promptprior.predictive import each_particle, score_together
-from promptprior.prompts.artifact import Prior, Prompt
-from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short, text_task
 
@@ -101,8 +101,10 @@ def test_the_source_loss_falls(prior: Prior) -> None:
 def test_one_particle_is_descent_on_the_mixture_as_multitask_does_it(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_start = Lab.start
-    monkeypatch.setattr(Lab, "start", lambda lab, seed, *names, labels=(): own_start(lab, seed))  # same for both
+    own_start = RunContext.start
+    monkeypatch.setattr(
+        RunContext, "start", lambda context, seed, *names, labels=(): own_start(context, seed)
+    )  # same for both
     single = fit(make_method("bmtpt_single", {"width": 0.0}), SOURCES, backbone, short())
     multitask = fit(make_method("multitask"), SOURCES, backbone, short())
     assert torch.equal(single.params["prompt"], multitask.params["prompt"])
@@ -129,7 +131,7 @@ def test_a_narrow_prior_keeps_the_mean_and_a_wide_one_is_no_prior(backbone: Back
 
 def test_dev_picks_among_widths_and_rates_as_if_each_ran_alone(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(task, 2, 13) for task in TARGETS]
-    settings = short(target=Training(4, 4, (0.1, 0.5), select_every=2))
+    settings = short(target=Training(4, 4, (0.1, 0.5), eval_every=2))
     both = adapt(Bmtpt(particles=3, prior_width=(1.0, 1e4)), episodes, backbone, prior, settings)
     alone = [adapt(Bmtpt(particles=3, prior_width=(w,)), episodes, backbone, prior, settings) for w in (1.0, 1e4)]
     for e, made in enumerate(both):
@@ -168,7 +170,7 @@ def test_the_posterior_predictive_is_what_particles_adapted_alone_answer_togethe
     backbone: Backbone, prior: Prior, tmp_path: Path
 ) -> None:
     episodes = [make_episode(task, 2, 13) for task in TARGETS]
-    settings = short(target=Training(4, 4, (0.1, 0.5), select_every=2))
+    settings = short(target=Training(4, 4, (0.1, 0.5), eval_every=2))
     done = adapt(make_method("bmtpt_predictive", {"particles": 3}), episodes, backbone, prior, settings)
     marks = score_on_test(backbone, done, limit=8)
     for made, mark, episode in zip(done, marks, episodes, strict=True):

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_lab
+from promptprior.fit import fit, make_run_context
 from promptprior.methods import METHODS, Episode, make_method, source_stage
-from promptprior.prompts.artifact import Prior, Prompt
 from promptprior.rules.rule import Info
-from promptprior.settings import Settings, Training
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
 
@@ -73,7 +73,7 @@ RATES = (0.01, 0.5)
 
 def settings(**changes: object) -> Settings:
     source = Training(steps=6, batch_size=4, learning_rates=(0.5,), schedule="constant")
-    target = Training(steps=3, batch_size=8, learning_rates=(0.3,), select_every=1)
+    target = Training(steps=3, batch_size=8, learning_rates=(0.3,), eval_every=1)
     return Settings(**{"length": 4, "source": source, "target": target, **changes})  # type: ignore[arg-type]
 
 
@@ -166,11 +166,13 @@ def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_what_only_targets_see_changes_no_prior(name: str) -> None:
-    """Neither target settings nor the options that `source_view` drops: `learn` itself is asked, not `fit`."""
+    """Neither target settings nor the options that `source_view` drops: `fit` itself is asked, not `fit`."""
     options = {**OPTIONS[name], **TARGETS_ONLY.get(name.split("_")[0], {})}
     made = make_method(name, {k: v for k, v in options.items() if (name, k) != ("bmtpt_no_prior", "penalty")})
-    lab = make_lab(backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), None, None, 30.0)
-    params = made.learn(lab, SOURCES, 13).params
+    context = make_run_context(
+        backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), None, None, 30.0
+    )
+    params = made.fit(context, SOURCES, 13).params
     assert source_stage(made) == source_stage(make_method(name, OPTIONS[name])) == source_stage(source_stage(made))
     assert params.keys() == fitted(name).prior.params.keys()
     assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())

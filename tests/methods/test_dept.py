@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, SpecError
-from promptprior.fit import make_lab
+from promptprior.fit import make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.dept import Dept, published_options, published_settings
-from promptprior.prompts.artifact import Prompt
-from promptprior.prompts.offset import Offset
-from promptprior.prompts.single import single_prompt
-from promptprior.rules.objective import PromptObjective
-from promptprior.settings import Settings
-from promptprior.tasks.batch import Tokens, collate
+from promptprior.methods.target_only.dept import Dept, published_options, published_settings
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.offset import Offset
+from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short, text_task
 
@@ -36,18 +36,18 @@ def test_the_papers_three_splits_have_as_many_numbers_as_100_tokens() -> None:
 
 
 def test_what_the_short_prompt_saves_is_what_offsets_may_cost(backbone: Backbone) -> None:
-    lab = make_lab(backbone, Settings(length=50), None, None, 30)
-    form = Dept(positions=32).form(lab)
+    context = make_run_context(backbone, Settings(length=50), None, None, 30)
+    form = Dept(positions=32).form(context)
     assert form == Offset(30, 32, rank=10)  # 20 x 32 numbers saved, 32 + 32 for each rank
-    assert Dept(short=48, positions=32).form(lab).rank == 1
-    assert Dept(short=50).form(lab).rank == 1
+    assert Dept(short=48, positions=32).form(context).rank == 1
+    assert Dept(short=50).form(context).rank == 1
     with pytest.raises(SpecError, match="short prompt of 51 tokens"):
-        Dept(short=51).form(lab)
+        Dept(short=51).form(context)
 
 
 def test_it_starts_as_a_short_prompt_and_changes_no_text(backbone: Backbone) -> None:
     episodes = [make_episode(TASK, 2, seed) for seed in (13, 21)]
-    begun = Dept(positions=5, rank=3).begin(make_lab(backbone, short(), None, None, 30), [], episodes)
+    begun = Dept(positions=5, rank=3).init(make_run_context(backbone, short(), None, None, 30), [], episodes)
     assert begun.params["prompt"].shape == (2, 2, backbone.width)
     assert begun.params["a"].shape == (2, 5, 3)
     assert 0.3 < float(begun.params["a"].abs().max()) <= 3**-0.5
@@ -57,7 +57,7 @@ def test_it_starts_as_a_short_prompt_and_changes_no_text(backbone: Backbone) -> 
     plain = backbone.losses(begun.params["prompt"], batch)
     assert isinstance(begun.parameterisation, Offset)
     torch.testing.assert_close(PromptObjective(backbone, begun.parameterisation).losses(begun.params, batch), plain)
-    assert begun.factors == {"a": 0.1, "b": 0.1}
+    assert begun.lr_multipliers == {"a": 0.1, "b": 0.1}
 
 
 def test_offsets_learn_and_prompts_are_scored_with_them(backbone: Backbone, tmp_path: Path) -> None:

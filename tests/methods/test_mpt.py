@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_lab
+from promptprior.fit import fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.method import Lab
-from promptprior.methods.mpt import Mpt, judged, published_options, published_settings
-from promptprior.methods.spot import Spot
-from promptprior.prompts.artifact import Prior
-from promptprior.prompts.decomposed import Decomposed
-from promptprior.rules.distillation import Distilled
-from promptprior.rules.objective import PromptObjective
-from promptprior.settings import Settings
-from promptprior.tasks.stochastic import StochasticDraws
+from promptprior.methods.from_sources.mpt import Mpt, judged, published_options, published_settings
+from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.method import RunContext
+from promptprior.objectives.distillation import Distilled
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.decomposed import Decomposed
+from promptprior.rules.optimiser import stage_rate
+from promptprior.tasks.sampling.stochastic_draws import StochasticDraws
 from promptprior.train import Run, Trained, train
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short
@@ -48,7 +49,7 @@ class Spy:
 
     def __init__(self, backbone: Backbone, settings: Settings) -> None:
         self.runs: dict[str, Run] = {}
-        self.lab = Lab(backbone, settings, self.train)
+        self.context = RunContext(backbone, settings, self.train)
 
     def train(self, run: Run, stage: str) -> Trained:
         self.runs[stage] = run
@@ -57,7 +58,7 @@ class Spy:
 
 def test_the_source_stage_is_teachers_then_a_distilled_student(backbone: Backbone) -> None:
     spy = Spy(backbone, short())
-    Mpt(teacher_steps=5).learn(spy.lab, SOURCES, 13)
+    Mpt(teacher_steps=5).fit(spy.context, SOURCES, 13)
     assert list(spy.runs) == ["teachers", "source"]
     assert (spy.runs["teachers"].steps, spy.runs["source"].steps) == (5, 12)
     objective = spy.runs["source"].objective
@@ -66,13 +67,13 @@ def test_the_source_stage_is_teachers_then_a_distilled_student(backbone: Backbon
     assert isinstance(spy.runs["source"].draws, StochasticDraws)
     five = replace(short(), source=replace(short().source, steps=5))
     ordered = sorted(SOURCES, key=lambda task: task.fingerprint)
-    tuned = Spot().learn(Spy(backbone, five).lab, ordered, 13).params["prompt"]
+    tuned = Spot().fit(Spy(backbone, five).context, ordered, 13).params["prompt"]
     assert torch.equal(objective.teachers, tuned)
 
 
 def test_source_prompts_start_at_the_shared_prompt_where_pefts_start_near_nothing(backbone: Backbone) -> None:
     spy = Spy(backbone, short())
-    Mpt().learn(spy.lab, SOURCES, 13)
+    Mpt().fit(spy.context, SOURCES, 13)
     begun = spy.runs["source"].params
     for prompt in Decomposed(4, backbone.width, 3).of_tasks(begun)[0]:
         assert torch.equal(prompt, begun["shared"][0])
@@ -88,12 +89,12 @@ def test_source_prompts_start_at_the_shared_prompt_where_pefts_start_near_nothin
 
 def test_without_teachers_the_source_stage_is_plain(backbone: Backbone) -> None:
     spy = Spy(backbone, short())
-    learned = make_method("mpt_no_distil").learn(spy.lab, SOURCES, 13)
+    learned = make_method("mpt_no_distil").fit(spy.context, SOURCES, 13)
     assert list(spy.runs) == ["source"]
     assert type(spy.runs["source"].objective) is PromptObjective
     assert learned.diagnostics["teacher_loss"] is None
-    same = Mpt(distil=False).learn(spy.lab, SOURCES, 13).params
-    none = Mpt(strength=0.0).learn(spy.lab, SOURCES, 13).params
+    same = Mpt(distil=False).fit(spy.context, SOURCES, 13).params
+    none = Mpt(strength=0.0).fit(spy.context, SOURCES, 13).params
     for name, value in learned.params.items():
         assert torch.equal(same[name], value)
         torch.testing.assert_close(none[name], value, rtol=1e-3, atol=1e-4)
@@ -116,19 +117,19 @@ def test_the_order_of_sources_has_no_say(backbone: Backbone, prior: Prior) -> No
 def test_the_prior_says_how_students_and_teachers_do(backbone: Backbone, prior: Prior) -> None:
     said = prior.header.diagnostics
     assert sorted(said["sources"]) == ["early", "no", "yes"]  # type: ignore[arg-type]
-    lab = make_lab(backbone, short(), None, None, 30)
-    pools = lab.mixture(sorted(SOURCES, key=lambda task: task.fingerprint), 13)
+    context = make_run_context(backbone, short(), None, None, 30)
+    pools = context.mixture(sorted(SOURCES, key=lambda task: task.fingerprint), 13)
     prompts = Decomposed(4, backbone.width, 3).of_tasks(prior.params)[0]
     assert said["student_loss"] == pytest.approx(judged(backbone, prompts, pools), rel=1e-4)
-    started = judged(backbone, lab.start(13, "mpt").expand(3, -1, -1), pools)
+    started = judged(backbone, context.start(13, "mpt").expand(3, -1, -1), pools)
     assert sum(said["student_loss"]) < sum(started)  # type: ignore[arg-type]
     assert sum(said["teacher_loss"]) < sum(started)  # type: ignore[arg-type]
 
 
 def test_targets_start_at_the_shared_prompt_times_the_mean_of_the_sources(backbone: Backbone, prior: Prior) -> None:
-    lab = make_lab(backbone, short(), None, None, 30)
-    beginning = Mpt().begin(lab, [prior, prior], [make_episode(task, 2, 13) for task in TARGETS])
-    [one], [other] = beginning.parameterisation.of_tasks(beginning.params)  # type: ignore[attr-defined]
+    context = make_run_context(backbone, short(), None, None, 30)
+    initial = Mpt().init(context, [prior, prior], [make_episode(task, 2, 13) for task in TARGETS])
+    [one], [other] = initial.parameterisation.of_tasks(initial.params)  # type: ignore[attr-defined]
     u, v = prior.params["u"][0].mean(0), prior.params["v"][0].mean(0)
     torch.testing.assert_close(one, prior.params["shared"][0] * torch.outer(u, v))
     assert torch.equal(one, other)
@@ -138,24 +139,24 @@ def test_shared_and_rank_one_parts_move_at_their_own_speed_at_every_rate(backbon
     """The first step of Adam has the size of the rate."""
     for rate in (0.1, 0.3):
         spy = Spy(backbone, short())
-        lab = spy.lab
-        beginning = Mpt(low_rank_speed=0.05).begin(lab, [prior], [make_episode(TARGETS[0], 4, 13)])
-        settings = lab.settings.target.rate((rate,), backbone.scale, beginning.factors)
+        context = spy.context
+        initial = Mpt(low_rank_speed=0.05).init(context, [prior], [make_episode(TARGETS[0], 4, 13)])
+        settings = stage_rate(context.settings.target, (rate,), backbone.scale, initial.lr_multipliers)
         for name, expected in (("shared", rate * backbone.scale), ("u", rate * 0.05), ("v", rate * 0.05)):
-            step = settings.at(0, name, beginning.params[name]) * settings.scale
+            step = settings.at(0, name, initial.params[name]) * settings.scale
             assert float(step.flatten()[0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_targets_together_share_one_prompt_that_stays_theirs(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(task, 2, seed) for task in TARGETS for seed in (13, 21)]
-    beginning = Mpt(joint_steps=4).begin(make_lab(backbone, short(), None, None, 30), [prior] * 4, episodes)
-    shared, u = beginning.params["shared"], beginning.params["u"]
+    initial = Mpt(joint_steps=4).init(make_run_context(backbone, short(), None, None, 30), [prior] * 4, episodes)
+    shared, u = initial.params["shared"], initial.params["u"]
     assert torch.equal(shared[0], shared[2])
     assert torch.equal(shared[1], shared[3])
     assert not torch.equal(shared[0], shared[1])
     assert not torch.equal(shared[0], prior.params["shared"][0])
     assert not torch.equal(u[0], u[2])
-    assert beginning.factors["shared"] == 0
+    assert initial.lr_multipliers["shared"] == 0
     done = adapt(Mpt(joint_steps=4), episodes, backbone, prior, short())
     assert done[0].trainable == 4 + backbone.width
     assert len(score_on_test(backbone, done, limit=4)) == 4

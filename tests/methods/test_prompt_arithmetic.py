@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
+from promptprior.config.training import Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_lab
+from promptprior.fit import fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.method import Beginning, source_stage
-from promptprior.methods.prompt_arithmetic import PromptArithmetic
-from promptprior.methods.spot import Spot
-from promptprior.prompts.artifact import Prior
-from promptprior.settings import Training
+from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
+from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.method import AdaptationInit, source_stage
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 
@@ -33,10 +33,10 @@ def prior(backbone: Backbone) -> Prior:
     return fit(Spot(), SOURCES, backbone, short(source=source))
 
 
-def begun(backbone: Backbone, prior: Prior, **options: Any) -> Beginning:
+def begun(backbone: Backbone, prior: Prior, **options: Any) -> AdaptationInit:
     episodes = [make_episode(choice_task(f"t{i}", always(i), ANSWERS), 8, 13) for i in range(3)]
-    lab = make_lab(backbone, short(), None, None, 30.0)
-    return PromptArithmetic(**options).begin(lab, [prior] * 3, episodes)
+    context = make_run_context(backbone, short(), None, None, 30.0)
+    return PromptArithmetic(**options).init(context, [prior] * 3, episodes)
 
 
 def test_sums_and_means_of_task_vectors(backbone: Backbone, prior: Prior) -> None:
@@ -57,16 +57,16 @@ def test_the_most_similar_source_alone_is_spots_start(backbone: Backbone, prior:
 
 
 def test_weights_by_hand() -> None:
-    likeness = torch.tensor([0.2, -0.5, 0.6])
-    assert PromptArithmetic(top=2).weights(likeness).tolist() == [1, 0, 1]
-    assert PromptArithmetic(top=2, combine="mean").weights(likeness).tolist() == [0.5, 0, 0.5]
-    assert PromptArithmetic(top=2, combine="weighted").weights(likeness).tolist() == pytest.approx(
+    task_similarity = torch.tensor([0.2, -0.5, 0.6])
+    assert PromptArithmetic(top=2).weights(task_similarity).tolist() == [1, 0, 1]
+    assert PromptArithmetic(top=2, combine="mean").weights(task_similarity).tolist() == [0.5, 0, 0.5]
+    assert PromptArithmetic(top=2, combine="weighted").weights(task_similarity).tolist() == pytest.approx(
         [0.25, 0, 0.75], abs=1e-5
     )
-    assert PromptArithmetic(top=0, combine="weighted").weights(likeness).tolist() == pytest.approx(
+    assert PromptArithmetic(top=0, combine="weighted").weights(task_similarity).tolist() == pytest.approx(
         [0.25, 0, 0.75], abs=1e-5
     )
-    assert PromptArithmetic(top=9).weights(likeness).tolist() == [1, 1, 1]
+    assert PromptArithmetic(top=9).weights(task_similarity).tolist() == [1, 1, 1]
 
 
 def test_dev_picks_the_scale(backbone: Backbone, prior: Prior) -> None:

@@ -11,7 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.fit import fit
 from promptprior.methods import make_method
-from promptprior.methods.source_prompts import learns_from_tasks, made_from, source_labels
+from promptprior.methods.shared.source_prompts import learns_from_tasks, made_from, source_labels
 from promptprior.notation import Tensor
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from promptprior.adapt import make_episode
-from promptprior.fit import fit, make_lab
-from promptprior.methods.source_prompts import cosines
-from promptprior.methods.spot import Spot
-from promptprior.settings import Settings, Training
+from promptprior.config.training import Settings, Training
+from promptprior.fit import fit, make_run_context
+from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.shared.source_prompts import cosines
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 
@@ -28,8 +28,8 @@ def test_the_target_starts_from_the_source_with_its_answers() -> None:
     prior = fit(Spot(), sources, backbone, settings())
     assert prior.header.diagnostics["sources"] == ["s0", "s1", "s2"]
     targets = [make_episode(choice_task(f"t{i}", always(i), ANSWERS), 8, 13) for i in range(3)]
-    lab = make_lab(backbone, settings(), None, None, 30)
-    begun = Spot(probe_steps=25).begin(lab, [prior] * 3, targets).params["prompt"]
+    context = make_run_context(backbone, settings(), None, None, 30)
+    begun = Spot(probe_steps=25).init(context, [prior] * 3, targets).params["prompt"]
     for place in range(3):
         assert torch.equal(begun[place], prior.params["prompt"][place]), f"target {place} starts elsewhere"
 

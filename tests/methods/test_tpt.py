@@ -7,17 +7,17 @@ import torch
 import transformers as tf
 
 from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import as_backbone
 from promptprior.backbone.frozen import freeze
+from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.evaluate import make_exam, mark
+from promptprior.evaluate import evaluate_requests, make_eval_set
 from promptprior.fit import fit
 from promptprior.methods import make_method
-from promptprior.prompts.artifact import Prior, Prompt
-from promptprior.prompts.parameterisation import parameterisation
-from promptprior.rules.objective import PromptObjective
-from promptprior.settings import Settings, Training
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.registry import parameterisation
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import ENDS, LLAMA_LIKE, tiny, tokenizer
 
@@ -78,13 +78,13 @@ def test_every_option_goes_from_sources_to_test_and_through_a_folder(
 
 def test_a_bank_starts_from_words_or_from_the_tokens_of_trained_source_prompts(backbone: Backbone) -> None:
     """The released code's second way silently does nothing."""
-    lab, length = lab_of(backbone, SETTINGS), SETTINGS.length
-    words, free = make_method("tpt").started_bank(lab, SOURCES, 13)  # type: ignore[attr-defined]
+    context, length = lab_of(backbone, SETTINGS), SETTINGS.length
+    words, free = make_method("tpt").started_bank(context, SOURCES, 13)  # type: ignore[attr-defined]
     table = backbone.frozen.vocabulary_embeddings
     assert all(bool((table == row).all(1).any()) for row in words)
     assert not free
-    taught = make_method("spot").learn(lab, SOURCES, 13).params["prompt"].flatten(0, 1)
-    rows, cost = make_method("tpt", {"start": "sources", "bank_size": 16}).started_bank(lab, SOURCES, 13)  # type: ignore[attr-defined]
+    taught = make_method("spot").fit(context, SOURCES, 13).params["prompt"].flatten(0, 1)
+    rows, cost = make_method("tpt", {"start": "sources", "bank_size": 16}).started_bank(context, SOURCES, 13)  # type: ignore[attr-defined]
     from_prompts = [bool((taught == row).all(1).any()) for row in rows]
     assert from_prompts == [True] * 2 * length + [False] * (16 - 2 * length)
     assert not any(bool((table == row).all(1).any()) for row in rows[: 2 * length])
@@ -96,8 +96,8 @@ def test_a_frozen_bank_stays_and_the_task_prompt_moves(backbone: Backbone) -> No
     for frozen in (True, False):
         method = make_method("tpt", {"freeze_bank": frozen})
         prior = fit(method, SOURCES, backbone, settings)
-        beginning = method.begin(lab_of(backbone, settings), [prior], [make_episode(three_class("x", 2), 4, 13)])
-        assert [beginning.factors.get(n, 1.0) for n in ("bank", "keys", "centre", "own")] == [1 - frozen, 0, 0, 1]
+        initial = method.init(lab_of(backbone, settings), [prior], [make_episode(three_class("x", 2), 4, 13)])
+        assert [initial.lr_multipliers.get(n, 1.0) for n in ("bank", "keys", "centre", "own")] == [1 - frozen, 0, 0, 1]
         done = adapt(method, [make_episode(three_class("x", 2), 4, 13)], backbone, prior, settings)[0]
         numbers = {"own": 3 * backbone.width, "bank": 60 * backbone.width}
         assert done.trainable == numbers["own"] + (0 if frozen else numbers["bank"])
@@ -153,9 +153,9 @@ def test_options_of_a_rule_are_checked_at_once() -> None:
 
 
 def lab_of(backbone: Backbone, settings: Settings) -> Any:
-    from promptprior.fit import make_lab
+    from promptprior.fit import make_run_context
 
-    return make_lab(backbone, settings, None, None, 30.0)
+    return make_run_context(backbone, settings, None, None, 30.0)
 
 
 def test_the_header_counts_parameters_three_ways_and_says_what_was_retrieved(backbone: Backbone) -> None:
@@ -232,8 +232,10 @@ def test_where_the_right_prompt_depends_on_the_text_retrieval_wins_by_a_wide_mar
         header = prior.header
         form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
         objective = PromptObjective(backbone, form)
-        exam = make_exam(objective, task, task.split("test"))
-        return mark(objective, prior.params, [exam])[0].scores["accuracy"], header.diagnostics.get("retrieval")
+        eval_set = make_eval_set(objective, task, task.split("test"))
+        return evaluate_requests(objective, prior.params, [eval_set])[0].scores["accuracy"], header.diagnostics.get(
+            "retrieval"
+        )
 
     single = max(accuracy("multitask", rate)[0] for rate in (0.3, 1.0))
     static, same = accuracy("tpt_static", 0.3, **shared)

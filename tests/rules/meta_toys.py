@@ -7,8 +7,8 @@ import torch
 
 from promptprior.notation import Params, Tensor
 from promptprior.rules.inner import InnerAdam, InnerOptimiser, InnerSgd
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 
 Loss = Callable[[Params, int, Batch], Tensor]
 """The mean loss of one copy of params (without the copies axis) on the rows of one unit."""
@@ -71,13 +71,18 @@ def meta_numbers(steps: int, units: int = 3, owner: Sequence[int] | None = None)
 
 
 def unrolled(
-    loss: Loss, params: Params, batch: MetaBatch, inner: InnerOptimiser, factors: Params | None = None, order: int = 2
+    loss: Loss,
+    params: Params,
+    batch: MetaBatch,
+    inner: InnerOptimiser,
+    lr_multipliers: Params | None = None,
+    order: int = 2,
 ) -> tuple[Params, Tensor]:
     """The meta-gradient (params, then "inner_rate/" factors) and mean query loss, one unit after another, unrolled."""
-    names = {**params, **{f"inner_rate/{n}": f for n, f in (factors or {}).items()}}
+    names = {**params, **{f"inner_rate/{n}": f for n, f in (lr_multipliers or {}).items()}}
     leaves = {n: v.detach().clone().requires_grad_() for n, v in names.items()}
     base = {n: leaves[n] for n in params}
-    rates = {n: leaves[f"inner_rate/{n}"] for n in factors or {}}
+    rates = {n: leaves[f"inner_rate/{n}"] for n in lr_multipliers or {}}
     total = torch.zeros((), dtype=torch.float64)
     for u in range(len(batch.owner)):
         p, memory = base, [{n: torch.zeros_like(v) for n, v in base.items()} for _ in range(2)]

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from promptprior.notation import Params
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules.descent import Descent, with_penalty
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd
 from promptprior.rules.rule import State
-from promptprior.tasks.batch import Tokens
-from promptprior.tasks.draw import EpisodeDraws, Pool
+from promptprior.tasks.sampling.batch import Tokens
+from promptprior.tasks.sampling.draws import EpisodeDraws, Pool
 from tests.backbone.tiny import TrueFloat64, tiny
 from tests.world import random_batch
 

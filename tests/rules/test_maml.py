@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from promptprior.backbone.reference import reference_losses
+from promptprior.backbone.forward.reference import reference_losses
 from promptprior.errors import SpecError, TrainingError
 from promptprior.notation import Params, Tensor
-from promptprior.prompts.bank import Bank
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.bank import Bank
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules import curvature
 from promptprior.rules.curvature import conjugate_gradients, hessian_product
 from promptprior.rules.inner import Inner, InnerAdam, InnerSgd, inner_optimiser
 from promptprior.rules.maml import Implicit, Maml, with_factors
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import AdamW, Rate, Sgd
 from promptprior.rules.rule import State
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 from tests.backbone.tiny import TrueFloat64, tiny
 from tests.rules.meta_toys import BOWL, Toy, bowl, linear, meta_numbers, unit_loss, unrolled, wave
 
@@ -246,7 +246,7 @@ def test_says_that_encoder_decoders_get_plain_attention(caplog: pytest.LogCaptur
 
 
 def test_second_order_through_a_head_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from promptprior.backbone import head
+    from promptprior.backbone.kernels import lm_head as head
 
     objective = PromptObjective(tiny("llama"), Direct(3, 32))
     params = {"prompt": torch.randn(2, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}

@@ -108,9 +108,9 @@ def test_rates_are_in_units_of_the_scale(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_factor_changes_the_rate_of_one_name_and_0_freezes_it(kind: str) -> None:
     plain = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
-    half = moved(KINDS[kind](Rate((0.05,), factors={"gate": 0.5})), some(0), gradients())
+    half = moved(KINDS[kind](Rate((0.05,), lr_multipliers={"gate": 0.5})), some(0), gradients())
     slow = moved(KINDS[kind](Rate((0.025,))), some(0), gradients())
-    still = moved(KINDS[kind](Rate((0.05,), factors={"gate": 0.0})), some(0), gradients())
+    still = moved(KINDS[kind](Rate((0.05,), lr_multipliers={"gate": 0.0})), some(0), gradients())
     assert torch.equal(half["gate"], slow["gate"])
     assert torch.equal(half["prompt"], plain["prompt"])
     assert torch.equal(still["gate"], some(0)["gate"])

@@ -5,14 +5,14 @@ import torch
 
 from promptprior.errors import TrainingError
 from promptprior.notation import Params, Tensor
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules.descent import Descent
 from promptprior.rules.inner import Inner, InnerAdam, InnerSgd, fanned
-from promptprior.rules.objective import PromptObjective
 from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd
 from promptprior.rules.reptile import Reptile
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 from tests.backbone.tiny import tiny
 from tests.rules.meta_toys import Toy, meta_numbers, numbers, plain_step, unit_loss, wave
 from tests.rules.test_maml import TOY, close, meta_rows, start, two_parts

@@ -10,9 +10,12 @@ import torch
 
 from promptprior.errors import SpecError
 from promptprior.notation import Params, Tensor
-from promptprior.prompts.parameterisation import Direct
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.direct import Direct
 from promptprior.rules.descent import Descent
-from promptprior.rules.kernels import (
+from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd
+from promptprior.rules.rule import State
+from promptprior.rules.stein_kernels import (
     Independent,
     Kernel,
     PerToken,
@@ -23,11 +26,8 @@ from promptprior.rules.kernels import (
     median_bandwidth,
     squared_distances,
 )
-from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd
-from promptprior.rules.rule import State
 from promptprior.rules.svgd import Repulsion, Svgd
-from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 
 KERNELS = [Rbf(), PerToken(), PerToken(block=2), Projected(3), Projected(subspace="gradient"), Independent()]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from promptprior.tasks.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 ITEMS = [
     Tokens((1, 2, 3), ((7,), (8, 9))),

@@ -12,9 +12,11 @@ import pytest
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks import builtin
-from promptprior.tasks.builtin import etymology, geography, recipe, vocabulary
-from promptprior.tasks.builtin.recipe import Item, Source
-from promptprior.tasks.draw import k_shot
+from promptprior.tasks.builtin import common_words as vocabulary
+from promptprior.tasks.builtin import etymology, geography
+from promptprior.tasks.builtin import generator as recipe
+from promptprior.tasks.builtin.generator import Item, Source
+from promptprior.tasks.sampling.draws import k_shot
 from promptprior.tasks.task import SPLITS, Task, normalised
 
 NAMES = builtin.names()

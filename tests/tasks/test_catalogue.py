@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from promptprior.tasks.check import check_task, shared_text
-from promptprior.tasks.partitions import read_partitions
-from promptprior.tasks.rows import read_rows, rows_of
-from promptprior.tasks.sources import CATALOGUE, available, catalogue_names, catalogue_spec, load_task
-from promptprior.tasks.spec import TaskSpec, render
+from promptprior.tasks.loading.check import check_task, shared_text
+from promptprior.tasks.loading.load import CATALOGUE, available, catalogue_names, catalogue_spec, load_task
+from promptprior.tasks.loading.partitions import read_partitions
+from promptprior.tasks.loading.readers import read_rows, rows_of
+from promptprior.tasks.loading.spec import TaskSpec, render
 from promptprior.tasks.task import SPLITS
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from promptprior.errors import DataError
-from promptprior.tasks.check import Shared, check_raise, check_task, shared_text
+from promptprior.tasks.loading.check import Shared, check_raise, check_task, shared_text
 from promptprior.tasks.task import Example, Task
 
 

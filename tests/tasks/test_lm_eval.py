@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from promptprior.errors import SpecError
-from promptprior.tasks.lm_eval import LM_EVAL_NAMES, to_lm_eval
-from promptprior.tasks.rows import rows_of
-from promptprior.tasks.sources import catalogue_names, catalogue_spec
-from promptprior.tasks.spec import TaskSpec, read_spec, render, spec_from
+from promptprior.tasks.loading.lm_eval import LM_EVAL_NAMES, to_lm_eval
+from promptprior.tasks.loading.load import catalogue_names, catalogue_spec
+from promptprior.tasks.loading.readers import rows_of
+from promptprior.tasks.loading.spec import TaskSpec, read_spec, render, spec_from
 
 # Written for this test in the shape lm-evaluation-harness's simple tasks have.
 SIMPLE = """

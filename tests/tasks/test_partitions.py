@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from promptprior.errors import DataError
-from promptprior.tasks.partitions import read_partition, read_partitions
+from promptprior.tasks.loading.partitions import read_partition, read_partitions
 
 FILE = {
     "mine": {

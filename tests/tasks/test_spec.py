@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.rows import Row, Rows, rows_of
-from promptprior.tasks.spec import TaskSpec, label_index, read_spec, render, spec_from
+from promptprior.tasks.loading.readers import Row, Rows, rows_of
+from promptprior.tasks.loading.spec import TaskSpec, label_index, read_spec, render, spec_from
 from promptprior.tasks.task import content_id
 
 CHOICE = {
@@ -140,8 +140,8 @@ def test_defaults_by_output_type() -> None:
 
 
 def test_every_metric_a_spec_may_name_can_be_computed() -> None:
-    from promptprior import metrics
-    from promptprior.tasks import spec as module
+    from promptprior.tasks import metrics
+    from promptprior.tasks.loading import spec as module
 
     assert set(module.METRICS) == set(metrics.METRICS)
     assert set(module.LM_EVAL_METRICS.values()) <= set(metrics.METRICS)

@@ -1,4 +1,4 @@
-from promptprior.tasks.splits import CARVED_MOST, carve, complete, drop_shared
+from promptprior.tasks.loading.splits import CARVED_MOST, carve, complete, drop_shared
 from promptprior.tasks.task import Example
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.template import compile_template
+from promptprior.tasks.loading.template import compile_template
 
 
 def value(source: str, **row: object) -> object:

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from promptprior.backbone.card import BackboneCard
+from promptprior.backbone.chunking import backing_off, token_budget
+from promptprior.backbone.embedding_offsets import offset_texts
+from promptprior.backbone.forward.dispatch import States, chosen_route, kept_per_token, losses_by, twice_differentiated
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import generated
-from promptprior.backbone.head import row_means, state_losses, token_divergence
-from promptprior.backbone.memory import backing_off, token_budget
-from promptprior.backbone.offset import offset_texts
-from promptprior.backbone.routes import States, chosen_route, kept_per_token, losses_by, twice_differentiated
+from promptprior.backbone.identity import BackboneCard
+from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.notation import Float, Tensor
-from promptprior.tasks.batch import Batch, Tokens
+from promptprior.tasks.sampling.batch import Batch, Tokens
 
 
 @dataclass

@@ -20,11 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from promptprior.backbone.card import BackboneCard
+from promptprior.backbone.identity import BackboneCard
 from promptprior.errors import SpecError
 from promptprior.files import make_folder
 from promptprior.notation import Float, Int, Tensor
-from promptprior.tasks.batch import Tokens
+from promptprior.tasks.sampling.batch import Tokens
 
 SMOLLM2 = "smollm2"
 ENDLESS = 10**9  # tokenizers that know no limit name one of 10^30

@@ -8,11 +8,11 @@ Beams, and encoder-decoders, go through the model's own `generate`.
 import torch
 from transformers import DynamicCache
 
+from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.head import logits
-from promptprior.backbone.seq2seq import encode
+from promptprior.backbone.kernels.lm_head import logits
 from promptprior.notation import Float, Int, Mapping, Tensor
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.sampling.batch import Batch
 
 
 def generated(

@@ -8,7 +8,7 @@ import torch
 
 from promptprior.notation import Int, Tensor
 from promptprior.processes import own_place, processes
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.sampling.batch import Batch
 
 
 def own_texts(batch: Batch) -> Int[Tensor, " K"]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from promptprior.config import Setting
+from promptprior.config.mapping import Setting
 from promptprior.errors import SpecError, unknown_name
 
 PREFIX = "settings."

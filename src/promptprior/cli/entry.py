@@ -9,10 +9,10 @@ from typing import Any
 
 from promptprior.cli.arguments import Arguments, read_arguments
 from promptprior.cli.help import common, overview, verb_help
-from promptprior.cli.several import all_processes
+from promptprior.cli.launch import all_processes
 from promptprior.cli.verb import PLAN_FILE, Verb
-from promptprior.cli.verbs import VERBS, find_verb
-from promptprior.config import apply_overrides, from_mapping, load_yaml, settings_of
+from promptprior.cli.verb_table import VERBS, find_verb
+from promptprior.config.mapping import apply_overrides, from_mapping, load_yaml, settings_of
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
 
 FAILED, INTERRUPTED = 2, 130
@@ -79,7 +79,7 @@ def run_verb(verb: Verb, words: Sequence[str]) -> None:
 
 def over_preset(mapping: Mapping[str, object], verb: Verb, name: str) -> dict[str, object]:
     """Settings over those of a plan that comes with the library. Raises SpecError for an unknown name."""
-    from promptprior.cli.building import filled
+    from promptprior.cli.common import filled
 
     assert verb.presets is not None
     known = {path.stem: path for path in verb.presets.glob("*.yaml")}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from promptprior.cli.arguments import SWITCH, short
 from promptprior.cli.verb import PLAN_FILE, Verb
-from promptprior.cli.verbs import VERBS
-from promptprior.config import Setting, settings_of
+from promptprior.cli.verb_table import VERBS
+from promptprior.config.mapping import Setting, settings_of
 
 COMMON = (
     Setting("--config", "a path", "null", f"YAML file of settings; flags win over it (as well as {PLAN_FILE})"),

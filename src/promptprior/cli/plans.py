@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.config.choices import Shared
+from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
-from promptprior.kinds import Shared
-from promptprior.settings import Settings, setting
 
 DATA = "folder of task folders that names are looked up in"
 BACKBONE = "Hub id, folder, .gguf file, or smollm2"

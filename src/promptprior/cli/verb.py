@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptprior.config import Config
+from promptprior.config.mapping import Config
 
 PLAN_FILE = "PLAN.yaml"
 

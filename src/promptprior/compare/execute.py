@@ -9,29 +9,29 @@ from pathlib import Path
 import torch
 
 from promptprior.adapt import Adapted, adapt, diagnosed, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior, versions
 from promptprior.compare.plan import Cell, Plan
-from promptprior.compare.rows import BackboneName, Cost, Parameters, Point, Row, ShotIds
+from promptprior.compare.schedule import Fit, Group, WorkerContext
 from promptprior.compare.store import Finished, Fitted
-from promptprior.compare.work import Bench, Fit, Group
-from promptprior.config import to_mapping
-from promptprior.evaluate import Marks
+from promptprior.config.mapping import to_mapping
+from promptprior.config.training import Settings
+from promptprior.evaluate import EvalResult
 from promptprior.fit import fit
 from promptprior.methods.method import Episode
-from promptprior.methods.source_prompts import source_labels
+from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.notation import Params
-from promptprior.prompts.artifact import Prior, versions
-from promptprior.settings import Settings
+from promptprior.report.results import BackboneName, Cost, Parameters, Point, Row, ShotIds
 from promptprior.watch import WatchStage, tensorboard, together
 
 FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
 
 
-def fit_prior(bench: Bench, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
+def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
     """Fit a prior, checkpointed and saved in a folder."""
     start = time.monotonic()
-    settings = bench.plan.resolved()
-    heard = watched(bench.plan, f"fit-{folder.name}", watch)
-    prior = fit(work.method, bench.tasks.sources, bench.backbone, settings, work.seed, folder, heard)
+    settings = worker_context.plan.resolved()
+    heard = watched(worker_context.plan, f"fit-{folder.name}", watch)
+    prior = fit(work.method, worker_context.tasks.sources, worker_context.backbone, settings, work.seed, folder, heard)
     counted = prior.header.diagnostics["cost"]
     assert isinstance(counted, dict)
     spent = {**counted, "seconds": time.monotonic() - start}
@@ -39,25 +39,30 @@ def fit_prior(bench: Bench, work: Fit, folder: Path, watch: WatchStage) -> Fitte
 
 
 def adapt_group(
-    bench: Bench, group: Group, fitted: Fitted | None, folder: Path, watch: WatchStage, testing: Callable[[], None]
+    worker_context: WorkerContext,
+    group: Group,
+    fitted: Fitted | None,
+    folder: Path,
+    watch: WatchStage,
+    testing: Callable[[], None],
 ) -> tuple[Finished, ...]:
     """Adapt the cells of a group together, then test them; the checkpoints in the folder go when all is done."""
-    plan, backbone = bench.plan, bench.backbone
+    plan, backbone = worker_context.plan, worker_context.backbone
     settings = plan.resolved()
     episodes = [episode_of(cell, plan, settings) for cell in group.cells]
     prior, source = (fitted.prior, fitted.cost) if fitted else (None, FREE)
     heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
     done = adapt(group.method, episodes, backbone, prior, settings, folder, heard)
     testing()
-    marks = score_on_test(backbone, done, plan.test_limit)
-    told = diagnosed(backbone, done, bench.tasks.sources)
+    results = score_on_test(backbone, done, plan.test_limit)
+    told = diagnosed(backbone, done, worker_context.tasks.sources)
     shutil.rmtree(folder, ignore_errors=True)
     return tuple(
         Finished(
-            good_row(bench, cell, adapted, mark, source, {**prior_numbers(prior), **says}),
+            good_row(worker_context, cell, adapted, evaluate_requests, source, {**prior_numbers(prior), **says}),
             replace(adapted.prompt, params=on_cpu(adapted.prompt.params)),
         )
-        for cell, adapted, mark, says in zip(group.cells, done, marks, told, strict=True)
+        for cell, adapted, evaluate_requests, says in zip(group.cells, done, results, told, strict=True)
     )
 
 
@@ -95,23 +100,24 @@ def on_cpu(params: Params) -> Params:
 
 
 def good_row(
-    bench: Bench,
+    worker_context: WorkerContext,
     cell: Cell,
     adapted: Adapted,
-    mark: Marks,
+    evaluate_requests: EvalResult,
     source: Mapping[str, float],
     diagnostics: Mapping[str, object],
 ) -> Row:
     """The row of a finished cell."""
     metric = cell.target.metrics[0]
-    blank = failed_row(bench, cell, "")
+    blank = failed_row(worker_context, cell, "")
     shots = adapted.episode.shots
     stored = sum(p.numel() for p in adapted.prompt.params.values())
     ids = ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else ShotIds((), ())
     return replace(
         blank,
-        score=float(mark.scores[metric]),
-        scores={name: float(value) for name, value in mark.scores.items()} | {"answer_nll": mark.nll},
+        score=float(evaluate_requests.scores[metric]),
+        scores={name: float(value) for name, value in evaluate_requests.scores.items()}
+        | {"answer_nll": evaluate_requests.nll},
         dev_score=adapted.dev_score if cell.k else None,
         steps=max(point["step"] for point in adapted.curve),
         best_step=adapted.best_step if cell.k else None,
@@ -133,10 +139,10 @@ def good_row(
     )
 
 
-def failed_row(bench: Bench, cell: Cell, error: str) -> Row:
+def failed_row(worker_context: WorkerContext, cell: Cell, error: str) -> Row:
     """The row of a cell that failed: everything but a score."""
-    plan, card, target = bench.plan, bench.backbone.card, cell.target
-    dtype = str(bench.backbone.frozen.dtype)
+    plan, card, target = worker_context.plan, worker_context.backbone.card, cell.target
+    dtype = str(worker_context.backbone.frozen.dtype)
     return Row(
         cell=cell.key,
         method=cell.method.name,
@@ -155,7 +161,7 @@ def failed_row(bench: Bench, cell: Cell, error: str) -> Row:
         settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": dtype},
         cost=Cost(0.0, 0, 0, 0.0, 0, 0),
         parameters=Parameters(0, 0),
-        sources=source_labels(cell.method, bench.tasks.sources),
+        sources=source_labels(cell.method, worker_context.tasks.sources),
         n_test=len(target.split("test")[: plan.test_limit]),
         backbone=BackboneName(card.name, card.fingerprint),
         shots=ShotIds((), ()),

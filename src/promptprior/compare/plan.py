@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.config import FlagText, from_mapping, stable_hash, to_mapping
+from promptprior.config.choices import Shared
+from promptprior.config.mapping import FlagText, from_mapping, stable_hash
+from promptprior.config.training import Settings, Training, setting
 from promptprior.errors import SpecError
-from promptprior.kinds import Shared
-from promptprior.settings import Settings, Training, setting
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
     from promptprior.backbone import Backbone
@@ -97,7 +97,7 @@ class Plan:
     def made_methods(self) -> "list[Method]":
         """The methods with their options. Raises SpecError for unknown names, and for sources that are missing."""
         from promptprior.methods import make_method
-        from promptprior.methods.source_prompts import learns_from_tasks
+        from promptprior.methods.shared.source_prompts import learns_from_tasks
 
         stray = sorted(set(self.options) - set(self.methods))
         if stray:
@@ -129,8 +129,8 @@ def with_steps(settings: Settings, steps: int) -> Settings:
     """The same settings with other numbers of steps; dev is asked about three times on the way."""
 
     def short(stage: Training) -> Training:
-        every = max(1, steps // 3) if stage.select_every else 0
-        return replace(stage, steps=steps, select_every=every)
+        every = max(1, steps // 3) if stage.eval_every else 0
+        return replace(stage, steps=steps, eval_every=every)
 
     return replace(settings, source=short(settings.source), target=short(settings.target))
 
@@ -181,7 +181,7 @@ def separated(sources: "Sequence[Task]", targets: "Sequence[Task]") -> Tasks:
 
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one."""
-    from promptprior.methods.source_prompts import made_from
+    from promptprior.methods.shared.source_prompts import made_from
 
     out: dict[str, Cell] = {}
     made = [(method, made_from(method, tasks.sources)) for method in plan.made_methods()]
@@ -206,7 +206,7 @@ def make_cell(
     seed: int,
 ) -> Cell:
     """A cell with the hash of all that decides its result; `origin` is what the method's prior is made from."""
-    from promptprior.methods import needs_company
+    from promptprior.methods import trains_targets_jointly
 
     sources = [*origin]
     if method.needs_sources and plan.source_seed is not None:
@@ -215,8 +215,8 @@ def make_cell(
         RESULTS_VERSION,
         backbone.card.fingerprint,
         str(backbone.frozen.dtype),
-        to_mapping(method),
-        to_mapping(plan.resolved()),
+        method,
+        plan.resolved(),
         sources,
         target.fingerprint,
         plan.test_limit,
@@ -225,7 +225,7 @@ def make_cell(
     ]
     if plan.compile:
         parts.append("compiled")
-    if needs_company(method):
+    if trains_targets_jointly(method):
         parts.append([other.fingerprint for other in tasks.targets])
     return Cell(stable_hash(parts), method, target, k, seed)
 

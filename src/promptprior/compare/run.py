@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptprior.backbone import Backbone
-from promptprior.compare.engine import Engine, Failure, Result
-from promptprior.compare.engine_local import LocalEngine
 from promptprior.compare.execute import failed_row
-from promptprior.compare.likeness import LIKENESS_FILE, read_likeness, write_likeness
+from promptprior.compare.executors.executor import Engine, Failure, Result
+from promptprior.compare.executors.local import LocalEngine
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
 from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
-from promptprior.compare.report import write_report
-from promptprior.compare.rows import read_rows
+from promptprior.compare.schedule import Fit, Group, Queue, Work, WorkerContext, is_kept, works
 from promptprior.compare.store import RESULTS, Fitted, finished_rows, keep_finished, keep_prior, keep_row, kept_prior
-from promptprior.compare.work import Bench, Fit, Group, Queue, Work, is_kept, works
-from promptprior.config import dump_yaml
+from promptprior.config.mapping import dump_yaml
 from promptprior.files import claimed, write_text
+from promptprior.report.page import write_report
+from promptprior.report.results import read_rows
+from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, load_task
 from promptprior.watch import tensorboard
 
@@ -39,23 +39,23 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)
     tasks = load_tasks(plan)
-    bench = Bench(plan, tasks, backbone or plan.load_backbone())
-    wanted = cells(plan, tasks, bench.backbone)
+    worker_context = WorkerContext(plan, tasks, backbone or plan.load_backbone())
+    wanted = cells(plan, tasks, worker_context.backbone)
     with claimed(plan.output):
-        return run_plan(bench, wanted, say, command)
+        return run_plan(worker_context, wanted, say, command)
 
 
-def run_plan(bench: Bench, wanted: Sequence[Cell], say: Say, command: str) -> Path:
+def run_plan(worker_context: WorkerContext, wanted: Sequence[Cell], say: Say, command: str) -> Path:
     """Run what is missing of a plan whose folder nobody else writes to."""
-    plan, tasks = bench.plan, bench.tasks
+    plan, tasks = worker_context.plan, worker_context.tasks
     write_text(plan.output / "plan.yaml", dump_yaml(plan))
     for name, count in tasks.left_out.items():
         say(f"source {name}: {count} training examples left out because a target holds the same text")
     if plan.similarity:
-        keep_likeness(bench, say)
+        keep_likeness(worker_context, say)
     done = finished_rows(plan.output, wanted)
     say(f"{len(wanted)} cells: {len(done)} finished before, {len(wanted) - len(done)} to run")
-    run_works(bench, works(bench, wanted, done), lambda: report(plan, wanted, command), say)
+    run_works(worker_context, works(worker_context, wanted, done), lambda: report(plan, wanted, command), say)
     return report(plan, wanted, command)
 
 
@@ -69,18 +69,20 @@ def load_tasks(plan: Plan) -> Tasks:
     return separated(sources, targets)
 
 
-def keep_likeness(bench: Bench, say: Say) -> None:
+def keep_likeness(worker_context: WorkerContext, say: Say) -> None:
     """Measure how like sources and targets are and keep it beside the results, unless it is there already."""
-    from promptprior.compare.similarity import likeness
+    from promptprior.compare.task_similarity import task_similarity
 
-    plan, tasks, path = bench.plan, bench.tasks, bench.plan.output / LIKENESS_FILE
-    kept = read_likeness(path)
+    plan, tasks, path = worker_context.plan, worker_context.tasks, worker_context.plan.output / SIMILARITY_FILE
+    kept = read_similarity(path)
     wanted = {(s.name, t.name) for s in tasks.sources for t in tasks.targets}
     if kept is not None and wanted <= {(pair.source, pair.target) for pair in kept.pairs}:
         return
     say(f"similarity of {len(tasks.sources)} sources and {len(tasks.targets)} targets")
     shots, seed = plan.shots[-1], plan.seeds[0]
-    write_likeness(likeness(tasks.targets, tasks.sources, bench.backbone, plan.resolved(), shots, seed), path)
+    write_similarity(
+        task_similarity(tasks.targets, tasks.sources, worker_context.backbone, plan.resolved(), shots, seed), path
+    )
 
 
 def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
@@ -93,25 +95,25 @@ def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
         "promptprior comparison",
         expected=len(wanted),
         command=command,
-        likeness=read_likeness(plan.output / LIKENESS_FILE),
+        task_similarity=read_similarity(plan.output / SIMILARITY_FILE),
     )
 
 
-def run_works(bench: Bench, left: list[Work], write: Callable[[], Path], say: Say) -> None:
+def run_works(worker_context: WorkerContext, left: list[Work], write: Callable[[], Path], say: Say) -> None:
     """Do all work that is left, and keep the report up to date."""
     if not left:
         return
-    check_priors(bench, left)
+    check_priors(worker_context, left)
     progress, pages = Progress(sum(work.tokens for work in left), say), Pages(write)
-    queue = Queue(left, bench.plan.retries)
-    engine = engine_for(bench, progress, len(left))
+    queue = Queue(left, worker_context.plan.retries)
+    engine = engine_for(worker_context, progress, len(left))
     try:
         while queue.waiting or engine.running:
             while engine.has_room and (work := queue.take()):
                 engine.start(work)
             over = engine.wait()
             if over:
-                has_new_rows = settle(bench, queue, *over, say)
+                has_new_rows = settle(worker_context, queue, *over, say)
                 progress.reached(sum(work.tokens for work in [*queue.waiting, *engine.running]))
                 if has_new_rows:
                     pages.refresh()
@@ -120,37 +122,37 @@ def run_works(bench: Bench, left: list[Work], write: Callable[[], Path], say: Sa
     say(f"all done in {duration(time.monotonic() - progress.started)}")
 
 
-def check_priors(bench: Bench, left: Sequence[Work]) -> None:
+def check_priors(worker_context: WorkerContext, left: Sequence[Work]) -> None:
     """Raise ArtifactError for a kept prior that is damaged, before any work."""
     for folder in {work.prior for work in left if not isinstance(work, Fit) and work.prior}:
         if is_kept(folder):
-            kept_prior(folder, bench.backbone.card)
+            kept_prior(folder, worker_context.backbone.card)
 
 
-def engine_for(bench: Bench, progress: Progress, most: int) -> Engine:
+def engine_for(worker_context: WorkerContext, progress: Progress, most: int) -> Engine:
     """The engine that the plan names, for at most so many pieces of work."""
-    if bench.plan.engine == "ray":
-        from promptprior.compare.engine_ray import ray_engine
+    if worker_context.plan.engine == "ray":
+        from promptprior.compare.executors.ray_driver import ray_engine
 
-        return ray_engine(bench, progress, most)
-    return LocalEngine(bench, progress)
+        return ray_engine(worker_context, progress, most)
+    return LocalEngine(worker_context, progress)
 
 
-def settle(bench: Bench, queue: Queue, work: Work, result: Result, say: Say) -> bool:
+def settle(worker_context: WorkerContext, queue: Queue, work: Work, result: Result, say: Say) -> bool:
     """Write down what work came to: a prior, results, or, when it has failed too often, its cells' error. Whether there
     are new rows."""
     if isinstance(result, Failure):
         given_up = queue.fail(work)
         say(f"{work.label}: failed{'' if given_up else ', to be tried again'}: {result.error}")
         for cell in given_up:
-            keep_row(bench.plan.output, failed_row(bench, cell, result.error))
+            keep_row(worker_context.plan.output, failed_row(worker_context, cell, result.error))
         return bool(given_up)
     if isinstance(result, Fitted):
         assert isinstance(work, Fit)
         keep_prior(work.folder, result)
         return False
     assert isinstance(work, Group)
-    keep_finished(bench.plan.output, [one for one in result if one.row.cell not in work.known])
+    keep_finished(worker_context.plan.output, [one for one in result if one.row.cell not in work.known])
     return True
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptprior.artifacts.artifact import Prior, Prompt
+from promptprior.artifacts.header import HEADER_FILE
 from promptprior.backbone import BackboneCard
 from promptprior.compare.plan import Cell
-from promptprior.compare.rows import Row, read_rows
-from promptprior.compare.work import COST
+from promptprior.compare.schedule import COST
 from promptprior.files import append_line, read_json, write_json
-from promptprior.prompts.artifact import Prior, Prompt
-from promptprior.prompts.header import HEADER_FILE
+from promptprior.report.results import Row, read_rows
 
 RESULTS = "results.jsonl"
 

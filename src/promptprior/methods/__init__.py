@@ -3,22 +3,37 @@
 from collections.abc import Mapping
 from typing import Any
 
-from promptprior.config import FlagText, from_mapping
+from promptprior.config.mapping import FlagText, from_mapping
 from promptprior.errors import SpecError, unknown_name
-from promptprior.methods.attempt import Attempt, AttemptAsReleased
-from promptprior.methods.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptPredictive, BmtptSingle
-from promptprior.methods.dept import Dept
-from promptprior.methods.in_context import InContext
-from promptprior.methods.meta import FomamlStart, ImamlStart, MamlStart, MetaSgdStart, ReptileStart
-from promptprior.methods.method import Beginning, Episode, Lab, Learned, Method, OneByOne, needs_company, source_stage
-from promptprior.methods.mpt import Mpt, MptNoDistil
-from promptprior.methods.multitask import Multitask, MultitaskLong
-from promptprior.methods.prompt_arithmetic import PromptArithmetic
-from promptprior.methods.prompt_tuning import PromptTuning, ZeroShot
-from promptprior.methods.references import Bitfit, Lora
-from promptprior.methods.residual import ResidualAsReleased, ResidualPromptTuning
-from promptprior.methods.spot import Spot
-from promptprior.methods.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
+from promptprior.methods.from_sources.attempt import Attempt, AttemptAsReleased
+from promptprior.methods.from_sources.bmtpt import Bmtpt, BmtptChains, BmtptNoPrior, BmtptPredictive, BmtptSingle
+from promptprior.methods.from_sources.meta_prompt_tuning import (
+    FomamlStart,
+    ImamlStart,
+    MamlStart,
+    MetaSgdStart,
+    ReptileStart,
+)
+from promptprior.methods.from_sources.mpt import Mpt, MptNoDistil
+from promptprior.methods.from_sources.multitask import Multitask, MultitaskLong
+from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
+from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.from_sources.tpt import Tpt, TptAsReleased, TptRandom, TptStatic
+from promptprior.methods.method import (
+    AdaptationInit,
+    Episode,
+    FitResult,
+    Method,
+    OneByOne,
+    RunContext,
+    source_stage,
+    trains_targets_jointly,
+)
+from promptprior.methods.target_only.dept import Dept
+from promptprior.methods.target_only.in_context import InContext
+from promptprior.methods.target_only.prompt_tuning import PromptTuning, ZeroShot
+from promptprior.methods.target_only.residual_prompt_tuning import ResidualAsReleased, ResidualPromptTuning
+from promptprior.methods.target_only.weight_tuning import Bitfit, Lora
 
 METHODS: Mapping[str, type[Any]] = {
     "zero_shot": ZeroShot,
@@ -63,14 +78,14 @@ def make_method(name: str, options: Mapping[str, object] | None = None) -> Metho
 
 __all__ = [
     "METHODS",
-    "Beginning",
+    "AdaptationInit",
     "Episode",
+    "FitResult",
     "FlagText",
-    "Lab",
-    "Learned",
     "Method",
     "OneByOne",
+    "RunContext",
     "make_method",
-    "needs_company",
     "source_stage",
+    "trains_targets_jointly",
 ]

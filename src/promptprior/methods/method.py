@@ -10,17 +10,18 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.config import stable_hash
+from promptprior.config.mapping import stable_hash
+from promptprior.config.training import Settings, Training
 from promptprior.notation import Float, Params, Tensor
-from promptprior.prompts.artifact import Prior
-from promptprior.prompts.parameterisation import Form, Parameterisation
-from promptprior.prompts.start import start_prompt
+from promptprior.objectives.objective import PromptObjective
+from promptprior.parameterisations.initial import start_prompt
+from promptprior.parameterisations.parameterisation import Parameterisation
+from promptprior.parameterisations.registry import Form
 from promptprior.rules.descent import Descent, Penalty
-from promptprior.rules.objective import PromptObjective
-from promptprior.rules.optimiser import optimiser
-from promptprior.settings import Settings, Training
-from promptprior.tasks.draw import Draws, MixtureDraws, Pool, Shots, generator, mixture_rates
+from promptprior.rules.optimiser import optimiser, stage_rate
+from promptprior.tasks.sampling.draws import Draws, MixtureDraws, Pool, Shots, generator, mixture_rates
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
@@ -42,7 +43,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Lab:
+class RunContext:
     """What a recipe works with. `train` runs a Run under a name, checkpointed and watched by whoever made the lab."""
 
     backbone: Backbone
@@ -79,17 +80,17 @@ class Lab:
         objective: PromptObjective,
         params: Params,
         draws: Draws,
-        factors: Mapping[str, float] | None = None,
+        lr_multipliers: Mapping[str, float] | None = None,
         penalty: Penalty | None = None,
     ) -> Run:
-        """Plain descent at the stage's first rate; `factors` multiply that of single parameters by name."""
-        rate = stage.rate(stage.learning_rates[:1], self.backbone.scale, factors)
+        """Plain descent at the stage's first rate; `lr_multipliers` multiply that of single parameters by name."""
+        rate = stage_rate(stage, stage.learning_rates[:1], self.backbone.scale, lr_multipliers)
         rule = Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip, penalty)
         return Run(key, objective, rule, params, draws, stage.steps)
 
 
 @dataclass(frozen=True)
-class Begun:
+class InitialParams:
     """Where a source stage begins: parameters, what reads them, and factors on the rates of some (0 freezes one)."""
 
     form: Parameterisation
@@ -98,7 +99,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Learned:
+class FitResult:
     """What the sources taught: parameters, what reads them, and what is worth knowing about them."""
 
     parameterisation: Parameterisation
@@ -110,10 +111,10 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class AdaptationInit:
     """Where adaptation starts: one copy of the parameters per episode. `trains` is off where nothing is learned.
 
-    `factors` multiply the learning rate of single parameters by name (0 freezes one), or of every element of one.
+    `lr_multipliers` multiply the learning rate of single parameters by name (0 freezes one), or of every element of one.
     `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
     params, penalty and factors of elements have copies e * V + v, episode e in variant v. `rates` are learning rates to
     try in absolute units, for params that are no prompt; without them the settings' are tried. Of an episode's variants
@@ -124,7 +125,7 @@ class Beginning:
     params: Params
     penalty: Penalty | None = None
     trains: bool = True
-    factors: Mapping[str, float | Tensor] = field(default_factory=dict)
+    lr_multipliers: Mapping[str, float | Tensor] = field(default_factory=dict)
     variants: Sequence[Mapping[str, object]] = ({},)
     together: int = 1
     rates: Sequence[float] = ()
@@ -148,18 +149,18 @@ class Method(Protocol):
         """Whether it learns anything from a target's examples."""
         ...
 
-    def learn(self, lab: Lab, sources: Sequence[Task], seed: int) -> Learned:
+    def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Learn from the source tasks."""
         ...
 
-    def begin(self, lab: Lab, priors: Sequence[Prior], episodes: Sequence[Episode]) -> Beginning:
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Where each episode starts, given the prior of its seed (none for methods without sources)."""
         ...
 
 
 @runtime_checkable
 class OneByOne(Protocol):
-    """A method whose episodes cannot be copies of one problem: each has a `begin` and a run of its own."""
+    """A method whose episodes cannot be copies of one problem: each has a `init` and a run of its own."""
 
     @property
     def one_by_one(self) -> bool:
@@ -186,7 +187,7 @@ class TrainsTargetsTogether(Protocol):
         ...
 
 
-def needs_company(method: Method) -> bool:
+def trains_targets_jointly(method: Method) -> bool:
     """Whether a target's result depends on which other targets adapt along with it."""
     return isinstance(method, TrainsTargetsTogether) and method.joint_steps > 0
 
@@ -211,7 +212,7 @@ def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:
 
 
 def spent(*runs: Trained) -> dict[str, float | int]:
-    """What some runs cost together, as fields of Learned and of Trained."""
+    """What some runs cost together, as fields of FitResult and of Trained."""
     return {
         "seconds": sum(r.seconds for r in runs),
         "rows": sum(r.rows for r in runs),

@@ -14,9 +14,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.notation import Float, Params, Tensor
-from promptprior.prompts.parameterisation import Penalised
-from promptprior.rules.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights, summed
-from promptprior.tasks.batch import Batch
+from promptprior.objectives.objective import Objective, PromptObjective, copies_of, copy_losses, mean_weights, summed
+from promptprior.parameterisations.parameterisation import Penalised
+from promptprior.tasks.sampling.batch import Batch
 
 SECOND_ORDER_SHARE = 1 / 3  # of the memory budget: a twice differentiated graph is about three times as large
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from promptprior.notation import Float, Params, Tensor
-from promptprior.rules.objective import Objective, loss_and_gradient
+from promptprior.objectives.objective import Objective, loss_and_gradient
 from promptprior.rules.optimiser import Optimiser, clipped
 from promptprior.rules.rule import Info, State
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.sampling.batch import Batch
 
 Penalty = Callable[[Params], Float[Tensor, " C"]]
 """Minus the log-prior of each copy's parameters over its number of examples, in nats."""

@@ -20,11 +20,11 @@ import torch
 
 from promptprior.errors import SpecError, TrainingError
 from promptprior.notation import Float, Int, Memory, Params, Tensor
+from promptprior.objectives.objective import Objective, loss_and_gradient
 from promptprior.rules.curvature import hessian_product
-from promptprior.rules.objective import Objective, loss_and_gradient
 from promptprior.rules.optimiser import Optimiser, clipped
 from promptprior.rules.rule import Info, State
-from promptprior.tasks.batch import Batch
+from promptprior.tasks.sampling.batch import Batch
 
 NO_MOVE = 1e-4  # root mean square of an entry's move, in units of the embedding scale: less changes nothing
 
@@ -164,11 +164,11 @@ class Inner:
         return {name: params[name] for name in self.names}
 
     def moved(
-        self, params: Params, gradient: Params, memory: Memory, factors: Params, step: int
+        self, params: Params, gradient: Params, memory: Memory, lr_multipliers: Params, step: int
     ) -> tuple[Params, Memory, Params]:
         """One step: the adapted params, the memory, and the direction times factors. Differentiable in all."""
         direction, after = self.optimiser.direction(gradient, memory, step)
-        scaled = {n: factors[n] * d if n in factors else d for n, d in direction.items()}
+        scaled = {n: lr_multipliers[n] * d if n in lr_multipliers else d for n, d in direction.items()}
         return {n: p - self.optimiser.unit * scaled[n] for n, p in params.items()}, after, scaled
 
     def path(
@@ -176,12 +176,12 @@ class Inner:
         objective: Objective,
         start: Params,
         batches: Sequence[Batch],
-        factors: Params | None = None,
+        lr_multipliers: Params | None = None,
         pull: float = 0.0,
     ) -> Path:
         """Adapt copies: one engine call per batch.
 
-        `factors` multiply the rate of every element (Meta-SGD). `pull` adds pull / 2 |p - start|^2 to the loss
+        `lr_multipliers` multiply the rate of every element (Meta-SGD). `pull` adds pull / 2 |p - start|^2 to the loss
         (iMAML); `way_back` does not know of it.
         """
         params, memory = start, self.optimiser.init(self.adapted(start))
@@ -191,20 +191,25 @@ class Inner:
             loss, gradient = loss_and_gradient(objective, params, batch)
             gradient = {n: gradient[n] + pull * (params[n] - start[n]) for n in total}
             steps.append(Before(batch, params, memory, gradient))
-            adapted, memory, direction = self.moved(self.adapted(params), gradient, memory, factors or {}, step)
+            adapted, memory, direction = self.moved(self.adapted(params), gradient, memory, lr_multipliers or {}, step)
             params = {**params, **adapted}
             total = {name: value + direction[name] for name, value in total.items()}
             losses.append(loss)
         return Path(tuple(steps), start, params, total, torch.stack(losses))
 
     def way_back(
-        self, objective: Objective, path: Path, end: Params, factors: Params | None = None, order: Literal[1, 2] = 2
+        self,
+        objective: Objective,
+        path: Path,
+        end: Params,
+        lr_multipliers: Params | None = None,
+        order: Literal[1, 2] = 2,
     ) -> tuple[Params, Params]:
         """What a loss with gradient `end` at the path's end feels at its start, and through the factors.
 
         `order` 1 leaves out everything that passes through inner gradients (FoMAML).
         """
-        given = factors or {}
+        given = lr_multipliers or {}
         felt = dict(end)
         memory = {n: torch.zeros_like(v) for n, v in self.optimiser.init(self.adapted(end)).items()}
         rates = {name: torch.zeros_like(value) for name, value in given.items()}
@@ -220,10 +225,12 @@ class Inner:
         return felt, rates
 
     def step_back(
-        self, before: Before, felt: Params, memory: Memory, factors: Params, step: int
+        self, before: Before, felt: Params, memory: Memory, lr_multipliers: Params, step: int
     ) -> tuple[Params, Memory, Params]:
         """What a loss feels before a step, given what it feels after: through gradient, memory and factors."""
-        gradient, remembered, rates = sources = [leaves_of(some) for some in (before.gradient, before.memory, factors)]
+        gradient, remembered, rates = sources = [
+            leaves_of(some) for some in (before.gradient, before.memory, lr_multipliers)
+        ]
         flat = [value for some in sources for value in some.values()]
         params, after, _ = self.moved(self.adapted(before.params), gradient, remembered, rates, step)
         outputs = [*params.values(), *after.values()]

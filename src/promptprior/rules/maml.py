@@ -15,13 +15,13 @@ import torch
 
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.curvature import conjugate_gradients, hessian_product, plus
 from promptprior.rules.inner import Inner, Path, check_moved, fanned, followed, gathered, moves, owner_mean
-from promptprior.rules.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.optimiser import Optimiser
 from promptprior.rules.rule import Info, State
-from promptprior.tasks.batch import Batch
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.batch import Batch
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 
 FACTORS = "inner_rate/"
 
@@ -29,8 +29,8 @@ FACTORS = "inner_rate/"
 def apart(params: Params) -> tuple[Params, Params]:
     """The parameterisation's own params, and the learned factors of their inner rates."""
     learned = {name: value for name, value in params.items() if not name.startswith(FACTORS)}
-    factors = {n.removeprefix(FACTORS): value for n, value in params.items() if n.startswith(FACTORS)}
-    return learned, factors
+    lr_multipliers = {n.removeprefix(FACTORS): value for n, value in params.items() if n.startswith(FACTORS)}
+    return learned, lr_multipliers
 
 
 def with_factors(params: Params) -> Params:
@@ -68,10 +68,10 @@ class Maml:
 
     def gradient(self, state: State, batch: MetaBatch, objective: Objective) -> tuple[Params, Info]:
         """The meta-gradient of every copy, factors included, and what to log."""
-        learned, factors = (fanned(some, batch.owner) for some in apart(state.params))
-        path = self.inner.path(objective, learned, batch.inner, factors)
+        learned, lr_multipliers = (fanned(some, batch.owner) for some in apart(state.params))
+        path = self.inner.path(objective, learned, batch.inner, lr_multipliers)
         loss, end = loss_and_gradient(objective, path.end, query_of(batch))
-        start, rates = self.inner.way_back(objective, path, end, factors, self.order)
+        start, rates = self.inner.way_back(objective, path, end, lr_multipliers, self.order)
         units = start | {f"{FACTORS}{name}": value for name, value in rates.items()}
         copies = copies_of(state.params)
         return gathered(units, batch.owner, copies), report(self.inner, path, loss, batch, state)

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import torch
 
+from promptprior.config.choices import OptimiserKind, ScheduleKind
+from promptprior.config.training import Training
 from promptprior.errors import SpecError
-from promptprior.kinds import OptimiserKind, ScheduleKind
 from promptprior.notation import Float, Memory, Params, Tensor
 
 
@@ -21,7 +22,7 @@ from promptprior.notation import Float, Memory, Params, Tensor
 class Rate:
     """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
 
-    `factors` multiply the rate of single parameters by name (the two speeds of decomposed prompts), or of every element
+    `lr_multipliers` multiply the rate of single parameters by name (the two speeds of decomposed prompts), or of every element
     of one (Meta-SGD); `scale` is the embedding scale.
     """
 
@@ -30,13 +31,13 @@ class Rate:
     schedule: ScheduleKind = "constant"
     steps: int = 1
     warmup: int = 0
-    factors: Mapping[str, float | Tensor] = field(default_factory=dict)
+    lr_multipliers: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     def at(self, step: int, name: str, like: Tensor) -> Float[Tensor, "C *s"]:
         """The rate of one parameter at a step, shaped to multiply it; in units of the embedding scale."""
         base = torch.tensor(self.base, dtype=like.dtype, device=like.device) * self.multiplier(step)
         copies = base.expand(like.shape[0]).view(-1, *[1] * (like.dim() - 1))
-        return copies * self.factors.get(name, 1.0)
+        return copies * self.lr_multipliers.get(name, 1.0)
 
     def multiplier(self, step: int) -> float:
         """What warm-up and schedule leave of the rate at a step.
@@ -49,6 +50,13 @@ class Rate:
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         left = max(0.0, 1.0 - done)
         return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
+
+
+def stage_rate(
+    stage: Training, base: tuple[float, ...], scale: float, multipliers: Mapping[str, float | Tensor] | None = None
+) -> Rate:
+    """The learning rate of copies with these base rates over a stage's steps; multipliers as `Rate` has them."""
+    return Rate(base, scale, stage.schedule, stage.steps, stage.warmup, multipliers or {})
 
 
 class Optimiser(Protocol):

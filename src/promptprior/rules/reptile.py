@@ -8,11 +8,11 @@ calls and K backward passes, whatever the number of units.
 from dataclasses import dataclass
 
 from promptprior.notation import Params
+from promptprior.objectives.objective import Objective, copies_of
 from promptprior.rules.inner import Inner, check_moved, fanned, followed, gathered, moves, owner_mean
-from promptprior.rules.objective import Objective, copies_of
 from promptprior.rules.optimiser import Optimiser
 from promptprior.rules.rule import Info, State
-from promptprior.tasks.meta import MetaBatch
+from promptprior.tasks.sampling.meta_draws import MetaBatch
 
 
 @dataclass(frozen=True)

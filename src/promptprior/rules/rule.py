@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from typing_extensions import TypeVar
 
 from promptprior.notation import Memory, Params, Tensor
-from promptprior.rules.objective import Objective
+from promptprior.objectives.objective import Objective
 
 Drawn = TypeVar("Drawn", contravariant=True, default=Any)
 """What a rule learns from in one step: a Batch, or a MetaBatch for rules with an inner loop."""

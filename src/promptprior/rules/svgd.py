@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.descent import Penalty, with_penalty
-from promptprior.rules.kernels import Kernel, Rbf, Stein, off_diagonal
-from promptprior.rules.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.optimiser import Optimiser, clipped
 from promptprior.rules.rule import Info, State
-from promptprior.tasks.batch import Batch
+from promptprior.rules.stein_kernels import Kernel, Rbf, Stein, off_diagonal
+from promptprior.tasks.sampling.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def reweighted(batch: Batch, task_weights: Sequence[float] | None) -> Batch:
     """The batch with every row's weight multiplied by its task's."""
     if task_weights is None:
         return batch
-    factors = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
-    return replace(batch, weight=batch.weight * factors[batch.row_task])
+    lr_multipliers = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
+    return replace(batch, weight=batch.weight * lr_multipliers[batch.row_task])
 
 
 def total(forces: Stein, factor: float) -> Params:

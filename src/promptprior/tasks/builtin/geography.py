@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source, frequent
+from promptprior.tasks.builtin.generator import Item, Recipe, Source, frequent
 
 FAMILY = "geography"
 COUNTRIES = Source("countryinfo", "countryinfo", "MIT", "countryinfo tables of countries")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "identification"
 LISTS = Source("mnemonic", "mnemonic", "MIT", "BIP-39 lists of common words")

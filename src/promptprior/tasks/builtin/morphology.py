@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from promptprior.tasks.builtin.recipe import Item, Recipe
-from promptprior.tasks.builtin.vocabulary import (
+from promptprior.tasks.builtin.common_words import (
     FREQUENCY,
     LEXICON,
     VERB_SLOTS,
@@ -12,6 +11,7 @@ from promptprior.tasks.builtin.vocabulary import (
     only_part,
     rank,
 )
+from promptprior.tasks.builtin.generator import Item, Recipe
 
 FAMILY = "morphology"
 SOURCES = (LEXICON, FREQUENCY)

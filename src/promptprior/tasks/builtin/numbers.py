@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "numbers"
 NUMBERS = Source("num2words", "num2words", "LGPL-2.1 (rules, not text)", "num2words' rules of number names")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "names"
 FAKER = Source("faker", "faker", "MIT", "Faker's names by country")

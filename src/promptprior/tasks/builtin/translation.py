@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import partial
 
+from promptprior.tasks.builtin.generator import Item, Recipe
 from promptprior.tasks.builtin.geography import CLDR
-from promptprior.tasks.builtin.recipe import Item, Recipe
 
 FAMILY = "translation"
 TONGUES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian"}

@@ -1,0 +1,1 @@
+"""Priors and prompts as folders: header, tensors, model card, other formats."""

@@ -1,0 +1,145 @@
+"""What a saved prior or prompt says about itself, in readable JSON without dates: equal fits, equal bytes."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any, Literal
+
+import torch
+
+from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import from_mapping, to_mapping
+from promptprior.errors import ArtifactError, SpecError
+from promptprior.files import read_json
+from promptprior.notation import Params
+
+HEADER_FILE = "promptprior.json"
+FORMAT_VERSION = 1
+Kind = Literal["prior", "prompt"]
+Origin = Literal["promptprior", "peft", "npy", "pt", "safetensors"]
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train."""
+
+    name: str
+    version: str
+    fingerprint: str
+    role: Literal["source", "target"]
+    example_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about an artifact but its tensors.
+
+    `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts.
+    `scores` and `diagnostics` are free; numbers that are not finite are written as text. `origin` is
+    the format that another tool wrote the prompt in.
+    """
+
+    kind: Kind
+    method: str
+    settings: Mapping[str, object]
+    parameterisation: str
+    parameterisation_settings: Mapping[str, object]
+    backbone: BackboneCard
+    tasks: tuple[TaskCard, ...] = ()
+    scores: Mapping[str, object] = field(default_factory=dict)
+    diagnostics: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, object] = field(default_factory=dict)
+    origin: Origin = "promptprior"
+    format_version: int = FORMAT_VERSION
+
+
+def versions() -> dict[str, object]:
+    """The versions of Python and of the libraries that decide what numbers come out."""
+    names = ("promptprior", "torch", "transformers", "safetensors")
+    return {"python": python_version(), **{name: installed_version(name) for name in names}}
+
+
+def installed_version(package: str) -> str:
+    """The version of an installed package; "none" without it (a checkout that is only on the path)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def header_mapping(header: Header, params: Params) -> dict[str, Any]:
+    """What the header file holds: the header, then name, shape, type and digest of every tensor."""
+    tensors = {
+        name: {"shape": list(value.shape), "dtype": dtype_name(value), "digest": digest(value)}
+        for name, value in sorted(params.items())
+    }
+    return {**finite_or_text(to_mapping(header)), "tensors": tensors}
+
+
+def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
+    """The header of an artifact folder, and its list of tensors.
+
+    Raises ArtifactError when the file is damaged, of a format this version does not know, or misses a key.
+    """
+    path = folder / HEADER_FILE
+    mapping = read_json(path)
+    if not isinstance(mapping, dict):
+        raise ArtifactError(f"{path}: expected a JSON object; got {type(mapping).__name__}: copy it again")
+    found = mapping.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format_version is {found!r}; promptprior {installed_version('promptprior')} reads "
+            f"{FORMAT_VERSION}: install the promptprior that wrote it"
+        )
+    tensors = mapping.pop("tensors", None)
+    if not isinstance(tensors, dict):
+        raise ArtifactError(f"{path}: 'tensors' is missing; the file was edited: copy it again")
+    try:
+        return from_mapping(Header, mapping, str(path)), tensors
+    except SpecError as error:
+        raise ArtifactError(f"{error}; the file was edited or is from another version") from error
+
+
+def check_tensors(params: Params, recorded: Mapping[str, Any], where: Path) -> None:
+    """Raise ArtifactError unless the tensors are the ones the header was written with."""
+    if params.keys() != recorded.keys():
+        raise ArtifactError(
+            f"{where} holds the tensors {', '.join(params)}; its {HEADER_FILE} lists {', '.join(recorded)}: "
+            "copy the folder again"
+        )
+    for name, value in params.items():
+        expected = recorded[name]
+        if list(value.shape) != expected["shape"] or dtype_name(value) != expected["dtype"]:
+            raise ArtifactError(
+                f"{where}: tensor {name!r} has shape {list(value.shape)} ({dtype_name(value)}); its "
+                f"{HEADER_FILE} says {expected['shape']} ({expected['dtype']}): copy the folder again"
+            )
+        if digest(value) != expected["digest"]:
+            raise ArtifactError(
+                f"{where}: the numbers of tensor {name!r} are not those its {HEADER_FILE} was written with: the "
+                f"file is damaged, or another tool wrote it (then delete {HEADER_FILE} to load it as PEFT's)"
+            )
+
+
+def dtype_name(value: torch.Tensor) -> str:
+    """The type of a tensor's entries: "float32"."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def digest(value: torch.Tensor) -> str:
+    """Sixteen hex digits over the entries of a tensor."""
+    data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def finite_or_text(value: Any) -> Any:
+    """Plain values with NaN and Inf as text: JSON has neither, and a diagnostic must not cost a fit."""
+    if isinstance(value, dict):
+        return {name: finite_or_text(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite_or_text(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

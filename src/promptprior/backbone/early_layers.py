@@ -1,0 +1,64 @@
+"""What the first layers of the trunk make of texts, before any prompt stands in front of them."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch.nn import Module
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from promptprior.backbone.engine import Backbone
+from promptprior.errors import SpecError
+from promptprior.notation import Float, Tensor
+from promptprior.tasks.sampling.batch import Batch
+
+
+class Answered(Exception):
+    """Leaves a forward pass once the wanted layer has answered."""
+
+
+def layers_of(model: PreTrainedModel) -> list[Module]:
+    """The layers that read a text, in order: the trunk's, or the encoder's."""
+    trunk = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def check_layers(backbone: Backbone, layers: int) -> None:
+    """Raise SpecError for a number of layers that the model does not have."""
+    most = len(layers_of(backbone.frozen.model)) if layers else 0
+    if not 0 <= layers <= most:
+        raise SpecError(f"query layers {layers} (--options.query-layers): expected 0 to {most} ({backbone.card.name})")
+
+
+@torch.no_grad()
+def first_states(backbone: Backbone, batch: Batch, layers: int) -> Float[Tensor, "X T D"]:
+    """What each text alone is after the first `layers` layers, before any final norm; 0: its word embeddings.
+
+    Entries behind a text's end mean nothing. Its share of the trunk is added to the backbone's meter.
+    """
+    words = backbone.frozen.embed(batch.text_ids)
+    if layers == 0 or words.shape[1] == 0:
+        return words
+    model = backbone.frozen.model
+    trunk, blocks = model.get_encoder() if model.config.is_encoder_decoder else model.base_model, layers_of(model)
+    backbone.meter.tokens += round(int(batch.text_lengths.sum()) * layers / len(blocks))
+    mask = torch.arange(words.shape[1]) < batch.text_lengths[:, None].cpu()
+    return answer_of(blocks[layers - 1], trunk, inputs_embeds=words, attention_mask=mask.long().to(words.device))
+
+
+def answer_of(layer: Module, trunk: Module, **inputs: Tensor) -> Tensor:
+    """What a layer answers when the trunk reads these inputs; the layers after it are not run."""
+    answers: list[Tensor] = []
+
+    def leave(_: Module, __: Any, output: Any) -> None:
+        answers.append(output[0] if isinstance(output, tuple) else output)
+        raise Answered
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        with suppress(Answered):
+            trunk(**inputs)
+    finally:
+        handle.remove()
+    return answers[0]

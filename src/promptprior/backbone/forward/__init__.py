@@ -1,0 +1,1 @@
+"""The ways from prompts and texts to losses, one file per family."""

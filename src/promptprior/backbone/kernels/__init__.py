@@ -1,0 +1,1 @@
+"""Packed batches, and the hand-written gradients of what reads them."""

@@ -1,0 +1,1 @@
+"""A file per verb: its plan, and what it calls."""

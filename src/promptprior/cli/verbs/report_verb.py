@@ -1,0 +1,69 @@
+"""promptprior report: results as a page, and its tables as Markdown and CSV."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from promptprior.cli.plan_file import command_line
+from promptprior.cli.verb import Verb
+from promptprior.config.training import setting
+from promptprior.errors import DataError
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """Everything `promptprior report` is told."""
+
+    results: tuple[Path, ...] = field(
+        metadata={"help": "what compare wrote, a results.jsonl or its folder; several (a,b) are read as one comparison"}
+    )
+    output: Path | None = setting(None, "the page; by default report.html beside the (first) results")
+    markdown: Path | None = setting(None, "write the tables to this Markdown file as well")
+    csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
+    title: str = setting("promptprior comparison", "heading of the page")
+    baseline: str = setting("prompt_tuning", "method that the others are compared with")
+
+
+def run(plan: ReportPlan, dry_run: bool) -> None:
+    """Write the page, and the tables where they are asked for, and say where they are."""
+    files = [results_file(path) for path in plan.results]
+    page = plan.output or files[0].with_name("report.html")
+    if dry_run:
+        wanted = [str(path) for path in (page, plan.markdown, plan.csv) if path]
+        return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
+    return write(plan, files, page)
+
+
+def results_file(path: Path) -> Path:
+    """The results at a path or in the folder there. Raises DataError where there are none."""
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
+    return file
+
+
+def write(plan: ReportPlan, files: list[Path], page: Path) -> None:
+    """Write all that is asked for."""
+    from promptprior.report.page import findings, write_markdown, write_page
+    from promptprior.report.results import read_rows
+    from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
+    from promptprior.report.table import write_csv
+    from promptprior.report.tables import tables
+
+    found = findings([row for file in files for row in read_rows(file)], plan.baseline)
+    like = read_similarity(files[0].with_name(SIMILARITY_FILE))
+    print(write_page(found, page, plan.title, command=command_line(), task_similarity=like))
+    if plan.markdown:
+        print(write_markdown(found, plan.markdown, plan.title, command_line(), like))
+    if plan.csv:
+        print(*write_csv(tables(found, like), plan.csv), sep="\n")
+
+
+VERB = Verb(
+    "report",
+    ReportPlan,
+    run,
+    "promptprior report runs/first --markdown first.md",
+    positional=("results",),
+)

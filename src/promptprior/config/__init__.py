@@ -1,0 +1,1 @@
+"""Settings as frozen dataclasses, to and from YAML and flags. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Methods that learn a prior from source tasks, one file per paper."""

@@ -1,0 +1,1 @@
+"""Methods that see the target's examples alone, one file per paper."""

@@ -1,0 +1,43 @@
+"""An objective with a teacher for every task: the student also predicts what its task's own prompt would.
+
+    loss = CE + strength (KL(teacher || student) + mean squared difference of final states)      Wang et al. 2023, MPT
+
+All three are means over a row's target tokens. A teacher is a frozen prompt read by the same backbone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from promptprior.backbone.kernels.lm_head import row_means
+from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.objective import PromptObjective
+from promptprior.tasks.sampling.batch import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled(PromptObjective):
+    """`teachers[k]` is the prompt that the texts of task k are compared under; it gets no gradient."""
+
+    teachers: Float[Tensor, "K L D"]
+    strength: float
+
+    def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
+        """Each row's loss with its distance from the teacher, in nats per token (and squared units of final states)."""
+        backbone, prompts, read = self.reading(params, batch)
+        taught = self.taught_states(batch)  # first: it keeps nothing, so that memory peaks with the student alone
+        states = backbone.target_states(prompts, read)
+        apart = backbone.divergences(states, taught, batch) + distances(states, taught, batch)
+        return backbone.state_losses(states, batch) + self.strength * apart
+
+    @torch.no_grad()
+    def taught_states(self, batch: Batch) -> Float[Tensor, "V D"]:
+        """The final states under the teachers."""
+        return self.backbone.target_states(self.teachers, batch.reading(batch.task_index))
+
+
+def distances(states: Float[Tensor, "V D"], taught: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
+    """Mean squared difference of final states, over each row's target tokens and all entries."""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    squares = (states.to(wide) - taught.to(wide)).square().mean(-1)
+    return row_means(squares, batch.target_lengths.to(squares.device))

@@ -1,0 +1,142 @@
+"""What a rule lowers: each row's loss as a function of params, and its gradient in bounded memory."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from promptprior.backbone import Backbone, backing_off, own_share
+from promptprior.notation import Float, Params, Tensor
+from promptprior.parameterisations.parameterisation import Offsetting, Parameterisation, Penalised
+from promptprior.processes import add_up
+from promptprior.tasks.sampling.batch import Batch
+
+
+class Objective(Protocol):
+    """Losses of rows under params, and the cut of a batch into pieces that fit into memory."""
+
+    def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
+        """Each row's loss."""
+        ...
+
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+        """The batch in pieces that fit into a share of the memory under these params; their rows are the batch's, in
+        order."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptObjective:
+    """The losses of a backbone that reads the prompts a parameterisation makes."""
+
+    backbone: Backbone
+    parameterisation: Parameterisation
+
+    def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Float[Tensor, "P L D"], Batch]:
+        """What reads the batch, the prompts, and the batch with the prompt of each text."""
+        form = self.parameterisation
+        prompts, index = form.prompts(params, batch)
+        backbone, read = self.backbone, batch.reading(index)
+        if isinstance(form, Offsetting):
+            backbone, read = backbone.with_offsets(form.offsets(params), read)
+        return backbone, prompts, read
+
+    def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
+        """Mean negative log-likelihood of each row's target, in nats per token.
+
+        Without gradients texts that read one prompt stand together, so that no two pieces compute it but neighbours.
+        """
+        backbone, prompts, read = self.reading(params, batch)
+        if torch.is_grad_enabled():  # in training `split` has cut the batch before
+            return backbone.losses(prompts, read)
+        together, rows = read.reordered(read.prompt_index.argsort(stable=True))
+        losses = backbone.losses(prompts, together)
+        return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
+
+    def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
+        """The first line of greedy text after each text."""
+        backbone, prompts, read = self.reading(params, batch)
+        return backbone.generate(prompts, read, max_new_tokens, 1, True)
+
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+        """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
+        with torch.no_grad():
+            _, index = self.parameterisation.prompts(params, batch)
+        limited = replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens)))
+        return limited.split(batch.reading(index), self.parameterisation.length)
+
+    def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
+        """The parameterisation's own term, if it has one."""
+        form = self.parameterisation
+        return form.penalty(params, batch) if isinstance(form, Penalised) else None
+
+
+def copies_of(params: Params) -> int:
+    """C."""
+    return next(iter(params.values())).shape[0]
+
+
+def mean_weights(batch: Batch, copies: int) -> Float[Tensor, " R"]:
+    """Row weights that sum to one within each copy: a copy's objective is the weighted mean over its rows."""
+    weight = batch.weight.double()
+    total = weight.new_zeros(copies).index_add(0, batch.row_copy, weight)
+    return weight / total[batch.row_copy]
+
+
+def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch: Batch, copies: int) -> Tensor:
+    """Each copy's weighted mean loss, Float[C]; 0 for a copy without rows."""
+    weighted = losses * weights.to(losses)
+    return weighted.new_zeros(copies).index_add(0, batch.row_copy.to(losses.device), weighted)
+
+
+def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tuple[Float[Tensor, " C"], Params]:
+    """Every copy's mean loss, and the gradient of it and of the objective's own penalty.
+
+    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get alone.
+    """
+    copies = copies_of(params)
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+
+    def of(piece: Batch) -> list[Tensor]:
+        loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
+        parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return [loss.detach(), *parts]
+
+    first = next(iter(leaves.values()))
+    like = [first.new_zeros(copies), *leaves.values()]
+    loss, *parts = summed(of, like, objective, leaves, replace(batch, weight=mean_weights(batch, copies)))
+    penalty = penalty_gradient(objective, leaves, batch)
+    return loss, {name: penalty[name] + part for name, part in zip(leaves, parts, strict=True)}
+
+
+def summed(
+    of: Callable[[Batch], Sequence[Tensor]],
+    like: Sequence[Tensor],
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    share: float = 1.0,
+) -> list[Tensor]:
+    """The sum of what `of` makes of each piece of a batch, tensors shaped `like` these; `of` must add up over texts.
+
+    Texts are split over processes, and each process's into pieces that fit into a share of memory. A piece that does
+    not fit after all is halved and begun again; nothing of it has been added by then.
+    """
+    totals = [torch.zeros_like(t) for t in like]
+    mine = own_share(batch)
+    pieces = objective.split(params, mine, share) if mine is not None else ()
+    for values in backing_off(pieces, of):
+        for total, value in zip(totals, values, strict=True):
+            total += value
+    add_up(totals)
+    return totals
+
+
+def penalty_gradient(objective: Objective, leaves: Params, batch: Batch) -> Params:
+    """The gradient of an objective's own penalty; zeros where it has none."""
+    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
+    if penalty is None:
+        return {name: torch.zeros_like(value) for name, value in leaves.items()}
+    parts = torch.autograd.grad(penalty.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, parts, strict=True))

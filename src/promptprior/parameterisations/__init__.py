@@ -1,0 +1,1 @@
+"""AXIS 1: how parameters become prompts, one file each."""

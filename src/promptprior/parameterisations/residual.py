@@ -1,0 +1,65 @@
+"""The parameterisation `residual`: a prompt, and what a small network makes of it, added (residual prompt tuning).
+
+Razdaibiedina et al. 2023 (Findings of ACL, arXiv 2305.03937), as their code has it:
+
+    prompt = P + LayerNorm(up ReLU(down P + b) + b'),   one network for all tokens, or one for each
+
+After training the sum is a plain prompt: the network is folded into it and dropped.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import layer_norm, relu
+
+from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.tasks.sampling.batch import Batch
+
+NETWORK = ("down", "down_bias", "up", "up_bias")  # ratios: they know no scale, unlike gain and shift
+
+
+@dataclass(frozen=True)
+class Residual:
+    """params: "prompt" Float[C, L, D]; the network "down" Float[C, M, D, r], "down_bias" Float[C, M, r], "up"
+    Float[C, M, r, D], "up_bias", "gain" and "shift" Float[C, M, D], with M = 1 for all tokens or M = L.
+
+    `unit` divides the prompt before the network: the backbone's embedding scale, or 1 as released.
+    """
+
+    length: int
+    width: int
+    unit: float = 1.0
+    name: str = "residual"
+
+    def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "C L D"], Int[Tensor, " X"]]:
+        """Each copy's prompt and its network's share."""
+        return self.summed(params), batch.copy_index
+
+    def fold(self, params: Params) -> Params:
+        """The same prompts as free matrices, for the parameterisation `direct`."""
+        return {"prompt": self.summed(params)}
+
+    def summed(self, params: Params) -> Float[Tensor, "C L D"]:
+        """P + LayerNorm(up ReLU(down P + b) + b')."""
+        prompt, networks = params["prompt"], params["down"].shape[1]
+        x = (prompt / self.unit).unflatten(1, (networks, -1))
+        hidden = relu(x @ params["down"] + params["down_bias"][:, :, None])
+        out = layer_norm(hidden @ params["up"] + params["up_bias"][:, :, None], (self.width,))
+        added = out * params["gain"][:, :, None] + params["shift"][:, :, None]
+        return prompt + added.flatten(1, 2)
+
+
+def network_start(width: int, bottleneck: int, networks: int, gain: float, generator: torch.Generator) -> Params:
+    """An untrained network without a copies axis, as torch.nn.Linear starts; LayerNorm's gain as given."""
+
+    def uniform(*shape: int, fan_in: int) -> Tensor:
+        return (torch.rand(*shape, generator=generator) * 2 - 1) / fan_in**0.5
+
+    return {
+        "down": uniform(networks, width, bottleneck, fan_in=width),
+        "down_bias": uniform(networks, bottleneck, fan_in=width),
+        "up": uniform(networks, bottleneck, width, fan_in=bottleneck),
+        "up_bias": uniform(networks, width, fan_in=bottleneck),
+        "gain": torch.full((networks, width), gain),
+        "shift": torch.zeros(networks, width),
+    }

@@ -1,1 +1,0 @@
-"""What is moved: how parameters become prompts, where they start, and how they are kept."""

@@ -1,0 +1,1 @@
+"""READS results: statistics, tables, plots and the page. Needs neither torch nor transformers."""

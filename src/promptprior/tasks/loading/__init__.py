@@ -1,0 +1,1 @@
+"""From files, the Hub and the catalogue to tasks."""

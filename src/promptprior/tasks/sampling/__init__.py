@@ -1,0 +1,1 @@
+"""From tasks to batches: draws that a seed and a step decide."""

@@ -1,0 +1,318 @@
+"""Comparisons on a Ray cluster of two machines: killed, stopped and resumed, to the same files as in one process."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from promptprior.backbone import load
+from promptprior.compare import execute, run
+from promptprior.compare.executors import ray_driver as engine_ray
+from promptprior.compare.executors.ray_driver import RayEngine, connected, room
+from promptprior.compare.plan import Plan, cells
+from promptprior.compare.progress import Progress
+from promptprior.compare.schedule import Work, WorkerContext, works
+from promptprior.compare.store import RESULTS
+from promptprior.config.training import Settings, Training
+from promptprior.errors import SpecError
+from promptprior.report.results import read_rows
+from tests.backbone.tiny import config, tokenizer
+from tests.compare.fake_ray import FakeRay
+
+SETTINGS = Settings(
+    length=3, source=Training(steps=6, batch_size=4), target=Training(steps=4, batch_size=2, eval_every=2)
+)
+SPLITS = {"train": 24, "validation": 6, "test": 8}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A small grid of a saved tiny model and tasks in files, as every machine would read them."""
+    home = tmp_path_factory.mktemp("ray")
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(home / "model")
+    tokenizer().save_pretrained(home / "model")
+    for name, letters in {"vowels": "ae", "sounds": "st", "edges": "xz", "other": "kl"}.items():
+        write_task(home / "data" / name, letters)
+    return Plan(
+        methods=("zero_shot", "prompt_tuning", "multitask", "spot"),
+        sources=("vowels", "sounds"),
+        targets=("edges", "other"),
+        shots=(2,),
+        seeds=(13, 21),
+        data=home / "data",
+        backbone=str(home / "model"),
+        dtype="float32",
+        device="cpu",
+        settings=SETTINGS,
+        together=1,
+        output=home / "local",
+    )
+
+
+def write_task(folder: Path, letters: str) -> None:
+    """Which of two letters a row's text holds."""
+    folder.mkdir(parents=True)
+    for split, count in SPLITS.items():
+        rows = [
+            {"id": f"{split}-{i}", "text": f"{split} {letters[i % 2] * 3} {i}", "label": ("low", "high")[i % 2]}
+            for i in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture(scope="module")
+def local(plan: Plan) -> Plan:
+    """The same, run in this process."""
+    run.compare(plan, say=lambda _: None)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two machines with one CPU each, as far as Ray can tell, without the processes that only tell people things."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'promptprior[ray]'")
+    from ray.cluster_utils import Cluster
+
+    few = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray._private.services, "get_node", patient(ray._private.services.get_node))
+        made = Cluster(initialize_head=True, head_node_args={**few, "no_monitor": True})
+        made.add_node(**few)
+    yield made
+    made.shutdown()
+
+
+def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but for two minutes: Ray's own half a minute is short where other work has all the cores."""
+
+    def got(*arguments: Any) -> Any:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                time.sleep(0.5)
+        return get_node(*arguments)
+
+    return got
+
+
+def on(cluster: Any, plan: Plan, name: str) -> Plan:
+    return replace(plan, engine="ray", address=cluster.address, output=plan.output.with_name(name))
+
+
+def rows_of(plan: Plan) -> dict[str, str]:
+    """Every row as its bytes, without what depends on the clock, by cell."""
+    rows = [json.loads(line) for line in (plan.output / RESULTS).read_text().splitlines()]
+    for row in rows:
+        del row["cost"]["seconds"], row["cost"]["source_seconds"]
+    assert len({row["cell"] for row in rows}) == len(rows), "a cell stands there twice"
+    return {row["cell"]: json.dumps(row) for row in rows}
+
+
+def artifacts_of(plan: Plan) -> dict[str, str]:
+    """Digests of all tensors that are kept."""
+    files = plan.output.glob("*/**/*.safetensors")
+    return {str(f.relative_to(plan.output)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(cluster: Any, local: Plan) -> None:
+    plan, heard = on(cluster, local, "stopped"), list[str]()
+
+    def stop(line: str) -> None:
+        heard.append(line)
+        if (plan.output / RESULTS).exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.compare(plan, say=stop)
+    before = rows_of(plan)
+    assert 1 <= len(before) < len(rows_of(local))
+    assert not list(plan.output.glob(".promptprior-*"))
+    run.compare(replace(plan, engine="local"), say=heard.append)
+    assert f"{len(before)} finished before" in " ".join(heard)
+    assert rows_of(plan) == rows_of(local)
+    assert artifacts_of(plan) == artifacts_of(local)
+
+
+def kill(cluster: Any, node: Any) -> None:
+    """End a machine as a loss of power would: workers first, for they live on a while without their raylet."""
+    for process in node.all_processes["raylet"]:
+        for child in Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_a_killed_machine_loses_no_finished_cell_and_none_is_run_twice(
+    cluster: Any, local: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, start, victims, heard = on(cluster, local, "killed"), RayEngine.start, list(cluster.worker_nodes), list[str]()
+    engines, finished, asked = list[RayEngine](), list[set[str]](), list[str]()
+
+    def killing(engine: RayEngine, work: Work) -> None:
+        start(engine, work)
+        asked.append(work.key)
+        if victims and len(engine.running) == 2 and (plan.output / RESULTS).exists():
+            engines.append(engine)
+            finished.append(set(rows_of(plan)))
+            kill(cluster, victims.pop())
+
+    monkeypatch.setattr(RayEngine, "start", killing)
+    page = run.compare(plan, say=heard.append)
+    assert finished, "the machine was never killed at work"
+    assert rows_of(plan) == rows_of(local)
+    assert artifacts_of(plan) == artifacts_of(local)
+    assert page.exists()
+    [engine] = engines
+    assert sum(engine.losses.values()) == 1
+    assert sorted(asked) == sorted([*set(asked), *engine.losses])  # only what the machine held was asked for again
+    assert any("another takes over" in line for line in heard)
+    assert any("workers busy" in line and "left" in line for line in heard)
+    run.compare(plan, say=heard.append)
+    assert f"{len(rows_of(local))} finished before, 0 to run" in " ".join(heard)
+
+
+def machine(cpus: float, gpus: float = 0, is_alive: bool = True) -> dict[str, Any]:
+    """A machine as Ray lists it."""
+    return {"Alive": is_alive, "Resources": {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}}
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
+    """A cluster of two machines that is played in this process."""
+
+    def play(**changes: Any) -> FakeRay:
+        fake = FakeRay(**{"machines": [machine(1), machine(1)], **changes})
+        monkeypatch.setattr(engine_ray, "connected", lambda _: (fake, False))
+        return fake
+
+    return play
+
+
+def far(plan: Plan, tmp_path: Path, **changes: Any) -> Plan:
+    return replace(plan, engine="ray", output=tmp_path / "far", **changes)
+
+
+def test_played_workers_give_the_same_files(played: Callable[..., FakeRay], local: Plan, tmp_path: Path) -> None:
+    fake, plan = played(), far(local, tmp_path)
+    run.compare(plan, say=lambda _: None)
+    assert rows_of(plan) == rows_of(local)
+    assert artifacts_of(plan) == artifacts_of(local)
+    assert len(fake.hired) == 2  # each loads the backbone, once
+    assert fake.killed == fake.hired
+    assert fake.is_shut_down
+
+
+def test_work_of_dead_workers_is_done_by_others(played: Callable[..., FakeRay], local: Plan, tmp_path: Path) -> None:
+    fake, plan, heard = played(deaths=(1, 2, 7)), far(local, tmp_path), list[str]()
+    run.compare(plan, say=heard.append)
+    assert rows_of(plan) == rows_of(local)
+    assert artifacts_of(plan) == artifacts_of(local)
+    assert len(fake.hired) == 2 + 3
+    assert fake.works == 3 + len(works_of(local))
+    assert sum("another takes over" in line for line in heard) == 3
+
+
+def works_of(plan: Plan) -> list[Work]:
+    """All pieces of a plan, as if nothing were done."""
+    fresh = replace(plan, output=plan.output / "nowhere")
+    tasks, backbone = run.load_tasks(plan), load(plan.backbone, plan.dtype, plan.device)
+    return works(WorkerContext(fresh, tasks, backbone), cells(fresh, tasks, backbone), ())
+
+
+def test_work_that_kills_its_workers_is_given_up_and_the_rest_goes_on(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path
+) -> None:
+    plan = far(local, tmp_path, methods=("prompt_tuning",), retries=0)
+    played(machines=[machine(1)], deaths=(1, 2, 3))
+    run.compare(plan, say=lambda _: None)
+    rows = read_rows(plan.output / RESULTS)
+    assert [row.error for row in rows if not row.is_ok] == ["its worker died 3 times: The actor died unexpectedly."]
+    assert len(rows) == 4
+
+
+def test_a_machine_that_joins_is_used(played: Callable[..., FakeRay], local: Plan, tmp_path: Path) -> None:
+    fake = played(machines=[machine(1)])
+    plan = far(local, tmp_path)
+
+    def join(line: str) -> None:
+        if "1 of 1 workers busy" in line and len(fake.machines) == 1:
+            fake.machines.append(machine(2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_ray, "POLL", 0.0)
+        patch.setattr(Progress, "every", 0.0)
+        run.compare(plan, say=join)
+    assert len(fake.hired) == 3
+    assert rows_of(plan) == rows_of(local)
+
+
+def test_without_a_shared_folder_workers_keep_checkpoints_of_their_own(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played()
+    plan, seen = far(local, tmp_path, methods=("multitask",)), list[Path]()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(engine_ray, "write_text", lambda *_: None)  # so no worker sees the token
+    real = execute.adapt
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(arguments[5])
+        return real(*arguments)
+
+    monkeypatch.setattr(execute, "adapt", watched)
+    run.compare(plan, say=lambda _: None)
+    assert all(folder.is_relative_to(tmp_path / "elsewhere") for folder in seen)
+    expected = {cell: row for cell, row in rows_of(local).items() if json.loads(row)["method"] == "multitask"}
+    assert rows_of(plan) == expected
+    assert len(list(plan.output.glob("priors/*/prior"))) == 2
+
+
+def test_a_worker_with_another_backbone_stops_the_run(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path
+) -> None:
+    fake, plan = played(), far(local, tmp_path)
+    other = replace(load(plan.backbone, "float32", "cpu"))
+    card = replace(other.card, fingerprint="0" * 16)
+    with pytest.raises(SpecError, match=r"a worker cannot start: .*the weights are not the same"):
+        run.compare(plan, replace(other, frozen=replace(other.frozen, card=card)), lambda _: None)
+    assert fake.is_shut_down
+    assert not (plan.output / RESULTS).exists()
+
+
+def test_room_is_what_fits_on_each_machine() -> None:
+    assert room([machine(4), machine(1), machine(8, is_alive=False)], 1, 0) == [0.25] * 4 + [1.0]
+    assert room([machine(3)], 2, 0) == [1.0]
+    assert room([machine(16, 2)], 1, 0.5) == [0.5] * 4
+    assert room([machine(2, 4), machine(8)], 1, 1) == [1.0] * 2
+    assert room([machine(1)], 2, 0) == []
+
+
+def test_a_worker_that_fits_nowhere_is_said_at_once(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path
+) -> None:
+    played()
+    plan = far(local, tmp_path, ray_gpus=1.0)
+    with pytest.raises(
+        SpecError, match=r"needs 1 CPU and 1 GPU of one machine \(--ray-cpus, --ray-gpus\); the cluster"
+    ):
+        run.compare(plan, say=lambda _: None)
+    assert not (plan.output / RESULTS).exists()
+
+
+def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SpecError, match=r"pip install 'promptprior\[ray\]'"):
+        connected(None)

@@ -1,0 +1,236 @@
+"""A comparison in pieces: what runs together, what waits for a prior, what is tried again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptprior.backbone import Backbone
+from promptprior.backbone.engine import text_costs
+from promptprior.compare import execute, run
+from promptprior.compare.plan import Cell, Plan, cells
+from promptprior.compare.schedule import COST, Fit, Group, Queue, Work, WorkerContext, parts, works
+from promptprior.errors import SpecError, TrainingError
+from promptprior.notation import Tensor
+from promptprior.report.results import read_rows
+from promptprior.tasks.sampling.batch import Batch
+from tests.backbone.tiny import tiny
+from tests.compare.test_run import SHORT, TASKS, words
+
+MORE = {**TASKS, "four": words("four", "lmn", "OPQ"), "five": words("five", "abo", "KLM")}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny("llama", torch.float32)
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(run, "load_task", lambda name, *_: MORE[name])
+    return Plan(
+        methods=("zero_shot", "multitask"),
+        sources=("one", "two"),
+        targets=("three", "four", "five"),
+        shots=(2,),
+        seeds=(13, 21),
+        settings=SHORT,
+        output=tmp_path / "out",
+    )
+
+
+@pytest.fixture
+def worker_context(plan: Plan, backbone: Backbone) -> WorkerContext:
+    return WorkerContext(plan, run.load_tasks(plan), backbone)
+
+
+def wanted(worker_context: WorkerContext) -> list[Cell]:
+    return cells(worker_context.plan, worker_context.tasks, worker_context.backbone)
+
+
+def told(left: list[Work]) -> list[tuple[str, int, int]]:
+    return [(w.method.name, w.seed, len(w.cells) if isinstance(w, Group) else 0) for w in left]
+
+
+def test_fits_stand_before_the_groups_that_need_them(worker_context: WorkerContext) -> None:
+    assert told(works(worker_context, wanted(worker_context), ())) == [
+        ("zero_shot", 0, 3),
+        ("multitask", 13, 0),
+        ("multitask", 13, 3),
+        ("multitask", 21, 0),
+        ("multitask", 21, 3),
+    ]
+
+
+@pytest.mark.parametrize(("together", "sizes"), [(1, [1] * 7), (3, [3, 2, 2]), (4, [4, 3]), (7, [7]), (32, [7])])
+def test_parts_are_even_and_bounded(worker_context: WorkerContext, together: int, sizes: list[int]) -> None:
+    some = [replace(wanted(worker_context)[-1], key=str(i)) for i in range(7)]
+    made = list(parts(some, together))
+    assert [cell for part in made for cell in part] == some
+    assert max(map(len, made)) - min(map(len, made)) <= 1
+    assert sorted(map(len, made), reverse=True) == sizes
+
+
+def test_what_is_done_does_not_change_what_runs_together(worker_context: WorkerContext) -> None:
+    worker_context = replace(worker_context, plan=replace(worker_context.plan, together=2))
+    all_cells = wanted(worker_context)
+    whole = [w for w in works(worker_context, all_cells, ()) if isinstance(w, Group)]
+    assert [len(w.cells) for w in whole] == [1, 2] * 3
+    done = {whole[1].cells[0].key}
+    left = [w for w in works(worker_context, all_cells, done) if isinstance(w, Group)]
+    assert [c.key for c in left[1].cells] == [whole[1].cells[1].key]
+    assert [w.key for w in [left[0], *left[2:]]] == [w.key for w in [whole[0], *whole[2:]]]
+
+
+def test_targets_that_train_together_are_never_apart(worker_context: WorkerContext) -> None:
+    options = {"bmtpt": {"particles": 2, "joint_steps": 1}}
+    plan = replace(worker_context.plan, methods=("bmtpt",), seeds=(13,), together=1, options=options)
+    worker_context = replace(worker_context, plan=plan)
+    all_cells = wanted(worker_context)
+    (fit, group) = works(worker_context, all_cells, {all_cells[0].key})
+    assert isinstance(fit, Fit)
+    assert isinstance(group, Group)
+    assert list(group.cells) == all_cells
+    assert group.missing == all_cells[1:]
+    queue = Queue([], retries=1)
+    assert queue.fail(group) == []
+    assert queue.waiting == [group]
+    assert queue.fail(group) == all_cells[1:]
+    fewer = replace(worker_context, tasks=replace(worker_context.tasks, targets=worker_context.tasks.targets[:2]))
+    assert {c.key for c in wanted(fewer)}.isdisjoint(c.key for c in all_cells)
+    run.compare(plan, worker_context.backbone, lambda _: None)
+    lines = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
+    (plan.output / run.RESULTS).write_text("".join(lines[:1]))
+    run.compare(plan, worker_context.backbone, lambda _: None)
+    again = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
+    assert again[0] == lines[0]
+    assert [json.loads(line)["cell"] for line in again] == [c.key for c in all_cells]
+    assert [json.loads(line)["scores"] for line in again] == [json.loads(line)["scores"] for line in lines]
+
+
+def test_a_group_waits_for_its_prior(worker_context: WorkerContext) -> None:
+    queue = Queue(works(worker_context, wanted(worker_context), ()), retries=0)
+    taken = [queue.take(), queue.take(), queue.take()]
+    assert told([w for w in taken if w]) == [("zero_shot", 0, 3), ("multitask", 13, 0), ("multitask", 21, 0)]
+    assert queue.take() is None
+    fit = taken[2]
+    assert isinstance(fit, Fit)
+    fit.folder.mkdir(parents=True)
+    (fit.folder / COST).write_text("{}")
+    assert told([w for w in [queue.take()] if w]) == [("multitask", 21, 3)]
+
+
+def test_failed_cells_come_again_one_by_one_and_no_more_often_than_said(worker_context: WorkerContext) -> None:
+    left = works(worker_context, wanted(worker_context), ())
+    queue = Queue(left[:1], retries=2)
+    group = queue.take()
+    assert isinstance(group, Group)
+    assert queue.fail(group) == []
+    assert told(queue.waiting) == [("zero_shot", 0, 1)] * 3
+    assert sum(w.tokens for w in queue.waiting) == pytest.approx(group.tokens)
+    single = queue.take()
+    assert isinstance(single, Group)
+    assert queue.fail(single) == []
+    assert queue.waiting[-1].key == single.key
+    assert queue.fail(single) == list(single.cells)
+    assert Queue([], retries=0).fail(group) == list(group.cells)
+
+
+def test_a_prior_that_cannot_be_fitted_takes_its_groups_with_it(worker_context: WorkerContext) -> None:
+    queue = Queue(works(worker_context, wanted(worker_context), ())[1:], retries=1)
+    fit = queue.take()
+    assert fit is not None
+    assert queue.fail(fit) == []
+    assert queue.waiting[-1] is fit
+    queue.waiting.remove(fit)
+    assert [(c.method.name, c.seed) for c in queue.fail(fit)] == [("multitask", 13)] * 3
+    assert told(queue.waiting) == [("multitask", 21, 0), ("multitask", 21, 3)]
+
+
+def test_together_changes_no_result(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    apart = replace(plan, together=1, output=tmp_path / "apart")
+    run.compare(plan, backbone, lambda _: None)
+    run.compare(apart, backbone, lambda _: None)
+    one, other = (read_rows(p.output / run.RESULTS) for p in (plan, apart))
+    assert [r.cell for r in one] == [r.cell for r in other]
+    for a, b in zip(one, other, strict=True):
+        assert (a.score, a.best_step) == (b.score, b.best_step)
+        assert a.scores == pytest.approx(b.scores, rel=1e-5)
+
+
+def test_memory_is_bounded_however_many_cells_adapt_together(
+    plan: Plan, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = replace(plan, methods=("prompt_tuning", "multitask"), shots=(1, 2, 3, 4), seeds=(13,))
+    small, sizes = replace(backbone, max_tokens=64), list[int]()
+    real = Backbone.chunk_losses
+
+    def measured(self: Backbone, prompts: Tensor, batch: Batch) -> Tensor:
+        sizes.append(sum(text_costs(batch)) + prompts.shape[1] * len(batch.prompt_index.unique()))
+        return real(self, prompts, batch)
+
+    run.compare(many, backbone, lambda _: None)
+    monkeypatch.setattr(Backbone, "chunk_losses", measured)
+    run.compare(replace(many, output=tmp_path / "small"), small, lambda _: None)
+    assert len(sizes) > 100
+    assert max(sizes) <= 64
+    one, other = (read_rows(folder / run.RESULTS) for folder in (many.output, tmp_path / "small"))
+    assert len(one) == 2 * 4 * 3
+    assert [r.scores for r in one] == [pytest.approx(r.scores, rel=1e-4) for r in other]
+
+
+def test_one_bad_cell_takes_no_other_with_it(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, heard = execute.adapt, list[str]()
+
+    def failing(method, episodes, *args):
+        if any(e.task.name == "four" for e in episodes) and method.name == "multitask":
+            raise {13: TrainingError("planted"), 21: KeyError("slip")}[episodes[0].seed]
+        return real(method, episodes, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "adapt", failing)
+        run.compare(plan, backbone, heard.append)
+    rows = read_rows(plan.output / run.RESULTS)
+    errors = {(r.target, r.seed): r.error for r in rows if not r.is_ok}
+    assert errors.keys() == {("four", 13), ("four", 21)}
+    assert errors["four", 13] == "TrainingError: planted"
+    assert errors["four", 21].startswith("KeyError: 'slip' (test_schedule.py, line ")
+    assert len(rows) == 9
+    assert any("failed, to be tried again" in line for line in heard)
+    assert any("failed: TrainingError: planted" in line for line in heard)
+
+
+def test_a_fit_that_fails_once_is_fitted_again(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fits = execute.fit, list[int]()
+
+    def shaky(method, sources, backbone, settings, seed, *args):
+        fits.append(seed)
+        if fits.count(13) == 1 and seed == 13:
+            raise TrainingError("a passing weakness")
+        return real(method, sources, backbone, settings, seed, *args)
+
+    monkeypatch.setattr(execute, "fit", shaky)
+    run.compare(plan, backbone, lambda _: None)
+    assert fits == [13, 21, 13]
+    rows = read_rows(plan.output / run.RESULTS)
+    assert len(rows) == 9
+    assert all(r.is_ok for r in rows)
+
+
+def test_a_fit_that_always_fails_is_told_in_the_rows_that_needed_it(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "fit", lambda *_: 1 / 0)
+    run.compare(replace(plan, retries=0), backbone, lambda _: None)
+    rows = read_rows(plan.output / run.RESULTS)
+    assert {r.method for r in rows if r.is_ok} == {"zero_shot"}
+    assert {r.error.split(" (")[0] for r in rows if not r.is_ok} == {"ZeroDivisionError: division by zero"}
+    assert len(rows) == 9
+
+
+@pytest.mark.parametrize("change", [{"together": 0}, {"retries": -1}, {"ray_cpus": 0.0}, {"ray_gpus": -0.5}])
+def test_settings_of_work_that_nothing_could_run_with(plan: Plan, change: dict[str, float]) -> None:
+    with pytest.raises(SpecError, match=f"--{next(iter(change)).replace('_', '-')}"):
+        replace(plan, **change)

@@ -1,0 +1,61 @@
+"""Like tasks come out alike, and rank correlations agree with scipy."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from promptprior.compare.task_similarity import (
+    MEASURES,
+    answers,
+    cosines,
+    overlaps,
+    rank_sources,
+    similarities,
+    template,
+)
+from promptprior.config.training import Settings, Training
+from promptprior.errors import SpecError
+from promptprior.tasks.task import Example, Task
+from tests.backbone.tiny import tiny
+from tests.world import always, choice_task
+
+QUICK = Settings(length=3, target=Training(steps=3, batch_size=4, learning_rates=(0.3,)))
+YES = choice_task("yes", always(0))
+ALSO_YES = choice_task("also_yes", always(0))
+UP = choice_task("up", always(0), ("up", "down"))
+
+
+def test_the_like_source_comes_first_by_every_learned_measure() -> None:
+    for measure in ("gradient", "prompt", "token"):
+        ranked = rank_sources(ALSO_YES, [UP, YES], tiny("gpt2", torch.float32), QUICK, measure, shots=8, steps=4)  # type: ignore[arg-type]
+        assert [one.source for one in ranked] == ["yes", "up"]
+        assert getattr(ranked[0], measure) > getattr(ranked[1], measure) + 0.05
+    assert (ranked[0].label, ranked[1].label) == (1, 0)
+
+
+def test_a_task_is_wholly_like_itself_under_another_name_and_names_are_unique() -> None:
+    # the draw of shots depends on the name, so only overlaps are exactly one
+    (same,) = similarities([replace(YES, name="twin")], [YES], tiny("gpt2", torch.float32), QUICK, shots=8, steps=2)
+    assert same.label == 1
+    assert same.gradient > 0.5
+    with pytest.raises(SpecError, match="yes: named twice"):
+        similarities([YES], [YES], tiny("gpt2", torch.float32), QUICK)
+    assert [f.name for f in fields(same)] == ["source", "target", *MEASURES]
+
+
+def test_template_and_answers() -> None:
+    texts = ["Review: good film. Mood:", "Review: bad film. Mood:", "Review: dull play. Mood:"]
+    task = Task("t", "multiple_choice", ("acc",), {"train": tuple(Example(x, x, "Fine!") for x in texts)})
+    assert template(task) == {"review", "mood"}
+    assert answers(task) == {"fine"}
+
+
+def test_cosines_and_overlaps() -> None:
+    table = cosines(torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]))
+    assert table.tolist() == [[1, 0, -1, 0], [0, 1, 0, 0], [-1, 0, 1, 0], [0, 0, 0, 0]]
+    assert overlaps([frozenset("ab"), frozenset("bc"), frozenset()]).tolist() == [
+        [1, 1 / 3, 0],
+        [1 / 3, 1, 0],
+        [0, 0, 0],
+    ]

@@ -1,0 +1,59 @@
+"""Prices: what a target bears of its prior, and the Pareto front against brute force."""
+
+import numpy as np
+import pytest
+
+from promptprior.report.cost_points import cost_points, pareto, pareto_front, prior_of, shared_by
+from promptprior.report.findings import Grid, overall
+from promptprior.report.results import Row
+from tests.report.result_rows import result_row
+
+OWN = {"seconds": 10.0, "rows": 100, "tokens": 1000}
+
+
+def rows(method, seeds, source_seconds, score, targets="ab", own=10.0):
+    return [
+        Row.from_json(
+            result_row(
+                cell=f"{method}{target}{seed}", method=method, target=target, seed=seed, score=score,
+                cost={**OWN, "seconds": own, "source_seconds": source_seconds + seed, "source_rows": 0,
+                      "source_tokens": 600},
+                sources=["s"],
+            )
+        )
+        for target in targets
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def test_cells_of_a_prior_share_its_cost():
+    others = (*rows("other", (1,), 60.0, 0.4), *rows("other", (2,), 80.0, 0.4))
+    grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *others), "spot")
+    counts = shared_by(grid)
+    assert counts[prior_of(grid.rows[0])] == 4  # spot and other on a and b: the same prior of seed 1
+    spot = next(o for o in cost_points(grid, overall(grid, 16)) if o.method == "spot")
+    assert spot.prices["seconds", "target"] == 10
+    assert spot.prices["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
+    assert spot.prices["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
+    assert spot.prices["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
+
+
+def test_what_needs_no_examples_stands_beside_every_k():
+    free = result_row(cell="z", method="zero_shot", target="a", k=0, seed=0, steps=0, score=0.2)
+    grid = Grid((Row.from_json(free), *rows("spot", (1,), 0.0, 0.5, "a")), "spot")
+    found = cost_points(grid, overall(grid, 16))
+    assert [(o.method, o.prices["seconds", "target"]) for o in found] == [("zero_shot", 12.5), ("spot", 10.0)]
+    assert pareto_front(found, "seconds", "target") == ("spot",)
+
+
+def test_the_front_is_what_nothing_dominates():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        points = {str(i): (float(x), float(y)) for i, (x, y) in enumerate(rng.integers(0, 4, (7, 2)))}
+        want = set()
+        for name, (paid, score) in points.items():
+            better = [1 for p, s in points.values() if (p <= paid and s > score) or (p < paid and s >= score)]
+            want |= set() if better else {name}
+        found = pareto(points)
+        assert set(found) == want
+        assert [points[n][0] for n in found] == sorted(points[n][0] for n in found)

@@ -1,0 +1,73 @@
+"""Learning curves of adaptation against means by hand."""
+
+import pytest
+
+from promptprior.report.findings import Grid, overall
+from promptprior.report.learning_curves import adaptation, steps_to_show
+from promptprior.report.results import Row
+from tests.report.result_rows import grid_rows, result_row
+
+
+def point(step, score):
+    return {"step": step, "train_loss": None, "dev_score": score, "dev_nll": 1.0}
+
+
+def row(method, target, seed, curve):
+    return Row.from_json(
+        result_row(cell=f"{method}{target}{seed}", method=method, target=target, seed=seed, curve=curve)
+    )
+
+
+CURVES = {
+    ("spot", "a", 1): [point(0, 0.5), point(1, 0.6), point(2, None), point(5, 0.9)],
+    ("spot", "a", 2): [point(0, 0.3), point(1, 0.4), point(5, 0.7)],
+    ("spot", "b", 1): [point(0, 0.1), point(1, 0.2)],  # stopped early
+    ("spot", "a", 3): [point(0, 0.9)],  # its pair has not run
+    ("prompt_tuning", "a", 1): [point(0, 0.0), point(1, 0.2), point(5, 0.4)],
+    ("prompt_tuning", "a", 2): [point(0, 0.0), point(1, 0.2), point(5, 0.4)],
+    ("prompt_tuning", "b", 1): [point(0, 0.0), point(1, 0.1), point(5, 0.2)],
+}
+
+
+def found(curves):
+    grid = Grid(tuple(row(*place, curve) for place, curve in curves.items()), "prompt_tuning")
+    return adaptation(grid, overall(grid, 16))
+
+
+def test_means_over_targets_of_means_over_seeds_as_far_as_all_ran():
+    a = found(CURVES)
+    base, spot = a.tracks
+    assert (base.method, spot.method, a.targets) == ("prompt_tuning", "spot", ("a", "b"))
+    assert [(s, i.estimate) for s, i in spot.points] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
+    assert [i.estimate for _, i in base.points] == pytest.approx([0, 0.15, 0.3])
+    assert spot.at(1).low is not None  # of two seeds
+    assert base.at(1).low == pytest.approx(0.15)
+    assert spot.at(5) is None
+    assert (spot.reaches(0.3), spot.reaches(0.5), spot.reaches(0.0)) == (1, None, 0)
+
+
+def test_targets_without_dev_scores_are_left_out_for_all_methods():
+    free_text = {
+        **CURVES,
+        ("spot", "text", 1): [point(0, None)],
+        ("prompt_tuning", "text", 1): [point(0, None), point(1, None)],
+    }
+    assert found(free_text).targets == ("a", "b")
+    assert found({k: v for k, v in free_text.items() if k[1] == "text"}).tracks == ()
+
+
+def test_a_table_shows_the_usual_steps_or_a_few():
+    def steps(*some):
+        return steps_to_show(found({("spot", "a", 1): [point(s, 0.1) for s in some]}))
+
+    assert steps(0, 1, 2, 3, 5, 7, 10, 13) == (0, 1, 2, 5, 10, 13)
+    assert steps(0, 33, 66, 99) == (0, 33, 66, 99)
+    assert steps(*range(0, 99, 3)) == (0, 15, 30, 45, 60, 75, 90, 96)
+    assert steps(0, 4) == (0, 4)
+
+
+def test_what_trains_nothing_has_no_track():
+    grid = Grid(tuple(map(Row.from_json, grid_rows(ks=(16,)))), "prompt_tuning")
+    a = adaptation(grid, overall(grid, 16))
+    assert {t.method for t in a.tracks} == {"prompt_tuning", "multitask", "spot"}
+    assert all(t.points[0][0] == 0 for t in a.tracks)

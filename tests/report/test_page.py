@@ -1,0 +1,393 @@
+"""The report: its words and numbers, and how a real browser shows it."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from promptprior.errors import DataError
+from promptprior.report.page import write_report
+from promptprior.report.plots import thinned
+from promptprior.report.results import Point, parse
+from promptprior.report.similarity_gain import TaskSimilarity
+from tests.report.result_rows import TARGETS, bank_rows, grid_rows, result_row, task_similarity
+
+CHROMIUM = shutil.which("chromium")
+SLOW = 120_000  # milliseconds: a busy machine needs many for the scripts of one page
+HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1"><b>&amp;'
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Elements and texts of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.scripts, self.words, self.cells = [], [], [], []
+        self.feed(Path(path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, text):
+        tag = self.tags[-1][0] if self.tags else ""
+        if tag == "script":
+            self.scripts.append(text)
+        elif tag != "style":
+            self.words.append(" ".join(text.split()))
+            if self.cells:
+                self.cells[-1] += text
+
+    @property
+    def text(self):
+        return " ".join(filter(None, self.words)).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def failed_row(**changes):
+    return result_row(status="failed", score=None, scores={}) | changes
+
+
+def test_words_and_numbers(tmp_path):
+    rows = [*grid_rows(), failed_row(cell="f" * 20, method="spot", seed=87, error="loss is not finite")]
+    path = write_report(
+        rows, tmp_path / "deep" / "report.html", "A title", expected=160, command="promptprior compare x.yaml"
+    )
+    page = Page(path)
+    assert "Unfinished: 153 of 160 cells have run" in page.text
+    assert "1 of 153 cells failed and have no score" in page.text
+    assert "loss is not finite" in page.text
+    assert "promptprior compare x.yaml" in page.text
+    assert "Negative transfer: clearly worse on syllable_count" in page.text
+    assert "country_of, hypernym, past_tense" in page.text
+    assert "SmolLM2-135M-Instruct (ab12cd34)" in page.text
+    assert "torch 2.13.0" in page.text
+    scores = [r["score"] for r in rows if (r["method"], r["target"], r["k"]) == ("spot", "capital_of", 16)]
+    assert any(f"{sum(scores) / 3:.3f}" in cell for cell in page.cells)
+
+
+def test_a_whole_grid_has_no_notices(tmp_path):
+    rows = grid_rows()
+    page = Page(write_report(rows, tmp_path / "r.html", "t", expected=len(rows)))
+    assert not [attrs for _, attrs in page.tags if attrs.get("role") == "status"]
+    assert "Failed cells" not in page.text
+
+
+def test_mixed_rows_are_announced(tmp_path):
+    rows = [
+        result_row(),
+        result_row(cell="c1", seed=21, backbone={"name": "other", "fingerprint": "ff"}, metric="macro_f1"),
+        result_row(cell="c2", score=0.7),
+    ]
+    text = Page(write_report(rows, tmp_path / "r.html", "t")).text
+    assert "Cells of different backbones are mixed" in text
+    assert "scored by different metrics" in text
+    assert "1 older results of the same method, target, k and seed were left out" in text
+
+
+def test_priors_that_were_fitted_once_for_all_seeds_are_announced(tmp_path):
+    shared = [r | {"cost": r["cost"] | {"source_seconds": 7.0}} if r["method"] == "spot" else r for r in grid_rows()]
+    (notice,) = [w for w in Page(write_report(shared, tmp_path / "r.html", "t")).words if w.startswith("One prior")]
+    assert "all seeds of spot: intervals" in notice
+
+
+def test_a_results_file_gives_the_same_bytes_as_its_rows(tmp_path):
+    rows = grid_rows(ks=(16,))
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a = write_report(results, tmp_path / "a.html", "t").read_bytes()
+    b = write_report(rows, tmp_path / "b.html", "t").read_bytes()
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([], "nothing to report: no result rows"),
+        ([result_row(), result_row(k=None)], "row 2: k: expected an integer"),
+    ],
+)
+def test_bad_rows_leave_nothing_behind(tmp_path, rows, text):
+    with pytest.raises(DataError, match=text):
+        write_report(rows, tmp_path / "r.html", "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no result rows in .*absent\.jsonl"):
+        write_report(tmp_path / "absent.jsonl", tmp_path / "r.html", "t")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [result_row()],
+        [failed_row(error="boom")],
+        [result_row(method="zero_shot", k=0, steps=0, curve=[], best_step=None)],
+        [result_row(method="spot", sources=["a"])],
+        [result_row(score=0.0), result_row(cell="c1", method="spot", sources=["a"], score=-0.2)],
+    ],
+    ids=["one cell", "only failures", "only zero-shot", "no baseline", "no relative gain"],
+)
+def test_little_to_say_is_said(tmp_path, rows):
+    page = Page(write_report(rows, tmp_path / "r.html", "t"))
+    assert "How this was made" in page.text
+    assert "nan" not in page.text
+    assert "None" not in page.text
+
+
+def test_names_cannot_break_out(tmp_path):
+    path = write_report(hostile_rows(), tmp_path / "r.html", HOSTILE, command=HOSTILE)
+    page = Page(path)
+    assert [attrs.get("type") for tag, attrs in page.tags if tag == "script"] == [
+        "application/json",
+        None,
+        None,
+    ]
+    assert not [tag for tag, _ in page.tags if tag in ("img", "b", "iframe", "link", "object")]
+    assert json.loads(page.scripts[0])["targets"][0]["name"] == HOSTILE
+
+
+def hostile_rows():
+    hostile = {"family": HOSTILE, "target": HOSTILE, "metric": HOSTILE, "settings": {HOSTILE: HOSTILE}}
+    return [
+        *(result_row(cell=f"p{s}", seed=s, **hostile) for s in (1, 2)),
+        *(result_row(cell=f"h{s}", seed=s, method=HOSTILE, sources=[HOSTILE], **hostile) for s in (1, 2)),
+        failed_row(cell=HOSTILE, seed=3, error=HOSTILE, **hostile),
+    ]
+
+
+def test_long_curves_are_thinned_but_keep_their_end():
+    curve = tuple(Point(i, 1.0, None, None) for i in range(1001))
+    kept = thinned(curve)
+    assert len(kept) <= 81
+    assert (kept[0].step, kept[-1].step) == (0, 1000)
+    assert thinned(curve[:80]) == curve[:80]
+
+
+# In a real browser --------------------------------------------------------------------------------------
+
+chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium on the path")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive chromium")
+    with playwright.sync_playwright() as p:  # launch gives each run a fresh user data folder
+        running = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    rows = [*grid_rows(), failed_row(cell="f", method="spot", seed=87, error="boom")]
+    return write_report(rows, tmp_path_factory.mktemp("report") / "report.html", "A title", expected=160)
+
+
+DRAWN = "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace, .main-svg .hm'))"
+
+
+def opened(browser, path, **options):
+    """A page once its plots are drawn, with what it said and asked for."""
+    page = browser.new_context(**options).new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri(), timeout=SLOW)
+    until(page, DRAWN)
+    return page, said, asked
+
+
+def until(page, condition, seconds=SLOW / 1000):
+    """Wait for a condition. (The page's security policy refuses playwright's own waiting, which evals.)"""
+    for _ in range(int(seconds * 20)):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {condition}")
+
+
+def drawn(page):
+    """How many traces each plot shows."""
+    return page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('figure')].map(f => "
+        "[f.dataset.plot, f.querySelectorAll('.main-svg .trace').length]))"
+    )
+
+
+PHONE = {"viewport": {"width": 375, "height": 800}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.mark.chromium
+@chromium
+def test_every_plot_is_drawn_in_silence_and_without_the_network(browser, report):
+    page, said, asked = opened(browser, report)
+    assert drawn(page) == {
+        "scores": 8, "shots": 4, "curves": 12, "cost": 9, "adaptation": 3, "ranks": 4
+    }  # fmt: skip
+    names = page.evaluate("JSON.parse(document.getElementById('data').textContent).targets.map(t => t.name)")
+    shown = page.evaluate("[...document.querySelector('figure[data-plot=scores] .plot').data.at(-1).x]")
+    for name, mean in zip(names, shown, strict=True):
+        scores = [r["score"] for r in grid_rows() if (r["method"], r["target"], r["k"]) == ("spot", name, 16)]
+        assert mean == pytest.approx(sum(scores) / len(scores), rel=1e-4)
+    assert said == []
+    assert asked == [report.as_uri()]
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory):
+    """A report with everything in it."""
+    rows = [*grid_rows(), *bank_rows(targets=tuple(TARGETS))]
+    path = tmp_path_factory.mktemp("full") / "report.html"
+    return write_report(rows, path, "A title", task_similarity=parse(TaskSimilarity, task_similarity(), "here"))
+
+
+@pytest.mark.chromium
+@chromium
+def test_similarity_and_retrieval_are_drawn(browser, full_report):
+    page, said, asked = opened(browser, full_report)
+    assert drawn(page).keys() >= {"similarity", "foretold", "map"}
+    cells = "document.querySelector('figure[data-plot={}] .plot').data[0].z"
+    assert page.evaluate(cells.format("similarity"))[0][0] == pytest.approx(0.16 * 4)  # country_of to capital_of
+    shares = page.evaluate(cells.format("map"))
+    assert len(shares) == 2 + len(TARGETS)
+    assert sum(r[0] for r in shares) >= sum(r[-1] for r in shares)  # the most used tokens come first
+    page.select_option("figure[data-plot=similarity] select", label="label")
+    until(page, f"{cells.format('similarity')}[0][0] !== {0.16 * 4}")
+    assert (said, len(asked)) == ([], 1)
+    page.context.close()
+
+
+@pytest.mark.chromium
+@chromium
+def test_a_phone_never_scrolls_sideways(browser, full_report):
+    page, said, _ = opened(browser, full_report, **PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    wide = page.evaluate("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length")
+    assert wide > 0  # tables do scroll, inside their own box
+    plots = page.evaluate("[...document.querySelectorAll('.plot .main-svg')].map(s => s.getBoundingClientRect().right)")
+    assert max(plots) <= 375
+    assert said == []
+    page.context.close()
+
+
+@pytest.mark.chromium
+@chromium
+def test_plots_follow_the_window(browser, report):
+    page, _, _ = opened(browser, report, viewport={"width": 1280, "height": 800})
+    page.set_viewport_size({"width": 600, "height": 800})
+    until(
+        page,
+        "[...document.querySelectorAll('.plot .main-svg')].every(s => s.getBoundingClientRect().right <= 600)",
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 600
+    page.context.close()
+
+
+COLOURS = """() => ({
+  page: getComputedStyle(document.body).backgroundColor,
+  ink: getComputedStyle(document.body).color,
+  plot: getComputedStyle(document.querySelector('.xtick text')).fill,
+  line: getComputedStyle(document.querySelector('figure[data-plot=curves] .js-line')).stroke,
+})"""
+
+
+@pytest.mark.chromium
+@chromium
+def test_dark_mode_applies_to_page_and_plots_even_while_open(browser, report):
+    page, said, _ = opened(browser, report, color_scheme="light")
+    light = page.evaluate(COLOURS)
+    page.emulate_media(color_scheme="dark")
+    until(page, f"getComputedStyle(document.querySelector('.xtick text')).fill !== '{light['plot']}'")
+    switched = page.evaluate(COLOURS)
+    page.context.close()
+    page, _, _ = opened(browser, report, color_scheme="dark")
+    dark = page.evaluate(COLOURS)
+    page.context.close()
+    assert switched == dark
+    assert all(light[key] != dark[key] for key in light)
+    assert light["plot"] == light["ink"]
+    assert dark["plot"] == dark["ink"]
+    assert said == []
+
+
+@pytest.mark.chromium
+@chromium
+def test_text_stands_out_from_its_ground_in_both_modes(browser, report):
+    page, _, _ = opened(browser, report)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        names = ["ink", "muted", "better", "worse", "m-base", *(f"m{i}" for i in range(8))]
+        values = page.evaluate(
+            "names => names.map(n => getComputedStyle(document.documentElement).getPropertyValue('--' + n))",
+            [*names, "paper", "raised", "notice", "notice-ink"],
+        )
+        *inks, paper, raised, notice, notice_ink = (v.strip() for v in values)
+        wanted = dict.fromkeys(names, 3.0) | dict.fromkeys(["ink", "muted", "better", "worse"], 4.5)
+        for name, colour in zip(names, inks, strict=True):
+            assert contrast(colour, paper) >= wanted[name], (scheme, name)
+        assert all(contrast(inks[i], raised) >= 4.5 for i in range(4)), scheme
+        assert contrast(notice_ink, notice) >= 4.5
+    page.context.close()
+
+
+def contrast(a, b):
+    """WCAG's contrast ratio of two hex colours."""
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.chromium
+@chromium
+def test_controls_change_their_plot(browser, report):
+    page, said, _ = opened(browser, report)
+    title = "document.querySelector('figure[data-plot=curves] .ytitle').textContent"
+    assert page.evaluate(title) == "dev score"
+    page.select_option("figure[data-plot=curves] label:has-text('curve') select", label="training loss")
+    until(page, f"{title} === 'training loss'")
+    x = "document.querySelector('figure[data-plot=scores] .plot').data.at(-1).x[0]"
+    at_16 = page.evaluate(x)
+    page.select_option("figure[data-plot=scores] select", label="4")
+    until(page, f"{x} !== {at_16}")
+    assert said == []
+    page.context.close()
+
+
+@pytest.mark.chromium
+@chromium
+def test_hostile_names_do_nothing_but_be_shown(browser, tmp_path):
+    path = write_report(hostile_rows(), tmp_path / "r.html", HOSTILE, command=HOSTILE)
+    page, said, asked = opened(browser, path, **PHONE)
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.images.length") == 0
+    assert page.title() == HOSTILE
+    assert HOSTILE[:38] in page.text_content("figure[data-plot=scores] .legend")
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    assert (said, len(asked)) == ([], 1)
+    page.context.close()
+
+
+@pytest.mark.chromium
+@chromium
+def test_a_single_cell_still_draws(browser, tmp_path):
+    path = write_report([result_row()], tmp_path / "r.html", "t")
+    page, said, _ = opened(browser, path)
+    assert drawn(page) == {"scores": 2, "curves": 2, "cost": 2}  # one k: no few-shot curve
+    assert said == []
+    page.context.close()

@@ -1,0 +1,76 @@
+"""The contract of a result row: strict, and the same there and back."""
+
+import json
+
+import pytest
+
+from promptprior.errors import DataError
+from promptprior.report.results import Row, read_rows
+from tests.report.result_rows import result_row
+
+
+def test_there_and_back():
+    value = result_row()
+    row = Row.from_json(value)
+    assert json.loads(json.dumps(row.to_json())) == json.loads(json.dumps(value))
+    assert Row.from_json(row.to_json()) == row
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"scor": 1}, "line 3: unknown key 'scor'; did you mean 'score'"),
+        ({"k": "16"}, "line 3: k: expected an integer, got '16'"),
+        ({"k": True}, "line 3: k: expected an integer, got True"),
+        ({"seed": 1.5}, "line 3: seed: expected an integer, got 1.5"),
+        ({"score": float("nan")}, "line 3: score: expected a finite number, got nan"),
+        ({"method": None}, "line 3: method: expected a string, got None"),
+        ({"sources": "a"}, "line 3: sources: expected a list, got 'a'"),
+        ({"sources": [1]}, r"line 3: sources\[0\]: expected a string, got 1"),
+        ({"scores": {"accuracy": "x"}}, r"line 3: scores.accuracy: expected a finite number, got 'x'"),
+        ({"cost": {"seconds": 1}}, "line 3: cost: missing rows, tokens, source_seconds"),
+        ({"curve": [{"step": 1}]}, r"line 3: curve\[0\]: missing train_loss"),
+        ({"status": "done"}, "line 3: status: expected one of ok, failed, got 'done'"),
+        ({"score": None}, "line 3: score: an ok cell needs a number, got null"),
+        ({"status": "failed", "error": "x"}, "line 3: a failed cell needs score null and an error"),
+        ({"status": "failed", "score": None}, "line 3: a failed cell needs score null and an error"),
+    ],
+)
+def test_anything_else_is_refused(change, text):
+    with pytest.raises(DataError, match=text):
+        Row.from_json(result_row() | change, "line 3")
+
+
+def test_results_written_before_diagnostics_still_load():
+    old = result_row()
+    del old["diagnostics"]
+    assert Row.from_json(old) == Row.from_json(result_row(diagnostics={}))
+    new = result_row(diagnostics={"retrieval": {"rows": 8, "map": [[0.5, 1.0]]}})
+    assert Row.from_json(json.loads(json.dumps(new))).to_json()["diagnostics"] == new["diagnostics"]
+    with pytest.raises(DataError, match=r"row: diagnostics: expected an object, got \[\]"):
+        Row.from_json(result_row(diagnostics=[]))
+
+
+def test_a_missing_key_is_named():
+    value = result_row()
+    del value["family"]
+    with pytest.raises(DataError, match="row: missing family"):
+        Row.from_json(value)
+    with pytest.raises(DataError, match=r"row: expected an object, got \[\]"):
+        Row.from_json([])
+
+
+def test_the_last_line_of_a_cell_counts(tmp_path):
+    path = tmp_path / "results.jsonl"
+    failed = result_row(status="failed", score=None, scores={}, error="boom")
+    lines = [failed, result_row(cell="other"), result_row(score=0.75)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cell": "cut o')
+    assert [(r.cell, r.score) for r in read_rows(path)] == [("c0", 0.75), ("other", 0.5)]
+    assert read_rows(tmp_path / "absent.jsonl") == ()
+
+
+def test_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(result_row()) + "\n" + json.dumps(result_row(k=None)) + "\n")
+    with pytest.raises(DataError, match=r"results.jsonl, row 2: k: expected an integer, got None"):
+        read_rows(path)

@@ -1,0 +1,73 @@
+"""Does likeness foretell gains? Against planted gains, and rank correlations by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from promptprior.errors import DataError
+from promptprior.report.findings import Grid
+from promptprior.report.results import Row
+from promptprior.report.results import parse as parse_json
+from promptprior.report.similarity_gain import (
+    TaskSimilarity,
+    gains,
+    read_similarity,
+    similarity_gain_correlation,
+    write_similarity,
+)
+from tests.report.result_rows import TARGETS, grid_rows, result_row, task_similarity
+
+FOUND = parse_json(TaskSimilarity, task_similarity(), "here")
+
+
+def grid(rows):
+    return Grid(tuple(map(Row.from_json, rows)), "prompt_tuning")
+
+
+def row(method, target, score, sources=(), k=16, seed=1):
+    place = {"method": method, "target": target, "score": score, "sources": list(sources), "k": k, "seed": seed}
+    return result_row(cell=str(place), **place)
+
+
+def test_there_and_back(tmp_path):
+    path = write_similarity(FOUND, tmp_path / "similarity.json")
+    assert read_similarity(path) == FOUND
+    assert read_similarity(tmp_path / "absent.json") is None
+    path.write_text(json.dumps(task_similarity() | {"steps": "20"}))
+    with pytest.raises(DataError, match=r"similarity\.json: steps: expected an integer, got '20'"):
+        read_similarity(path)
+
+
+def test_gains_are_paired_differences_by_sources_averaged_over_k():
+    rows = [
+        row("prompt_tuning", "a", 0.5),
+        row("prompt_tuning", "a", 0.6, seed=2),
+        row("prompt_tuning", "a", 0.7, k=4),
+        row("spot", "a", 0.6, ["x"]),
+        row("spot", "a", 0.9, ["x"], seed=3),  # nothing to pair it with
+        row("spot", "a", 0.9, ["x"], k=4),
+        row("spot", "a", 0.4, ["y", "x"]),  # other sources: another place, though the same cell of a grid
+        row("zero_shot", "a", 0.1),
+    ]
+    found = {(g.method, g.sources): g.gain for g in gains(grid(rows))}
+    assert found == {("spot", ("x",)): pytest.approx((0.1 + 0.2) / 2), ("spot", ("x", "y")): pytest.approx(-0.1)}
+
+
+def test_what_was_planted_is_foretold_and_noise_is_not():
+    told = {(f.method, f.measure): f for f in similarity_gain_correlation(FOUND, gains(grid(grid_rows())))}
+    gradient, label = told["multitask", "gradient"], told["multitask", "label"]
+    assert gradient.correlation.low > 0.5
+    assert label.correlation.low < 0 < label.correlation.high
+    assert len(gradient.points) == len(TARGETS)
+    assert gradient.correlation.estimate == pytest.approx(spearmanr(*np.array([p[1:] for p in gradient.points]).T)[0])
+    likes = {p.target: p.gradient for p in FOUND.pairs if p.source == "hypernym"}
+    assert {t: x for t, x, _ in gradient.points} == pytest.approx(likes)  # the mean of three sources 0.1 apart
+
+
+def test_few_points_have_no_correlation_and_unknown_sources_no_point():
+    some = gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["country_of"])]))
+    assert {(len(f.points), f.correlation) for f in similarity_gain_correlation(FOUND, some)} == {(1, None)}
+    other = gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["elsewhere"])]))
+    assert {f.points for f in similarity_gain_correlation(FOUND, other)} == {()}

@@ -1,0 +1,116 @@
+"""Tables as Markdown and CSV: read back, they hold the numbers that went in."""
+
+import csv
+import io
+
+import pytest
+
+from promptprior.report.page import findings, write_markdown
+from promptprior.report.statistics import Interval, average_relative_gain, stratified_bootstrap
+from promptprior.report.table import Cell, Table, as_csv, columns, markdown, number, p_text, scored, signed, write_csv
+from promptprior.report.tables import tables
+from tests.report.result_rows import grid_rows, result_row
+
+
+def read_markdown(text):
+    """Tables by title: rows of cells."""
+    found = {}
+    for part in text.split("### ")[1:]:
+        title, _, rest = part.partition("\n")
+        lines = [line for line in rest.splitlines() if line.startswith("|")]
+        found[title] = [[c.strip() for c in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
+    return found
+
+
+def scores_of(rows, method, k):
+    runs = {}
+    for row in rows:
+        if (row["method"], row["k"]) == (method, k) and row["status"] == "ok":
+            runs.setdefault(row["target"], []).append(row["score"])
+    return runs
+
+
+ROWS = grid_rows()
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tables(findings(ROWS))
+
+
+def test_markdown_holds_the_numbers_of_the_rows(made):
+    rows, found = ROWS, read_markdown(markdown(made))
+    spot, base = scores_of(rows, "spot", 16), scores_of(rows, "prompt_tuning", 16)
+    line = next(r for r in found["All targets, k = 16"] if r[0] == "spot")
+    want = stratified_bootstrap(spot)
+    assert line[1] == f"{want.estimate:.3f} [{want.low:.3f}, {want.high:.3f}]"
+    line = next(r for r in found["Against prompt_tuning, k = 16"] if r[0] == "spot")
+    assert line[3].startswith(signed(100 * average_relative_gain(spot, base).gain.estimate, 1) + "% [")
+    assert line[6] == "5 / 0 / 3"
+    line = next(r for r in found["Scores, k = 4"] if r[0].startswith("capital_of"))
+    assert line[0] == "capital_of geography · accuracy · n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}200"
+    assert line[1] == "0.240 ▼ one run"
+    costs = next(r for r in found["Costs"] if r[0] == "multitask")
+    assert costs[found["Costs"][0].index("Numbers trained")] == "9,216"
+    assert list(found) == [t.title for t in made]
+    assert all(len(r) == len(some[0]) for some in found.values() for r in some)
+
+
+def test_csv_holds_them_in_full(made):
+    read = {t.name: list(csv.DictReader(io.StringIO(as_csv(t)))) for t in made}
+    spot = next(r for r in read["overall-k4"] if r["Method"] == "spot")
+    want = stratified_bootstrap(scores_of(ROWS, "spot", 4))
+    assert float(spot["Mean"]) == pytest.approx(want.estimate, rel=1e-12)
+    assert [float(spot[h]) for h in ("Mean low", "Mean high")] == pytest.approx([want.low, want.high], abs=1e-3)
+    zero = next(r for r in read["scores-k4"] if r["Target"] == "antonym")
+    assert (float(zero["zero_shot"]), zero["zero_shot low"]) == (0.37, "")
+    front = [r["Method"] for r in read["pareto-k16"] if r["Front in seconds"] == "yes"]
+    assert front == ["zero_shot", "prompt_tuning", "multitask", "spot"]
+
+
+def test_missing_and_failed_cells_say_so():
+    rows = [r for r in grid_rows(ks=(16,)) if (r["method"], r["target"]) != ("spot", "antonym")]
+    rows.append(result_row(cell="f", method="multitask", target="new", status="failed", score=None, error="boom"))
+    rows.append(result_row(cell="g", method="prompt_tuning", target="new", score=0.5))
+    found = {t.name: t for t in tables(findings(rows))}
+    cells = {
+        row[0].main: dict(zip(("zero", "base", "multi", "spot"), row[1:], strict=True))
+        for row in found["scores-k16"].rows
+    }
+    assert cells["antonym"]["spot"].main == "missing"
+    assert cells["new"]["multi"].main == "failed"
+    assert cells["new"]["base"].main == "0.500"
+    assert cells["new"]["base"].detail == "1 of 3 seeds"
+    assert "seeds" not in cells["antonym"]["base"].detail + cells["antonym"]["zero"].detail
+    assert "antonym" not in found["overall-k16"].note  # a mean over it would not be fair
+    assert [c.main for c in found["failed"].rows[0]] == ["f", "multitask", "new", "16", "13", "boom"]
+
+
+def test_cells_as_text():
+    assert scored(None).main == "\N{EN DASH}"
+    assert scored(Interval(0.5, None, None, 1)).detail == "one run"
+    assert scored(Interval(-0.5, -0.6, -0.4, 3), signed, "worse") == Cell(
+        "\N{MINUS SIGN}0.500", "[\N{MINUS SIGN}0.600, \N{MINUS SIGN}0.400]", "worse", (-0.5, -0.6, -0.4)
+    )
+    assert number(None, p_text).main == "\N{EN DASH}"
+    assert number(0.0005, p_text) == Cell("< 0.001", numbers=(0.0005,))
+
+
+def test_hostile_names_stay_inside_their_cell():
+    table = Table("t", "T", "", columns("a|b"), ((Cell("x|y\n# z"), Cell("<script>")),))
+    last = markdown([table]).splitlines()[-1]
+    assert last == "| x\\|y # z | &lt;script> |"
+    assert list(csv.reader(io.StringIO(as_csv(table))))[1] == ["x|y\n# z", "<script>"]
+
+
+@pytest.mark.parametrize("rows", [[result_row()], [result_row(status="failed", score=None, error="boom")]])
+def test_little_to_say_makes_few_tables(tmp_path, rows):
+    found = findings(rows)
+    text = write_markdown(found, tmp_path / "x.md", "T", "promptprior report x").read_text()
+    assert text.startswith("# T\n\n")
+    assert text.endswith("    promptprior report x\n")
+    assert "nan" not in text
+    assert "None" not in text
+    files = write_csv(tables(found), tmp_path / "csv")
+    assert [f.name for f in files] == [t.name + ".csv" for t in tables(found)]
+    assert all(f.is_file() for f in files)
