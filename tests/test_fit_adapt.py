@@ -112,7 +112,7 @@ def test_a_prompt_says_where_it_comes_from(backbone: Backbone, prior: Prior, epi
     assert [point["step"] for point in done.curve] == list(range(7))
     assert done.curve[0]["train_loss"] is None
     assert {p["step"] for p in done.curve if p["dev_nll"] is not None} == {0, 2, 4, 6}
-    assert done.rows > 0
+    assert done.cost.rows > 0
     assert prior.header.tasks[0].role == "source"
 
 

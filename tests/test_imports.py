@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/promptprior"
 LAYERS = (
-    "notation", "errors", "processes", "files", "config", "tasks", "backbone", "parameterisations", "objectives",
+    "notation", "errors", "cost", "processes", "files", "config", "tasks", "backbone", "parameterisations", "objectives",
     "rules", "artifacts", "train", "watch", "evaluate", "methods", "fit", "adapt", "guard", "predictive",
     "report", "compare", "cli",
 )  # fmt: skip

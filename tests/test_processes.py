@@ -99,7 +99,7 @@ def results(kind: str, folder: Path) -> dict[str, Tensor]:
         "best": done.params["prompt"],
         "score": torch.tensor(done.best.score),
         "nll": torch.tensor(nll),
-        "cost": torch.tensor([done.rows]),
+        "cost": torch.tensor([done.cost.rows]),
         "told": torch.tensor(told),
     }
 

@@ -135,7 +135,7 @@ def assert_same(a: Trained, b: Trained) -> None:
         assert all(torch.equal(one[n], other[n]) for n in one)
     assert replace(a.best, params={}) == replace(b.best, params={})
     assert a.history == b.history
-    assert (a.steps, a.rows, a.tokens) == (b.steps, b.rows, b.tokens)
+    assert (a.steps, a.cost.rows, a.cost.tokens) == (b.steps, b.cost.rows, b.cost.tokens)
 
 
 @pytest.mark.parametrize("deaths", [(1,), (4,), (9,), (2, 3, 7)])
@@ -214,7 +214,7 @@ def test_no_steps_judge_the_start() -> None:
     assert done.best is not None
     assert done.best.step == (0, 0)
     assert torch.equal(done.params["prompt"], run.params["prompt"])
-    assert done.rows > 0  # what judging cost
+    assert done.cost.rows > 0  # what judging cost
 
 
 def test_every_copy_keeps_its_own_best_and_ties_keep_the_earlier() -> None:

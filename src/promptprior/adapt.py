@@ -17,11 +17,11 @@ from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, vers
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import make_run_context
 from promptprior.methods import AdaptationInit, Episode, Method, OneByOne, RunContext, source_stage
-from promptprior.methods.method import spent
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -42,7 +42,7 @@ DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 class Adapted:
     """An episode's prompt and how it came about.
 
-    `curve` has train loss and dev score by step; seconds, rows and tokens are this episode's share of the run.
+    `curve` has train loss and dev score by step; `cost` is this episode's share of the run.
     """
 
     prompt: Prompt
@@ -52,9 +52,7 @@ class Adapted:
     dev_score: float | None
     curve: tuple[dict[str, Any], ...]
     trainable: int
-    seconds: float
-    rows: int
-    tokens: int
+    cost: Cost
     variant: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -106,7 +104,7 @@ def adapt_together(
     objective = objective_of(context.backbone, initial.parameterisation)
     rates = (initial.rates or context.settings.target.learning_rates) if initial.trains else (1.0,)
     done = context.train(target_run(method, context, objective, initial, episodes, rates), "target")
-    done = replace(done, **spent(done, *before))  # type: ignore[arg-type]
+    done = replace(done, cost=sum((run.cost for run in before), done.cost))
     return [
         adapted(method, context.settings, context.backbone, initial, episode, e, rates, done, len(episodes))
         for e, episode in enumerate(episodes)
@@ -244,9 +242,7 @@ def adapted(
         dev_score=best.score[chosen] if episode.task.is_choice else None,
         curve=tuple(curve_of(done.history, chosen, episode.task.is_choice)),
         trainable=trainable(initial) * initial.together,
-        seconds=done.seconds / episodes,
-        rows=done.rows // episodes,
-        tokens=done.tokens // episodes,
+        cost=done.cost.shared_by(episodes),
         variant=variant,
     )
 

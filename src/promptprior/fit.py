@@ -89,6 +89,9 @@ def prior_header(
         parameterisation_settings=plain_settings(form),
         backbone=backbone.card,
         tasks=tuple(TaskCard(t.name, t.version, t.fingerprint, "source") for t in sources),
-        diagnostics={**fit_result.diagnostics, "cost": {"rows": fit_result.rows, "tokens": fit_result.tokens}},
+        diagnostics={
+            **fit_result.diagnostics,
+            "cost": {"rows": fit_result.cost.rows, "tokens": fit_result.cost.tokens},
+        },
         versions=versions(),
     )

@@ -15,6 +15,7 @@ import torch
 from typing_extensions import TypeVar
 
 from promptprior.artifacts.header import digest
+from promptprior.cost import Cost
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
@@ -76,18 +77,7 @@ class Trained:
     best: Best | None
     history: list[dict[str, Any]]
     steps: int
-    seconds: float
-    rows: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a run has cost, over all its sittings."""
-
-    seconds: float = 0.0
-    rows: int = 0
-    tokens: int = 0
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class Progress:
     state: State
     best: Best | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-    spent: Spent = Spent()
+    cost: Cost = Cost()
     stopped: bool = False
 
 
@@ -132,18 +122,18 @@ class Clock:
         self.meter = run.objective.backbone.meter
         self.start, self.rows, self.tokens = time.monotonic(), self.meter.rows, self.meter.tokens
 
-    def read(self, before: Spent) -> Spent:
+    def read(self, before: Cost) -> Cost:
         """What has been spent by now by all processes, on top of what had been spent before."""
         seconds = time.monotonic() - self.start
         counted = torch.tensor([self.meter.rows - self.rows, self.meter.tokens - self.tokens])
         add_up([counted])
         rows, tokens = counted.tolist()
-        return Spent(before.seconds + seconds, before.rows + rows, before.tokens + tokens)
+        return before + Cost(seconds, rows, tokens)
 
 
 def with_cost(progress: Progress, clock: Clock) -> Progress:
     """The same progress with its cost up to now."""
-    return Progress(progress.state, progress.best, progress.history, clock.read(progress.spent), progress.stopped)
+    return Progress(progress.state, progress.best, progress.history, clock.read(progress.cost), progress.stopped)
 
 
 def opened(run: Run) -> Progress:
@@ -157,7 +147,7 @@ def advanced(run: Run, progress: Progress) -> Progress:
     state, info = run.rule.step(progress.state, run.draws.batch(progress.state.step), run.objective)
     check_finite(state, info, progress.history)
     line = {"step": state.step, **{name: rounded(value) for name, value in info.items()}}
-    after = Progress(state, progress.best, [*progress.history, line], progress.spent)
+    after = Progress(state, progress.best, [*progress.history, line], progress.cost)
     due = run.select is not None and is_due(run, state.step)
     return selected(run, after) if due else after
 
@@ -179,7 +169,7 @@ def selected(run: Run, progress: Progress) -> Progress:
         history = [{"step": 0, "dev_score": rounded(score), "dev_nll": rounded(nll)}]
     best = improved(progress.best, progress.state, score.tolist(), nll.tolist(), run.patience)
     stopped = run.patience is not None and min(best.waited) >= run.patience
-    return Progress(progress.state, best, history, progress.spent, stopped)
+    return Progress(progress.state, best, history, progress.cost, stopped)
 
 
 def improved(best: Best | None, state: State, score: list[float], nll: list[float], patience: int | None) -> Best:
@@ -245,16 +235,13 @@ def as_info(line: Mapping[str, Any]) -> Info:
 
 def trained(progress: Progress) -> Trained:
     """What a finished run came to."""
-    spent = progress.spent
     return Trained(
         params=progress.best.params if progress.best else progress.state.params,
         last=progress.state.params,
         best=progress.best,
         history=progress.history,
         steps=progress.state.step,
-        seconds=spent.seconds,
-        rows=spent.rows,
-        tokens=spent.tokens,
+        cost=progress.cost,
     )
 
 
@@ -269,7 +256,7 @@ def save(run: Run, progress: Progress, folder: Path) -> None:
         "start": start_of(run),
         "step": progress.state.step,
         "stopped": progress.stopped,
-        "spent": vars(progress.spent),
+        "spent": vars(progress.cost),
         "best": {k: v for k, v in vars(best).items() if k != "params"} if best else None,
     }
 
@@ -307,7 +294,7 @@ def restored(run: Run, folder: Path | None) -> Progress | None:
         tuple(meaning["best"]["waited"]),
     )
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return Progress(state, best, history, Spent(**meaning["spent"]), meaning["stopped"])
+    return Progress(state, best, history, Cost(**meaning["spent"]), meaning["stopped"])
 
 
 def start_of(run: Run) -> dict[str, str]:

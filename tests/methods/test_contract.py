@@ -223,7 +223,7 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     meter = backbone(torch.float64).meter
     rows, tokens = meter.rows, meter.tokens
     made = adapted(name, episodes()[0])[0]
-    assert (made.rows, made.tokens) == (meter.rows - rows, meter.tokens - tokens)
+    assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
 
 
 @pytest.mark.parametrize("name", METHODS)

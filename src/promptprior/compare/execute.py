@@ -15,15 +15,14 @@ from promptprior.compare.schedule import Fit, Group, WorkerContext
 from promptprior.compare.store import Finished, Fitted
 from promptprior.config.mapping import to_mapping
 from promptprior.config.training import Settings
+from promptprior.cost import Cost
 from promptprior.evaluate import EvalResult
 from promptprior.fit import fit
 from promptprior.methods.method import Episode
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.notation import Params
-from promptprior.report.results import BackboneName, Cost, Parameters, Point, Row, ShotIds
+from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.watch import WatchStage, tensorboard, together
-
-FREE: Mapping[str, float] = {"seconds": 0.0, "rows": 0, "tokens": 0}
 
 
 def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
@@ -34,8 +33,8 @@ def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: Wat
     prior = fit(work.method, worker_context.tasks.sources, worker_context.backbone, settings, work.seed, folder, heard)
     counted = prior.header.diagnostics["cost"]
     assert isinstance(counted, dict)
-    spent = {**counted, "seconds": time.monotonic() - start}
-    return Fitted(replace(prior, params=on_cpu(prior.params)), spent)
+    cost = Cost(time.monotonic() - start, int(counted["rows"]), int(counted["tokens"]))
+    return Fitted(replace(prior, params=on_cpu(prior.params)), cost)
 
 
 def adapt_group(
@@ -50,7 +49,7 @@ def adapt_group(
     plan, backbone = worker_context.plan, worker_context.backbone
     settings = plan.resolved()
     episodes = [episode_of(cell, plan, settings) for cell in group.cells]
-    prior, source = (fitted.prior, fitted.cost) if fitted else (None, FREE)
+    prior, source = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
     done = adapt(group.method, episodes, backbone, prior, settings, folder, heard)
     testing()
@@ -104,7 +103,7 @@ def good_row(
     cell: Cell,
     adapted: Adapted,
     evaluate_requests: EvalResult,
-    source: Mapping[str, float],
+    source: Cost,
     diagnostics: Mapping[str, object],
 ) -> Row:
     """The row of a finished cell."""
@@ -123,14 +122,7 @@ def good_row(
         best_step=adapted.best_step if cell.k else None,
         curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
         settings={**blank.settings, "learning_rate": adapted.learning_rate},
-        cost=Cost(
-            adapted.seconds,
-            adapted.rows,
-            adapted.tokens,
-            float(source["seconds"]),
-            int(source["rows"]),
-            int(source["tokens"]),
-        ),
+        cost=CellCost.of(adapted.cost, source),
         parameters=Parameters(adapted.trainable, stored),
         shots=ids,
         diagnostics=diagnostics,
@@ -159,7 +151,7 @@ def failed_row(worker_context: WorkerContext, cell: Cell, error: str) -> Row:
         best_step=None,
         curve=(),
         settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": dtype},
-        cost=Cost(0.0, 0, 0, 0.0, 0, 0),
+        cost=CellCost.of(Cost(), Cost()),
         parameters=Parameters(0, 0),
         sources=source_labels(cell.method, worker_context.tasks.sources),
         n_test=len(target.split("test")[: plan.test_limit]),

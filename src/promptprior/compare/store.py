@@ -1,16 +1,16 @@
 """What a comparison keeps on disk. One process writes: the one that was started, whoever does the work."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.artifacts.header import HEADER_FILE
 from promptprior.backbone import BackboneCard
 from promptprior.compare.plan import Cell
 from promptprior.compare.schedule import COST
+from promptprior.cost import Cost
 from promptprior.files import append_line, read_json, write_json
 from promptprior.report.results import Row, read_rows
 
@@ -19,10 +19,10 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True)
 class Fitted:
-    """A prior, and what fitting it cost: seconds, rows and tokens."""
+    """A prior, and what fitting it cost."""
 
     prior: Prior
-    cost: Mapping[str, float]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ def keep_prior(folder: Path, fitted: Fitted) -> None:
     """Save a fitted prior, unless the fit has done so itself, then its cost; its checkpoints are no longer needed."""
     if not (folder / "prior" / HEADER_FILE).exists():
         fitted.prior.save_pretrained(folder / "prior")
-    write_json(folder / COST, dict(fitted.cost))
+    write_json(folder / COST, asdict(fitted.cost))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def kept_prior(folder: Path, backbone: BackboneCard) -> Fitted:
     """A prior that is kept. Raises ArtifactError when it is damaged or of another backbone."""
-    cost: dict[str, Any] = read_json(folder / COST)
-    return Fitted(Prior.from_pretrained(folder / "prior", backbone), cost)
+    return Fitted(Prior.from_pretrained(folder / "prior", backbone), Cost(**read_json(folder / COST)))
 
 
 def keep_finished(output: Path, results: Sequence[Finished]) -> None:

@@ -134,4 +134,4 @@ def template(task: Task) -> frozenset[str]:
     return frozenset(word for word, count in counts.items() if count >= TEMPLATE_SHARE * len(texts))
 
 
-__all__ = ["MEASURES", "Measure", "Similarity", "TaskSimilarity", "task_similarity", "rank_sources", "similarities"]
+__all__ = ["MEASURES", "Measure", "Similarity", "TaskSimilarity", "rank_sources", "similarities", "task_similarity"]

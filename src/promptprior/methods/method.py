@@ -14,6 +14,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, Training
+from promptprior.cost import Cost
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.initial import start_prompt
@@ -105,9 +106,7 @@ class FitResult:
     parameterisation: Parameterisation
     params: Params
     diagnostics: Mapping[str, object] = field(default_factory=dict)
-    seconds: float = 0.0
-    rows: int = 0
-    tokens: int = 0
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True)
@@ -209,12 +208,3 @@ def viewed(method: Any, recipe: type[Recipe], targets_only: Sequence[str]) -> Re
 def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:
     """One direct prompt per copy."""
     return {"prompt": torch.stack(list(prompts))}
-
-
-def spent(*runs: Trained) -> dict[str, float | int]:
-    """What some runs cost together, as fields of FitResult and of Trained."""
-    return {
-        "seconds": sum(r.seconds for r in runs),
-        "rows": sum(r.rows for r in runs),
-        "tokens": sum(r.tokens for r in runs),
-    }

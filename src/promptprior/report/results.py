@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from promptprior.cost import Cost
 from promptprior.errors import DataError, unknown_name
 from promptprior.files import read_lines
 
@@ -27,7 +28,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CellCost:
     """What a cell cost: adapting to the target, and fitting the prior it started from (0 without one).
 
     `rows` and `tokens` are what the backbone read. A prior that many cells share has the whole of its
@@ -40,6 +41,22 @@ class Cost:
     source_seconds: float
     source_rows: int
     source_tokens: int
+
+    @classmethod
+    def of(cls, target: Cost, source: Cost) -> "CellCost":
+        """What adapting cost, and what its prior cost."""
+        parts = (target.seconds, target.rows, target.tokens, source.seconds, source.rows, source.tokens)
+        return cls(*parts)
+
+    @property
+    def target(self) -> Cost:
+        """What adapting to the target cost."""
+        return Cost(self.seconds, self.rows, self.tokens)
+
+    @property
+    def source(self) -> Cost:
+        """What fitting its prior cost."""
+        return Cost(self.source_seconds, self.source_rows, self.source_tokens)
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Row:
     best_step: int | None
     curve: tuple[Point, ...]
     settings: Mapping[str, Any]
-    cost: Cost
+    cost: CellCost
     parameters: Parameters
     sources: tuple[str, ...]
     n_test: int

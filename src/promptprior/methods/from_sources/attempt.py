@@ -29,7 +29,7 @@ from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task
-from promptprior.train import Run, Trained
+from promptprior.train import Run
 
 SAMPLE = 64  # texts of each source that queries are centred on
 TARGETS_ONLY = ("start", "probe_steps", "joint_steps")
@@ -105,7 +105,7 @@ class Attempt:
         done = context.train(run, "network")
         # every tensor of a prior has as many copies as there are sources
         network = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in self.kept}
-        return added(replace(taught, params={**taught.params, **network}), done)
+        return replace(taught, params={**taught.params, **network}, cost=taught.cost + done.cost)
 
     # Targets
 
@@ -232,13 +232,3 @@ class AttemptAsReleased(Attempt):
     )
     freeze_norm: bool = setting(True, "leave the network's LayerNorm as it starts")
     name: str = "attempt_as_released"
-
-
-def added(learned: FitResult, done: Trained) -> FitResult:
-    """What was learned, at the cost of another run too."""
-    return replace(
-        learned,
-        seconds=learned.seconds + done.seconds,
-        rows=learned.rows + done.rows,
-        tokens=learned.tokens + done.tokens,
-    )

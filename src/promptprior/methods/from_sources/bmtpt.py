@@ -25,7 +25,6 @@ from promptprior.methods.method import (
     InitialParams,
     Method,
     RunContext,
-    spent,
     stacked,
     viewed,
 )
@@ -132,7 +131,7 @@ class Bmtpt:
             "spread": self.spread(context, begun.params, done.params, *(one.params for one in apart)),
             **self.judged(context, run.objective, done.params, cast(MixtureDraws, run.draws), rule),
         }
-        return FitResult(begun.form, done.params, diagnostics, **spent(done, *apart))  # type: ignore[arg-type]
+        return FitResult(begun.form, done.params, diagnostics, sum((run.cost for run in apart), done.cost))
 
     def spread(self, context: RunContext, *stages: Params) -> dict[str, float]:
         """How far an entry differs between particles (standard deviation, in embedding scales): at the start, as SVGD

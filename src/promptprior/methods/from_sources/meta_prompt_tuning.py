@@ -19,7 +19,7 @@ from promptprior.backbone import training_tokens
 from promptprior.config.training import Settings, Training, setting
 from promptprior.errors import SpecError
 from promptprior.methods.from_sources.multitask import loss_curve
-from promptprior.methods.method import AdaptationInit, Episode, FitResult, InitialParams, RunContext, spent, stacked
+from promptprior.methods.method import AdaptationInit, Episode, FitResult, InitialParams, RunContext, stacked
 from promptprior.methods.shared.bank_setup import BankRecipe
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
@@ -80,7 +80,7 @@ class Meta:
             "meta_updates": run.steps,
             "moved": [line["moved"] for line in done.history[:1] + done.history[-1:]],
         }
-        return FitResult(begun.form, done.params, diagnostics, **spent(done))  # type: ignore[arg-type]
+        return FitResult(begun.form, done.params, diagnostics, done.cost)
 
     def run(self, context: RunContext, begun: InitialParams, sources: Sequence[Task], seed: int, key: str) -> Run:
         """Meta-learning from a beginning, which may be anybody's."""

@@ -16,6 +16,7 @@ import torch
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training, setting
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.from_sources.multitask import loss_curve
 from promptprior.methods.method import AdaptationInit, Episode, FitResult, Method, RunContext, viewed
@@ -79,15 +80,7 @@ class Mpt:
             "student_loss": judged(context.backbone, form.of_tasks(done.params)[0], draws),
             "teacher_loss": judged(context.backbone, teachers, draws) if teachers is not None else None,
         }
-        before = taught or FitResult(form, {})
-        return FitResult(
-            form,
-            done.params,
-            diagnostics,
-            seconds=done.seconds + before.seconds,
-            rows=done.rows + before.rows,
-            tokens=done.tokens + before.tokens,
-        )
+        return FitResult(form, done.params, diagnostics, done.cost + (taught.cost if taught else Cost()))
 
     def teachers(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """A prompt tuned on each source."""

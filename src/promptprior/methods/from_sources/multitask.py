@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import setting
-from promptprior.methods.method import AdaptationInit, Episode, FitResult, RunContext, spent, stacked
+from promptprior.methods.method import AdaptationInit, Episode, FitResult, RunContext, stacked
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
 from promptprior.tasks.task import Task
@@ -33,7 +33,7 @@ class Multitask:
             key, stage, PromptObjective(context.backbone, form), params, context.mixture(sources, seed)
         )
         done = context.train(run, "source")
-        return FitResult(form, done.params, {"source_loss": loss_curve(done.history)}, **spent(done))  # type: ignore[arg-type]
+        return FitResult(form, done.params, {"source_loss": loss_curve(done.history)}, done.cost)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode starts from its prior's one prompt."""

@@ -18,7 +18,7 @@ from promptprior.errors import SpecError
 from promptprior.methods.from_sources.bmtpt import Bmtpt, force_curves
 from promptprior.methods.from_sources.meta_prompt_tuning import FomamlStart, MamlStart, ReptileStart
 from promptprior.methods.from_sources.multitask import loss_curve
-from promptprior.methods.method import FitResult, InitialParams, Method, RunContext, spent, viewed
+from promptprior.methods.method import FitResult, InitialParams, Method, RunContext, viewed
 from promptprior.methods.shared.bank_setup import BankRecipe, samples
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.bank import Bank, Scoring
@@ -88,8 +88,7 @@ class Tpt(BankRecipe):
             **cast(Bank, begun.form).diagnose(mean, texts),
             "parameters": self.form(context, self.own(context)).counts(mean),
         }
-        cost = {name: value + before.get(name, 0) for name, value in spent(done).items()}
-        return FitResult(begun.form, done.params, diagnostics, **cost)  # type: ignore[arg-type]
+        return FitResult(begun.form, done.params, diagnostics, done.cost + before)
 
     def run(
         self, context: RunContext, begun: InitialParams, sources: Sequence[Task], draws: MixtureDraws, seed: int

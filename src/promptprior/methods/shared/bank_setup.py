@@ -11,6 +11,7 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import setting
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.from_sources.spot import Spot
 from promptprior.methods.method import AdaptationInit, Episode, InitialParams, RunContext
@@ -93,7 +94,7 @@ class BankRecipe:
 
     def begun(
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
-    ) -> tuple[InitialParams, Mapping[str, float]]:
+    ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
         own = self.own(context) if self.task_prompt == "learned" else 0
         form = self.form(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
@@ -108,7 +109,7 @@ class BankRecipe:
 
     def started(
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, own: int, seed: int
-    ) -> tuple[Params, Mapping[str, float]]:
+    ) -> tuple[Params, Cost]:
         """The parameters that stage 1 starts from, one copy, and what they cost."""
         bank, cost = self.started_bank(context, sources, seed)
         params = {"bank": bank}
@@ -135,17 +136,16 @@ class BankRecipe:
 
     def started_bank(
         self, context: RunContext, sources: Sequence[Task], seed: int
-    ) -> tuple[Float[Tensor, "N D"], Mapping[str, float]]:
+    ) -> tuple[Float[Tensor, "N D"], Cost]:
         """The bank's starting rows: frequent words, or the tokens of prompts trained on each source."""
         words = frequent_rows(context, self.bank_size, generator("bank", seed))
         if self.start == "frequent":
-            return words, {}
+            return words, Cost()
         aside = replace(context, train=lambda run, stage: context.train(run, f"start-{stage}"))
         taught = Spot().fit(aside, sources, seed)
         tokens = taught.params["prompt"].flatten(0, 1)
         rows = drawn_rows(tokens, min(self.bank_size, len(tokens)), generator("rows", seed))
-        cost = {"seconds": taught.seconds, "rows": taught.rows, "tokens": taught.tokens}
-        return torch.cat([rows, words[len(rows) :]]), cost
+        return torch.cat([rows, words[len(rows) :]]), taught.cost
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Stage 2: every episode has a copy of its prior's bank (of several, their mean), and a task prompt."""

@@ -15,8 +15,9 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.artifacts.header import digest
 from promptprior.backbone import training_tokens
 from promptprior.config.training import Training
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.methods.method import Episode, FitResult, Method, RunContext, spent, stacked
+from promptprior.methods.method import Episode, FitResult, Method, RunContext, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -69,7 +70,7 @@ def trained_prompts(context: RunContext, sources: Sequence[Task], seed: int) -> 
     draws = EpisodeDraws(pools, per_source, [seed] * len(sources))
     key = context.key("source prompts", seed, *(t.fingerprint for t in sources))
     done = context.train(direct_run(context, key, stage, stacked([start] * len(sources)), draws), "source")
-    return learned(context, done.params["prompt"], start, [t.name for t in sources], **spent(done))  # type: ignore[arg-type]
+    return learned(context, done.params["prompt"], start, [t.name for t in sources], done.cost)
 
 
 def direct_run(context: RunContext, key: str, stage: Training, params: dict[str, Tensor], draws: Draws) -> Run:
@@ -139,14 +140,12 @@ def learned(
     prompts: Float[Tensor, "S L D"],
     start: Float[Tensor, "L D"],
     names: Sequence[str],
-    seconds: float = 0.0,
-    rows: int = 0,
-    tokens: int = 0,
+    cost: Cost = Cost(),  # noqa: B008  frozen
 ) -> FitResult:
     """What a prior of source prompts holds."""
     params = {"prompt": prompts, "start": start.expand_as(prompts).clone()}
     form = Direct(context.settings.length, context.backbone.width)
-    return FitResult(form, params, {"sources": list(names)}, seconds, rows, tokens)
+    return FitResult(form, params, {"sources": list(names)}, cost)
 
 
 def source_bank(context: RunContext, prior: Prior) -> tuple[Float[Tensor, "S L D"], Float[Tensor, "L D"]]:
