@@ -11,7 +11,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError, TrainingError
 from promptprior.evaluate import evaluate
-from promptprior.fit import fit
+from promptprior.fit import RunControl, fit
 from promptprior.methods import Episode, make_method
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, random_batch, short
@@ -71,34 +71,34 @@ def test_a_folder_with_other_files_is_refused_before_any_training(backbone: Back
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior/thesis.tex").write_text("")
     with pytest.raises(ArtifactError, match=r"thesis\.tex"):
-        fit(make_method("multitask"), SOURCES, backbone, short(), folder=tmp_path)
+        fit(make_method("multitask"), SOURCES, backbone, short(), control=RunControl(tmp_path))
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(backbone: Backbone, tmp_path: Path) -> None:
-    fit(make_method("multitask"), SOURCES, backbone, short(), folder=tmp_path)
+    fit(make_method("multitask"), SOURCES, backbone, short(), control=RunControl(tmp_path))
     other = short(source=replace(short().source, learning_rates=(0.1,)))
     for changes in ({"settings": other}, {"settings": short(), "seed": 21}):
         with pytest.raises(TrainingError, match="another run"):
-            fit(make_method("multitask"), SOURCES, backbone, folder=tmp_path, **changes)  # type: ignore[arg-type]
+            fit(make_method("multitask"), SOURCES, backbone, **changes, control=RunControl(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="another run"):
-        fit(make_method("multitask"), SOURCES[::-1], backbone, short(), folder=tmp_path)
+        fit(make_method("multitask"), SOURCES[::-1], backbone, short(), control=RunControl(tmp_path))
 
 
 def test_another_prior_is_not_taken_for_the_one_that_was_adapted(
     backbone: Backbone, prior: Prior, episode: Episode, tmp_path: Path
 ) -> None:
-    adapt(make_method("multitask"), [episode], backbone, prior, short(), folder=tmp_path)
+    adapt(make_method("multitask"), [episode], backbone, prior, short(), control=RunControl(tmp_path))
     other = fit(make_method("multitask"), SOURCES, backbone, short(), seed=21)
     with pytest.raises(TrainingError, match=r"started from other parameters \(another prior\?\)"):
-        adapt(make_method("multitask"), [episode], backbone, other, short(), folder=tmp_path)
+        adapt(make_method("multitask"), [episode], backbone, other, short(), control=RunControl(tmp_path))
 
 
 def test_other_shots_are_another_run(backbone: Backbone, episode: Episode, tmp_path: Path) -> None:
-    adapt(make_method("prompt_tuning"), [episode], backbone, None, short(), folder=tmp_path)
+    adapt(make_method("prompt_tuning"), [episode], backbone, None, short(), control=RunControl(tmp_path))
     fewer = replace(episode, shots=replace(episode.shots, train=episode.shots.train[:-1]))
     with pytest.raises(TrainingError, match="another run"):
-        adapt(make_method("prompt_tuning"), [fewer], backbone, None, short(), folder=tmp_path)
+        adapt(make_method("prompt_tuning"), [fewer], backbone, None, short(), control=RunControl(tmp_path))
 
 
 def test_a_prompt_says_where_it_comes_from(backbone: Backbone, prior: Prior, episode: Episode) -> None:

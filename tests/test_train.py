@@ -15,7 +15,7 @@ import torch
 from promptprior import files
 from promptprior.config.training import Training
 from promptprior.errors import ArtifactError, SpecError, TrainingError
-from promptprior.fit import fit
+from promptprior.fit import RunControl, fit
 from promptprior.methods import make_method
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
@@ -337,7 +337,7 @@ def fitting(folder: Path) -> multiprocessing.process.BaseProcess:
 
     def run() -> None:
         torch.set_num_threads(1)
-        fit(make_method("multitask"), sources, backbone, settings, folder=folder, checkpoint_seconds=0)
+        fit(make_method("multitask"), sources, backbone, settings, control=RunControl(folder, checkpoint_seconds=0))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from promptprior.compare.run import compare
     from promptprior.config.training import Settings, Training
     from promptprior.evaluate import evaluate, predict
-    from promptprior.fit import fit
+    from promptprior.fit import RunControl, fit
     from promptprior.guard import guarded
     from promptprior.methods import METHODS, make_method
     from promptprior.report.page import write_report
@@ -37,6 +37,7 @@ HOMES = {
     "Plan": "compare.plan",
     "Prior": "artifacts.artifact",
     "Prompt": "artifacts.artifact",
+    "RunControl": "fit",
     "Settings": "config.training",
     "Task": "tasks",
     "Training": "config.training",
@@ -62,6 +63,7 @@ __all__ = [
     "Plan",
     "Prior",
     "Prompt",
+    "RunControl",
     "Settings",
     "Task",
     "Training",

@@ -8,7 +8,6 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +19,21 @@ from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
-from promptprior.fit import make_run_context
-from promptprior.methods import AdaptationInit, Episode, Method, OneByOne, RunContext, source_stage
+from promptprior.fit import RunControl, make_run_context
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
+from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
-from promptprior.parameterisations.registry import Form, folded, parameterisation, plain_settings
-from promptprior.rules.descent import Descent, Penalty
+from promptprior.parameterisations.registry import folded, parameterisation, plain_settings
+from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import optimiser, stage_rate
-from promptprior.tasks.sampling.batch import Tokens
+from promptprior.rules.rule import Rule
+from promptprior.tasks.sampling.batch import Batch, collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
-from promptprior.tasks.task import Split, Task
+from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
-from promptprior.watch import WatchStage
 
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
@@ -42,7 +42,8 @@ DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 class Adapted:
     """An episode's prompt and how it came about.
 
-    `curve` has train loss and dev score by step; `cost` is this episode's share of the run.
+    `curve` has train loss and dev score by step, `cost` is this episode's share of the run; `trainable` counts the
+    numbers that adaptation learned.
     """
 
     prompt: Prompt
@@ -62,57 +63,34 @@ def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) ->
 
 
 def adapt(
-    method: Method,
+    method: Recipe,
     episodes: Sequence[Episode],
     backbone: Backbone,
     priors: Sequence[Prior] | Prior | None = None,
     settings: Settings | None = None,
-    folder: Path | str | None = None,
-    watch: WatchStage | None = None,
-    checkpoint_seconds: float = 30.0,
+    control: RunControl | None = None,
 ) -> list[Adapted]:
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
-    Raises SpecError when the method needs a prior and there is none, ArtifactError for a prior of another backbone.
+    Raises SpecError when the method needs a prior and there is none, when it cannot answer an episode's task, and when
+    what it returns does not fit together; ArtifactError for a prior of another backbone.
     """
-    settings = settings or Settings()
-    home = Path(folder) if folder is not None else None
-    given = checked_priors(method, episodes, priors, backbone, settings.length)
-    if not isinstance(method, OneByOne):
-        return adapt_together(
-            method, make_run_context(backbone, settings, home, watch, checkpoint_seconds), given, episodes
-        )
-    done = []
+    settings, control = settings or Settings(), control or RunControl()
+    for episode in episodes:
+        if reason := method.serves(episode.task):
+            raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
+    checked = _checked_priors(method, episodes, priors, backbone, settings.length)
+    if not method.adapts_one_by_one:
+        return _adapt_as_copies(method, make_run_context(backbone, settings, control), checked, episodes)
+    adapted = []
     for e, episode in enumerate(episodes):
-        place = home / f"episode{e}" if home is not None else None
-        context = make_run_context(backbone, settings, place, watch, checkpoint_seconds)
-        done += adapt_together(method, context, given[e : e + 1], [episode])
-    return done
+        context = make_run_context(backbone, settings, control.inside(f"episode{e}"))
+        adapted += _adapt_as_copies(method, context, checked[e : e + 1], [episode])
+    return adapted
 
 
-def adapt_together(
-    method: Method, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
-) -> list[Adapted]:
-    """Adapt episodes as copies of one run; what the method trains to find their beginning is part of the cost."""
-    before: list[Trained] = []
-
-    def train_before(run: Run, stage: str) -> Trained:
-        before.append(context.train(run, stage))
-        return before[-1]
-
-    initial = method.init(replace(context, train=train_before), priors, episodes)
-    objective = objective_of(context.backbone, initial.parameterisation)
-    rates = (initial.rates or context.settings.target.learning_rates) if initial.trains else (1.0,)
-    done = context.train(target_run(method, context, objective, initial, episodes, rates), "target")
-    done = replace(done, cost=sum((run.cost for run in before), done.cost))
-    return [
-        adapted(method, context.settings, context.backbone, initial, episode, e, rates, done, len(episodes))
-        for e, episode in enumerate(episodes)
-    ]
-
-
-def checked_priors(
-    method: Method,
+def _checked_priors(
+    method: Recipe,
     episodes: Sequence[Episode],
     priors: Sequence[Prior] | Prior | None,
     backbone: Backbone,
@@ -123,58 +101,134 @@ def checked_priors(
         return []
     if priors is None:
         raise SpecError(f"method {method.name!r} starts from a prior: fit one first, or give --prior FOLDER")
-    each = [priors] * len(episodes) if isinstance(priors, Prior) else list(priors)
-    if len(each) != len(episodes):
-        raise SpecError(f"{len(each)} priors for {len(episodes)} episodes: expected one, or one for each")
-    for prior in each:
-        prior.header.backbone.check(backbone.card, f"the prior of {prior.header.method}")
-        if not serves(prior.header, method):
-            raise SpecError(
-                f"this prior was fitted by {prior.header.method!r}, not {method.name!r} (--method, --prior)"
-            )
-        fitted = prior.header.settings.get("length", length)
+    per_episode = [priors] * len(episodes) if isinstance(priors, Prior) else list(priors)
+    if len(per_episode) != len(episodes):
+        raise SpecError(f"{len(per_episode)} priors for {len(episodes)} episodes: expected one, or one for each")
+    for header in (prior.header for prior in per_episode):
+        header.backbone.check(backbone.card, f"the prior of {header.method}")
+        if header.method != method.name and header.settings.get("prior_of") != method.source_recipe().name:
+            raise SpecError(f"this prior was fitted by {header.method!r}, not {method.name!r} (--method, --prior)")
+        fitted = header.settings.get("length", length)
         if fitted != length:
             raise SpecError(f"this prior has prompts of length {fitted}, the settings say {length}: --length {fitted}")
-    return each
+    return per_episode
 
 
-def serves(header: Header, method: Method) -> bool:
-    """Whether a method starts from priors like this one: its own, or those of a method with the same source stage."""
-    return header.method == method.name or header.settings.get("prior_of") == source_stage(method).name
+def _adapt_as_copies(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
+) -> list[Adapted]:
+    """Adapt episodes as copies of one run; what the method trains to find where they start is part of the cost."""
+    earlier: list[Trained] = []
+
+    def train_and_count(run: Run, stage: str) -> Trained:
+        earlier.append(context.train(run, stage))
+        return earlier[-1]
+
+    init = initial_adaptation(method, replace(context, train=train_and_count), priors, episodes)
+    check_adaptation(method, init, episodes, context.backbone)
+    objective = objective_of(context.backbone, init.parameterisation)
+    rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
+    done = context.train(target_run(method, context, objective, init, episodes, rates), "target")
+    cost = sum((trained.cost for trained in earlier), done.cost).shared_by(len(episodes))
+    finished = _FinishedRun(method, context, init, rates, done, cost)
+    return [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+
+
+def initial_adaptation(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
+) -> AdaptationInit:
+    """Where a method starts its episodes; of an ensemble, every episode once for each copy of its prior."""
+    if not method.is_ensemble:
+        return method.init(context, priors, episodes)
+    copies_of_prior = {id(prior): prior_copies(prior) for prior in priors}
+    members = [(c, e) for prior, e in zip(priors, episodes, strict=True) for c in copies_of_prior[id(prior)]]
+    init = method.init(context, [prior for prior, _ in members], [episode for _, episode in members])
+    size = len(members) // len(episodes)
+    return replace(init, variants=[*init.variants] * size, ensemble_size=size * init.ensemble_size)
+
+
+def prior_copies(prior: Prior) -> list[Prior]:
+    """A prior of one copy for every copy of a prior, such as the particles of a posterior.
+
+    Of its diagnostics, lists with a number for each particle ("particle_loss") are cut with it.
+    """
+    diagnostics = prior.header.diagnostics
+    losses = diagnostics.get("particle_loss")
+    copies = []
+    for c in range(copies_of(prior.params)):
+        own = {**diagnostics, "particle_loss": [losses[c]]} if isinstance(losses, list) else diagnostics
+        params = {name: value[c : c + 1].clone() for name, value in prior.params.items()}
+        copies.append(Prior(replace(prior.header, diagnostics=own), params))
+    return copies
+
+
+def check_adaptation(method: Recipe, init: AdaptationInit, episodes: Sequence[Episode], backbone: Backbone) -> None:
+    """Raise SpecError, naming method and field, unless what `init` returned fits together and answers a small batch."""
+    where = f"method {method.name!r}: init returned"
+    if not isinstance(init, AdaptationInit):
+        raise SpecError(f"{where} {init!r}; expected an AdaptationInit (promptprior.methods)")
+    if not init.variants or init.ensemble_size < 1 or len(init.variants) % init.ensemble_size:
+        raise SpecError(
+            f"{where} {len(init.variants)} variants and ensemble_size {init.ensemble_size}; expected at least one "
+            "variant, and as many for each member of the ensemble"
+        )
+    stray = sorted(set(init.lr_multipliers) - set(init.params))
+    if stray:
+        raise SpecError(
+            f"{where} lr_multipliers for {', '.join(stray)}; its params are {', '.join(sorted(init.params))}"
+        )
+    copies = len(episodes) * len(init.variants)
+    task, shots = episodes[0].task, episodes[0].shots
+    probe = collate(training_tokens(backbone, task, shots.train[:2]), [0] * len(shots.train[:2]))
+    try:
+        check_form(init.parameterisation, init.params, probe, backbone, copies)
+    except SpecError as error:
+        raise SpecError(f"{where} {error} ({len(episodes)} episodes x {len(init.variants)} variants)") from error
 
 
 def target_run(
-    method: Method,
+    method: Recipe,
     context: RunContext,
     objective: Answering,
-    initial: AdaptationInit,
+    init: AdaptationInit,
     episodes: Sequence[Episode],
     rates: Sequence[float],
 ) -> Run:
     """The one run that adapts all episodes in all ways: copy (e * V + v) * G + g is episode e, variant v, rate g."""
-    stage = context.settings.target
-    ways = len(initial.variants) * len(rates)
-    copies = [(e, way % len(rates)) for e in range(len(episodes)) for way in range(ways)]
+    stage, count = context.settings.target, len(rates)
+    copies = [(e, g) for e in range(len(episodes)) for _ in init.variants for g in range(count)]
     eval_sets = [make_eval_set(objective, e.task, e.shots.dev) for e in episodes]
     requests = [replace(eval_sets[e], copy=c) for c, (e, _) in enumerate(copies)]
-    tokens = [training_tokens(context.backbone, e.task, e.shots.train) for e in episodes]
-    unit = 1.0 if initial.rates else context.backbone.scale
-    rate = stage_rate(stage, tuple(rates[g] for _, g in copies), unit, repeated_multipliers(initial, len(rates)))
+    tokens = [context.tokens(e.task, e.shots.train) for e in episodes]
+    multipliers = {
+        name: m.repeat_interleave(count, dim=0) if isinstance(m, Tensor) else m
+        for name, m in init.lr_multipliers.items()
+    }
+    unit = 1.0 if init.learning_rates else context.backbone.scale
+    rate = stage_rate(stage, tuple(rates[g] for _, g in copies), unit, multipliers)
+    penalty = init.penalty
+
+    def penalty_at_every_rate(params: Params) -> Float[Tensor, " C"]:
+        assert penalty is not None
+        per_rate = [penalty({name: value[g::count] for name, value in params.items()}) for g in range(count)]
+        return torch.stack(per_rate, dim=1).flatten()
+
+    rule: Rule[Batch] = Descent(
+        optimiser(stage.optimiser, rate, stage.weight_decay),
+        stage.clip,
+        penalty_at_every_rate if penalty is not None and count > 1 else penalty,
+    )
     return Run(
         key=context.key(method, "target", *(e.key for e in episodes)),
         objective=objective,
-        rule=Descent(
-            optimiser(stage.optimiser, rate, stage.weight_decay),
-            stage.clip,
-            at_every_rate(initial.penalty, len(rates)),
-        ),
-        params={n: p.repeat_interleave(len(rates), dim=0) for n, p in initial.params.items()},
+        rule=init.wrap_rule(rule) if init.wrap_rule is not None else rule,
+        params={name: value.repeat_interleave(count, dim=0) for name, value in init.params.items()},
         draws=EpisodeDraws(
             [Pool(tokens[e], copy=c) for c, (e, _) in enumerate(copies)],
             stage.batch_size,
             [episodes[e].seed for e, _ in copies],
         ),
-        steps=stage.steps if initial.trains else 0,
+        steps=stage.steps if method.trains else 0,
         select=lambda params: dev_scores(objective, requests, params),
         eval_every=stage.eval_every,
         patience=stage.patience,
@@ -182,165 +236,118 @@ def target_run(
     )
 
 
-def repeated_multipliers(initial: AdaptationInit, rates: int) -> dict[str, float | Tensor]:
-    """The factors of copies that stand `rates` times in a row."""
-    return {
-        n: f.repeat_interleave(rates, dim=0) if isinstance(f, Tensor) else f for n, f in initial.lr_multipliers.items()
-    }
+@dataclass(frozen=True)
+class _FinishedRun:
+    """A finished adaptation of all episodes; `cost` is the share of each."""
 
+    method: Recipe
+    context: RunContext
+    init: AdaptationInit
+    rates: Sequence[float]
+    done: Trained
+    cost: Cost
 
-def moves(factor: float | Tensor) -> bool:
-    """Whether a parameter whose rate has this factor is trained at all."""
-    return bool((factor != 0).any()) if isinstance(factor, Tensor) else factor != 0
+    def best_of(self, place: int, episode: Episode) -> Adapted:
+        """One episode's best copy (of each part that answers as an ensemble), as an artifact with its history."""
+        method, init, best = self.method, self.init, self.done.best
+        assert best is not None
+        ways, size = len(init.variants) * len(self.rates), init.ensemble_size
 
+        def merit(copy: int) -> tuple[float, float]:
+            return best.score[copy], -best.nll[copy]
 
-def at_every_rate(penalty: Penalty | None, rates: int) -> Penalty | None:
-    """The penalty of copies that stand `rates` times in a row."""
-    if penalty is None or rates == 1:
-        return penalty
+        first, part = place * ways, ways // size
+        members = [max(range(first + m * part, first + (m + 1) * part), key=merit) for m in range(size)]
+        chosen = max(members, key=merit)
+        variant_place, rate_place = divmod(chosen - first, len(self.rates))
+        variant = init.variants[variant_place]
+        rate = self.rates[rate_place] if method.trains else None
+        score, step = best.score[chosen], best.step[chosen]
 
-    def repeated(params: Params) -> Float[Tensor, " C"]:
-        each = [penalty({name: value[g::rates] for name, value in params.items()}) for g in range(rates)]
-        return torch.stack(each, dim=1).flatten()
-
-    return repeated
-
-
-def adapted(
-    method: Method,
-    settings: Settings,
-    backbone: Backbone,
-    initial: AdaptationInit,
-    episode: Episode,
-    place: int,
-    rates: Sequence[float],
-    done: Trained,
-    episodes: int,
-) -> Adapted:
-    """One episode's best copy (of each part that answers together), as an artifact with its story."""
-    assert done.best is not None
-    best = done.best
-    ways = len(initial.variants) * len(rates)
-    copies = range(place * ways, (place + 1) * ways)
-
-    def merit(copy: int) -> tuple[float, float]:
-        return best.score[copy], -best.nll[copy]
-
-    members = [max(part, key=merit) for part in parts(copies, initial.together)]
-    chosen = max(members, key=merit)
-    trained = {name: value[members].clone() for name, value in done.params.items()}
-    form, params = folded(initial.parameterisation, trained)
-    which, place_of_rate = divmod(chosen - copies.start, len(rates))
-    variant = initial.variants[which]
-    rate = rates[place_of_rate] if initial.trains else None
-    story: dict[str, object] = {"learning_rate": rate, "best_step": best.step[chosen], "dev_score": best.score[chosen]}
-    return Adapted(
-        prompt=Prompt(prompt_header(method, settings, backbone, form, episode, {**variant, **story}), params),
-        episode=episode,
-        learning_rate=rate,
-        best_step=best.step[chosen],
-        dev_score=best.score[chosen] if episode.task.is_choice else None,
-        curve=tuple(curve_of(done.history, chosen, episode.task.is_choice)),
-        trainable=trainable(initial) * initial.together,
-        cost=done.cost.shared_by(episodes),
-        variant=variant,
-    )
-
-
-def parts(copies: range, count: int) -> list[range]:
-    """Equal parts of a range, in order.
-
-    >>> parts(range(4, 10), 2)
-    [range(4, 7), range(7, 10)]
-    """
-    size = len(copies) // count
-    return [copies[start : start + size] for start in range(0, len(copies), size)]
-
-
-def trainable(initial: AdaptationInit) -> int:
-    """Numbers that adaptation may change, per episode."""
-    moving = {n: p for n, p in initial.params.items() if initial.trains and moves(initial.lr_multipliers.get(n, 1.0))}
-    return sum(p[0].numel() for p in moving.values())
-
-
-def curve_of(history: Sequence[dict[str, Any]], copy: int, has_score: bool) -> list[dict[str, Any]]:
-    """One copy's learning curve: train loss, and what dev said where it was asked."""
-    points = []
-    for line in history:
-        dev = "dev_nll" in line
-        points.append(
-            {
-                "step": line["step"],
-                "train_loss": line["loss"][copy] if "loss" in line else None,
-                "dev_score": line["dev_score"][copy] if dev and has_score else None,
-                "dev_nll": line["dev_nll"][copy] if dev else None,
-            }
+        form, params = folded(
+            init.parameterisation, {name: value[members].clone() for name, value in self.done.params.items()}
         )
-    return points
+        backbone, task, shots = self.context.backbone, episode.task, episode.shots
+        ids = tuple(e.id for e in (*shots.train, *shots.dev))
+        header = Header(
+            kind="prompt",
+            method=method.name,
+            settings={
+                **to_mapping(self.context.settings),
+                "method": to_mapping(method),
+                "k": episode.k,
+                "seed": episode.seed,
+                "dtype": str(backbone.frozen.dtype),
+            },
+            parameterisation=form.name,
+            parameterisation_settings=plain_settings(form),
+            backbone=backbone.card,
+            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids),),
+            scores={"dev": {**variant, "learning_rate": rate, "best_step": step, "dev_score": score}},
+            versions=versions(),
+        )
+        trainable = init.trainable
+        if trainable is None:
+            multipliers = {name: torch.as_tensor(init.lr_multipliers.get(name, 1.0)) for name in init.params}
+            moving = [name for name in init.params if method.trains and bool((multipliers[name] != 0).any())]
+            trainable = sum(init.params[name][0].numel() for name in moving)
+        return Adapted(
+            prompt=Prompt(header, params),
+            episode=episode,
+            learning_rate=rate,
+            best_step=step,
+            dev_score=score if task.is_choice else None,
+            curve=tuple(self.curve(chosen, task.is_choice)),
+            trainable=trainable * size,
+            cost=self.cost,
+            variant=variant,
+        )
 
-
-def prompt_header(
-    method: Method,
-    settings: Settings,
-    backbone: Backbone,
-    form: Form,
-    episode: Episode,
-    story: dict[str, object],
-) -> Header:
-    """What a prompt says about itself."""
-    task, shots = episode.task, episode.shots
-    ids = tuple(e.id for e in (*shots.train, *shots.dev))
-    return Header(
-        kind="prompt",
-        method=method.name,
-        settings={
-            **to_mapping(settings),
-            "method": to_mapping(method),
-            "k": episode.k,
-            "seed": episode.seed,
-            "dtype": str(backbone.frozen.dtype),
-        },
-        parameterisation=form.name,
-        parameterisation_settings=plain_settings(form),
-        backbone=backbone.card,
-        tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids),),
-        scores={"dev": story},
-        versions=versions(),
-    )
+    def curve(self, copy: int, has_score: bool) -> list[dict[str, Any]]:
+        """One copy's learning curve: train loss, and dev score and NLL at the steps where dev was evaluated."""
+        points = []
+        for line in self.done.history:
+            on_dev = "dev_nll" in line
+            points.append(
+                {
+                    "step": line["step"],
+                    "train_loss": line["loss"][copy] if "loss" in line else None,
+                    "dev_score": line["dev_score"][copy] if on_dev and has_score else None,
+                    "dev_nll": line["dev_nll"][copy] if on_dev else None,
+                }
+            )
+        return points
 
 
 def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[EvalResult]:
-    """Scores of prompts on their tasks' test splits (the first `limit` examples); those of one form in one exam."""
+    """Scores of prompts on their tasks' test splits (the first `limit` examples).
+
+    Prompts of one parameterisation are copies of one evaluation.
+    """
     alike: dict[str, list[int]] = defaultdict(list)
     for place, a in enumerate(adapted):
         header = a.prompt.header
         alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
     results: dict[int, EvalResult] = {}
     for places in alike.values():
-        results.update(zip(places, score_alike(backbone, [adapted[p] for p in places], limit), strict=True))
+        group = [adapted[place] for place in places]
+        objective = prompt_objective(group[0].prompt, backbone)
+        eval_sets: dict[str, EvalSet] = {}
+        requests: list[EvalSet] = []
+        first = 0  # the copy that the next prompt's copies start at
+        for a in group:
+            task, size = a.episode.task, copies_of(a.prompt.params)
+            if task.fingerprint not in eval_sets:
+                eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
+            requests.append(replace(eval_sets[task.fingerprint], copy=first, together=size))
+            first += size
+        params = {name: torch.cat([a.prompt.params[name] for a in group]) for name in group[0].prompt.params}
+        results.update(zip(places, evaluate_requests(objective, params, requests), strict=True))
     return [results[place] for place in range(len(adapted))]
 
 
-def score_alike(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None) -> list[EvalResult]:
-    """Scores on test of prompts of one form, as copies."""
-    objective = prompt_objective(adapted[0].prompt, backbone)
-    eval_sets: dict[str, EvalSet] = {}
-    for a in adapted:
-        task = a.episode.task
-        if task.fingerprint not in eval_sets:
-            eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
-    requests: list[EvalSet] = []
-    for a in adapted:
-        first = requests[-1].copy + requests[-1].together if requests else 0
-        eval_set = eval_sets[a.episode.task.fingerprint]
-        requests.append(replace(eval_set, copy=first, together=copies_of(a.prompt.params)))
-    return evaluate_requests(objective, joined([a.prompt for a in adapted]), requests)
-
-
-def diagnosed(
-    backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Task] = ()
-) -> list[Mapping[str, object]]:
-    """What each prompt's parameterisation says of itself, by topic; nothing for those that have nothing to say.
+def diagnose(backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Task] = ()) -> list[Mapping[str, object]]:
+    """What each prompt's parameterisation reports of itself, by topic; nothing where it has nothing to report.
 
     It is shown texts of the target's test split and of the training splits of other tasks, without their answers.
     """
@@ -348,27 +355,13 @@ def diagnosed(
     form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
     if not isinstance(form, Diagnosable):
         return [{} for _ in adapted]
-    beside = {task.name: some_texts(backbone, task, "train") for task in others}
-    own = {a.episode.task.fingerprint: some_texts(backbone, a.episode.task, "test") for a in adapted}
+    texts = {}
+    for task, split in [*((t, "train") for t in others), *((a.episode.task, "test") for a in adapted)]:
+        examples = task.split(split)
+        order = torch.randperm(len(examples), generator=generator("diagnosed", task.name)).tolist()
+        texts[task.fingerprint, split] = training_tokens(backbone, task, [examples[i] for i in order[:DIAGNOSED]])
+    beside = {task.name: texts[task.fingerprint, "train"] for task in others}
     return [
-        form.diagnose(a.prompt.params, {**beside, a.episode.task.name: own[a.episode.task.fingerprint]})
+        form.diagnose(a.prompt.params, {**beside, a.episode.task.name: texts[a.episode.task.fingerprint, "test"]})
         for a in adapted
     ]
-
-
-def some_texts(backbone: Backbone, task: Task, split: Split) -> list[Tokens]:
-    """A fixed sample of a split, tokenised."""
-    examples = task.split(split)
-    order = torch.randperm(len(examples), generator=generator("diagnosed", task.name)).tolist()
-    return training_tokens(backbone, task, [examples[i] for i in order[:DIAGNOSED]])
-
-
-def joined(prompts: Sequence[Prompt]) -> Params:
-    """The parameters of several prompts as copies."""
-    names = prompts[0].params
-    return {name: stack([p.params[name] for p in prompts]) for name in names}
-
-
-def stack(values: Sequence[Float[Tensor, "M *s"]]) -> Float[Tensor, "C *s"]:
-    """The copies of several prompts as one tensor of copies."""
-    return torch.cat(list(values))

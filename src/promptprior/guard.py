@@ -8,7 +8,6 @@ which flatters those beside no prompt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, make_eval_set, prompt_objective, ranked, right_answer_nll
-from promptprior.methods import Episode, Method, make_method
+from promptprior.fit import RunControl
+from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.watch import WatchStage
 
@@ -29,7 +29,7 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt and what dev says of it: the task's score (None for free text) and each example's NLL in nats."""
+    """A prompt, and on the dev shots the task's score (None for free text) and each example's NLL in nats."""
 
     adapted: Adapted
     score: float | None
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def method(self) -> str:
-        """Whose prompt it is."""
+        """The method that adapted it."""
         return self.adapted.prompt.header.method
 
     @property
@@ -67,8 +67,7 @@ class Gap:
 class Guarded:
     """An episode's verdict. `adapted` is the chosen prompt, whose header says so too; candidate 0 is the prior's.
 
-    `gap` is between what was chosen and the best of what might have been: the prior where it fell back, else the best
-    rival.
+    `gap` is between what was chosen and the best alternative: the prior where it fell back, else the best rival.
     """
 
     adapted: Adapted
@@ -83,41 +82,38 @@ class Guarded:
     @property
     def says(self) -> str:
         """The verdict in a sentence."""
-        return sentence(self.adapted.prompt.header.method, self.candidates, self.gap)
+        return _sentence(self.adapted.prompt.header.method, self.candidates, self.gap)
 
 
 def guarded(
-    method: Method,
+    method: Recipe,
     episodes: Sequence[Episode],
     backbone: Backbone,
     priors: Sequence[Prior] | Prior | None,
     settings: Settings | None = None,
-    folder: Path | str | None = None,
-    watch: WatchStage | None = None,
-    checkpoint_seconds: float = 30.0,
+    control: RunControl | None = None,
 ) -> list[Guarded]:
-    """Adapt from a prior, from scratch and not at all, and keep of each episode what its dev shots speak for.
+    """Adapt from a prior, from scratch and not at all, and keep for each episode what its dev shots prefer.
 
     Takes what `adapt` takes and costs about twice as much. Raises SpecError for a method that has no prior.
     """
     if not method.needs_sources:
         raise SpecError(f"method {method.name!r} starts from no prior: there is nothing to guard (--guard, --method)")
-    home = Path(folder) if folder is not None else None
-    done = []
+    control, per_method = control or RunControl(), []
     for rival in (method, *map(make_method, RIVALS)):
-        place, heard = home / rival.name if home else None, named(watch, rival.name)
-        done.append(adapt(rival, episodes, backbone, priors, settings, place, heard, checkpoint_seconds))
-    return [verdict([on_dev(backbone, a) for a in each]) for each in zip(*done, strict=True)]
+        own = replace(control.inside(rival.name), watch=_prefixed(control.watch, rival.name))
+        per_method.append(adapt(rival, episodes, backbone, priors, settings, own))
+    return [choose([judge_on_dev(backbone, a) for a in rivals]) for rivals in zip(*per_method, strict=True)]
 
 
-def named(watch: WatchStage | None, name: str) -> WatchStage | None:
-    """Who watches, told whose stage it is."""
-    return None if watch is None else lambda stage: watch(f"{name} {stage}")
+def _prefixed(watch: WatchStage | None, method: str) -> WatchStage | None:
+    """The watcher of stages, with the method's name before each stage's."""
+    return None if watch is None else lambda stage: watch(f"{method} {stage}")
 
 
 @torch.no_grad()
-def on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
-    """What the dev shots say of a prompt, example by example."""
+def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
+    """Score and NLL of a prompt on its episode's dev shots, example by example."""
     task, dev = adapted.episode.task, adapted.episode.shots.dev
     objective = prompt_objective(adapted.prompt, backbone)
     eval_set = make_eval_set(objective, task, dev)
@@ -131,65 +127,51 @@ def on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
     return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
 
 
-def verdict(candidates: Sequence[Candidate]) -> Guarded:
-    """The best candidate on dev; the first of several that are equal."""
+def choose(candidates: Sequence[Candidate]) -> Guarded:
+    """The best candidate on dev, the first of several that are equal; its header says why."""
     prior, *rivals = candidates
     chosen = max(candidates, key=lambda c: c.rank)
-    other = max(rivals, key=lambda c: c.rank) if chosen is prior else prior
-    gap = paired_gap(chosen, other)
+    gap = paired_gap(chosen, max(rivals, key=lambda c: c.rank) if chosen is prior else prior)
     header = chosen.adapted.prompt.header
-    told = {
+    verdict = {
         "chosen": chosen.method,
         "prior": prior.method,
         "fell_back": chosen is not prior,
-        "says": sentence(chosen.method, candidates, gap),
+        "says": _sentence(chosen.method, candidates, gap),
         "gap": {"to": gap.of, "mean": gap.mean, "low": gap.low, "high": gap.high},
         "dev": {c.method: {"score": c.score, "nll": c.nll} for c in candidates},
     }
-    prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": told}))
+    prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": verdict}))
     return Guarded(replace(chosen.adapted, prompt=prompt), tuple(candidates), gap)
 
 
 def paired_gap(chosen: Candidate, other: Candidate) -> Gap:
-    """How far one candidate is ahead of another in score, or in NLL where their scores are equal.
+    """How far one candidate is ahead of another in score, or in NLL (nats) where their scores are equal.
 
     The interval is the percentile bootstrap over dev examples, both candidates judged on the same ones.
     """
-    by_score = chosen.rank[0] != other.rank[0]
-    ahead = score_gap if by_score else nll_gap
-    size = len(chosen.each_nll)
-    draws = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
-    low, high = np.quantile([ahead(chosen, other, places) for places in draws], (0.025, 0.975)).tolist()
-    return Gap(other.method, ahead(chosen, other, range(size)), low, high)
+    task, dev, size = chosen.adapted.episode.task, chosen.adapted.episode.shots.dev, len(chosen.each_nll)
+
+    def ahead(places: Sequence[int]) -> float:
+        if chosen.rank[0] == other.rank[0]:
+            return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
+        examples = [dev[p] for p in places]
+        own, others = (score(task, examples, [c.predictions[p] for p in places]) for c in (chosen, other))
+        return own[task.metrics[0]] - others[task.metrics[0]]
+
+    resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
+    low, high = np.quantile([ahead(places) for places in resamples], (0.025, 0.975)).tolist()
+    return Gap(other.method, ahead(range(size)), low, high)
 
 
-def score_gap(chosen: Candidate, other: Candidate, places: Sequence[int]) -> float:
-    """The difference of scores on some dev examples."""
-    task, dev = chosen.adapted.episode.task, chosen.adapted.episode.shots.dev
-    examples = [dev[p] for p in places]
-    mine, theirs = (score(task, examples, [c.predictions[p] for p in places]) for c in (chosen, other))
-    return mine[task.metrics[0]] - theirs[task.metrics[0]]
-
-
-def nll_gap(chosen: Candidate, other: Candidate, places: Sequence[int]) -> float:
-    """By how many nats the mean NLL on some dev examples is lower."""
-    return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
-
-
-def sentence(chosen: str, candidates: Sequence[Candidate], gap: Gap) -> str:
-    """The verdict for people."""
+def _sentence(chosen: str, candidates: Sequence[Candidate], gap: Gap) -> str:
     prior = candidates[0]
-    size = len(prior.each_nll)
     verb = "kept the prior" if chosen == prior.method else f"fell back to {chosen}, away from the prior"
-    standing = ", ".join(f"{c.method} {standing_text(c)}" for c in candidates)
+    standing = ", ".join(
+        f"{c.method} {'' if c.score is None else f'{c.score:.3f}, '}NLL {c.nll:.3f}" for c in candidates
+    )
     doubt = "; so few examples cannot tell this from chance" if gap.could_be_chance else ""
     return (
-        f"guard: {verb} ({prior.method}). On {size} dev examples: {standing}. Ahead of {gap.of} by {gap.mean:.3g} "
-        f"(95% interval {gap.low:.3g} to {gap.high:.3g}){doubt}"
+        f"guard: {verb} ({prior.method}). On {len(prior.each_nll)} dev examples: {standing}. Ahead of {gap.of} by "
+        f"{gap.mean:.3g} (95% interval {gap.low:.3g} to {gap.high:.3g}){doubt}"
     )
-
-
-def standing_text(candidate: Candidate) -> str:
-    """Score and NLL, or NLL alone."""
-    scored = "" if candidate.score is None else f"{candidate.score:.3f}, "
-    return f"{scored}NLL {candidate.nll:.3f}"

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from promptprior.adapt import Adapted
+from promptprior.adapt import Adapted, prior_copies
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import DataError
 from promptprior.evaluate import mean_probability, predict
-from promptprior.methods.from_sources.bmtpt import each_particle
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.task import Example, Split, Task
 
-__all__ = ["Together", "abstention", "abstention_curve", "averaged", "each_particle", "score_together"]
+__all__ = ["Together", "abstention", "abstention_curve", "averaged", "prior_copies", "score_together"]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
+from promptprior.methods.contract import RunContext, source_stage
 from promptprior.methods.from_sources.attempt import Attempt, AttemptAsReleased
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.method import RunContext, source_stage
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.mixture import NETWORK
 from tests.backbone.tiny import tiny
@@ -39,7 +39,7 @@ def prior(backbone: Backbone) -> Prior:
 
 
 def lab_of(backbone: Backbone, settings: Settings | None = None) -> RunContext:
-    return make_run_context(backbone, settings or short(), None, None, 30.0)
+    return make_run_context(backbone, settings or short(), RunControl())
 
 
 def one_step(**changes: Any) -> Settings:
@@ -161,8 +161,8 @@ def test_a_fit_killed_while_it_trains_attention_comes_to_the_same_bytes(backbone
         return watch
 
     with pytest.raises(KeyboardInterrupt):
-        fit(method, SOURCES, backbone, short(), folder=tmp_path, watch=dies, checkpoint_seconds=0)
-    resumed = fit(method, SOURCES, backbone, short(), folder=tmp_path).params
+        fit(method, SOURCES, backbone, short(), control=RunControl(tmp_path, watch=dies, checkpoint_seconds=0))
+    resumed = fit(method, SOURCES, backbone, short(), control=RunControl(tmp_path)).params
     whole = fit(method, SOURCES, backbone, short()).params
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 

@@ -15,8 +15,8 @@ from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import evaluate, predict
 from promptprior.fit import fit
 from promptprior.methods import METHODS, make_method, source_stage
+from promptprior.methods.contract import RunContext
 from promptprior.methods.from_sources.bmtpt import Bmtpt
-from promptprior.methods.method import RunContext
 from promptprior.notation import Tensor
 from promptprior.predictive import each_particle, score_together
 from tests.backbone.tiny import tiny

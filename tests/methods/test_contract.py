@@ -17,7 +17,7 @@ from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import METHODS, Episode, make_method, source_stage
 from promptprior.rules.rule import Info
 from tests.backbone.tiny import tiny
@@ -113,7 +113,9 @@ class Fitted:
 def fitted(name: str) -> Fitted:
     """The prior of a method, fitted once without interruption."""
     folder, watched = Path(mkdtemp()), Watched()
-    prior = fit(make_method(name, OPTIONS[name]), SOURCES, backbone(), settings(), folder=folder, watch=watched)
+    prior = fit(
+        make_method(name, OPTIONS[name]), SOURCES, backbone(), settings(), control=RunControl(folder, watch=watched)
+    )
     return Fitted(prior, folder / "prior", watched.losses)
 
 
@@ -184,9 +186,15 @@ def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None
     expected = files_of(fitted(name).folder)
     made = make_method(name, OPTIONS[name])
     with pytest.raises(KeyboardInterrupt):
-        fit(made, SOURCES, backbone(), settings(), folder=tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0)
+        fit(
+            made,
+            SOURCES,
+            backbone(),
+            settings(),
+            control=RunControl(tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0),
+        )
     assert not (tmp_path / "prior").exists()
-    fit(made, SOURCES, backbone(), settings(), folder=tmp_path)
+    fit(made, SOURCES, backbone(), settings(), control=RunControl(tmp_path))
     assert files_of(tmp_path / "prior") == expected
 
 

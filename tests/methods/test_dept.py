@@ -11,7 +11,7 @@ from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, SpecError
-from promptprior.fit import make_run_context
+from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import make_method
 from promptprior.methods.target_only.dept import Dept, published_options, published_settings
 from promptprior.objectives.objective import PromptObjective
@@ -36,7 +36,7 @@ def test_the_papers_three_splits_have_as_many_numbers_as_100_tokens() -> None:
 
 
 def test_what_the_short_prompt_saves_is_what_offsets_may_cost(backbone: Backbone) -> None:
-    context = make_run_context(backbone, Settings(length=50), None, None, 30)
+    context = make_run_context(backbone, Settings(length=50), RunControl())
     form = Dept(positions=32).form(context)
     assert form == Offset(30, 32, rank=10)  # 20 x 32 numbers saved, 32 + 32 for each rank
     assert Dept(short=48, positions=32).form(context).rank == 1
@@ -47,7 +47,7 @@ def test_what_the_short_prompt_saves_is_what_offsets_may_cost(backbone: Backbone
 
 def test_it_starts_as_a_short_prompt_and_changes_no_text(backbone: Backbone) -> None:
     episodes = [make_episode(TASK, 2, seed) for seed in (13, 21)]
-    begun = Dept(positions=5, rank=3).init(make_run_context(backbone, short(), None, None, 30), [], episodes)
+    begun = Dept(positions=5, rank=3).init(make_run_context(backbone, short(), RunControl()), [], episodes)
     assert begun.params["prompt"].shape == (2, 2, backbone.width)
     assert begun.params["a"].shape == (2, 5, 3)
     assert 0.3 < float(begun.params["a"].abs().max()) <= 3**-0.5

@@ -12,7 +12,7 @@ from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError, TrainingError
 from promptprior.evaluate import dev_scores, make_eval_set
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
 from promptprior.methods.from_sources.meta_prompt_tuning import Meta, published_options, published_settings
 from promptprior.objectives.objective import PromptObjective
@@ -43,7 +43,7 @@ def fitted(backbone: Backbone, name: str, steps: int = 12, **options: Any) -> Pr
 @pytest.mark.parametrize("name", NAMES)
 def test_every_meta_learner_fits_adapts_and_scores(backbone: Backbone, name: str, tmp_path: Any) -> None:
     method = make_method(name, RATE)
-    prior = fit(method, SOURCES, backbone, settings(), folder=tmp_path)
+    prior = fit(method, SOURCES, backbone, settings(), control=RunControl(tmp_path))
     assert prior.header.diagnostics["moved"][0][0] > 1e-3  # type: ignore[index]
     again = Prior.from_pretrained(tmp_path / "prior")
     episodes = [make_episode(task, 2, seed) for task in TARGETS for seed in (13, 21)]
@@ -91,7 +91,7 @@ def test_budget_in_rows_is_multitasks(backbone: Backbone, name: str) -> None:
 
 def test_rules_without_a_query_learn_from_both_halves(backbone: Backbone) -> None:
     """3.6.5: the released Reptile saw the training half only."""
-    context = make_run_context(backbone, settings(), None, None, 30.0)
+    context = make_run_context(backbone, settings(), RunControl())
     sizes = {}
     for name in ("maml", "reptile"):
         units = make_method(name).units(context, SOURCES, 0)  # type: ignore[attr-defined]
@@ -146,8 +146,8 @@ def test_resumed_is_uninterrupted(backbone: Backbone, tmp_path: Any) -> None:
     method = make_method("maml", {**RATE, "budget": "updates", "inner_optimiser": "adam"})
     whole = fit(method, SOURCES, backbone, settings(6))
     with pytest.raises(Killed):
-        fit(method, SOURCES, backbone, settings(6), folder=tmp_path, watch=killing, checkpoint_seconds=0)
-    resumed = fit(method, SOURCES, backbone, settings(6), folder=tmp_path)
+        fit(method, SOURCES, backbone, settings(6), control=RunControl(tmp_path, watch=killing, checkpoint_seconds=0))
+    resumed = fit(method, SOURCES, backbone, settings(6), control=RunControl(tmp_path))
     assert torch.equal(resumed.params["prompt"], whole.params["prompt"])
 
 

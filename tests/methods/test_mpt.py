@@ -12,11 +12,11 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
+from promptprior.methods.contract import RunContext
 from promptprior.methods.from_sources.mpt import Mpt, judged, published_options, published_settings
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.method import RunContext
 from promptprior.objectives.distillation import Distilled
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.decomposed import Decomposed
@@ -117,7 +117,7 @@ def test_the_order_of_sources_has_no_say(backbone: Backbone, prior: Prior) -> No
 def test_the_prior_says_how_students_and_teachers_do(backbone: Backbone, prior: Prior) -> None:
     said = prior.header.diagnostics
     assert sorted(said["sources"]) == ["early", "no", "yes"]  # type: ignore[arg-type]
-    context = make_run_context(backbone, short(), None, None, 30)
+    context = make_run_context(backbone, short(), RunControl())
     pools = context.mixture(sorted(SOURCES, key=lambda task: task.fingerprint), 13)
     prompts = Decomposed(4, backbone.width, 3).of_tasks(prior.params)[0]
     assert said["student_loss"] == pytest.approx(judged(backbone, prompts, pools), rel=1e-4)
@@ -127,7 +127,7 @@ def test_the_prior_says_how_students_and_teachers_do(backbone: Backbone, prior: 
 
 
 def test_targets_start_at_the_shared_prompt_times_the_mean_of_the_sources(backbone: Backbone, prior: Prior) -> None:
-    context = make_run_context(backbone, short(), None, None, 30)
+    context = make_run_context(backbone, short(), RunControl())
     initial = Mpt().init(context, [prior, prior], [make_episode(task, 2, 13) for task in TARGETS])
     [one], [other] = initial.parameterisation.of_tasks(initial.params)  # type: ignore[attr-defined]
     u, v = prior.params["u"][0].mean(0), prior.params["v"][0].mean(0)
@@ -149,7 +149,7 @@ def test_shared_and_rank_one_parts_move_at_their_own_speed_at_every_rate(backbon
 
 def test_targets_together_share_one_prompt_that_stays_theirs(backbone: Backbone, prior: Prior) -> None:
     episodes = [make_episode(task, 2, seed) for task in TARGETS for seed in (13, 21)]
-    initial = Mpt(joint_steps=4).init(make_run_context(backbone, short(), None, None, 30), [prior] * 4, episodes)
+    initial = Mpt(joint_steps=4).init(make_run_context(backbone, short(), RunControl()), [prior] * 4, episodes)
     shared, u = initial.params["shared"], initial.params["u"]
     assert torch.equal(shared[0], shared[2])
     assert torch.equal(shared[1], shared[3])

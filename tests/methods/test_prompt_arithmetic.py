@@ -10,11 +10,11 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Training
 from promptprior.errors import SpecError
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
+from promptprior.methods.contract import AdaptationInit, source_stage
 from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.method import AdaptationInit, source_stage
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 
@@ -35,7 +35,7 @@ def prior(backbone: Backbone) -> Prior:
 
 def begun(backbone: Backbone, prior: Prior, **options: Any) -> AdaptationInit:
     episodes = [make_episode(choice_task(f"t{i}", always(i), ANSWERS), 8, 13) for i in range(3)]
-    context = make_run_context(backbone, short(), None, None, 30.0)
+    context = make_run_context(backbone, short(), RunControl())
     return PromptArithmetic(**options).init(context, [prior] * 3, episodes)
 
 

@@ -12,7 +12,7 @@ from promptprior.adapt import adapt, make_episode, score_on_test, target_run
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
-from promptprior.fit import make_run_context
+from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import make_method
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.residual import NETWORK
@@ -30,7 +30,7 @@ def backbone() -> Backbone:
 @pytest.mark.parametrize("separate", [False, True])
 def test_it_starts_at_prompt_tunings_prompt(backbone: Backbone, separate: bool) -> None:
     context, episodes = (
-        make_run_context(backbone, short(), None, None, 30.0),
+        make_run_context(backbone, short(), RunControl()),
         [make_episode(TARGET, 2, s) for s in (13, 21)],
     )
     begun = make_method("residual_prompt_tuning", {"separate": separate, "bottleneck": 5}).init(context, [], episodes)
@@ -44,7 +44,7 @@ def test_it_starts_at_prompt_tunings_prompt(backbone: Backbone, separate: bool) 
 def test_prompt_and_network_move_at_rates_of_their_own(backbone: Backbone) -> None:
     def steps(**options: Any) -> dict[str, float]:
         settings = short(target=replace(short().target, steps=1, schedule="constant", eval_every=0))
-        context, episode = make_run_context(backbone, settings, None, None, 30.0), make_episode(TARGET, 4, 13)
+        context, episode = make_run_context(backbone, settings, RunControl()), make_episode(TARGET, 4, 13)
         method = make_method("residual_prompt_tuning", options)
         begun = method.init(context, [], [episode])
         objective = objective_of(backbone, begun.parameterisation)

@@ -7,7 +7,7 @@ import torch
 
 from promptprior.adapt import make_episode
 from promptprior.config.training import Settings, Training
-from promptprior.fit import fit, make_run_context
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods.from_sources.spot import Spot
 from promptprior.methods.shared.source_prompts import cosines
 from tests.backbone.tiny import tiny
@@ -28,7 +28,7 @@ def test_the_target_starts_from_the_source_with_its_answers() -> None:
     prior = fit(Spot(), sources, backbone, settings())
     assert prior.header.diagnostics["sources"] == ["s0", "s1", "s2"]
     targets = [make_episode(choice_task(f"t{i}", always(i), ANSWERS), 8, 13) for i in range(3)]
-    context = make_run_context(backbone, settings(), None, None, 30)
+    context = make_run_context(backbone, settings(), RunControl())
     begun = Spot(probe_steps=25).init(context, [prior] * 3, targets).params["prompt"]
     for place in range(3):
         assert torch.equal(begun[place], prior.params["prompt"][place]), f"target {place} starts elsewhere"

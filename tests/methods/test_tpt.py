@@ -14,7 +14,7 @@ from promptprior.backbone.frozen import freeze
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.evaluate import evaluate_requests, make_eval_set
-from promptprior.fit import fit
+from promptprior.fit import RunControl, fit
 from promptprior.methods import make_method
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.registry import parameterisation
@@ -65,7 +65,7 @@ def test_every_option_goes_from_sources_to_test_and_through_a_folder(
     backbone: Backbone, options: dict[str, Any], tmp_path: Path
 ) -> None:
     method = make_method("tpt", options)
-    prior = fit(method, SOURCES, backbone, SETTINGS, folder=tmp_path)
+    prior = fit(method, SOURCES, backbone, SETTINGS, control=RunControl(tmp_path))
     again = Prior.from_pretrained(tmp_path / "prior", backbone.card)
     assert all(torch.equal(again.params[name], value) for name, value in prior.params.items())
     episodes = [make_episode(three_class("x", 2), 4, 13), make_episode(three_class("y", 1), 2, 21)]
@@ -121,7 +121,9 @@ def test_every_rule_moves_the_bank_and_lowers_its_loss(
     longer = replace(SETTINGS, source=Training(steps=10, batch_size=6, learning_rates=(0.5,), schedule="constant"))
     method = make_method("tpt", {"rule": rule, "bank_size": 8, **({"rule_options": options} if options else {})})
     none = replace(longer, source=replace(longer.source, steps=0))
-    before, after = (fit(method, SOURCES, backbone, s, folder=tmp_path / n) for s, n in ((none, "0"), (longer, "1")))
+    before, after = (
+        fit(method, SOURCES, backbone, s, control=RunControl(tmp_path / n)) for s, n in ((none, "0"), (longer, "1"))
+    )
     for name in ("bank", "own"):
         assert not torch.equal(before.params[name], after.params[name])
     assert all(torch.equal(before.params[name], after.params[name]) for name in ("keys", "centre"))
@@ -155,7 +157,7 @@ def test_options_of_a_rule_are_checked_at_once() -> None:
 def lab_of(backbone: Backbone, settings: Settings) -> Any:
     from promptprior.fit import make_run_context
 
-    return make_run_context(backbone, settings, None, None, 30.0)
+    return make_run_context(backbone, settings, RunControl())
 
 
 def test_the_header_counts_parameters_three_ways_and_says_what_was_retrieved(backbone: Backbone) -> None:

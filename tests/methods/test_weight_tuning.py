@@ -140,7 +140,7 @@ def test_the_trunk_keeps_its_weights_and_modules_even_when_training_dies(name: s
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        adapt(make_method(name), [one()], backbone, None, settings(), watch=lambda _: die)
+        adapt(make_method(name), [one()], backbone, None, settings(), control=RunControl(watch=lambda _: die))
     adapted(name, backbone, one())
     after = dict(model.named_parameters())
     assert all(after[n] is w and torch.equal(w, kept) for n, (w, kept) in before.items())
@@ -171,7 +171,16 @@ def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     def go(watch: object = None) -> list[Adapted]:
-        return adapt(make_method(name), [one()], backbone, None, settings(), tmp_path, watch, checkpoint_seconds=0)  # type: ignore[arg-type]
+        return adapt(
+            make_method(name),
+            [one()],
+            backbone,
+            None,
+            settings(),
+            tmp_path,
+            watch,
+            control=RunControl(checkpoint_seconds=0),
+        )  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
         go(lambda _: dies)

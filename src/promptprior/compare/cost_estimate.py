@@ -14,11 +14,6 @@ from promptprior.backbone import Backbone, training_tokens
 from promptprior.compare.plan import Cell, Plan
 from promptprior.config.training import Settings, Training
 from promptprior.methods import Method
-from promptprior.methods.from_sources.bmtpt import Bmtpt
-from promptprior.methods.from_sources.mpt import Mpt
-from promptprior.methods.from_sources.multitask import MultitaskLong
-from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
-from promptprior.methods.target_only.in_context import InContext
 from promptprior.tasks import Task, collate
 from promptprior.tasks.sampling.draws import k_shot
 
@@ -36,28 +31,6 @@ def source_cost(backbone: Backbone, sources: Sequence[Task], stage: Training, le
     return stage.steps * (stage.batch_size * mean(text_length(backbone, s) for s in sources) + length)
 
 
-def source_passes(method: Method) -> float:
-    """How many times the rows of `multitask` a method's source stage reads."""
-    match method:
-        case Bmtpt(budget="full"):
-            return method.particles
-        case MultitaskLong():
-            return method.times
-        case Mpt(distil=True):
-            return 2.0  # its teachers read as much as its own prompt
-    return 1.0
-
-
-def ways(method: Method) -> int:
-    """In how many ways a method adapts each episode, for each learning rate."""
-    match method:
-        case Bmtpt() if method.penalty != "none":
-            return len(method.prior_width)
-        case PromptArithmetic():
-            return len(method.scales)
-    return 1
-
-
 def cell_cost(backbone: Backbone, cell: Cell, plan: Plan) -> float:
     """Tokens of adapting and testing one cell."""
     tested = len(cell.target.split("test")[: plan.test_limit])
@@ -72,11 +45,11 @@ def adapting_cost(
     if not method.uses_shots:
         return SCORED * tested * per_text
     shots = k_shot(target, k, seed, settings.dev_limit)
-    if isinstance(method, InContext):
+    if not method.trains:
         return SCORED * (len(shots.train) + len(shots.dev) + tested) * per_text
     eval_steps = 2 + (stage.steps // stage.eval_every if stage.eval_every else 0)
     trained = stage.steps * (min(stage.batch_size, len(shots.train)) * per_text + settings.length)
-    copies = ways(method) * len(stage.learning_rates)
+    copies = method.adaptation_copies(settings) * len(stage.learning_rates)
     return copies * (trained + SCORED * eval_steps * len(shots.dev) * per_text) + SCORED * tested * per_text
 
 

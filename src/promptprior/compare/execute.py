@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from promptprior.adapt import Adapted, adapt, diagnosed, make_episode, score_on_test
+from promptprior.adapt import Adapted, adapt, diagnose, make_episode, score_on_test
 from promptprior.artifacts.artifact import Prior, versions
 from promptprior.compare.plan import Cell, Plan
 from promptprior.compare.schedule import Fit, Group, WorkerContext
@@ -17,8 +17,8 @@ from promptprior.config.mapping import to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.evaluate import EvalResult
-from promptprior.fit import fit
-from promptprior.methods.method import Episode
+from promptprior.fit import RunControl, fit
+from promptprior.methods import Episode
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.notation import Params
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
@@ -30,7 +30,14 @@ def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: Wat
     start = time.monotonic()
     settings = worker_context.plan.resolved()
     heard = watched(worker_context.plan, f"fit-{folder.name}", watch)
-    prior = fit(work.method, worker_context.tasks.sources, worker_context.backbone, settings, work.seed, folder, heard)
+    prior = fit(
+        work.method,
+        worker_context.tasks.sources,
+        worker_context.backbone,
+        settings,
+        work.seed,
+        RunControl(folder, heard),
+    )
     counted = prior.header.diagnostics["cost"]
     assert isinstance(counted, dict)
     cost = Cost(time.monotonic() - start, int(counted["rows"]), int(counted["tokens"]))
@@ -51,10 +58,10 @@ def adapt_group(
     episodes = [episode_of(cell, plan, settings) for cell in group.cells]
     prior, source = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
-    done = adapt(group.method, episodes, backbone, prior, settings, folder, heard)
+    done = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, heard))
     testing()
     results = score_on_test(backbone, done, plan.test_limit)
-    told = diagnosed(backbone, done, worker_context.tasks.sources)
+    told = diagnose(backbone, done, worker_context.tasks.sources)
     shutil.rmtree(folder, ignore_errors=True)
     return tuple(
         Finished(

@@ -181,10 +181,10 @@ def separated(sources: "Sequence[Task]", targets: "Sequence[Task]") -> Tasks:
 
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one."""
-    from promptprior.methods.shared.source_prompts import made_from
+    from promptprior.methods.shared.source_prompts import prior_origin
 
     out: dict[str, Cell] = {}
-    made = [(method, made_from(method, tasks.sources)) for method in plan.made_methods()]
+    made = [(method, prior_origin(method, tasks.sources)) for method in plan.made_methods()]
     for seed in plan.seeds:
         for method, origin in made:
             for k in plan.shots:
@@ -206,8 +206,6 @@ def make_cell(
     seed: int,
 ) -> Cell:
     """A cell with the hash of all that decides its result; `origin` is what the method's prior is made from."""
-    from promptprior.methods import trains_targets_jointly
-
     sources = [*origin]
     if method.needs_sources and plan.source_seed is not None:
         sources.append(f"fitted with seed {plan.source_seed}")
@@ -225,7 +223,7 @@ def make_cell(
     ]
     if plan.compile:
         parts.append("compiled")
-    if trains_targets_jointly(method):
+    if method.trains_targets_jointly:
         parts.append([other.fingerprint for other in tasks.targets])
     return Cell(stable_hash(parts), method, target, k, seed)
 

@@ -12,12 +12,12 @@ from math import ceil
 from pathlib import Path
 
 from promptprior.backbone import Backbone
-from promptprior.compare.cost_estimate import cell_cost, source_cost, source_passes
+from promptprior.compare.cost_estimate import cell_cost, source_cost
 from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config.mapping import stable_hash
 from promptprior.fit import source_settings
-from promptprior.methods import Method, source_stage, trains_targets_jointly
-from promptprior.methods.shared.source_prompts import learns_from_tasks, made_from
+from promptprior.methods import Method
+from promptprior.methods.shared.source_prompts import learns_from_tasks, prior_origin
 
 COST = "cost.json"
 
@@ -97,7 +97,7 @@ def works(worker_context: WorkerContext, wanted: Sequence[Cell], done: Collectio
     for some in parts(wanted, worker_context.plan.together):
         missing = tuple(cell for cell in some if cell.key not in done)
         if missing:
-            group = make_group(worker_context, tuple(some) if trains_targets_jointly(some[0].method) else missing, done)
+            group = make_group(worker_context, tuple(some) if some[0].method.trains_targets_jointly else missing, done)
             if group.prior not in seen and not is_kept(group.prior):
                 left.append(make_fit(worker_context, group))
             seen.add(group.prior)
@@ -110,7 +110,7 @@ def parts(wanted: Sequence[Cell], together: int) -> Iterator[Sequence[Cell]]:
     train together first."""
     for (method, _), some in groupby(wanted, lambda cell: (cell.method, cell.seed)):
         cells = list(some)
-        count = 1 if trains_targets_jointly(method) else ceil(len(cells) / together)
+        count = 1 if method.trains_targets_jointly else ceil(len(cells) / together)
         ends = [len(cells) * part // count for part in range(count + 1)]
         yield from (cells[start:end] for start, end in pairwise(ends))
 
@@ -136,16 +136,16 @@ def make_fit(worker_context: WorkerContext, group: Group) -> Fit:
     settings = worker_context.plan.resolved()
     tokens = 0.0
     if learns_from_tasks(group.method):
-        tokens = source_passes(group.method) * source_cost(
+        tokens = group.method.source_passes(settings) * source_cost(
             worker_context.backbone, worker_context.tasks.sources, settings.source, settings.length
         )
-    return Fit(source_stage(group.method), worker_context.plan.prior_seed(group.seed), group.prior, tokens)
+    return Fit(group.method.source_recipe(), worker_context.plan.prior_seed(group.seed), group.prior, tokens)
 
 
 def prior_folder(worker_context: WorkerContext, method: Method, seed: int) -> Path:
     """Where the prior of a method and seed is kept. Another setting of the source stage has another folder; methods
     and settings that differ only on targets share one."""
-    stage = source_stage(method)
+    stage = method.source_recipe()
     key = stable_hash(
         [
             RESULTS_VERSION,
@@ -153,7 +153,7 @@ def prior_folder(worker_context: WorkerContext, method: Method, seed: int) -> Pa
             str(worker_context.backbone.frozen.dtype),
             stage,
             source_settings(worker_context.plan.resolved()),
-            made_from(stage, worker_context.tasks.sources),
+            prior_origin(stage, worker_context.tasks.sources),
         ]
     )
     return worker_context.plan.output / "priors" / f"{stage.name}-seed{seed}-{key[:8]}"
@@ -200,6 +200,6 @@ class Queue:
 
 def pieces(work: Work) -> list[Work]:
     """Failed work as it is tried again: each cell of a group by itself, unless they need each other."""
-    if isinstance(work, Fit) or trains_targets_jointly(work.method):
+    if isinstance(work, Fit) or work.method.trains_targets_jointly:
         return [work]
     return [replace(work, cells=(cell,), tokens=work.tokens / len(work.cells)) for cell in work.cells]

@@ -20,9 +20,8 @@ from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.choices import Measure
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.fit import make_run_context
-from promptprior.methods.method import RunContext, stacked
-from promptprior.methods.shared.source_prompts import direct_run
+from promptprior.fit import RunControl, make_run_context
+from promptprior.methods.run_context import InitialParams, RunContext, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.objectives.objective import loss_and_gradient
 from promptprior.report.results import BackboneName
@@ -63,7 +62,7 @@ def similarities(
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise SpecError(f"{', '.join(sorted({n for n in names if names.count(n) > 1}))}: named twice among the tasks")
-    context = make_run_context(backbone, settings or Settings(), None, None, 30.0)
+    context = make_run_context(backbone, settings or Settings(), RunControl())
     added, gradients = footprints(context, tasks, shots, seed, steps)
     tables = {
         "prompt": cosines(added.flatten(1)),
@@ -98,13 +97,13 @@ def footprints(
     context: RunContext, tasks: Sequence[Task], shots: int, seed: int, steps: int
 ) -> tuple[Float[Tensor, "C L D"], Float[Tensor, "C L D"]]:
     """What a few steps on each task's shots add to one common start, and the gradients at that start."""
-    start = stacked([context.start(seed, "similarity")] * len(tasks))
+    start = stacked([context.initial_prompt(seed, "similarity")] * len(tasks))
     tokens = [training_tokens(context.backbone, task, k_shot(task, shots, seed).train) for task in tasks]
     stage = replace(context.settings.target, steps=steps, schedule="constant")
     pools = [Pool(some, copy=c) for c, some in enumerate(tokens)]
     draws = EpisodeDraws(pools, stage.batch_size, [seed] * len(tasks))
     key = context.key("similarity", shots, seed, steps, *(task.fingerprint for task in tasks))
-    run = direct_run(context, key, stage, start, draws)
+    run = context.descent(key, stage, InitialParams(context.direct(), start), draws)
     everything = collate([t for some in tokens for t in some], [c for c, some in enumerate(tokens) for _ in some])
     _, gradient = loss_and_gradient(run.objective, start, everything)
     return context.train(run, "similarity").last["prompt"] - start["prompt"], gradient["prompt"]

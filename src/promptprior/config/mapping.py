@@ -89,7 +89,7 @@ def from_mapping(cls: type[C], mapping: Mapping[str, object], where: str, key: s
     type that fits counts. Raises SpecError naming the key, its flag and what was expected.
     """
     place, hints = Place(where, key), typing.get_type_hints(cls)
-    known = {item.name: item for item in fields(cls) if item.init}
+    known = {item.name: item for item in fields(cls) if item.init and not item.metadata.get("fact")}
     renamed = {old: item.name for item in known.values() if (old := item.metadata.get("formerly"))}
     mapping = {renamed.get(name, name) if renamed.get(name) not in mapping else name: v for name, v in mapping.items()}
     refuse_unknown(mapping, known, place)
@@ -116,7 +116,7 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
             (for_hash and item.metadata.get("formerly")) or item.name: to_mapping(current, for_hash=for_hash)
             for item in fields(value)
             for current in [getattr(value, item.name)]
-            if item.init and not (item.metadata.get("omit_from_hash_if_default") and current == default_of(item))
+            if (item.init or item.metadata.get("fact")) and not _is_omitted(item, value, current)
         }
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name], for_hash=for_hash) for name in sorted(value, key=str)}
@@ -127,6 +127,12 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"a setting cannot hold {value!r} ({type(value).__name__}): it has no form in JSON")
+
+
+def _is_omitted(item: Field[Any], config: object, current: object) -> bool:
+    omit_if = item.metadata.get("omit_from_hash_if")
+    at_default = item.metadata.get("omit_from_hash_if_default") and current == default_of(item)
+    return bool(at_default or (omit_if is not None and omit_if(config)))
 
 
 def stable_hash(value: Any) -> str:
@@ -271,7 +277,11 @@ def over_default(value: object, default: object) -> object:
     """Part of a nested config laid over the default of its field, so that what is not given stays as it was."""
     if not (isinstance(value, Mapping) and is_dataclass(default)):
         return value
-    whole = {item.name: getattr(default, item.name) for item in fields(default) if item.init}
+    whole = {
+        item.name: getattr(default, item.name)
+        for item in fields(default)
+        if item.init and not item.metadata.get("fact")
+    }
     return {**whole, **{name: over_default(part, whole.get(name)) for name, part in value.items()}}
 
 

@@ -66,20 +66,22 @@ def adapt_one(
     """Adapt with checkpoints beside the output, then save prompt and plan."""
     import shutil
 
-    from promptprior.adapt import adapt, diagnosed, score_on_test
+    from promptprior.adapt import adapt, diagnose, score_on_test
     from promptprior.cli.common import watcher
     from promptprior.files import claimed
+    from promptprior.fit import RunControl
     from promptprior.guard import guarded
 
     work = plan.output.with_name(plan.output.name + ".work")
-    given = (method, [episode], backbone, prior, settings, work, watcher(method.name, plan.tensorboard))
+    control = RunControl(work, watcher(method.name, plan.tensorboard))
+    inputs = (method, [episode], backbone, prior, settings, control)
     with claimed(work):
-        verdicts = guarded(*given) if plan.guard else []
-        done = [verdict.adapted for verdict in verdicts] or adapt(*given)
+        verdicts = guarded(*inputs) if plan.guard else []
+        done = [verdict.adapted for verdict in verdicts] or adapt(*inputs)
         results = score_on_test(backbone, done, plan.test_limit)[0]
         header = done[0].prompt.header
         tested = {"test": dict(results.scores), "test_examples": len(episode.task.split("test")[: plan.test_limit])}
-        header = replace(header, scores={**header.scores, **tested}, diagnostics=diagnosed(backbone, done)[0])
+        header = replace(header, scores={**header.scores, **tested}, diagnostics=diagnose(backbone, done)[0])
         replace(done[0].prompt, header=header).save_pretrained(plan.output)
         save_plan(plan, beside(plan.output))
         shutil.rmtree(work, ignore_errors=True)

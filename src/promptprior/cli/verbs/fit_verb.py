@@ -12,7 +12,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
     from promptprior.cli.common import cost_line, load_backbone, watcher, with_source_steps
     from promptprior.compare.cost_estimate import source_cost
     from promptprior.files import claimed
-    from promptprior.fit import check_fittable, fit
+    from promptprior.fit import RunControl, check_fittable, fit
     from promptprior.methods import make_method
     from promptprior.tasks import load_task
 
@@ -28,7 +28,7 @@ def run(plan: FitPlan, dry_run: bool) -> None:
         cost = source_cost(backbone, sources, settings.source, settings.length)
         return print(cost_line(backbone, sources[0], settings.length, cost))
     with claimed(plan.output):
-        fit(method, sources, backbone, settings, plan.seed, plan.output, watch)
+        fit(method, sources, backbone, settings, plan.seed, RunControl(plan.output, watch))
         save_plan(plan, plan.output / "plan.yaml")
     return print(plan.output / "prior")
 

@@ -15,76 +15,66 @@ from typing import Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.config.training import setting
-from promptprior.errors import SpecError
+from promptprior.config.training import Settings
+from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.method import AdaptationInit, Episode, FitResult, Method, RunContext
-from promptprior.methods.shared.source_prompts import similarities, source_bank
+from promptprior.methods.options import fact, option, target_option
+from promptprior.methods.run_context import Episode, RunContext, stacked
+from promptprior.methods.shared.source_prompts import prior_prompts, source_similarities
 from promptprior.notation import Float, Tensor
-from promptprior.parameterisations.direct import Direct
 from promptprior.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class PromptArithmetic:
+class PromptArithmetic(Recipe):
     """The shared start plus weighted task vectors."""
 
-    combine: Literal["sum", "mean", "weighted"] = setting(
+    name: str = fact("prompt_arithmetic")
+    needs_sources: bool = fact(True, init=False)
+    combine: Literal["sum", "mean", "weighted"] = target_option(
         "sum", "weights of the task vectors: sum (all 1), mean, or weighted (by similarity, summing to 1)"
     )
-    top: int = setting(2, "the most similar sources, whose vectors are combined; 0: all sources")
-    scales: tuple[float, ...] = setting((1.0,), "factors on the combined vector; of several, dev picks one")
-    probe_steps: int = setting(10, "steps that give a target its embedding")
-    source_prompts: tuple[Path, ...] = setting((), "prompts that others trained, instead of training on sources")
-    source_start: Path | None = setting(None, "the start that given source prompts share; none: their mean")
-    name: str = "prompt_arithmetic"
-    needs_sources: bool = True
-    uses_shots: bool = True
+    top: int = target_option(2, "the most similar sources, whose vectors are combined; 0: all sources", least=0)
+    scales: tuple[float, ...] = target_option(
+        (1.0,), "factors on the combined vector; of several, dev picks one", at_least_one=True
+    )
+    probe_steps: int = target_option(10, "steps that give a target its embedding", least=0)
+    source_prompts: tuple[Path, ...] = option((), "prompts that others trained, instead of training on sources")
+    source_start: Path | None = option(None, "the start that given source prompts share; none: their mean")
 
-    def __post_init__(self) -> None:
-        if self.top < 0 or not self.scales:
-            raise SpecError(
-                f"top {self.top}, scales {self.scales} (--top, --scales): expected 0 or more, and at least one scale"
-            )
-
-    def source_view(self) -> Method:
+    def source_recipe(self) -> Recipe:
         """SPoT's source prompts."""
         return Spot(source_prompts=self.source_prompts, source_start=self.source_start)
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """One prompt per source, all from one start."""
-        return self.source_view().fit(context, sources, seed)
+        return self.source_recipe().fit(context, sources, seed)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode at the shared start plus its sum of task vectors, at every scale."""
-        added = self.added(context, priors, episodes)
-        starts = [
-            source_bank(context, prior)[1] + scale * vector
-            for prior, vector in zip(priors, added, strict=True)
-            for scale in self.scales
-        ]
-        variants = [{"scale": scale} for scale in self.scales]
-        return AdaptationInit(
-            Direct(context.settings.length, context.backbone.width), {"prompt": torch.stack(starts)}, variants=variants
-        )
-
-    def added(
-        self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
-    ) -> list[Float[Tensor, "L D"]]:
-        """The combined task vector of each episode."""
-        banks = [source_bank(context, prior) for prior in priors]
+        prompts = [prior_prompts(context, prior) for prior in priors]  # ([S, L, D], [L, D]) each
         if self.top == 0 and self.combine != "weighted":
-            task_similarity = [torch.ones(len(bank)) for bank, _ in banks]
+            similarities = [torch.ones(len(trained)) for trained, _ in prompts]
         else:
-            task_similarity = similarities(context, priors, episodes, self.probe_steps)
-        weights = [self.weights(like) for like in task_similarity]
-        return [torch.tensordot(w.to(b), b - s, dims=1) for w, (b, s) in zip(weights, banks, strict=True)]
+            similarities = source_similarities(context, priors, episodes, self.probe_steps)
+        starts = []
+        for (trained, start), similarity in zip(prompts, similarities, strict=True):
+            vector = torch.tensordot(self.weights(similarity).to(trained), trained - start, dims=1)  # [L, D]
+            starts += [start + scale * vector for scale in self.scales]
+        return AdaptationInit(context.direct(), stacked(starts), variants=[{"scale": s} for s in self.scales])
 
-    def weights(self, task_similarity: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
+    def weights(self, similarity: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
         """What each source's task vector is multiplied by."""
-        chosen = torch.zeros_like(task_similarity)
-        chosen[task_similarity.topk(min(self.top or len(task_similarity), len(task_similarity))).indices] = 1
+        chosen = torch.zeros_like(similarity)
+        chosen[similarity.topk(min(self.top or len(similarity), len(similarity))).indices] = 1
         if self.combine == "sum":
             return chosen
-        share = chosen if self.combine == "mean" else chosen * (task_similarity.clamp(min=0) + 1e-6)
+        share = chosen if self.combine == "mean" else chosen * (similarity.clamp(min=0) + 1e-6)
         return share / share.sum()
+
+    def adaptation_copies(self, settings: Settings) -> int:
+        """One for each scale."""
+        return len(self.scales)
+
+
+ARMS = (PromptArithmetic(),)

@@ -1,4 +1,4 @@
-"""References: the same shots, batches, steps and selection, but weights of the trunk move instead of a prompt.
+"""References: the same shots, batches, steps and selection, but weights of the model move instead of a prompt.
 
 lora: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by PEFT's layers on
 queries and values. bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like models have
@@ -7,98 +7,70 @@ and the grid has as many rates as the prompts' grid, in the same proportions (do
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone.weight_overrides import Which, lora_start
-from promptprior.config.training import Settings
-from promptprior.errors import SpecError
-from promptprior.methods.method import AdaptationInit, Episode, FitResult, RunContext
-from promptprior.notation import Params, Tensor
+from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.options import fact, option
+from promptprior.methods.run_context import Episode, RunContext
+from promptprior.notation import Tensor
+from promptprior.parameterisations.registry import Form
 from promptprior.parameterisations.weights import LoraForm, OwnForm
 from promptprior.tasks.sampling.draws import generator
-from promptprior.tasks.task import Task
 
 PROMPT_RATE = 0.3  # the rate of prompts that a reference's `rate` stands beside
-RATE_HELP = f"absolute learning rate where prompts have {PROMPT_RATE} in units of the embedding scale"
-RATES_HELP = "absolute learning rates to try; by default as many as --target.learning-rates, in the same proportions"
 
 
 @dataclass(frozen=True)
-class Lora:
+class WeightRecipe(Recipe):
+    """What methods that move weights share: their absolute learning rates."""
+
+    rate: float = option(
+        1e-3, f"absolute learning rate where prompts have {PROMPT_RATE} in units of the embedding scale", above=0
+    )
+    learning_rates: tuple[float, ...] = option(
+        (), "absolute rates to try; by default as many as --target.learning-rates, in the same proportions", above=0
+    )
+
+    def weight_init(self, context: RunContext, form: Form, starts: Sequence[Mapping[str, Tensor]]) -> AdaptationInit:
+        """Each episode's weights, in the dtype that prompts are kept in: half precision would swallow small steps."""
+        kept = context.backbone.frozen.prompt_dtype
+        params = {name: torch.stack([weights[name] for weights in starts]).to(kept) for name in starts[0]}
+        grid = tuple(self.rate * r / PROMPT_RATE for r in context.settings.target.learning_rates)
+        return AdaptationInit(form, params, learning_rates=self.learning_rates or grid)
+
+
+@dataclass(frozen=True)
+class Lora(WeightRecipe):
     """Low-rank additions to linear modules, fresh for every episode."""
 
-    rank: int = field(default=8, metadata={"help": "rank of each addition"})
-    alpha: float = field(default=16.0, metadata={"help": "additions count alpha / rank"})
-    modules: tuple[str, ...] = field(default=(), metadata={"help": "modules added to; by default PEFT's: q and v"})
-    rate: float = field(default=1e-3, metadata={"help": RATE_HELP})
-    learning_rates: tuple[float, ...] = field(default=(), metadata={"help": RATES_HELP})
-    name: str = "lora"
-    needs_sources: bool = False
-    uses_shots: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise SpecError(
-                f"rank {self.rank}, alpha {self.alpha} (--options.lora.rank, --options.lora.alpha): expected at least "
-                "1, and more than 0"
-            )
-
-    def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
-        """Nothing to learn. Raises SpecError."""
-        raise no_prior(self.name)
+    name: str = fact("lora")
+    rank: int = option(8, "rank of each addition", least=1)
+    alpha: float = option(16.0, "additions count alpha / rank", above=0)
+    modules: tuple[str, ...] = option((), "modules added to; by default PEFT's: q and v")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """LoRA's own start for every episode, seeded by task and seed: additions of zero."""
         form = LoraForm(self.rank, self.alpha, self.modules)
         trunk = form.trunk(context.backbone)
         starts = [lora_start(trunk, generator("lora", e.seed, e.task.name)) for e in episodes]
-        return AdaptationInit(
-            form, stacked_weights(starts, context), rates=rates(context.settings, self.rate, self.learning_rates)
-        )
+        return self.weight_init(context, form, starts)
 
 
 @dataclass(frozen=True)
-class Bitfit:
-    """The trunk's own vectors, from where they stand."""
+class Bitfit(WeightRecipe):
+    """The model's own vectors, from where they stand."""
 
-    which: Which = field(default="vectors", metadata={"help": "biases (as published), or vectors: norm scales too"})
-    rate: float = field(default=1e-3, metadata={"help": RATE_HELP})
-    learning_rates: tuple[float, ...] = field(default=(), metadata={"help": RATES_HELP})
-    name: str = "bitfit"
-    needs_sources: bool = False
-    uses_shots: bool = True
-
-    def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
-        """Nothing to learn. Raises SpecError."""
-        raise no_prior(self.name)
+    name: str = fact("bitfit")
+    which: Which = option("vectors", "biases (as published), or vectors: norm scales too")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """The trunk as it is."""
+        """The model as it is."""
         form = OwnForm(self.which)
-        starts = [form.trunk(context.backbone).start] * len(episodes)
-        return AdaptationInit(
-            form, stacked_weights(starts, context), rates=rates(context.settings, self.rate, self.learning_rates)
-        )
+        return self.weight_init(context, form, [form.trunk(context.backbone).start] * len(episodes))
 
 
-def no_prior(name: str) -> SpecError:
-    """The error of a method that is asked to fit."""
-    return SpecError(f"method {name!r} has no prior to fit; use it with adapt or compare")
-
-
-def rates(settings: Settings, rate: float, given: Sequence[float]) -> tuple[float, ...]:
-    """The absolute rates to try: those given, or the prompts' grid moved to stand around `rate`.
-
-    >>> rates(Settings(), 1e-3, ())
-    (0.001,)
-    """
-    return tuple(given) or tuple(rate * r / PROMPT_RATE for r in settings.target.learning_rates)
-
-
-def stacked_weights(each: Sequence[Mapping[str, Tensor]], context: RunContext) -> Params:
-    """Weights as copies, in the dtype that prompts are kept in: half precision would swallow small steps."""
-    kept = context.backbone.frozen.prompt_dtype
-    return {name: torch.stack([weights[name] for weights in each]).to(kept) for name in each[0]}
+ARMS = (Lora(), Bitfit())

@@ -1,0 +1,125 @@
+"""The contract of a method: a short recipe named after its paper, which says what it learns from sources and where
+targets start.
+
+A recipe chooses a parameterisation and a rule and hands runs to `context.train`, the one training loop. Adaptation to
+targets is the same for all of them (adapt.py) once they have said where it starts. docs/extending.md has an example.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import ClassVar
+
+from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
+from promptprior.cost import Cost
+from promptprior.errors import SpecError
+from promptprior.methods.options import check_bounds, fact
+from promptprior.methods.run_context import Episode, RunContext
+from promptprior.notation import Params, Tensor
+from promptprior.parameterisations.parameterisation import Parameterisation
+from promptprior.parameterisations.registry import Form
+from promptprior.rules.descent import Penalty
+from promptprior.rules.rule import Rule
+from promptprior.tasks.sampling.batch import Batch
+from promptprior.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What the sources taught: parameters, what reads them, and what is worth knowing about them."""
+
+    parameterisation: Parameterisation
+    params: Params
+    diagnostics: Mapping[str, object] = field(default_factory=dict)
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class AdaptationInit:
+    """Where adaptation starts: one copy of the parameters per episode.
+
+    `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
+    params, penalty and multipliers of elements have copies e * V + v, episode e in variant v. Of an episode's variants
+    each of `ensemble_size` equal parts gives a prompt, picked on dev within its part; they answer by their mean
+    probability.
+
+    `lr_multipliers` multiply the learning rate of single parameters by name (0 freezes one), or of every element of
+    one. `learning_rates` are rates to try in absolute units, for params that are no prompt; without them the settings'
+    are tried, in units of the embedding scale. `wrap_rule` turns the descent that targets move by into another rule
+    (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns, where that is not the
+    numbers that adaptation may move (what `init` fitted itself).
+    """
+
+    parameterisation: Form
+    params: Params
+    penalty: Penalty | None = None
+    lr_multipliers: Mapping[str, float | Tensor] = field(default_factory=dict)
+    variants: Sequence[Mapping[str, object]] = ({},)
+    ensemble_size: int = 1
+    learning_rates: Sequence[float] = ()
+    wrap_rule: Callable[[Rule[Batch]], Rule[Batch]] | None = None
+    trainable: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every recipe says of itself; `init`, and `fit` where it learns from sources, are its own.
+
+    A control arm is a value of a recipe under another name: Bmtpt(name="bmtpt_chains", kernel="none"). `prior_of` names
+    the method whose priors such an arm starts from, where it differs from that one on targets alone. `is_ensemble`: each
+    copy of a prior adapts by itself, and all answer together. `revision` is raised when a change of the recipe's code
+    changes its results: cells of other revisions are not reused.
+    """
+
+    name: str = fact("")
+    needs_sources: bool = fact(False, init=False)
+    uses_shots: bool = fact(True, init=False)
+    prior_of: str = fact("", omit_from_hash_if=lambda _: True)
+    is_ensemble: bool = fact(False, omit_from_hash_if=lambda _: True)
+    revision: int = fact(0, init=False, omit_from_hash_if=lambda recipe: recipe.revision == 0)
+
+    trains: ClassVar[bool] = True  # off where adaptation learns nothing
+    adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
+        """Where each episode starts, given the prior of its seed (none for methods without sources).
+
+        Of an episode's examples a method may learn from `shots.train`; dev is for selection and test for the end.
+        """
+        raise NotImplementedError
+
+    def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
+        """Learn from the source tasks. Raises SpecError for a method that learns nothing from them."""
+        raise SpecError(f"method {self.name!r} has no prior to fit; use it with adapt or compare")
+
+    def source_recipe(self) -> "Recipe":
+        """The recipe whose source stage this one's is: itself, with the options that only targets see at their defaults.
+
+        Equal source recipes fit equal priors, under whatever name.
+        """
+        defaults = {f.name: f.default for f in fields(self) if f.metadata.get("target") and f.default is not MISSING}
+        return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
+
+    def source_passes(self, settings: Settings) -> float:
+        """How many times the rows of `multitask` the source stage reads; decides estimates only."""
+        return 1.0
+
+    def adaptation_copies(self, settings: Settings) -> int:
+        """In how many ways each episode adapts for each learning rate; decides estimates only."""
+        return 1
+
+    def serves(self, task: Task) -> str | None:
+        """Why this method cannot answer a task, in words; None where it can."""
+        return None
+
+    @property
+    def trains_targets_jointly(self) -> bool:
+        """Whether a target's result depends on which other targets adapt along with it."""
+        return getattr(self, "joint_steps", 0) > 0
+
+
+Method = Recipe
+"""What fit, adapt and compare take."""

@@ -1,0 +1,103 @@
+"""How a recipe declares what it is and what can be chosen: facts, options of its source stage, options of its targets."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field, fields, make_dataclass, replace
+from functools import cache
+from typing import Any, TypeVar, cast, get_type_hints
+
+from promptprior.config.mapping import from_mapping
+from promptprior.errors import SpecError
+
+
+def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], bool] | None = None) -> Any:
+    """A field that no option can set, such as a method's name or whether it needs sources.
+
+    `init` is off for what is true of the class. A fact that came later is left out of hashes `omit_from_hash_if(recipe)`.
+    """
+    return field(
+        default=default, init=init, kw_only=True, metadata={"fact": True, "omit_from_hash_if": omit_from_hash_if}
+    )
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    at_least_one: bool = False,
+    target: bool = False,
+    omit_from_hash_if: Callable[[Any], bool] | None = None,
+    omit_from_hash_if_default: bool = False,
+) -> Any:
+    """A choice of the recipe, with the line that help shows and its bounds (of every element, for tuples; None passes).
+
+    `target`: only targets see it, so that arms which differ in nothing else share a prior. An option that came later is
+    left out of hashes at its default, or where `omit_from_hash_if(recipe)`.
+    """
+    metadata = {
+        "help": text,
+        "least": least,
+        "above": above,
+        "at_least_one": at_least_one,
+        "target": target,
+        "omit_from_hash_if_default": omit_from_hash_if_default,
+        "omit_from_hash_if": omit_from_hash_if,
+    }
+    return field(default=default, kw_only=True, metadata=metadata)
+
+
+def target_option(default: Any, text: str, **bounds: Any) -> Any:
+    """An option that only targets see: it is no part of what decides a prior."""
+    return option(default, text, target=True, **bounds)
+
+
+def check_bounds(recipe: Any) -> None:
+    """Raise SpecError for an option outside its bounds, naming value, flag and what was expected."""
+    for item in fields(recipe):
+        least, above = item.metadata.get("least"), item.metadata.get("above")
+        value = getattr(recipe, item.name)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        is_low = any((least is not None and n < least) or (above is not None and n <= above) for n in numbers)
+        if is_low or (item.metadata.get("at_least_one") and not numbers):
+            bound = (
+                f"at least {least:g}" if least is not None else f"more than {above:g}" if above is not None else "any"
+            )
+            expected = f"numbers, each {bound}" if isinstance(value, tuple) else bound
+            raise SpecError(
+                f"{item.name.replace('_', ' ')} {value} (--options.{item.name.replace('_', '-')}): expected {expected}"
+            )
+
+
+R = TypeVar("R")
+
+
+def with_options(recipe: R, options: Mapping[str, object], where: str) -> R:
+    """A recipe with other options; facts, and options that are not given, stay as they are.
+
+    Raises SpecError for unknown names, values of another type, and values outside their bounds.
+    """
+    if not options:
+        return recipe
+    read = from_mapping(_options_class(cast(Any, type(recipe))), options, where)
+    changes = {f.name: getattr(read, f.name) for f in fields(read) if f.name in options}
+    try:
+        return replace(recipe, **changes)  # type: ignore[type-var]  # a dataclass
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def option_fields(recipe: Any) -> list[Field[Any]]:
+    """The fields of a recipe that are options."""
+    return [item for item in fields(recipe) if item.init and not item.metadata.get("fact")]
+
+
+@cache
+def _options_class(kind: type[Any]) -> Any:
+    """A plain dataclass of the options alone, to read a mapping by."""
+    hints = get_type_hints(kind)
+    copies = [
+        (f.name, hints[f.name], field(default=f.default, default_factory=f.default_factory, metadata=f.metadata))
+        for f in option_fields(kind)
+    ]
+    return make_dataclass(kind.__name__, copies)
