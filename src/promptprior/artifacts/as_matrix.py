@@ -7,7 +7,7 @@ from promptprior.errors import ArtifactError, unknown_name
 from promptprior.notation import Float, Tensor
 from promptprior.parameterisations.parameterisation import Offsetting, Parameterisation
 from promptprior.parameterisations.registry import PARAMETERISATIONS
-from promptprior.parameterisations.weights import WeightForm
+from promptprior.parameterisations.parameterisation import AnsweringForm
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 
@@ -40,7 +40,7 @@ def fixed_form(artifact: Prior | Prompt, where: str) -> Parameterisation:
             "one is served by promptprior itself (promptprior predict)"
         )
     form = kind(**header.parameterisation_settings)
-    if isinstance(form, WeightForm):
+    if isinstance(form, AnsweringForm):
         raise ArtifactError(
             f"{where} ({header.method}, {header.parameterisation}) holds weights of the model, a reference that "
             "prompts are compared with, and no prompt"

@@ -24,7 +24,7 @@ from promptprior.methods.shared.joint_targets import Joint, grouped, places_of
 from promptprior.methods.shared.source_prompts import similarities, source_bank, source_names
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import PromptObjective
-from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, network_start
+from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, init_attention_network
 from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
@@ -147,7 +147,7 @@ class Attempt:
 
     def network(self, context: RunContext, seed: int, copies: int) -> Params:
         """An untrained attention network, the same in every copy."""
-        made = network_start(context.backbone.width, self.rank, generator("attention", seed))
+        made = init_attention_network(context.backbone.width, self.rank, generator("attention", seed))
         frozen = context.backbone.frozen
         return {n: v.to(frozen.device, frozen.prompt_dtype).repeat(copies, *[1] * v.dim()) for n, v in made.items()}
 

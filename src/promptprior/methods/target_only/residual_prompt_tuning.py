@@ -16,7 +16,7 @@ from promptprior.config.training import setting
 from promptprior.errors import SpecError
 from promptprior.methods.method import AdaptationInit, Episode, FitResult, RunContext
 from promptprior.notation import Params
-from promptprior.parameterisations.residual import NETWORK, Residual, network_start
+from promptprior.parameterisations.residual import NETWORK, Residual, init_residual_network
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task
 
@@ -65,7 +65,7 @@ class ResidualPromptTuning:
         networks = context.settings.length if self.separate else 1
         gain = self.gain * (1.0 if self.absolute else context.backbone.scale)
         g = generator("residual", episode.seed, episode.task.name)
-        network = network_start(context.backbone.width, self.bottleneck, networks, gain, g)
+        network = init_residual_network(context.backbone.width, self.bottleneck, networks, gain, g)
         return {"prompt": prompt, **{name: value.to(prompt) for name, value in network.items()}}
 
 

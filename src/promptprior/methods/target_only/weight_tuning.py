@@ -53,7 +53,7 @@ class Lora:
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """LoRA's own start for every episode, seeded by task and seed: additions of zero."""
         form = LoraForm(self.rank, self.alpha, self.modules)
-        trunk = form.trunk(context.backbone)
+        trunk = form.answers(context.backbone)
         starts = [lora_start(trunk, generator("lora", e.seed, e.task.name)) for e in episodes]
         return AdaptationInit(
             form, stacked_weights(starts, context), rates=rates(context.settings, self.rate, self.learning_rates)
@@ -78,7 +78,7 @@ class Bitfit:
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The trunk as it is."""
         form = OwnForm(self.which)
-        starts = [form.trunk(context.backbone).start] * len(episodes)
+        starts = [form.answers(context.backbone).start] * len(episodes)
         return AdaptationInit(
             form, stacked_weights(starts, context), rates=rates(context.settings, self.rate, self.learning_rates)
         )
