@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.artifacts.header import digest
+from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import training_tokens
 from promptprior.config.training import Training
 from promptprior.cost import Cost
@@ -45,7 +45,7 @@ def made_from(method: Method, sources: Sequence[Task]) -> list[str]:
     """Fingerprints of all that a method's prior is made from: source tasks, and the numbers of prompts it is given."""
     if not method.needs_sources:
         return []
-    return [t.fingerprint for t in sources] + [digest(read(file)) for file in given_files(method)]
+    return [t.fingerprint for t in sources] + [tensor_digest(read(file)) for file in given_files(method)]
 
 
 def source_labels(method: Method, sources: Sequence[Task]) -> tuple[str, ...]:
