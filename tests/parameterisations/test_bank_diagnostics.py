@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from promptprior.parameterisations.bank import Bank
-from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval, nearest_words
+from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 
@@ -30,7 +30,9 @@ def test_the_summary_by_hand() -> None:
     use = [(1 + 0.5) / 2, 2 / 3 / 2, 1 / 3 / 2, 0.25, 0.5]
     p = [u / sum(use) for u in use]
     assert said["entropy"] == pytest.approx(-sum(q * math.log2(q) for q in p), abs=1e-3)
-    torch.testing.assert_close(torch.tensor(said["map"])[0], torch.tensor([1, 2 / 3, 1 / 3, 0, 0, 0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(said["map"])[0], torch.tensor([1, 2 / 3, 1 / 3, 0, 0, 0]), atol=1e-3, rtol=0
+    )
 
 
 def test_one_text_has_no_pairs() -> None:
@@ -43,7 +45,9 @@ def test_rows_that_are_words_are_named_by_them() -> None:
     backbone = tiny("llama", torch.float32)
     ids = backbone.frozen.alone("kQ7")
     rows = backbone.frozen.embed(torch.tensor(ids)).detach() * 3
-    assert [words[0] for words in nearest_words(backbone, rows, 2)] == ["k", "Q", "7"]
+    table: Any = describe_retrieval(Retrieval(torch.tensor([[0, 1, 2]]), torch.tensor([0]), ("t",), 3), rows, backbone)
+    assert {row["row"]: row["words"][0] for row in table["tokens"]} == {0: "k", 1: "Q", 2: "7"}
+    assert all(len(row["words"]) == 5 for row in table["tokens"])
 
 
 def test_the_table_names_the_most_used_rows_first() -> None:

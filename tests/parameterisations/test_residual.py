@@ -59,7 +59,9 @@ def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> 
 
 
 def test_the_released_gain_does_not_start_at_a_small_prompt() -> None:
-    held = {n: v.double()[None] for n, v in init_residual_network(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()}
+    held = {
+        n: v.double()[None] for n, v in init_residual_network(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()
+    }
     held["prompt"] = 0.1 * torch.randn(1, L, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     moved = Residual(L, 400).fold(held)["prompt"] - held["prompt"]
     assert moved.square().mean().sqrt() == pytest.approx(1, rel=0.01)  # ten times the prompt's own entries

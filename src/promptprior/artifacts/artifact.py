@@ -44,7 +44,7 @@ OURS = frozenset({HEADER_FILE, README, peft.CONFIG_FILE, peft.TENSORS_FILE, *TEN
 
 @dataclass(frozen=True)
 class _Artifact:
-    """A header and the params that it describes, all with a leading copies axis. Raises ArtifactError for a mismatch."""
+    """A header and the params it describes, all with a leading copies axis. Raises ArtifactError for a mismatch."""
 
     header: Header
     params: Params

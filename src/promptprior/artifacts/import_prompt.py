@@ -119,9 +119,7 @@ def _find_in_folder(folder: Path, backbone: BackboneCard | None) -> FoundPrompt:
     raise ArtifactError(f"{folder} has neither {HEADER_FILE} nor {peft.CONFIG_FILE}, so it is no prompt; {hint}")
 
 
-def _choose_matrix(
-    tensors: Mapping[str, Tensor], wanted: str | None, path: Path
-) -> tuple[str, Float[Tensor, "L D"]]:
+def _choose_matrix(tensors: Mapping[str, Tensor], wanted: str | None, path: Path) -> tuple[str, Float[Tensor, "L D"]]:
     """The name and the [L, D] float32 of the tensor that is the prompt: the wanted, the only, or the likely one."""
     names = [f"{name or '(unnamed)'} {list(value.shape)}" for name, value in tensors.items()]
     listing = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"

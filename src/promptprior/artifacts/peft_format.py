@@ -97,9 +97,7 @@ def check_fits(config: dict[str, Any], prompt: Float[Tensor, "L D"], backbone: B
             f"{trained_on}"
         )
     if prompt.shape[1] != backbone.width:
-        raise ArtifactError(
-            f"{where} has width {prompt.shape[1]}; {backbone.name} has {backbone.width}: {trained_on}"
-        )
+        raise ArtifactError(f"{where} has width {prompt.shape[1]}; {backbone.name} has {backbone.width}: {trained_on}")
 
 
 def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], backbone: BackboneCard) -> None:

@@ -93,9 +93,7 @@ class Bank:
         else:
             chosen = self._best(scores)  # [X, K]
             # Without gradients straight-through is hard selection: its weights are exactly one.
-            is_hard = self.selection == "hard" or (
-                self.selection == "straight_through" and not torch.is_grad_enabled()
-            )
+            is_hard = self.selection == "hard" or (self.selection == "straight_through" and not torch.is_grad_enabled())
             if is_hard:  # texts that chose the same rows share a prompt
                 distinct = torch.cat([copy[:, None], task[:, None], chosen.cpu()], dim=1)  # [X, 2 + K]
                 distinct, index = distinct.unique(dim=0, return_inverse=True)
@@ -119,8 +117,12 @@ class Bank:
         device = params["bank"].device
         if self.scoring == "same":
             scores = -torch.arange(self.size, dtype=torch.float64, device=device).expand(batch.texts, -1)
-        elif self.scoring == "random":
-            scores = _hash_scores(batch, self.size).to(device)
+        elif self.scoring == "random":  # a hash of the text's own tokens, in [0, 1)
+            position = torch.arange(batch.text_ids.shape[1])
+            ids = (batch.text_ids + 1) * (position < batch.text_lengths[:, None])  # [X, T], zero behind the text
+            seed = (ids * (position * 7919 % 9973 + 1)).sum(1) % 999983  # [X]
+            mixed = torch.sin(seed[:, None].double() * 12.9898 + torch.arange(self.size) * 78.233) * 43758.5453
+            scores = (mixed - mixed.floor()).to(device)
         else:
             query, keys = self.queries(params, batch), params.get("keys", params["bank"])
             if self.scoring == "cosine":
@@ -190,12 +192,3 @@ class Bank:
             slots = scores.unflatten(1, (self.retrieve, -1))
             return slots.argmax(-1) + torch.arange(0, self.size, slots.shape[-1], device=scores.device)
         return scores.topk(self.retrieve, dim=1).indices.sort(dim=1).values
-
-
-def _hash_scores(batch: Batch, size: int) -> Float[Tensor, "X N"]:
-    # Numbers in [0, 1) that look random and depend on each text's tokens alone.
-    position = torch.arange(batch.text_ids.shape[1])
-    ids = (batch.text_ids + 1) * (position < batch.text_lengths[:, None])
-    seed = (ids * (position * 7919 % 9973 + 1)).sum(1) % 999983
-    mixed = torch.sin(seed[:, None].double() * 12.9898 + torch.arange(size) * 78.233) * 43758.5453
-    return mixed - mixed.floor()

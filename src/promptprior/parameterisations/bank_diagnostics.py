@@ -13,6 +13,7 @@ from promptprior.backbone import Backbone
 from promptprior.notation import Float, Int, Tensor
 
 NAMED_ROWS = 20  # the most used rows of a bank are named by their nearest words
+NEAREST_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Retrieval:
     size: int
 
 
+@torch.no_grad()
 def describe_retrieval(
     retrieval: Retrieval, bank: Float[Tensor, "N D"], backbone: Backbone, named_rows: int = NAMED_ROWS
 ) -> dict[str, object]:
@@ -51,6 +53,12 @@ def describe_retrieval(
     order = use.argsort(descending=True)[:named_rows]
     rows = bank.detach().cpu()[order]
     rms = (rows.square().mean(1).sqrt() / backbone.scale).tolist()
+    vocabulary = normalize(backbone.frozen.vocabulary_embeddings.float(), dim=-1)
+    cosine = normalize(rows.to(vocabulary), dim=-1) @ vocabulary.T  # [rows, V]
+    words = [
+        [backbone.frozen.tokenizer.decode([i]) for i in ids]
+        for ids in cosine.topk(NEAREST_WORDS, dim=1).indices.tolist()
+    ]
     return {
         "rows": size,
         "retrieved": retrieved,
@@ -72,20 +80,11 @@ def describe_retrieval(
                 "share": four_digits(float(share[:, row].mean())),
                 "share_by_task": {name: four_digits(float(value[row])) for name, value in rows_by_task.items()},
                 "rms": four_digits(size_in_scales),
-                "words": words,
+                "words": nearest,
             }
-            for row, size_in_scales, words in zip(order.tolist(), rms, nearest_words(backbone, rows), strict=True)
+            for row, size_in_scales, nearest in zip(order.tolist(), rms, words, strict=True)
         ],
     }
-
-
-@torch.no_grad()
-def nearest_words(backbone: Backbone, rows: Float[Tensor, "n D"], count: int = 5) -> list[list[str]]:
-    """The vocabulary entries whose embeddings have the highest cosine with each row, best first."""
-    table = normalize(backbone.frozen.vocabulary_embeddings.float(), dim=-1)
-    cosine = normalize(rows.to(table), dim=-1) @ table.T  # [n, V]
-    best = cosine.topk(count, dim=1).indices.tolist()
-    return [[backbone.frozen.tokenizer.decode([i]) for i in ids] for ids in best]
 
 
 def entropy_bits(p: Float[Tensor, " N"]) -> float:

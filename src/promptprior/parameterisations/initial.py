@@ -1,4 +1,4 @@
-"""Starting values: prompts on the scale of the backbone's own embeddings, and small networks as torch.nn starts them."""
+"""Starting values: prompts on the scale of the backbone's own embeddings, small networks as torch.nn starts them."""
 
 from collections.abc import Sequence
 from typing import Literal

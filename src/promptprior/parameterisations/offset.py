@@ -16,7 +16,7 @@ from promptprior.tasks.sampling.batch import Batch
 class Offset:
     """params: "prompt" Float[C, L, D], "a" Float[C, S, r] and "b" Float[C, r, D], with S = `positions`, r = `rank`.
 
-    Texts of copy c read prompt c. Row t of a_c b_c is added to the embedding of their token t; tokens from S on get none.
+    Texts of copy c read prompt c. Row t of a_c b_c is added to the embedding of their token t; later tokens get none.
     """
 
     length: int

@@ -11,8 +11,8 @@ moves its params. It is one of two things:
 and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
 embeddings (`Offsetting`), diagnostics (`Diagnosable`), a plain prompt that it comes to when trained (`Foldable`).
 
-What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only, and a
-field called `backbone` is filled in at load. `registry.check_form` tests a form and its params before they are trained.
+What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only; a
+field called `backbone` is filled in at load. `form_check.check_form` tests a form and its params before training.
 """
 
 from collections.abc import Mapping, Sequence

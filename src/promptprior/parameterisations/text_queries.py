@@ -1,4 +1,4 @@
-"""What a text asks of a bank or of source prompts: its words, or early states of the model, pooled over its positions."""
+"""What a text asks of a bank or of source prompts: its words, or early states of the model, pooled over positions."""
 
 from dataclasses import dataclass, field
 from typing import Literal

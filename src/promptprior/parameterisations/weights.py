@@ -1,4 +1,4 @@
-"""The parameterisations `lora` and `own`: params are weights of the model, for references that prompts are compared with.
+"""The parameterisations `lora` and `own`: params are weights of the model: what prompts are compared with.
 
 The backbone is never written to: weights take the place of the model's own for the length of one call.
 """
@@ -10,6 +10,8 @@ from typing import ClassVar
 from promptprior.backbone import Backbone
 from promptprior.backbone.weight_overrides import Trunk, Which, lora_trunk, own_trunk
 
+HOLDS = "weights of the model, a reference that prompts are compared with"
+
 
 @dataclass(frozen=True)
 class LoraForm:
@@ -19,7 +21,7 @@ class LoraForm:
     alpha: float
     modules: Sequence[str] = field(default=())
     name: str = "lora"
-    holds: ClassVar[str] = "weights of the model"
+    holds: ClassVar[str] = HOLDS
 
     def answers(self, backbone: Backbone) -> Trunk:
         """The model with PEFT's layers. Raises SpecError without peft, and for modules that the model does not have."""
@@ -32,7 +34,7 @@ class OwnForm:
 
     which: Which
     name: str = "own"
-    holds: ClassVar[str] = "weights of the model"
+    holds: ClassVar[str] = HOLDS
 
     def answers(self, backbone: Backbone) -> Trunk:
         """The model itself. Raises SpecError for the biases of a model without any."""
