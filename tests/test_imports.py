@@ -10,8 +10,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/promptprior"
 LAYERS = (
-    "notation", "errors", "cost", "processes", "files", "config", "tasks", "backbone", "parameterisations", "objectives",
-    "rules", "artifacts", "train", "watch", "evaluate", "methods", "fit", "adapt", "guard", "predictive",
+    "notation", "errors", "plugins", "cost", "processes", "files", "config", "tasks", "backbone", "parameterisations",
+    "objectives", "rules", "artifacts", "train", "watch", "evaluate", "methods", "fit", "adapt", "guard", "predictive",
     "report", "compare", "cli",
 )  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -14,7 +14,7 @@ from typing import Any, Generic
 import torch
 from typing_extensions import TypeVar
 
-from promptprior.artifacts.header import digest
+from promptprior.artifacts.header import tensor_digest
 from promptprior.cost import Cost
 from promptprior.errors import TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
@@ -299,7 +299,7 @@ def restored(run: Run, folder: Path | None) -> Progress | None:
 
 def start_of(run: Run) -> dict[str, str]:
     """Digests of the parameters a run starts from."""
-    return {name: digest(value) for name, value in sorted(run.params.items())}
+    return {name: tensor_digest(value) for name, value in sorted(run.params.items())}
 
 
 def named(tensors: Mapping[str, Tensor], prefix: str) -> Params:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from promptprior.artifacts.artifact import Header, Prior, Prompt
-from promptprior.artifacts.import_prompt import find_prompt, imported, named_tensors, read_prompt
+from promptprior.artifacts.import_prompt import find_prompt, import_prompt, named_tensors, read_prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError
 from promptprior.tasks.sampling.batch import Tokens, collate
@@ -252,7 +252,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path):
 
 def test_an_imported_prompt_is_one_of_ours(tmp_path: Path, backbone: Backbone, values: np.ndarray):
     np.save(tmp_path / "sst2.npy", values)
-    made = imported(tmp_path / "sst2.npy", backbone.card)
+    made = import_prompt(tmp_path / "sst2.npy", backbone.card)
     made.save_pretrained(tmp_path / "prompt")
     read = Prompt.from_pretrained(tmp_path / "prompt", backbone.card)
     assert read.header.origin == "npy"

@@ -1,31 +1,25 @@
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from promptprior.parameterisations.bank import Bank
-from promptprior.parameterisations.bank_diagnostics import (
-    Retrieval,
-    described,
-    full_table,
-    map_rows,
-    nearest_words,
-    retrieval,
-    summary,
-)
+from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 
 
-def found() -> Retrieval:
-    """Two tasks: three texts with rows (0, 1), (0, 1), (0, 2); two texts with (3, 4), (0, 4)."""
-    chosen = torch.tensor([[0, 1], [0, 1], [0, 2], [3, 4], [0, 4]])
-    return Retrieval(chosen, torch.tensor([0, 0, 0, 1, 1]), ("a", "b"), 6)
+def report(retrieval: Retrieval) -> dict[str, Any]:
+    backbone = tiny("llama", torch.float32)
+    return describe_retrieval(retrieval, torch.ones(retrieval.size, backbone.width), backbone)
 
 
 def test_the_summary_by_hand() -> None:
-    said = summary(found())
+    """Two tasks: three texts with rows (0, 1), (0, 1), (0, 2); two texts with (3, 4), (0, 4)."""
+    chosen = torch.tensor([[0, 1], [0, 1], [0, 2], [3, 4], [0, 4]])
+    said = report(Retrieval(chosen, torch.tensor([0, 0, 0, 1, 1]), ("a", "b"), 6))
     assert said["rows_used"] == 5
     assert said["dead_rows"] == 1
     assert said["rows_used_by_task"] == {"a": 3, "b": 3}
@@ -37,12 +31,12 @@ def test_the_summary_by_hand() -> None:
     p = [u / sum(use) for u in use]
     assert said["entropy"] == pytest.approx(-sum(q * math.log2(q) for q in p), abs=1e-3)
     torch.testing.assert_close(
-        torch.tensor(map_rows(found()))[0], torch.tensor([1, 2 / 3, 1 / 3, 0, 0, 0]), atol=1e-3, rtol=0
+        torch.tensor(said["map"])[0], torch.tensor([1, 2 / 3, 1 / 3, 0, 0, 0]), atol=1e-3, rtol=0
     )
 
 
 def test_one_text_has_no_pairs() -> None:
-    said = summary(Retrieval(torch.tensor([[0, 1]]), torch.tensor([0]), ("a",), 3))
+    said = report(Retrieval(torch.tensor([[0, 1]]), torch.tensor([0]), ("a",), 3))
     assert said["overlap_within_task"] is None
     assert said["overlap_between_tasks"] is None
 
@@ -51,7 +45,9 @@ def test_rows_that_are_words_are_named_by_them() -> None:
     backbone = tiny("llama", torch.float32)
     ids = backbone.frozen.alone("kQ7")
     rows = backbone.frozen.embed(torch.tensor(ids)).detach() * 3
-    assert [words[0] for words in nearest_words(backbone, rows, 2)] == ["k", "Q", "7"]
+    table: Any = describe_retrieval(Retrieval(torch.tensor([[0, 1, 2]]), torch.tensor([0]), ("t",), 3), rows, backbone)
+    assert {row["row"]: row["words"][0] for row in table["tokens"]} == {0: "k", 1: "Q", 2: "7"}
+    assert all(len(row["words"]) == 5 for row in table["tokens"])
 
 
 def test_the_table_names_the_most_used_rows_first() -> None:
@@ -62,12 +58,14 @@ def test_the_table_names_the_most_used_rows_first() -> None:
         t: [Tokens(tuple(backbone.frozen.alone(x)), ((5,),)) for x in some]
         for t, some in {"s": "aab", "t": "b"}.items()
     }
-    seen = retrieval(form, params, texts)
-    rows = full_table(form, params, seen, top=2)
-    by_hand = torch.stack([torch.bincount(seen.chosen[seen.task == t, 0], minlength=3) for t in (0, 1)]).double()
+    task = torch.tensor([0, 0, 0, 1])
+    chosen = form.retrieved(params, collate([text for some in texts.values() for text in some]))
+    table: Any = describe_retrieval(Retrieval(chosen, task, tuple(texts), 3), params["bank"][0], backbone, 2)
+    rows = table["tokens"]
+    by_hand = torch.stack([torch.bincount(chosen[task == t, 0], minlength=3) for t in (0, 1)]).double()
     share = (by_hand / torch.tensor([[3.0], [1.0]])).mean(0)
     assert [r["share"] for r in rows] == pytest.approx(sorted(share.tolist(), reverse=True)[:2], abs=1e-3)
-    assert all(r["words"][0] == "abc"[r["row"]] for r in rows)  # type: ignore[index]
+    assert all(r["words"][0] == "abc"[r["row"]] for r in rows)
 
 
 def test_what_a_bank_says_of_itself_is_plain_json_of_one_copy() -> None:
@@ -86,11 +84,10 @@ def test_what_a_bank_says_of_itself_is_plain_json_of_one_copy() -> None:
         "task": 3 * backbone.width,
         "retrieved": 2 * backbone.width,
     }
-    found = described(form, params, texts)
-    assert said["retrieval"] == found
+    found: Any = said["retrieval"]
     assert found["tasks"] == ["s", "t"]
     chosen = form.retrieved(params, collate([one for some in texts.values() for one in some]))
     used = torch.stack([torch.bincount(chosen[a:b].flatten(), minlength=8) / (b - a) for a, b in ((0, 3), (3, 5))])
     torch.testing.assert_close(torch.tensor(found["map"]), used, atol=1e-3, rtol=0)
-    assert len(found["tokens"]) == 8  # type: ignore[arg-type]
+    assert len(found["tokens"]) == 8
     assert found["rows_used"] == int((used > 0).any(0).sum())

@@ -13,7 +13,7 @@ from promptprior.backbone.frozen import freeze
 from promptprior.errors import SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.mixture import Mixture, by_copy, network_start
+from promptprior.parameterisations.mixture import Mixture, init_attention_network
 from promptprior.parameterisations.registry import parameterisation, plain_settings
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
@@ -189,10 +189,13 @@ def test_the_released_temperature_sees_nothing_at_the_scale_of_a_llama() -> None
     assert ours.max() > 1.5 / (S + 1)
 
 
-def test_by_copy_multiplies_each_row_by_its_own_matrix() -> None:
-    rows, matrices, copy = drawn(5, 3), drawn(4, 3, 2), torch.tensor([2, 0, 2, 3, 2])
-    expected = torch.stack([rows[x] @ matrices[c] for x, c in enumerate(copy.tolist())])
-    torch.testing.assert_close(by_copy(rows, matrices, copy), expected)
+def test_each_text_uses_its_own_copys_network_whatever_the_order_of_copies() -> None:
+    form, held = mixture(), {name: torch.cat([value, value * 1.5]) for name, value in params().items()}  # 2 C copies
+    copies = [2, 0, 2, 3, 2]  # one copy without texts, one with most
+    texts = [Tokens(tuple(BACKBONE.frozen.alone(t)), ((5,),)) for t in ("ab", "cdefg", "hij", "st", "x")]
+    attention = form.attention(held, collate(texts, copies, [0] * 5))
+    for x, (text, copy) in enumerate(zip(("ab", "cdefg", "hij", "st", "x"), copies, strict=True)):
+        torch.testing.assert_close(attention[x].tolist(), by_hand(form, held, text, copy, 0)[0])
 
 
 def test_what_texts_attend_to_is_the_mean_over_them() -> None:
@@ -211,7 +214,7 @@ def test_what_texts_attend_to_is_the_mean_over_them() -> None:
 
 
 def test_the_network_starts_as_torchs_layers_do() -> None:
-    made = network_start(400, 100, torch.Generator().manual_seed(0))
+    made = init_attention_network(400, 100, torch.Generator().manual_seed(0))
     for weight, fan_in in ((made["down"], 400), (made["up"], 100)):
         bound = 1 / math.sqrt(fan_in)
         assert 0.99 * bound < weight.abs().max() <= bound

@@ -6,7 +6,7 @@ from torch import nn
 
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.residual import Residual, network_start
+from promptprior.parameterisations.residual import Residual, init_residual_network
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 
@@ -47,7 +47,7 @@ def test_it_is_the_prompt_plus_torchs_layers(networks: int, unit: float) -> None
 def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> None:
     backbone = tiny("llama")
     width, form = backbone.width, Residual(L, backbone.width, backbone.scale)
-    start = network_start(width, R, networks, 0.0, torch.Generator().manual_seed(0))
+    start = init_residual_network(width, R, networks, 0.0, torch.Generator().manual_seed(0))
     held = {name: value.double()[None] for name, value in start.items()}
     held["prompt"] = params(1, width)["prompt"][:1] * backbone.scale
     batch = collate([Tokens((5, 6), ((7,),)), Tokens((8,), ((9,),))])
@@ -59,9 +59,11 @@ def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> 
 
 
 def test_the_released_gain_does_not_start_at_a_small_prompt() -> None:
-    held = {n: v.double()[None] for n, v in network_start(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()}
+    held = {
+        n: v.double()[None] for n, v in init_residual_network(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()
+    }
     held["prompt"] = 0.1 * torch.randn(1, L, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    moved = Residual(L, 400).summed(held) - held["prompt"]
+    moved = Residual(L, 400).fold(held)["prompt"] - held["prompt"]
     assert moved.square().mean().sqrt() == pytest.approx(1, rel=0.01)  # ten times the prompt's own entries
 
 

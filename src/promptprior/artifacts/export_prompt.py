@@ -10,14 +10,12 @@ import numpy as np
 from promptprior.artifacts import peft_format as peft
 from promptprior.artifacts.artifact import README, Prior, Prompt
 from promptprior.artifacts.as_matrix import single_prompt
-from promptprior.artifacts.model_card import baked_card, export_card
+from promptprior.artifacts.model_card import baked_card, model_card
 from promptprior.backbone.added_tokens import BakedPrompt, write_baked
 from promptprior.backbone.frozen import Frozen
 from promptprior.errors import ArtifactError
 from promptprior.files import replace_folder, write_bytes, write_json, write_tensors, write_text
-from promptprior.notation import Float, Tensor
 
-Format = Literal["peft", "npy", "safetensors", "vocabulary"]
 ARRAY_FILE = "prompt.npy"
 TENSORS_FILE = "prompt.safetensors"
 BAKED_FILE = "promptprior_prompts.json"
@@ -31,14 +29,16 @@ def export_prompt(artifact: Prior | Prompt, form: Literal["peft", "npy", "safete
     folder, header = Path(folder), artifact.header
     prompt = single_prompt(artifact, f"the {header.kind} for {folder}")
 
-    def write(there: Path) -> None:
+    def write(target: Path) -> None:
         if form == "peft":
-            peft.write_adapter(there, prompt, header.backbone)
-        elif form == "npy":
-            write_bytes(there / ARRAY_FILE, array_bytes(prompt))
+            peft.write_adapter(target, prompt, header.backbone)
+        elif form == "npy":  # as Google's prompt-tuning reads it
+            buffer = io.BytesIO()
+            np.save(buffer, prompt.contiguous().numpy(), allow_pickle=False)
+            write_bytes(target / ARRAY_FILE, buffer.getvalue())
         else:
-            write_tensors(there / TENSORS_FILE, {"prompt": prompt})
-        write_text(there / README, export_card(header, {"prompt": prompt[None]}, form))
+            write_tensors(target / TENSORS_FILE, {"prompt": prompt})
+        write_text(target / README, model_card(header, {"prompt": prompt[None]}, form == "peft", exported_as=form))
 
     replace_folder(folder, write)
 
@@ -48,9 +48,9 @@ def export_vocabulary(
 ) -> list[BakedPrompt]:
     """Write the backbone with prompts baked into its vocabulary, in the dtype it is loaded in.
 
-    backbone/vocabulary.py says how, and what `keep_tied` is for. What was written is read again and compared before the
-    folder takes its place. Raises ArtifactError when an artifact is not one prompt or not this backbone's, and when the
-    model cannot be served this way.
+    backbone/added_tokens.py says how, and what `keep_tied` is for. What was written is read again and compared before
+    the folder takes its place. Raises ArtifactError when an artifact is not one prompt or not this backbone's, and when
+    the model cannot be served this way.
     """
     folder, prompts = Path(folder), {}
     for name, artifact in artifacts.items():
@@ -60,18 +60,11 @@ def export_vocabulary(
         raise ArtifactError("no prompt to bake: name at least one")
     baked: list[BakedPrompt] = []
 
-    def write(there: Path) -> None:
-        baked.extend(write_baked(frozen, prompts, there, keep_tied))
-        write_json(there / BAKED_FILE, {one.name: vars(one) for one in baked})
+    def write(target: Path) -> None:
+        baked.extend(write_baked(frozen, prompts, target, keep_tied))
+        write_json(target / BAKED_FILE, {prompt.name: vars(prompt) for prompt in baked})
         headers = {name: artifact.header for name, artifact in artifacts.items()}
-        write_text(there / README, baked_card(frozen.card, headers, baked, keep_tied))
+        write_text(target / README, baked_card(frozen.card, headers, baked, keep_tied))
 
     replace_folder(folder, write)
     return baked
-
-
-def array_bytes(prompt: Float[Tensor, "L D"]) -> bytes:
-    """A .npy file, as Google's prompt-tuning reads it."""
-    buffer = io.BytesIO()
-    np.save(buffer, prompt.contiguous().numpy(), allow_pickle=False)
-    return buffer.getvalue()

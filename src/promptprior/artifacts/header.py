@@ -1,4 +1,4 @@
-"""What a saved prior or prompt says about itself, in readable JSON without dates: equal fits, equal bytes."""
+"""What a saved prior or prompt says about itself, in readable JSON without dates: equal fits give equal bytes."""
 
 import hashlib
 import math
@@ -38,9 +38,9 @@ class TaskCard:
 class Header:
     """Everything about an artifact but its tensors.
 
-    `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts.
-    `scores` and `diagnostics` are free; numbers that are not finite are written as text. `origin` is
-    the format that another tool wrote the prompt in.
+    `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts. `scores` and
+    `diagnostics` are free; numbers that are not finite are written as text. `origin` is the format that another tool
+    wrote the prompt in.
     """
 
     kind: Kind
@@ -60,28 +60,16 @@ class Header:
 def versions() -> dict[str, object]:
     """The versions of Python and of the libraries that decide what numbers come out."""
     names = ("promptprior", "torch", "transformers", "safetensors")
-    return {"python": python_version(), **{name: installed_version(name) for name in names}}
-
-
-def installed_version(package: str) -> str:
-    """The version of an installed package; "none" without it (a checkout that is only on the path)."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+    return {"python": python_version(), **{name: _installed_version(name) for name in names}}
 
 
 def header_mapping(header: Header, params: Params) -> dict[str, Any]:
-    """What the header file holds: the header, then name, shape, type and digest of every tensor."""
-    tensors = {
-        name: {"shape": list(value.shape), "dtype": dtype_name(value), "digest": digest(value)}
-        for name, value in sorted(params.items())
-    }
-    return {**finite_or_text(to_mapping(header)), "tensors": tensors}
+    """What the header file holds: the header, then shape, type and digest of every tensor by name."""
+    return {**_finite_or_text(to_mapping(header)), "tensors": _tensor_records(params)}
 
 
 def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
-    """The header of an artifact folder, and its list of tensors.
+    """The header of an artifact folder, and its records of the tensors.
 
     Raises ArtifactError when the file is damaged, of a format this version does not know, or misses a key.
     """
@@ -89,10 +77,9 @@ def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
     mapping = read_json(path)
     if not isinstance(mapping, dict):
         raise ArtifactError(f"{path}: expected a JSON object; got {type(mapping).__name__}: copy it again")
-    found = mapping.get("format_version")
-    if found != FORMAT_VERSION:
+    if (file_version := mapping.get("format_version")) != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format_version is {found!r}; promptprior {installed_version('promptprior')} reads "
+            f"{path}: format_version is {file_version!r}; promptprior {_installed_version('promptprior')} reads "
             f"{FORMAT_VERSION}: install the promptprior that wrote it"
         )
     tensors = mapping.pop("tensors", None)
@@ -111,35 +98,48 @@ def check_tensors(params: Params, recorded: Mapping[str, Any], where: Path) -> N
             f"{where} holds the tensors {', '.join(params)}; its {HEADER_FILE} lists {', '.join(recorded)}: "
             "copy the folder again"
         )
-    for name, value in params.items():
+    for name, actual in _tensor_records(params).items():
         expected = recorded[name]
-        if list(value.shape) != expected["shape"] or dtype_name(value) != expected["dtype"]:
+        if actual["shape"] != expected["shape"] or actual["dtype"] != expected["dtype"]:
             raise ArtifactError(
-                f"{where}: tensor {name!r} has shape {list(value.shape)} ({dtype_name(value)}); its "
+                f"{where}: tensor {name!r} has shape {actual['shape']} ({actual['dtype']}); its "
                 f"{HEADER_FILE} says {expected['shape']} ({expected['dtype']}): copy the folder again"
             )
-        if digest(value) != expected["digest"]:
+        if actual["digest"] != expected["digest"]:
             raise ArtifactError(
                 f"{where}: the numbers of tensor {name!r} are not those its {HEADER_FILE} was written with: the "
                 f"file is damaged, or another tool wrote it (then delete {HEADER_FILE} to load it as PEFT's)"
             )
 
 
-def dtype_name(value: torch.Tensor) -> str:
-    """The type of a tensor's entries: "float32"."""
-    return str(value.dtype).removeprefix("torch.")
-
-
-def digest(value: torch.Tensor) -> str:
+def tensor_digest(value: torch.Tensor) -> str:
     """Sixteen hex digits over the entries of a tensor."""
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def finite_or_text(value: Any) -> Any:
-    """Plain values with NaN and Inf as text: JSON has neither, and a diagnostic must not cost a fit."""
+def _tensor_records(params: Params) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "shape": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "digest": tensor_digest(value),
+        }
+        for name, value in sorted(params.items())
+    }
+
+
+def _finite_or_text(value: Any) -> Any:
+    # JSON has neither NaN nor Inf, and a diagnostic must not cost a fit.
     if isinstance(value, dict):
-        return {name: finite_or_text(item) for name, item in value.items()}
+        return {name: _finite_or_text(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [finite_or_text(item) for item in value]
+        return [_finite_or_text(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is only on the path
+        return "none"

@@ -23,13 +23,7 @@ TASK_TYPES = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}  # by is_encoder_decoder
 
 def write_adapter(folder: Path, prompt: Float[Tensor, "L D"], backbone: BackboneCard) -> None:
     """Write the two files of a PEFT prompt-tuning adapter."""
-    write_json(folder / CONFIG_FILE, adapter_config(prompt.shape[0], backbone))
-    write_tensors(folder / TENSORS_FILE, {TENSOR: prompt})
-
-
-def adapter_config(length: int, backbone: BackboneCard) -> dict[str, object]:
-    """Every key PEFT writes; it fills in those that are null from the model at load time."""
-    return {
+    config = {  # every key PEFT writes; it fills in those that are null from the model at load time
         "auto_mapping": None,
         "base_model_name_or_path": backbone.name,
         "inference_mode": True,
@@ -37,7 +31,7 @@ def adapter_config(length: int, backbone: BackboneCard) -> dict[str, object]:
         "num_attention_heads": None,
         "num_layers": None,
         "num_transformer_submodules": 1,
-        "num_virtual_tokens": length,
+        "num_virtual_tokens": prompt.shape[0],
         "peft_type": "PROMPT_TUNING",
         "peft_version": None,
         "prompt_tuning_init": "RANDOM",
@@ -48,21 +42,62 @@ def adapter_config(length: int, backbone: BackboneCard) -> dict[str, object]:
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
     }
+    write_json(folder / CONFIG_FILE, config)
+    write_tensors(folder / TENSORS_FILE, {TENSOR: prompt})
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
-    """The config and the prompt of a folder that PEFT (or `write_adapter`) wrote.
+    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote.
 
     Raises ArtifactError for adapters that are not one soft prompt, and for pickled weights.
     """
-    config = read_config(folder)
-    tensors = read_tensors(tensors_path(folder))
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ArtifactError(f"{path}: 'peft_type' is missing; this is not a PEFT adapter")
+    if config["peft_type"] not in READABLE:
+        raise ArtifactError(
+            f"{path}: peft_type {config['peft_type']!r} cannot be read as a soft prompt; readable are "
+            f"{', '.join(READABLE)}"
+        )
+    if config.get("task_type") not in (None, *TASK_TYPES.values()):
+        raise ArtifactError(
+            f"{path}: task_type {config['task_type']!r} needs a head that a prompt does not have; readable are "
+            f"{', '.join(TASK_TYPES.values())}"
+        )
+
+    path = folder / TENSORS_FILE
+    if not path.exists() and (folder / "adapter_model.bin").exists():
+        raise ArtifactError(
+            f"{folder}: its weights are a pickle (adapter_model.bin), which can run code and is never opened; load "
+            "it with peft and call save_pretrained(..., safe_serialization=True)"
+        )
+    tensors = read_tensors(path)
     if tensors.keys() != {TENSOR}:
         raise ArtifactError(
-            f"{folder / TENSORS_FILE}: expected the one tensor {TENSOR!r}; found {', '.join(tensors)}; an adapter "
+            f"{path}: expected the one tensor {TENSOR!r}; found {', '.join(tensors)}; an adapter "
             "that also changes the model cannot be read as a prompt"
         )
-    return config, used_rows(tensors[TENSOR], config, folder).float()
+    prompt, length = tensors[TENSOR], config.get("num_virtual_tokens")
+    if prompt.ndim != 2 or not isinstance(length, int) or prompt.shape[0] not in (length, 2 * length):
+        raise ArtifactError(
+            f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
+            f"width] with the {length} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
+        )
+    return config, prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
+
+
+def check_fits(config: dict[str, Any], prompt: Float[Tensor, "L D"], backbone: BackboneCard, where: Path) -> None:
+    """Raise ArtifactError when an adapter is plainly for another backbone; PEFT keeps no fingerprint."""
+    trained_on = f"load the backbone it was trained on ({config.get('base_model_name_or_path')})"
+    task_type = config.get("task_type")
+    if task_type not in (None, TASK_TYPES[backbone.is_encoder_decoder]):
+        raise ArtifactError(
+            f"{where} has task_type {task_type}; {backbone.name} is {TASK_TYPES[backbone.is_encoder_decoder]}: "
+            f"{trained_on}"
+        )
+    if prompt.shape[1] != backbone.width:
+        raise ArtifactError(f"{where} has width {prompt.shape[1]}; {backbone.name} has {backbone.width}: {trained_on}")
 
 
 def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], backbone: BackboneCard) -> None:
@@ -85,64 +120,8 @@ def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], ba
 
 
 def read_lora(folder: Path) -> Params:
-    """The weights that `write_lora` wrote, under their names in the model."""
-    saved = read_tensors(folder / TENSORS_FILE)
+    """The weights that `write_lora` wrote, one copy, under their names in the model."""
     return {
         name.removeprefix(LORA_PREFIX).removesuffix(".weight") + ADAPTER + ".weight": value[None].clone()
-        for name, value in saved.items()
+        for name, value in read_tensors(folder / TENSORS_FILE).items()
     }
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter config. Raises ArtifactError unless it is of a type that saves a prompt."""
-    path = folder / CONFIG_FILE
-    config = read_json(path)
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ArtifactError(f"{path}: 'peft_type' is missing; this is not a PEFT adapter")
-    if config["peft_type"] not in READABLE:
-        raise ArtifactError(
-            f"{path}: peft_type {config['peft_type']!r} cannot be read as a soft prompt; readable are "
-            f"{', '.join(READABLE)}"
-        )
-    if config.get("task_type") not in (None, *TASK_TYPES.values()):
-        raise ArtifactError(
-            f"{path}: task_type {config['task_type']!r} needs a head that a prompt does not have; readable are "
-            f"{', '.join(TASK_TYPES.values())}"
-        )
-    return config
-
-
-def tensors_path(folder: Path) -> Path:
-    """The adapter's weights. Raises ArtifactError when there are only pickled ones."""
-    if not (folder / TENSORS_FILE).exists() and (folder / "adapter_model.bin").exists():
-        raise ArtifactError(
-            f"{folder}: its weights are a pickle (adapter_model.bin), which can run code and is never opened; load "
-            "it with peft and call save_pretrained(..., safe_serialization=True)"
-        )
-    return folder / TENSORS_FILE
-
-
-def used_rows(saved: Tensor, config: dict[str, Any], folder: Path) -> Float[Tensor, "L D"]:
-    """The rows PEFT uses: the first `num_virtual_tokens`, also where it saved twice as many."""
-    length = config.get("num_virtual_tokens")
-    if saved.ndim != 2 or not isinstance(length, int) or saved.shape[0] not in (length, 2 * length):
-        raise ArtifactError(
-            f"{folder / TENSORS_FILE}: {TENSOR!r} has shape {list(saved.shape)}; expected [num_virtual_tokens, "
-            f"width] with the {length} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
-        )
-    return saved[:length]
-
-
-def check_fits(config: dict[str, Any], prompt: Float[Tensor, "L D"], backbone: BackboneCard, where: Path) -> None:
-    """Raise ArtifactError when an adapter is plainly for another backbone; PEFT keeps no fingerprint."""
-    task_type = config.get("task_type")
-    if task_type not in (None, TASK_TYPES[backbone.is_encoder_decoder]):
-        raise ArtifactError(
-            f"{where} has task_type {task_type}; {backbone.name} is {TASK_TYPES[backbone.is_encoder_decoder]}: load "
-            f"the backbone it was trained on ({config.get('base_model_name_or_path')})"
-        )
-    if prompt.shape[1] != backbone.width:
-        raise ArtifactError(
-            f"{where} has width {prompt.shape[1]}; {backbone.name} has {backbone.width}: load the backbone it was "
-            f"trained on ({config.get('base_model_name_or_path')})"
-        )

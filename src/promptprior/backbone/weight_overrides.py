@@ -43,6 +43,7 @@ class Trunk:
     frozen: Frozen
     states: States
     start: Weights
+    length: int = 0  # no tokens stand in front of a text
 
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""

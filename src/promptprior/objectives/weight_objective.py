@@ -1,4 +1,4 @@
-"""Losses as a function of weights of the trunk, and the objective of any form that params may have.
+"""Losses of forms that answer without a prompt (weights of the model, say), and the objective of any form.
 
 A rule, an exam and the training loop see no difference: params are named tensors with a leading copies axis.
 """
@@ -11,11 +11,10 @@ from typing import Protocol, TypeVar
 import torch
 
 from promptprior.backbone import Backbone
-from promptprior.backbone.weight_overrides import Trunk
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, PromptObjective
+from promptprior.parameterisations.parameterisation import AnsweringForm, Answers
 from promptprior.parameterisations.registry import Form
-from promptprior.parameterisations.weights import WeightForm
 from promptprior.tasks.sampling.batch import Batch
 
 Result = TypeVar("Result")
@@ -36,38 +35,39 @@ class Answering(Objective, Protocol):
 
 @dataclass(frozen=True)
 class WeightObjective:
-    """The losses of a backbone that is lent weights: each copy's texts by themselves, since weights are not shared."""
+    """The losses of a form that answers by itself: each copy's texts apart, since copies share no computation."""
 
     backbone: Backbone
-    form: WeightForm
+    form: AnsweringForm
 
     @cached_property
-    def trunk(self) -> Trunk:
+    def answers(self) -> Answers:
         """Made once."""
-        return self.form.trunk(self.backbone)
+        return self.form.answers(self.backbone)
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token."""
         weights = unstacked(params)
-        parts = by_copy(batch, lambda copy, texts: self.trunk.losses(weights[copy], texts))
+        parts = by_copy(batch, lambda copy, texts: self.answers.losses(weights[copy], texts))
         rows = torch.cat([(batch.row_copy == copy).nonzero().flatten() for copy, _ in parts])
         return torch.cat([losses for _, losses in parts])[rows.argsort()]
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
         weights = unstacked(params)
-        parts = by_copy(batch, lambda copy, texts: self.trunk.generate(weights[copy], texts, max_new_tokens))
+        parts = by_copy(batch, lambda copy, texts: self.answers.generate(weights[copy], texts, max_new_tokens))
         texts = torch.cat([(batch.copy_index == copy).nonzero().flatten() for copy, _ in parts]).tolist()
         return [text for _, text in sorted(zip(texts, (t for _, some in parts for t in some), strict=True))]
 
-    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:  # noqa: ARG002  no prompts
-        """Pieces within a share of the backbone's memory budget."""
-        return replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens))).split(batch, 0)
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:  # noqa: ARG002
+        """Pieces within a share of the backbone's memory budget; nothing in front of a text is shared with others."""
+        limited = replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens)))
+        return limited.split(batch.reading(torch.arange(batch.texts)), self.answers.length)
 
 
 def objective_of(backbone: Backbone, form: Form) -> Answering:
     """The losses of a backbone under params of a form."""
-    return WeightObjective(backbone, form) if isinstance(form, WeightForm) else PromptObjective(backbone, form)
+    return WeightObjective(backbone, form) if isinstance(form, AnsweringForm) else PromptObjective(backbone, form)
 
 
 def unstacked(params: Params) -> list[Mapping[str, Tensor]]:

@@ -17,9 +17,9 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.early_layers import check_layers
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.parameterisations.bank_diagnostics import described
-from promptprior.parameterisations.text_queries import Asked, Query
-from promptprior.tasks.sampling.batch import Batch, Tokens
+from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval
+from promptprior.parameterisations.text_queries import Query, QueryCache
+from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 Scoring = Literal["dot", "scaled", "cosine", "same", "random"]
 Selection = Literal["hard", "straight_through", "weighted", "soft"]
@@ -35,7 +35,7 @@ class Bank:
     "centre" Float[C, D], taken from queries; "down" Float[C, D, r] and "up" Float[C, r, D], the query map; "own"
     Float[C, S, own, D], one prompt per task, or S = 1 for all.
 
-    `layers`: states are word embeddings (0, as released), or what that many first layers make of the text alone.
+    `layers`: states are word embeddings (0, as released), or what that many early layers make of the text alone.
     `scoring`: dot (as released), scaled (dot / sqrt D), cosine; same (every text gets the same rows) and random (a
     hash of the text) are controls. `selection`: hard passes no gradient to scores; straight_through has hard's prompts
     and the gradient of each chosen row's log-probability; weighted multiplies rows by K softmax(s_I / temperature);
@@ -58,7 +58,7 @@ class Bank:
     tasks: int = 1
     budget: int = 0
     name: str = "bank"
-    asked: Asked = field(default_factory=Asked, init=False, repr=False, compare=False)
+    cache: QueryCache = field(default_factory=QueryCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_layers(self.backbone, self.layers)
@@ -80,120 +80,96 @@ class Bank:
         """L: retrieved tokens and the task's own."""
         return self.retrieve + self.own
 
-    @property
-    def is_learned(self) -> bool:
-        """Whether scores depend on parameters."""
-        return self.scoring not in ("same", "random")
-
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
         """One prompt for every distinct (copy, task prompt, retrieved rows); one per text where weights differ."""
-        scores = self.scores(params, batch)
-        copy, task = batch.copy_index, self.own_index(params, batch)
-        if self.selection == "soft":
-            return self.joined(params, self.blended(params, scores, copy), copy, task), torch.arange(batch.texts)
-        chosen = self.best(scores)
-        if self.selection == "hard" or (self.selection == "straight_through" and not torch.is_grad_enabled()):
-            distinct = torch.cat([copy[:, None], task[:, None], chosen.cpu()], dim=1)
-            distinct, index = distinct.unique(dim=0, return_inverse=True)
-            copy, task, chosen = distinct[:, 0], distinct[:, 1], distinct[:, 2:]
-            return self.joined(params, rows_of(params["bank"], copy, chosen), copy, task), index
-        values = rows_of(params["bank"], copy, chosen) * self.weights(scores, chosen)[..., None]
-        return self.joined(params, values, copy, task), torch.arange(batch.texts)
+        scores, bank = self.scores(params, batch), params["bank"]
+        has_task_prompts = self.own > 0 and params["own"].shape[1] > 1
+        copy = batch.copy_index
+        task = batch.task_index if has_task_prompts else torch.zeros_like(batch.task_index)
+        index = torch.arange(batch.texts)
+        if self.selection == "soft":  # each slot's rows, mixed by the softmax of their scores
+            p = torch.softmax(scores.unflatten(1, (self.retrieve, -1)) / self.temperature, dim=-1)  # [X, K, N / K]
+            tokens = torch.einsum("xkn,xknd->xkd", p, bank.unflatten(1, (self.retrieve, -1))[copy])
+        else:
+            chosen = self._best(scores)  # [X, K]
+            # Without gradients straight-through is hard selection: its weights are exactly one.
+            is_hard = self.selection == "hard" or (self.selection == "straight_through" and not torch.is_grad_enabled())
+            if is_hard:  # texts that chose the same rows share a prompt
+                distinct = torch.cat([copy[:, None], task[:, None], chosen.cpu()], dim=1)  # [X, 2 + K]
+                distinct, index = distinct.unique(dim=0, return_inverse=True)
+                copy, task, chosen = distinct[:, 0], distinct[:, 1], distinct[:, 2:]
+            tokens = bank[copy.to(bank.device)[:, None], chosen.to(bank.device)]  # [P, K, D]
+            if not is_hard:
+                if self.selection == "weighted":  # mean one over a text's rows
+                    weights = torch.softmax(scores.gather(1, chosen) / self.temperature, dim=1) * self.retrieve
+                else:  # exactly one, with the gradient of log p
+                    log_p = torch.log_softmax(scores / self.temperature, dim=1).gather(1, chosen)
+                    weights = torch.exp(log_p - log_p.detach())
+                tokens = tokens * weights[..., None]
+        return torch.cat([tokens, params["own"][copy, task]], dim=1) if self.own else tokens, index
 
     def retrieved(self, params: Params, batch: Batch) -> Int[Tensor, "X K"]:
         """The bank rows each text retrieves, ascending; the likeliest of every slot under soft selection."""
-        return self.best(self.scores(params, batch))
+        return self._best(self.scores(params, batch))
 
     def scores(self, params: Params, batch: Batch) -> Float[Tensor, "X N"]:
         """How well each row of its copy's bank suits each text; -inf outside the text's window."""
         device = params["bank"].device
         if self.scoring == "same":
             scores = -torch.arange(self.size, dtype=torch.float64, device=device).expand(batch.texts, -1)
-        elif self.scoring == "random":
-            scores = hashed(batch, self.size).to(device)
+        elif self.scoring == "random":  # a hash of the text's own tokens, in [0, 1)
+            position = torch.arange(batch.text_ids.shape[1])
+            ids = (batch.text_ids + 1) * (position < batch.text_lengths[:, None])  # [X, T], zero behind the text
+            seed = (ids * (position * 7919 % 9973 + 1)).sum(1) % 999983  # [X]
+            mixed = torch.sin(seed[:, None].double() * 12.9898 + torch.arange(self.size) * 78.233) * 43758.5453
+            scores = (mixed - mixed.floor()).to(device)
         else:
-            scores = self.similarity(self.queries(params, batch), params.get("keys", params["bank"]), batch.copy_index)
-        return scores if not self.budget else scores.masked_fill(self.closed(batch.task_index).to(device), -torch.inf)
-
-    def similarity(
-        self, query: Float[Tensor, "X D"], keys: Float[Tensor, "C N D"], copy: Int[Tensor, " X"]
-    ) -> Float[Tensor, "X N"]:
-        """Dot products of queries and their copy's keys, scaled as `scoring` says."""
-        if self.scoring == "cosine":
-            query, keys = normalize(query, dim=-1), normalize(keys, dim=-1)
-        scores = torch.einsum("xd,cnd->cxn", query, keys)[copy, torch.arange(len(copy))]
-        return scores / query.shape[-1] ** 0.5 if self.scoring == "scaled" else scores
+            query, keys = self.queries(params, batch), params.get("keys", params["bank"])
+            if self.scoring == "cosine":
+                query, keys = normalize(query, dim=-1), normalize(keys, dim=-1)
+            scores = torch.einsum("xd,cnd->cxn", query, keys)[batch.copy_index, torch.arange(batch.texts)]
+            scores = scores / query.shape[-1] ** 0.5 if self.scoring == "scaled" else scores
+        if not self.budget:
+            return scores
+        # Windows of the tasks are spread evenly over the bank.
+        start = torch.round(batch.task_index * (self.size - self.budget) / max(1, self.tasks - 1))[:, None]
+        row = torch.arange(self.size)
+        outside = (row < start) | (row >= start + self.budget)  # [X, N]
+        return scores.masked_fill(outside.to(device), -torch.inf)
 
     def queries(self, params: Params, batch: Batch) -> Float[Tensor, "X D"]:
         """What each text asks the bank."""
-        query = self.asked.pooled(self.backbone, batch, self.query, self.layers).to(params["bank"])
+        query = self.cache.pooled(self.backbone, batch, self.query, self.layers).to(params["bank"])
         if "centre" in params:
             query = query - params["centre"][batch.copy_index]
         if "down" in params:
-            down, up = params["down"][batch.copy_index], params["up"][batch.copy_index]
+            down, up = params["down"][batch.copy_index], params["up"][batch.copy_index]  # [X, D, r], [X, r, D]
             query = query + (query[:, None] @ down @ up)[:, 0]
         return query
-
-    def best(self, scores: Float[Tensor, "X N"]) -> Int[Tensor, "X K"]:
-        """The rows with the highest scores, in bank order; the best of every slot under soft selection."""
-        if self.selection == "soft":
-            slots = scores.unflatten(1, (self.retrieve, -1))
-            return slots.argmax(-1) + torch.arange(0, self.size, slots.shape[-1], device=scores.device)
-        return scores.topk(self.retrieve, dim=1).indices.sort(dim=1).values
-
-    def weights(self, scores: Float[Tensor, "X N"], chosen: Int[Tensor, "X K"]) -> Float[Tensor, "X K"]:
-        """Factors of the chosen rows, with mean 1; exactly 1 under straight-through."""
-        if self.selection == "weighted":
-            return torch.softmax(scores.gather(1, chosen) / self.temperature, dim=1) * self.retrieve
-        log_p = torch.log_softmax(scores / self.temperature, dim=1).gather(1, chosen)
-        return torch.exp(log_p - log_p.detach())
-
-    def blended(self, params: Params, scores: Float[Tensor, "X N"], copy: Int[Tensor, " X"]) -> Float[Tensor, "X K D"]:
-        """Each slot's rows, mixed by the softmax of their scores."""
-        p = torch.softmax(scores.unflatten(1, (self.retrieve, -1)) / self.temperature, dim=-1)
-        bank = params["bank"].unflatten(1, (self.retrieve, -1))
-        return torch.einsum("xkn,xknd->xkd", p, bank[copy])
-
-    def own_index(self, params: Params, batch: Batch) -> Int[Tensor, " X"]:
-        """Which of the task prompts each text reads."""
-        several = self.own > 0 and params["own"].shape[1] > 1
-        return batch.task_index if several else torch.zeros_like(batch.task_index)
-
-    def joined(
-        self, params: Params, tokens: Float[Tensor, "P K D"], copy: Int[Tensor, " P"], task: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P L D"]:
-        """Retrieved tokens with the task's own behind them."""
-        return torch.cat([tokens, params["own"][copy, task]], dim=1) if self.own else tokens
-
-    def closed(self, task: Int[Tensor, " X"]) -> Tensor:
-        """Rows outside each task's window, Bool[X, N]; windows are spread evenly over the bank."""
-        start = torch.round(task * (self.size - self.budget) / max(1, self.tasks - 1))[:, None]
-        row = torch.arange(self.size)
-        return (row < start) | (row >= start + self.budget)
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """balance x N sum_n f_n p_n (Fedus et al. 2022, eq. 4) + spread x mean squared cosine of two rows.
 
-        f_n is the share of a copy's retrievals that chose row n, p_n its mean softmax: 1 when use is even. Its gradient
-        raises the scores of rows that are used too little, which hard selection alone can never do.
+        f_n is the share of a copy's retrievals that chose row n, p_n its mean softmax: the sum is 1 when use is even,
+        and 0 for a copy without texts. Its gradient raises the scores of rows that are used too little, which hard
+        selection alone can never do.
         """
-        total = params["bank"].new_zeros(params["bank"].shape[0])
-        if self.balance and self.is_learned:
-            total = total + self.balance * self.imbalance(params, batch)
+        copies, size = params["bank"].shape[:2]
+        total = params["bank"].new_zeros(copies)
+        if self.balance and self.scoring not in ("same", "random"):  # those scores depend on no parameter
+            scores = self.scores(params, batch)
+            used = torch.zeros_like(scores).scatter(1, self._best(scores), 1 / self.retrieve)  # [X, N]
+            p = torch.softmax(scores / self.temperature, dim=1)
+            copy = batch.copy_index.to(scores.device)
+            zeros = scores.new_zeros(copies, size)
+            texts = zeros[:, 0].index_add(0, copy, torch.ones_like(scores[:, 0])).clamp(min=1)  # [C]
+            f, p = zeros.index_add(0, copy, used), zeros.index_add(0, copy, p)  # [C, N], sums over texts
+            total = total + self.balance * (self.size * (f * p).sum(1) / texts**2)
         if self.spread:
-            total = total + self.spread * mean_squared_cosine(params.get("keys", params["bank"]))
+            unit = normalize(params.get("keys", params["bank"]), dim=-1)
+            squares = (unit @ unit.transpose(1, 2)).square()  # [C, N, N]; the diagonal is one
+            total = total + self.spread * ((squares.sum((1, 2)) - size) / max(1, size * (size - 1)))
         return total if total.requires_grad else None
-
-    def imbalance(self, params: Params, batch: Batch) -> Float[Tensor, " C"]:
-        """N sum_n f_n p_n of every copy; 0 for a copy without texts."""
-        scores = self.scores(params, batch)
-        used = torch.zeros_like(scores).scatter(1, self.best(scores), 1 / self.retrieve)
-        p = torch.softmax(scores / self.temperature, dim=1)
-        copy = batch.copy_index.to(scores.device)
-        blank = scores.new_zeros(params["bank"].shape[:2])
-        texts = blank[:, 0].index_add(0, copy, torch.ones_like(scores[:, 0])).clamp(min=1)
-        f, p = blank.index_add(0, copy, used), blank.index_add(0, copy, p)
-        return self.size * (f * p).sum(1) / texts**2
 
     def counts(self, params: Params) -> dict[str, int]:
         """Parameters of a copy, three ways: the bank with all that scores it, a task's own, what a text retrieves."""
@@ -201,30 +177,18 @@ class Bank:
         bank = sum(params[name][0].numel() for name in BANK_TENSORS if name in params)
         return {"bank": bank, "task": self.own * width, "retrieved": self.retrieve * width}
 
+    @torch.no_grad()
     def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> dict[str, object]:
         """Whether retrieval is real (bank_diagnostics.py), and how many parameters there are."""
-        return {"retrieval": described(self, params, texts), "parameters": self.counts(params)}
+        task = [t for t, tokens in enumerate(texts.values()) for _ in tokens]
+        batch = collate([text for tokens in texts.values() for text in tokens], [0] * len(task), task)
+        retrieval = Retrieval(self.retrieved(params, batch).cpu(), torch.tensor(task), tuple(texts), self.size)
+        report = describe_retrieval(retrieval, params["bank"][0], self.backbone)
+        return {"retrieval": report, "parameters": self.counts(params)}
 
-
-def rows_of(
-    bank: Float[Tensor, "C N D"], copy: Int[Tensor, " P"], chosen: Int[Tensor, "P K"]
-) -> Float[Tensor, "P K D"]:
-    """Chosen rows of each one's copy."""
-    return bank[copy.to(bank.device)[:, None], chosen.to(bank.device)]
-
-
-def hashed(batch: Batch, size: int) -> Float[Tensor, "X N"]:
-    """Numbers in [0, 1) that look random and depend on each text's tokens alone."""
-    place = torch.arange(batch.text_ids.shape[1])
-    kept = (batch.text_ids + 1) * (place < batch.text_lengths[:, None])
-    seed = (kept * (place * 7919 % 9973 + 1)).sum(1) % 999983
-    mixed = torch.sin(seed[:, None].double() * 12.9898 + torch.arange(size) * 78.233) * 43758.5453
-    return mixed - mixed.floor()
-
-
-def mean_squared_cosine(rows: Float[Tensor, "C N D"]) -> Float[Tensor, " C"]:
-    """How alike the rows of each copy are: 0 for orthogonal ones, 1 for copies of one row."""
-    unit = normalize(rows, dim=-1)
-    squares = (unit @ unit.transpose(1, 2)).square()
-    count = rows.shape[1]
-    return (squares.sum((1, 2)) - count) / max(1, count * (count - 1))
+    def _best(self, scores: Float[Tensor, "X N"]) -> Int[Tensor, "X K"]:
+        # The rows with the highest scores, in bank order; the best of every slot under soft selection.
+        if self.selection == "soft":
+            slots = scores.unflatten(1, (self.retrieve, -1))
+            return slots.argmax(-1) + torch.arange(0, self.size, slots.shape[-1], device=scores.device)
+        return scores.topk(self.retrieve, dim=1).indices.sort(dim=1).values

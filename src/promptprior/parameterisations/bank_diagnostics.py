@@ -1,151 +1,101 @@
 """Is retrieval real? Which rows of a bank the texts of some tasks retrieve, how evenly, how alike they choose.
 
-A bank whose every text gets the same rows is a plain prompt with extra steps: overlap between inputs near 1 says so.
+A bank whose every text gets the same rows is a plain prompt with extra steps: an overlap near 1 between texts says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import normalize, one_hot
 
 from promptprior.backbone import Backbone
-from promptprior.notation import Bool, Float, Int, Params, Tensor
-from promptprior.tasks.sampling.batch import Tokens, collate
+from promptprior.notation import Float, Int, Tensor
 
-if TYPE_CHECKING:
-    from promptprior.parameterisations.bank import Bank
-
-TOP = 20  # rows that are named by their words
+NAMED_ROWS = 20  # the most used rows of a bank are named by their nearest words
+NEAREST_WORDS = 5
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What texts of several tasks retrieved: K rows of N each, and the task each text is of."""
+    """What the texts of several tasks retrieved: K of `size` rows each, and which task each text is of."""
 
     chosen: Int[Tensor, "X K"]
     task: Int[Tensor, " X"]
-    names: tuple[str, ...]
+    task_names: Sequence[str]
     size: int
-
-    @property
-    def used(self) -> Bool[Tensor, "X N"]:
-        """Which rows each text retrieved."""
-        return one_hot(self.chosen, self.size).sum(1).bool()
-
-    @property
-    def map(self) -> Float[Tensor, "S N"]:
-        """The share of each task's texts that retrieve each row."""
-        used = self.used.double()
-        return torch.stack([used[self.task == t].mean(0) for t in range(len(self.names))])
 
 
 @torch.no_grad()
-def retrieval(form: "Bank", params: Params, texts: Mapping[str, Sequence[Tokens]], copy: int = 0) -> Retrieval:
-    """What the texts of each task retrieve from one copy of the bank."""
-    task = [t for t, some in enumerate(texts.values()) for _ in some]
-    batch = collate([one for some in texts.values() for one in some], [copy] * len(task), task)
-    return Retrieval(form.retrieved(params, batch).cpu(), torch.tensor(task), tuple(texts), form.size)
+def describe_retrieval(
+    retrieval: Retrieval, bank: Float[Tensor, "N D"], backbone: Backbone, named_rows: int = NAMED_ROWS
+) -> dict[str, object]:
+    """How the rows of a bank are used, as plain JSON.
 
-
-def summary(found: Retrieval) -> dict[str, object]:
-    """The small table that every prior carries.
-
-    `entropy` of use in bits, at most log2 N; `overlap` is the mean Jaccard index of the rows of two texts, within a
-    task and between tasks, beside `overlap_if_random`, what independent draws of K rows of N would give.
+    `entropy` of use is in bits, at most log2 N. The overlaps are the mean Jaccard index of the rows of two texts of one
+    task and of two tasks (None without such pairs), beside `overlap_if_random`, what independent draws of K of N rows
+    would give. `map` holds the share of each task's texts that retrieve each row, `tokens` the most used rows with
+    their size in embedding scales and the vocabulary entries of highest cosine.
     """
-    map_ = found.map
-    within, between = overlaps(found)
-    retrieve = found.chosen.shape[1]
+    chosen, task, names, size = retrieval.chosen, retrieval.task, list(retrieval.task_names), retrieval.size
+    retrieved = chosen.shape[1]
+    used = one_hot(chosen, size).sum(1).double()  # [X, N], one where a text retrieved a row
+    share = torch.stack([used[task == t].mean(0) for t in range(len(names))])  # [tasks, N]
+    rows_by_task = dict(zip(names, share, strict=True))
+    use = share.mean(0)
+
+    common = used @ used.T  # [X, X], rows that two texts share
+    jaccard = common / (2 * retrieved - common)
+    same_task = task[:, None] == task
+    within = jaccard[same_task & ~torch.eye(len(jaccard), dtype=torch.bool)]
+    between = jaccard[~same_task]
+
+    order = use.argsort(descending=True)[:named_rows]
+    rows = bank.detach().cpu()[order]
+    rms = (rows.square().mean(1).sqrt() / backbone.scale).tolist()
+    vocabulary = normalize(backbone.frozen.vocabulary_embeddings.float(), dim=-1)
+    cosine = normalize(rows.to(vocabulary), dim=-1) @ vocabulary.T  # [rows, V]
+    words = [
+        [backbone.frozen.tokenizer.decode([i]) for i in ids]
+        for ids in cosine.topk(NEAREST_WORDS, dim=1).indices.tolist()
+    ]
     return {
-        "rows": found.size,
-        "retrieved": retrieve,
-        "rows_used": int((map_ > 0).any(0).sum()),
-        "dead_rows": int((map_ == 0).all(0).sum()),
-        "rows_used_by_task": {name: int((row > 0).sum()) for name, row in zip(found.names, map_, strict=True)},
-        "entropy": short(entropy(map_.mean(0))),
-        "entropy_by_task": {name: short(entropy(row)) for name, row in zip(found.names, map_, strict=True)},
-        "overlap_within_task": within,
-        "overlap_between_tasks": between,
-        "overlap_if_random": short(retrieve / (2 * found.size - retrieve)),
-        "distinct_sets": len(found.chosen.unique(dim=0)),
-        "texts": len(found.chosen),
+        "rows": size,
+        "retrieved": retrieved,
+        "rows_used": int((share > 0).any(0).sum()),
+        "dead_rows": int((share == 0).all(0).sum()),
+        "rows_used_by_task": {name: int((row > 0).sum()) for name, row in rows_by_task.items()},
+        "entropy": four_digits(entropy_bits(use / use.sum())),
+        "entropy_by_task": {name: four_digits(entropy_bits(row / row.sum())) for name, row in rows_by_task.items()},
+        "overlap_within_task": four_digits(float(within.mean())) if len(within) else None,
+        "overlap_between_tasks": four_digits(float(between.mean())) if len(between) else None,
+        "overlap_if_random": four_digits(retrieved / (2 * size - retrieved)),
+        "distinct_sets": len(chosen.unique(dim=0)),
+        "texts": len(chosen),
+        "tasks": names,
+        "map": [[round(value, 3) for value in row] for row in share.tolist()],
+        "tokens": [
+            {
+                "row": row,
+                "share": four_digits(float(share[:, row].mean())),
+                "share_by_task": {name: four_digits(float(value[row])) for name, value in rows_by_task.items()},
+                "rms": four_digits(size_in_scales),
+                "words": nearest,
+            }
+            for row, size_in_scales, nearest in zip(order.tolist(), rms, words, strict=True)
+        ],
     }
 
 
-def overlaps(found: Retrieval) -> tuple[float | None, float | None]:
-    """Mean Jaccard index over pairs of texts of one task, and over pairs of different tasks; None without pairs."""
-    used = found.used.double()
-    common = used @ used.T
-    jaccard = common / (2 * found.chosen.shape[1] - common)
-    alike = found.task[:, None] == found.task
-    pairs = ~torch.eye(len(jaccard), dtype=torch.bool)
-    return mean_or_none(jaccard[alike & pairs]), mean_or_none(jaccard[~alike])
+def entropy_bits(p: Float[Tensor, " N"]) -> float:
+    """The entropy of probabilities.
 
-
-def mean_or_none(values: Float[Tensor, " n"]) -> float | None:
-    """The mean to four digits."""
-    return short(float(values.mean())) if len(values) else None
-
-
-def entropy(use: Float[Tensor, " N"]) -> float:
-    """Bits of how often rows are used.
-
-    >>> entropy(torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    >>> entropy_bits(torch.tensor([0.25, 0.25, 0.25, 0.25]))
     2.0
     """
-    p = use / use.sum()
     return float(-(p * p.clamp(min=1e-300).log2()).sum())
 
 
-def short(value: float) -> float:
+def four_digits(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
-
-
-@torch.no_grad()
-def nearest_words(backbone: Backbone, rows: Float[Tensor, "n D"], count: int = 5) -> list[list[str]]:
-    """The vocabulary entries whose embeddings have the highest cosine with each row, best first."""
-    table = normalize(backbone.frozen.vocabulary_embeddings.float(), dim=-1)
-    task_similarity = normalize(rows.to(table), dim=-1) @ table.T
-    return [
-        [backbone.frozen.tokenizer.decode([i]) for i in ids]
-        for ids in task_similarity.topk(count, dim=1).indices.tolist()
-    ]
-
-
-def full_table(
-    form: "Bank", params: Params, found: Retrieval, copy: int = 0, top: int = TOP
-) -> list[dict[str, object]]:
-    """The most used rows: share of texts by task, norm in units of the embedding scale, nearest words."""
-    map_ = found.map
-    order = map_.mean(0).argsort(descending=True)[:top]
-    bank = params["bank"][copy].detach().cpu()[order]
-    words = nearest_words(form.backbone, bank)
-    norms = (bank.square().mean(1).sqrt() / form.backbone.scale).tolist()
-    return [
-        {
-            "row": row,
-            "share": short(float(map_[:, row].mean())),
-            "share_by_task": {n: short(float(s)) for n, s in zip(found.names, map_[:, row], strict=True)},
-            "rms": short(norm),
-            "words": near,
-        }
-        for row, norm, near in zip(order.tolist(), norms, words, strict=True)
-    ]
-
-
-def map_rows(found: Retrieval) -> list[list[float]]:
-    """The task x token map as plain numbers of three decimals."""
-    return [[round(v, 3) for v in row] for row in found.map.tolist()]
-
-
-def described(form: "Bank", params: Params, texts: Mapping[str, Sequence[Tokens]]) -> dict[str, object]:
-    """All there is to know of what some texts of some tasks retrieve from one copy, as plain JSON.
-
-    `summary`, with the map of `tasks` x rows and the most used `tokens` as `full_table` has them.
-    """
-    found = retrieval(form, params, texts)
-    table = full_table(form, params, found)
-    return {**summary(found), "tasks": list(found.names), "map": map_rows(found), "tokens": table}

@@ -1,4 +1,4 @@
-"""Prompts of several tasks as one shared matrix times a matrix of rank one for each task.
+"""The parameterisation `decomposed`: one shared matrix times a matrix of rank one for each task.
 
 Wang et al. 2023 (MPT): prompt_t = shared o (u_t v_t^T), o element-wise. BMTPT's multi-target variant is read as the
 same: that is our inference. u and v start from ones, so that every task starts from the shared prompt; PEFT starts
@@ -8,8 +8,6 @@ them near zero.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from promptprior.errors import ArtifactError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -17,7 +15,7 @@ from promptprior.tasks.sampling.batch import Batch
 
 @dataclass(frozen=True)
 class Decomposed:
-    """params: shared Float[C, L, D], u Float[C, K, L] and v Float[C, K, D], for `tasks` = K tasks.
+    """params: "shared" Float[C, L, D], "u" Float[C, K, L] and "v" Float[C, K, D], for `tasks` = K tasks.
 
     A text of copy c and task t reads prompt c * K + t.
     """
@@ -32,11 +30,11 @@ class Decomposed:
         return self.of_tasks(params).flatten(0, 1), batch.copy_index * self.tasks + batch.task_index
 
     def of_tasks(self, params: Params) -> Float[Tensor, "C K L D"]:
-        """shared o (u v^T)."""
+        """Each task's prompt, shared o (u v^T)."""
         return params["shared"][:, None] * params["u"][..., None] * params["v"][:, :, None, :]
 
     def fold(self, params: Params) -> Params:
-        """The prompt of one task, as it is when nothing more is learned. Raises ArtifactError for several tasks."""
+        """The prompt of the one task, as params of `Direct`. Raises ArtifactError where there are several tasks."""
         if self.tasks != 1:
             raise ArtifactError(
                 f"a decomposed prompt of {self.tasks} tasks is no single prompt: adapt it to one target"
@@ -44,18 +42,19 @@ class Decomposed:
         return {"prompt": self.of_tasks(params)[:, 0]}
 
     def init(self, shared: Float[Tensor, "C L D"]) -> Params:
-        """Every task at the shared prompt of its copy."""
+        """Params where every task's prompt is the shared prompt of its copy."""
         copies = len(shared)
         return {
             "shared": shared,
-            "u": torch.ones(copies, self.tasks, self.length).to(shared),
-            "v": torch.ones(copies, self.tasks, self.width).to(shared),
+            "u": shared.new_ones(copies, self.tasks, self.length),
+            "v": shared.new_ones(copies, self.tasks, self.width),
         }
 
 
 def lr_multipliers_of(rate: float, low_rank_rate: float, scale: float) -> Mapping[str, float]:
-    """Factors for `Rate`: shared moves by rate (times the embedding scale) a step, u and v by low_rank_rate as it is.
+    """Multipliers that make u and v move by `low_rank_rate` a step, while shared moves by `rate` embedding scales.
 
-    u and v are ratios near one and know no scale. MPT's published pair is 0.3 and 0.4, both absolute, on T5.
+    u and v are ratios near one, so that the embedding scale means nothing to them. MPT's published pair is 0.3 and 0.4,
+    both absolute, on T5.
     """
     return {"u": low_rank_rate / (rate * scale), "v": low_rank_rate / (rate * scale)}

@@ -1,4 +1,4 @@
-"""Direct: one free prompt per copy (Lester et al. 2021)."""
+"""The parameterisation `direct`: one free prompt per copy (Lester et al. 2021)."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from promptprior.tasks.sampling.batch import Batch
 
 @dataclass(frozen=True)
 class Direct:
-    """One free matrix per copy: params["prompt"] is Float[C, L, D], and copy c's texts read prompt c."""
+    """params: "prompt" Float[C, L, D]. The texts of copy c read prompt c."""
 
     length: int
     width: int
     name: str = "direct"
 
-    def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
-        """The matrices themselves."""
+    def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "C L D"], Int[Tensor, " X"]]:
+        """The prompt of every copy."""
         return params["prompt"], batch.copy_index

@@ -20,7 +20,8 @@ from torch.nn.functional import layer_norm, one_hot, silu
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.parameterisations.bank_diagnostics import short
+from promptprior.parameterisations.bank_diagnostics import entropy_bits, four_digits
+from promptprior.parameterisations.initial import linear_init
 from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
@@ -58,87 +59,74 @@ class Mixture:
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "X L D"], Int[Tensor, " X"]]:
         """One prompt per text."""
         sources = params["sources"].detach()
-        a, count = self.attention(params, batch), sources.shape[1]
-        mixed = by_copy(a[:, :count], sources.flatten(2), batch.copy_index.to(a.device))
-        own = 1 + a[:, count:].sum(1)  # P_task, and its share of the mixture where it attends to itself
-        made = own[:, None, None] * targets(params, batch) + mixed.unflatten(1, (self.length, -1))
-        return made, torch.arange(batch.texts)
+        attention, count = self.attention(params, batch), sources.shape[1]
+        mixed = _times_own_matrix(attention[:, :count], sources.flatten(2), batch.copy_index.to(attention.device))
+        own = 1 + attention[:, count:].sum(1)  # P_task, and its share of the mixture where it attends to itself
+        prompts = own[:, None, None] * _task_prompts(params, batch) + mixed.unflatten(1, (self.length, -1))
+        return prompts, torch.arange(batch.texts)
 
     def attention(self, params: Params, batch: Batch) -> Float[Tensor, "X J"]:
         """How much each text takes of every source and, last, of its task's own prompt where that takes part."""
-        keys = params["sources"].detach().amax(2)
+        keys = params["sources"].detach().amax(2)  # [C, S, D]
         copy = batch.copy_index.to(keys.device)
-        h = self.queries(params, batch)
-        scores = by_copy(h, keys.transpose(1, 2), copy)
-        if self.attends == "all":
-            own = (h * targets(params, batch).amax(1)).sum(1, keepdim=True)
-            scores = torch.cat([scores, own], dim=1)
-        return torch.softmax(scores / self.divisor(keys)[copy, None], dim=1)
 
-    def queries(self, params: Params, batch: Batch) -> Float[Tensor, "X D"]:
-        """What the attention network makes of each text."""
-        device = params["down"].device
-        copy = batch.copy_index.to(device)
-        q = pooled(self.backbone, batch, self.query).to(params["down"])
+        q = pooled(self.backbone, batch, self.query).to(params["down"])  # [X, D]
         q = q - params["centre"][copy] if "centre" in params else q
         q = q if self.absolute else q / self.backbone.scale
-        hidden = silu(by_copy(q, params["down"], copy))
-        h = layer_norm(by_copy(hidden, params["up"], copy), q.shape[-1:])
-        return h * params["gain"][copy] + params["shift"][copy]
+        hidden = silu(_times_own_matrix(q, params["down"], copy))  # [X, r]
+        h = layer_norm(_times_own_matrix(hidden, params["up"], copy), q.shape[-1:])
+        h = h * params["gain"][copy] + params["shift"][copy]  # [X, D]
 
-    def divisor(self, keys: Float[Tensor, "C S D"]) -> Float[Tensor, " C"]:
-        """What each copy's scores are divided by."""
+        scores = _times_own_matrix(h, keys.transpose(1, 2), copy)  # [X, S]
+        if self.attends == "all":
+            own = (h * _task_prompts(params, batch).amax(1)).sum(1, keepdim=True)
+            scores = torch.cat([scores, own], dim=1)
         if self.absolute:
-            return keys.new_full((len(keys),), self.temperature)
-        return self.temperature * keys.shape[-1] ** 0.5 * keys.square().mean((1, 2)).sqrt()
+            divisor = keys.new_full((len(keys),), self.temperature)
+        else:
+            divisor = self.temperature * keys.shape[-1] ** 0.5 * keys.square().mean((1, 2)).sqrt()  # [C]
+        return torch.softmax(scores / divisor[copy, None], dim=1)
 
     @torch.no_grad()
     def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> Mapping[str, object]:
         """What texts of each task attend to: the mean weight of every source, and how much texts differ.
 
-        `entropy` in bits, of the mean weights; `varies`, the largest standard deviation of a weight over texts: 0 says
-        that attention does not look at the text.
+        `entropy` is in bits, of the mean weights. `varies` is the largest standard deviation of a weight over texts: 0
+        says that attention does not look at the text.
         """
-        return {"attention": {task: self.attended(params, collate(some)) for task, some in texts.items()}}
-
-    def attended(self, params: Params, batch: Batch) -> dict[str, object]:
-        """Mean weights of some texts, their entropy, and how much they vary."""
-        a = self.attention(params, batch).double().cpu()
-        mean = a.mean(0)
-        names = [*self.names, "target"][: len(mean)]
-        entropy = float(-(mean * mean.clamp(min=1e-300).log2()).sum())
-        return {
-            "weights": {name: short(weight) for name, weight in zip(names, mean.tolist(), strict=True)},
-            "entropy": short(entropy),
-            "varies": short(float(a.std(0, correction=0).max())),
-        }
+        report = {}
+        for task, tokens in texts.items():
+            attention = self.attention(params, collate(tokens)).double().cpu()
+            mean = attention.mean(0)
+            names = [*self.names, "target"][: len(mean)]
+            report[task] = {
+                "weights": {name: four_digits(weight) for name, weight in zip(names, mean.tolist(), strict=True)},
+                "entropy": four_digits(entropy_bits(mean)),
+                "varies": four_digits(float(attention.std(0, correction=0).max())),
+            }
+        return {"attention": report}
 
 
-def targets(params: Params, batch: Batch) -> Float[Tensor, "X L D"]:
-    """The prompt of each text's task."""
+def _task_prompts(params: Params, batch: Batch) -> Float[Tensor, "X L D"]:
     target = params["target"]
     task = batch.task_index if target.shape[1] > 1 else torch.zeros_like(batch.task_index)
     return target[batch.copy_index.to(target.device), task.to(target.device)]
 
 
-def by_copy(
+def _times_own_matrix(
     rows: Float[Tensor, "X d"], matrices: Float[Tensor, "C d e"], copy: Int[Tensor, " X"]
 ) -> Float[Tensor, "X e"]:
-    """Each row times its copy's matrix: one batched product, without a matrix for every row."""
-    place = one_hot(copy, len(matrices)).cumsum(0).gather(1, copy[:, None])[:, 0] - 1
-    padded = rows.new_zeros(len(matrices), int(place.max()) + 1, rows.shape[1])
+    # Each row times its copy's matrix: rows are padded per copy, so that one product needs no matrix for every row.
+    place = one_hot(copy, len(matrices)).cumsum(0).gather(1, copy[:, None])[:, 0] - 1  # of a row among its copy's
+    padded = rows.new_zeros(len(matrices), int(place.max()) + 1, rows.shape[1])  # [C, most rows of a copy, d]
     return (padded.index_put((copy, place), rows) @ matrices)[copy, place]
 
 
-def network_start(width: int, rank: int, generator: torch.Generator) -> Params:
+def init_attention_network(width: int, rank: int, generator: torch.Generator) -> Params:
     """An untrained attention network without a copies axis, as torch.nn.Linear and LayerNorm start theirs."""
-
-    def uniform(fan_in: int, fan_out: int) -> Tensor:
-        return (torch.rand(fan_in, fan_out, generator=generator) * 2 - 1) / fan_in**0.5
-
     return {
-        "down": uniform(width, rank),
-        "up": uniform(rank, width),
+        "down": linear_init(width, rank, fan_in=width, generator=generator),
+        "up": linear_init(rank, width, fan_in=rank, generator=generator),
         "gain": torch.ones(width),
         "shift": torch.zeros(width),
     }

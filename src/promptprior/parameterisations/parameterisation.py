@@ -1,40 +1,97 @@
-"""How parameters become prompts.
+"""The protocols of AXIS 1: what an object must have to turn parameters into prompts, or to answer without one.
 
-A parameterisation is a frozen value that turns params, a dict of tensors with a leading copies axis C, into
-the distinct prompts a batch needs and says which prompt each text reads. It never knows which rule moves it.
+A parameterisation ("form" for short) is a frozen dataclass. Params are a dict of floating-point tensors that all have a
+leading copies axis C: copies train side by side in one run, each as if it were alone. A form never knows which rule
+moves its params. It is one of two things:
+
+    Parameterisation   its params become prompts; the engine shares one computation among texts that read one prompt
+    AnsweringForm      its params are no prompt (weights, masks, key-value prefixes, a probe): they answer texts by
+                       themselves, one copy after another
+
+and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
+embeddings (`Offsetting`), diagnostics (`Diagnosable`), a plain prompt that it comes to when trained (`Foldable`).
+
+What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only; a
+field called `backbone` is filled in at load. `form_check.check_form` tests a form and its params before training.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from promptprior.backbone import Backbone
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
 
 class Parameterisation(Protocol):
-    """What an objective and an artifact need of a parameterisation."""
+    """A form whose params become prompts."""
 
     @property
     def name(self) -> str:
-        """Its name in artifacts."""
+        """The name it is registered under and artifacts keep."""
         ...
 
     @property
     def length(self) -> int:
-        """L: tokens of each prompt it makes."""
+        """L, the tokens of each prompt it makes: the memory budget counts on it."""
         ...
 
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
-        """The prompts a batch needs, and which one each of its texts reads."""
+        """The distinct prompts that a batch needs, and which of them (0 to P - 1) each text reads.
+
+        Text x belongs to copy `batch.copy_index[x]` and comes from task `batch.task_index[x]`. It must be a function of
+        params, and of each text alone: neither other texts nor padding may change the prompt that a text reads.
+        """
+        ...
+
+
+class Answers(Protocol):
+    """What answers texts where no prompt does. Its params are those of ONE copy, without the copies axis."""
+
+    @property
+    def length(self) -> int:
+        """Prompt-like tokens in front of each text, for the memory budget; 0 for weights."""
+        ...
+
+    def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " R"]:
+        """Mean negative log-likelihood of each row's target, in nats per token."""
+        ...
+
+    def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
+        """The first line of greedy text after each text."""
+        ...
+
+
+@runtime_checkable
+class AnsweringForm(Protocol):
+    """A form whose params are no prompt. `holds`, where the class has it, is what messages say that params are.
+
+    A linear probe, for example, keeps its matrix in params, and its `answers` read the states of the frozen model:
+
+        @dataclass(frozen=True)
+        class Probe:
+            name: str = "probe"
+            holds: ClassVar[str] = "a linear probe of the last state"
+
+            def answers(self, backbone: Backbone) -> ProbeAnswers: ...
+    """
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under and artifacts keep."""
+        ...
+
+    def answers(self, backbone: Backbone) -> Answers:
+        """What answers texts with this backbone; made once for a run. Raises SpecError where the backbone cannot."""
         ...
 
 
 @runtime_checkable
 class Penalised(Protocol):
-    """What may be asked for a term beside the losses: a parameterisation with one of its own, and its objective."""
+    """What adds a term to the losses: a parameterisation, or an objective."""
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
-        """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Exams never see it."""
+        """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Evaluation never does."""
         ...
 
 
@@ -43,16 +100,16 @@ class Offsetting(Protocol):
     """A parameterisation whose prompts also add something to the embeddings of the texts that read them."""
 
     def offsets(self, params: Params) -> Float[Tensor, "P S D"]:
-        """For each of its prompts, what is added to token 0, 1, … of a text."""
+        """For each of its prompts, what is added to the embeddings of a text's tokens 0 to S - 1."""
         ...
 
 
 @runtime_checkable
 class Diagnosable(Protocol):
-    """A parameterisation that has something to say of itself."""
+    """A form that can report what its params have learned."""
 
     def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> Mapping[str, object]:
-        """What there is to know of one copy, given some texts of each task: plain JSON values by topic."""
+        """A report on one copy, by topic, in plain JSON values; `texts` are samples of each task, by its name."""
         ...
 
 
@@ -61,5 +118,5 @@ class Foldable(Protocol):
     """A parameterisation that is a plain prompt once it is trained: what made it can be dropped."""
 
     def fold(self, params: Params) -> Params:
-        """The same prompts as the params of `Direct`."""
+        """The same prompts as params of `Direct`."""
         ...

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import layer_norm, relu
 
 from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.parameterisations.initial import linear_init
 from promptprior.tasks.sampling.batch import Batch
 
 NETWORK = ("down", "down_bias", "up", "up_bias")  # ratios: they know no scale, unlike gain and shift
@@ -32,34 +33,28 @@ class Residual:
     name: str = "residual"
 
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "C L D"], Int[Tensor, " X"]]:
-        """Each copy's prompt and its network's share."""
-        return self.summed(params), batch.copy_index
+        """Each copy's prompt with its network's output added."""
+        return self.fold(params)["prompt"], batch.copy_index
 
     def fold(self, params: Params) -> Params:
-        """The same prompts as free matrices, for the parameterisation `direct`."""
-        return {"prompt": self.summed(params)}
-
-    def summed(self, params: Params) -> Float[Tensor, "C L D"]:
-        """P + LayerNorm(up ReLU(down P + b) + b')."""
+        """The same prompts as params of `Direct`: P + LayerNorm(up ReLU(down P + b) + b')."""
         prompt, networks = params["prompt"], params["down"].shape[1]
-        x = (prompt / self.unit).unflatten(1, (networks, -1))
-        hidden = relu(x @ params["down"] + params["down_bias"][:, :, None])
+        x = (prompt / self.unit).unflatten(1, (networks, -1))  # [C, M, L / M, D]
+        hidden = relu(x @ params["down"] + params["down_bias"][:, :, None])  # [C, M, L / M, r]
         out = layer_norm(hidden @ params["up"] + params["up_bias"][:, :, None], (self.width,))
         added = out * params["gain"][:, :, None] + params["shift"][:, :, None]
-        return prompt + added.flatten(1, 2)
+        return {"prompt": prompt + added.flatten(1, 2)}
 
 
-def network_start(width: int, bottleneck: int, networks: int, gain: float, generator: torch.Generator) -> Params:
+def init_residual_network(
+    width: int, bottleneck: int, networks: int, gain: float, generator: torch.Generator
+) -> Params:
     """An untrained network without a copies axis, as torch.nn.Linear starts; LayerNorm's gain as given."""
-
-    def uniform(*shape: int, fan_in: int) -> Tensor:
-        return (torch.rand(*shape, generator=generator) * 2 - 1) / fan_in**0.5
-
     return {
-        "down": uniform(networks, width, bottleneck, fan_in=width),
-        "down_bias": uniform(networks, bottleneck, fan_in=width),
-        "up": uniform(networks, bottleneck, width, fan_in=bottleneck),
-        "up_bias": uniform(networks, width, fan_in=bottleneck),
+        "down": linear_init(networks, width, bottleneck, fan_in=width, generator=generator),
+        "down_bias": linear_init(networks, bottleneck, fan_in=width, generator=generator),
+        "up": linear_init(networks, bottleneck, width, fan_in=bottleneck, generator=generator),
+        "up_bias": linear_init(networks, width, fan_in=bottleneck, generator=generator),
         "gain": torch.full((networks, width), gain),
         "shift": torch.zeros(networks, width),
     }

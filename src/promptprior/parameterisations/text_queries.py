@@ -1,4 +1,4 @@
-"""What a text asks of a bank: its words, or what the first layers make of them, pooled over its own positions."""
+"""What a text asks of a bank or of source prompts: its words, or early states of the model, pooled over positions."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,16 +11,19 @@ from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 Query = Literal["max", "mean"]
-REMEMBERED = 20_000  # texts: 46 MB at width 576
-AT_ONCE = 64  # texts that the first layers read together
+CACHED_TEXTS = 20_000  # 46 MB at width 576
+TEXTS_AT_ONCE = 64  # read together by the early layers
 
 
 @torch.no_grad()
 def pooled(backbone: Backbone, batch: Batch, kind: Query, layers: int = 0) -> Float[Tensor, "X D"]:
-    """Maximum or mean of each text's states over its own positions; zeros for an empty text."""
-    states = first_states(backbone, batch, layers).to(backbone.frozen.prompt_dtype)
+    """Maximum or mean of each text's states over its own positions; zeros for an empty text.
+
+    States are word embeddings (`layers` 0), or what that many early layers make of the text alone.
+    """
+    states = first_states(backbone, batch, layers).to(backbone.frozen.prompt_dtype)  # [X, T, D]
     lengths = batch.text_lengths.to(states.device)[:, None]
-    pads = torch.arange(states.shape[1], device=states.device) >= lengths
+    pads = torch.arange(states.shape[1], device=states.device) >= lengths  # [X, T]
     if kind == "mean":
         return states.masked_fill(pads[..., None], 0).sum(1) / lengths.clamp(min=1)
     if states.shape[1] == 0:
@@ -29,31 +32,27 @@ def pooled(backbone: Backbone, batch: Batch, kind: Query, layers: int = 0) -> Fl
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """Queries that took layers to compute, by the ids of their texts.
+class QueryCache:
+    """Queries that early layers computed, by the token ids of their texts.
 
-    The backbone is frozen, so a text's query never changes, and a text is met in every epoch, by every copy and at
-    every look at dev: its layers run once. Word embeddings are cheaper to pool again than to look up.
+    The backbone is frozen, so a text's query never changes, while the text is met again in every epoch, by every copy
+    and in every evaluation. Word embeddings are not cached: they are cheaper to pool again than to look up.
     """
 
     known: dict[tuple[int, ...], Float[Tensor, " D"]] = field(default_factory=dict)
 
     def pooled(self, backbone: Backbone, batch: Batch, kind: Query, layers: int) -> Float[Tensor, "X D"]:
-        """`pooled`, where each distinct text is computed once."""
+        """`pooled`, which computes each distinct text once."""
         if layers == 0:
             return pooled(backbone, batch, kind)
         lengths = batch.text_lengths.tolist()
         texts = [tuple(ids[:n]) for ids, n in zip(batch.text_ids.tolist(), lengths, strict=True)]
-        if len(self.known) + batch.texts > REMEMBERED:
+        if len(self.known) + batch.texts > CACHED_TEXTS:
             self.known.clear()
-        new = [place for text, place in places(texts).items() if text not in self.known]
-        for start in range(0, len(new), AT_ONCE):
-            some = sorted(new[start : start + AT_ONCE])
-            queries = pooled(backbone, batch.take(torch.tensor(some)), kind, layers)
-            self.known.update(zip([texts[x] for x in some], queries, strict=True))
+        last_place = {text: x for x, text in enumerate(texts)}
+        new = [x for text, x in last_place.items() if text not in self.known]
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            chunk = sorted(new[start : start + TEXTS_AT_ONCE])
+            queries = pooled(backbone, batch.take(torch.tensor(chunk)), kind, layers)
+            self.known.update(zip([texts[x] for x in chunk], queries, strict=True))
         return torch.stack([self.known[text] for text in texts])
-
-
-def places(texts: list[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """Each distinct text with one of its places."""
-    return {text: place for place, text in enumerate(texts)}

@@ -1,28 +1,16 @@
-"""Parameters that are no prompt but weights of the trunk, for the references that prompts are compared with.
+"""The parameterisations `lora` and `own`: params are weights of the model: what prompts are compared with.
 
-They have a leading copies axis as all params have, so the one training loop, its draws and its selection serve them.
+The backbone is never written to: weights take the place of the model's own for the length of one call.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 from promptprior.backbone import Backbone
 from promptprior.backbone.weight_overrides import Trunk, Which, lora_trunk, own_trunk
 
-
-@runtime_checkable
-class WeightForm(Protocol):
-    """Which weights of a trunk are params; artifacts keep its fields."""
-
-    @property
-    def name(self) -> str:
-        """Its name in artifacts."""
-        ...
-
-    def trunk(self, backbone: Backbone) -> Trunk:
-        """The backbone as one that is lent these weights. Raises SpecError where it has none."""
-        ...
+HOLDS = "weights of the model, a reference that prompts are compared with"
 
 
 @dataclass(frozen=True)
@@ -33,19 +21,21 @@ class LoraForm:
     alpha: float
     modules: Sequence[str] = field(default=())
     name: str = "lora"
+    holds: ClassVar[str] = HOLDS
 
-    def trunk(self, backbone: Backbone) -> Trunk:
-        """A twin with PEFT's layers."""
+    def answers(self, backbone: Backbone) -> Trunk:
+        """The model with PEFT's layers. Raises SpecError without peft, and for modules that the model does not have."""
         return lora_trunk(backbone, self.rank, self.alpha, self.modules)
 
 
 @dataclass(frozen=True)
 class OwnForm:
-    """Weights that the trunk has: its biases, or all its vectors."""
+    """Weights that the model has: its biases, or all its vectors."""
 
     which: Which
     name: str = "own"
+    holds: ClassVar[str] = HOLDS
 
-    def trunk(self, backbone: Backbone) -> Trunk:
-        """The model itself."""
+    def answers(self, backbone: Backbone) -> Trunk:
+        """The model itself. Raises SpecError for the biases of a model without any."""
         return own_trunk(backbone, self.which)

@@ -27,14 +27,14 @@ class ImportPlan:
 def run(plan: ImportPlan, dry_run: bool) -> None:
     """Read the file, check it against the backbone, and save it as a prompt."""
     from promptprior.artifacts.artifact import check_saveable
-    from promptprior.artifacts.import_prompt import find_prompt, imported
+    from promptprior.artifacts.import_prompt import find_prompt, import_prompt
     from promptprior.backbone.frozen import load_frozen
 
     found = find_prompt(plan.file, tensor=plan.tensor)  # before the backbone is loaded
     check_saveable(plan.output)
     tasks = task_cards(plan)
     card = load_frozen(plan.backbone, "float32", "cpu").card
-    prompt = imported(plan.file, card, tasks, plan.tensor)
+    prompt = import_prompt(plan.file, card, tasks, plan.tensor)
     length, width = found.prompt.shape
     line = f"{length} tokens of width {width} ({found.origin}), entries {found.prompt.std() / card.scale:.3g} x scale"
     if dry_run:

@@ -12,7 +12,7 @@ from promptprior.methods.options import option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.notation import Params
-from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, network_start
+from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, init_attention_network
 from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
@@ -62,7 +62,7 @@ class AttentionRecipe(Recipe):
     def network(self, context: RunContext, texts: Sequence[Tokens], seed: int) -> Params:
         """One untrained network; its centre is what these texts ask on average, most of what each of them asks."""
         frozen = context.backbone.frozen
-        start = network_start(context.backbone.width, self.rank, generator("attention", seed))
+        start = init_attention_network(context.backbone.width, self.rank, generator("attention", seed))
         network = {name: value[None].to(frozen.device, frozen.prompt_dtype) for name, value in start.items()}
         if self.centre:
             network["centre"] = pooled(context.backbone, collate(texts), self.query).mean(0, keepdim=True)  # [1, D]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.artifacts.header import digest
+from promptprior.artifacts.header import tensor_digest
 from promptprior.artifacts.import_prompt import read_prompt
 from promptprior.errors import SpecError
 from promptprior.methods.contract import FitResult, Recipe
@@ -31,7 +31,7 @@ def prior_origin(method: Recipe, sources: Sequence[Task]) -> list[str]:
     if not method.needs_sources:
         return []
     files = prompt_files(getattr(method, "source_prompts", ()))
-    return [t.fingerprint for t in sources] + [digest(read_prompt(file)) for file in files]
+    return [t.fingerprint for t in sources] + [tensor_digest(read_prompt(file)) for file in files]
 
 
 def source_labels(method: Recipe, sources: Sequence[Task]) -> tuple[str, ...]:

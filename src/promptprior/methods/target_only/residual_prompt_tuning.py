@@ -15,7 +15,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
-from promptprior.parameterisations.residual import NETWORK, Residual, network_start
+from promptprior.parameterisations.residual import NETWORK, Residual, init_residual_network
 from promptprior.tasks.sampling.draws import generator
 
 
@@ -38,7 +38,7 @@ class ResidualPromptTuning(Recipe):
         unit = 1.0 if self.absolute else scale
         params = context.episode_prompts(episodes)
         networks = [
-            network_start(
+            init_residual_network(
                 width,
                 self.bottleneck,
                 length if self.separate else 1,

@@ -55,8 +55,8 @@ class Lora(WeightRecipe):
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """LoRA's own start for every episode, seeded by task and seed: additions of zero."""
         form = LoraForm(self.rank, self.alpha, self.modules)
-        trunk = form.trunk(context.backbone)
-        starts = [lora_start(trunk, generator("lora", e.seed, e.task.name)) for e in episodes]
+        model = form.answers(context.backbone)
+        starts = [lora_start(model, generator("lora", e.seed, e.task.name)) for e in episodes]
         return self.weight_init(context, form, starts)
 
 
@@ -70,7 +70,7 @@ class Bitfit(WeightRecipe):
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The model as it is."""
         form = OwnForm(self.which)
-        return self.weight_init(context, form, [form.trunk(context.backbone).start] * len(episodes))
+        return self.weight_init(context, form, [form.answers(context.backbone).start] * len(episodes))
 
 
 ARMS = (Lora(), Bitfit())
