@@ -17,7 +17,7 @@ from promptprior.config.mapping import load_yaml
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import fit
-from promptprior.guard import Candidate, Guarded, guarded, nll_gap, on_dev, paired_gap, verdict
+from promptprior.guard import Candidate, Guarded, choose, guarded, judge_on_dev, paired_gap
 from promptprior.methods import make_method
 from tests.backbone.tiny import tiny
 from tests.test_cli import TINY, saved_model, write_task
@@ -145,7 +145,7 @@ def candidate(name: str, score: float | None, nll: Sequence[float]) -> Candidate
 def test_lower_nll_wins_and_ties_stay_with_the_prior(
     rows: list[tuple[str, None, Sequence[float]]], chosen: str
 ) -> None:
-    assert verdict([candidate(*row) for row in rows]).adapted.prompt.header.method == chosen
+    assert choose([candidate(*row) for row in rows]).adapted.prompt.header.method == chosen
 
 
 def test_score_comes_before_nll() -> None:
@@ -153,7 +153,7 @@ def test_score_comes_before_nll() -> None:
     rival = replace(zero, score=1.0, nll=99.0, each_nll=tuple(99.0 for _ in zero.each_nll))
     right = tuple(replace(p, choice=0) for p in zero.predictions)
     wrong = tuple(replace(p, choice=1) for p in zero.predictions)
-    found = verdict([replace(prior_, score=0.0, predictions=wrong), replace(rival, predictions=right), scratch])
+    found = choose([replace(prior_, score=0.0, predictions=wrong), replace(rival, predictions=right), scratch])
     assert found.gap.mean == 1.0 if found.adapted.prompt.header.method == "zero_shot" else scratch.score == 1.0
     assert not found.kept
 
@@ -166,7 +166,7 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     b = candidate("b", None, (common + 1 + extra).tolist())
     gap = paired_gap(a, b)
     mean, half = float((1 + extra).mean()), 1.96 * float(extra.std()) / 60**0.5
-    assert gap.mean == pytest.approx(mean, abs=1e-4) == nll_gap(a, b, range(60))
+    assert gap.mean == pytest.approx(mean, abs=1e-4) == sum(b.each_nll[p] - a.each_nll[p] for p in range(60)) / 60
     assert (gap.low, gap.high) == (pytest.approx(mean - half, abs=0.1), pytest.approx(mean + half, abs=0.1))
     assert not gap.could_be_chance
     assert paired_gap(a, candidate("c", None, (common + extra - extra.mean()).tolist())).could_be_chance
@@ -174,7 +174,7 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
 
 def test_on_dev_asks_each_example_once() -> None:
     made: Adapted = judged(0).candidates[0].adapted
-    found = on_dev(backbone(), made)
+    found = judge_on_dev(backbone(), made)
     assert len(found.each_nll) == len(made.episode.shots.dev) == len(found.predictions)
     assert found.nll == pytest.approx(sum(found.each_nll) / 8)
 

@@ -14,9 +14,9 @@ from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.contract import RunContext, source_stage
-from promptprior.methods.from_sources.attempt import Attempt, AttemptAsReleased
+from promptprior.methods.from_sources.attempt import Attempt
 from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.run_context import RunContext
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.mixture import NETWORK
 from tests.backbone.tiny import tiny
@@ -70,7 +70,7 @@ def test_the_released_rate_of_attention_never_applied_and_this_one_does(backbone
     assert set(begun.lr_multipliers) <= set(begun.params)
     still = moved_by_one_step(backbone, prior, Attempt(start="first", attention_rate=0.0))
     assert [name for name, step in still.items() if step > 0] == ["target"]
-    released = moved_by_one_step(backbone, prior, AttemptAsReleased(temperature=5.0))
+    released = moved_by_one_step(backbone, prior, make_method("attempt_as_released", {"temperature": 5.0}))
     assert released["down"] == pytest.approx(0.2 * backbone.scale, rel=0.02)
     assert released["target"] == pytest.approx(0.2 * backbone.scale, rel=0.02)
     assert released["gain"] == released["shift"] == released["sources"] == 0
@@ -88,7 +88,7 @@ def test_source_prompts_stay_as_they_are_even_under_weight_decay(backbone: Backb
 
 def test_the_released_settings_train_what_their_code_trains(backbone: Backbone, prior: Prior) -> None:
     """On T5-base that is 230,400: the published 232 thousand counts the LayerNorm, which their code freezes."""
-    done = adapt(AttemptAsReleased(), [make_episode(TARGETS[1], 2, 13)], backbone, prior, one_step())[0]
+    done = adapt(make_method("attempt_as_released"), [make_episode(TARGETS[1], 2, 13)], backbone, prior, one_step())[0]
     width, length = backbone.width, 4
     assert done.trainable == length * width + 2 * 100 * width
 
@@ -107,9 +107,9 @@ def test_where_targets_start(backbone: Backbone, prior: Prior) -> None:
 
 
 def test_its_source_stage_is_spots_unless_it_trains_attention_there() -> None:
-    assert source_stage(Attempt(start="first", joint_steps=3, rank=4)) == Spot()
-    assert source_stage(AttemptAsReleased()) == Spot()
-    assert source_stage(Attempt(attention_steps=5, joint_steps=3)) == Attempt(attention_steps=5)
+    assert Attempt(start="first", joint_steps=3, rank=4).source_recipe() == Spot()
+    assert make_method("attempt_as_released").source_recipe() == Spot()
+    assert Attempt(attention_steps=5, joint_steps=3).source_recipe() == Attempt(attention_steps=5)
 
 
 def test_targets_of_a_seed_share_a_network_in_joint_steps(backbone: Backbone, prior: Prior) -> None:
@@ -143,7 +143,7 @@ def test_attention_trained_on_sources_is_where_targets_start(backbone: Backbone)
     assert made.header.diagnostics["cost"]["rows"] > plain.header.diagnostics["cost"]["rows"]  # type: ignore[index]
     episodes = [make_episode(t, 2, 13) for t in TARGETS]
     begun = method.init(lab_of(backbone), [made] * 2, episodes).params
-    untrained = method.network(lab_of(backbone), 13, 2)
+    untrained = method.network(lab_of(backbone), make_tokens(backbone, episodes[0]), 13)
     for name in (*NETWORK, "centre"):
         assert torch.equal(begun[name][0], begun[name][1])
         assert torch.equal(begun[name][0], made.params[name][0])

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adapt import adapt, make_episode, prior_copies, score_on_test
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import evaluate, predict
 from promptprior.fit import fit
-from promptprior.methods import METHODS, make_method, source_stage
-from promptprior.methods.contract import RunContext
+from promptprior.methods import METHODS, make_method
 from promptprior.methods.from_sources.bmtpt import Bmtpt
+from promptprior.methods.run_context import RunContext
 from promptprior.notation import Tensor
-from promptprior.predictive import each_particle, score_together
+from promptprior.predictive import score_together
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short, text_task
 
@@ -85,7 +85,7 @@ def test_a_prior_serves_every_arm_with_its_source_stage_and_no_other(
 
 def test_equal_source_stages_whatever_targets_do() -> None:
     def stage(name: str, **options: object) -> object:
-        return source_stage(make_method(name, options))
+        return make_method(name, options).source_recipe()
 
     assert stage("bmtpt", start="best", prior_width=(1.0,), joint_steps=3) == Bmtpt() == stage("bmtpt_no_prior")
     assert stage("bmtpt_no_prior", particles=2) == Bmtpt(particles=2)
@@ -101,9 +101,9 @@ def test_the_source_loss_falls(prior: Prior) -> None:
 def test_one_particle_is_descent_on_the_mixture_as_multitask_does_it(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_start = RunContext.start
+    own_start = RunContext.initial_prompt
     monkeypatch.setattr(
-        RunContext, "start", lambda context, seed, *names, labels=(): own_start(context, seed)
+        RunContext, "initial_prompt", lambda context, seed, *names, labels=(): own_start(context, seed)
     )  # same for both
     single = fit(make_method("bmtpt_single", {"width": 0.0}), SOURCES, backbone, short())
     multitask = fit(make_method("multitask"), SOURCES, backbone, short())
@@ -174,7 +174,7 @@ def test_the_posterior_predictive_is_what_particles_adapted_alone_answer_togethe
     done = adapt(make_method("bmtpt_predictive", {"particles": 3}), episodes, backbone, prior, settings)
     marks = score_on_test(backbone, done, limit=8)
     for made, mark, episode in zip(done, marks, episodes, strict=True):
-        apart = adapt(Bmtpt(particles=3), [episode] * 3, backbone, each_particle(prior), settings)
+        apart = adapt(Bmtpt(particles=3), [episode] * 3, backbone, prior_copies(prior), settings)
         torch.testing.assert_close(made.prompt.params["prompt"], torch.stack(prompts_of(apart)), rtol=1e-4, atol=1e-5)
         together = score_together(backbone, apart, limit=8).together
         assert mark.scores == pytest.approx(together, abs=1e-6)
@@ -238,7 +238,7 @@ def test_one_prompt_can_have_the_updates_of_all_particles(backbone: Backbone) ->
 def test_every_particle_adapted_and_averaged(backbone: Backbone, prior: Prior) -> None:
     method = Bmtpt(particles=3)
     episode = make_episode(TARGETS[0], 2, 13)
-    done = adapt(method, [episode] * 3, backbone, each_particle(prior), short())
+    done = adapt(method, [episode] * 3, backbone, prior_copies(prior), short())
     made = score_together(backbone, done, limit=8)
     assert len(made.alone) == 3
     assert {"nll", "ece", "brier"} <= made.together.keys()
@@ -271,9 +271,12 @@ def test_weightings(backbone: Backbone, weighting: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"particles": 0}, r"particles 0 \(--particles\): expected at least 1"),
-        ({"temperature": 0.0}, r"temperature 0.0.*positive temperature"),
-        ({"prior_width": ()}, r"prior widths \(\) \(--prior-width\)"),
+        ({"particles": 0}, r"particles 0 \(--options.particles\): expected at least 1"),
+        ({"temperature": 0.0}, r"temperature 0.0 \(--options.temperature\): expected more than 0"),
+        (
+            {"prior_width": ()},
+            r"prior width \(\) \(--options.prior-width\): expected at least one number, each more than 0",
+        ),
         ({"kernel": "rbff"}, r"rbff"),
     ],
 )

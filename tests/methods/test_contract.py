@@ -18,7 +18,7 @@ from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
-from promptprior.methods import METHODS, Episode, make_method, source_stage
+from promptprior.methods import METHODS, Episode, make_method
 from promptprior.rules.rule import Info
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
@@ -168,14 +168,14 @@ def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_what_only_targets_see_changes_no_prior(name: str) -> None:
-    """Neither target settings nor the options that `source_view` drops: `fit` itself is asked, not `fit`."""
+    """Neither target settings nor the options that `source_recipe` resets: the recipe's own `fit` is asked."""
     options = {**OPTIONS[name], **TARGETS_ONLY.get(name.split("_")[0], {})}
     made = make_method(name, {k: v for k, v in options.items() if (name, k) != ("bmtpt_no_prior", "penalty")})
-    context = make_run_context(
-        backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), None, None, 30.0
+    context = make_run_context(backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), RunControl())
+    params = made.source_recipe().fit(context, SOURCES, 13).params
+    assert (
+        made.source_recipe() == make_method(name, OPTIONS[name]).source_recipe() == made.source_recipe().source_recipe()
     )
-    params = made.fit(context, SOURCES, 13).params
-    assert source_stage(made) == source_stage(make_method(name, OPTIONS[name])) == source_stage(source_stage(made))
     assert params.keys() == fitted(name).prior.params.keys()
     assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())
 

@@ -13,7 +13,8 @@ from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.target_only.dept import Dept, published_options, published_settings
+from promptprior.methods.published import dept_options, dept_settings
+from promptprior.methods.target_only.dept import Dept
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.offset import Offset
 from promptprior.tasks.sampling.batch import Tokens, collate
@@ -30,19 +31,19 @@ def backbone() -> Backbone:
 
 def test_the_papers_three_splits_have_as_many_numbers_as_100_tokens() -> None:
     for brief in (40, 60, 80):
-        options = published_options(brief)
+        options = dept_options(brief)
         offsets = options["rank"] * (options["positions"] + 768)
         assert brief * 768 + offsets == 100 * 768
 
 
 def test_what_the_short_prompt_saves_is_what_offsets_may_cost(backbone: Backbone) -> None:
     context = make_run_context(backbone, Settings(length=50), RunControl())
-    form = Dept(positions=32).form(context)
+    form = Dept(positions=32).offset(context)
     assert form == Offset(30, 32, rank=10)  # 20 x 32 numbers saved, 32 + 32 for each rank
-    assert Dept(short=48, positions=32).form(context).rank == 1
-    assert Dept(short=50).form(context).rank == 1
+    assert Dept(short=48, positions=32).offset(context).rank == 1
+    assert Dept(short=50).offset(context).rank == 1
     with pytest.raises(SpecError, match="short prompt of 51 tokens"):
-        Dept(short=51).form(context)
+        Dept(short=51).offset(context)
 
 
 def test_it_starts_as_a_short_prompt_and_changes_no_text(backbone: Backbone) -> None:
@@ -89,15 +90,16 @@ def test_free_text_is_generated_with_offsets(backbone: Backbone) -> None:
 
 
 def test_published_settings_and_options() -> None:
-    settings = published_settings(scale=4.0)
+    settings = dept_settings(scale=4.0)
     assert [rate * 4.0 for rate in settings.target.learning_rates] == pytest.approx([0.3, 0.4])
-    assert settings.target.learning_rates[0] * 4.0 * published_options()["low_rank_speed"] == pytest.approx(5e-3)
+    assert settings.target.learning_rates[0] * 4.0 * dept_options()["low_rank_speed"] == pytest.approx(5e-3)
     assert (settings.length, settings.target.steps) == (100, 40_000)
     with pytest.raises(SpecError, match="there are 40, 60 and 80"):
-        published_options(50)
+        dept_options(50)
 
 
 @pytest.mark.parametrize("options", [{"short": -1}, {"positions": 0}, {"rank": -2}, {"low_rank_speed": -0.1}])
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(SpecError, match=r"--short, --positions, --rank, --low-rank-speed"):
+    [(name, value)] = options.items()
+    with pytest.raises(SpecError, match=rf"{value} \(--options.{name.replace('_', '-')}\): expected at least [01]"):
         make_method("dept", options)

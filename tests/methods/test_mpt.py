@@ -14,9 +14,11 @@ from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.contract import RunContext
-from promptprior.methods.from_sources.mpt import Mpt, judged, published_options, published_settings
+from promptprior.methods.from_sources.mpt import Mpt
 from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.published import mpt_options, mpt_settings
+from promptprior.methods.run_context import RunContext
+from promptprior.methods.shared.curves import sample_losses
 from promptprior.objectives.distillation import Distilled
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.decomposed import Decomposed
@@ -120,8 +122,8 @@ def test_the_prior_says_how_students_and_teachers_do(backbone: Backbone, prior: 
     context = make_run_context(backbone, short(), RunControl())
     pools = context.mixture(sorted(SOURCES, key=lambda task: task.fingerprint), 13)
     prompts = Decomposed(4, backbone.width, 3).of_tasks(prior.params)[0]
-    assert said["student_loss"] == pytest.approx(judged(backbone, prompts, pools), rel=1e-4)
-    started = judged(backbone, context.start(13, "mpt").expand(3, -1, -1), pools)
+    assert said["student_loss"] == pytest.approx(sample_losses(backbone, prompts, pools), rel=1e-4)
+    started = sample_losses(backbone, context.initial_prompt(13, "mpt").expand(3, -1, -1), pools)
     assert sum(said["student_loss"]) < sum(started)  # type: ignore[arg-type]
     assert sum(said["teacher_loss"]) < sum(started)  # type: ignore[arg-type]
 
@@ -176,18 +178,21 @@ def test_one_source_is_enough(backbone: Backbone) -> None:
 
 def test_published_settings_are_the_papers_absolute_rates() -> None:
     scale = 4.0
-    settings = published_settings(scale, source_examples=64_000, target_examples=3_200)
+    settings = mpt_settings(scale, source_examples=64_000, target_examples=3_200)
     assert (settings.length, settings.mixture, settings.mixture_cap) == (100, "capped", 2**18)
     assert settings.source.learning_rates[0] * scale == pytest.approx(0.3)
-    speed = published_options(scale)["low_rank_speed"]
+    speed = mpt_options(scale)["low_rank_speed"]
     assert settings.source.learning_rates[0] * speed == pytest.approx(0.4)
     assert (settings.source.steps, settings.target.steps) == (10_000, 2_000)
-    assert isinstance(make_method("mpt", published_options(scale)), Mpt)
+    assert isinstance(make_method("mpt", mpt_options(scale)), Mpt)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"strength": -1.0}, r"strength -1.0"), ({"low_rank_speed": -0.1}, r"low-rank speed -0.1 \(--strength")],
+    [
+        ({"strength": -1.0}, r"strength -1.0"),
+        ({"low_rank_speed": -0.1}, r"speed -0.1 \(--options.low-rank-speed\)"),
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(SpecError, match=text):

@@ -12,7 +12,7 @@ from promptprior.config.training import Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.contract import AdaptationInit, source_stage
+from promptprior.methods.contract import AdaptationInit
 from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.from_sources.spot import Spot
 from tests.backbone.tiny import tiny
@@ -79,6 +79,6 @@ def test_dev_picks_the_scale(backbone: Backbone, prior: Prior) -> None:
 
 
 def test_it_shares_spots_prior_and_refuses_nonsense() -> None:
-    assert source_stage(PromptArithmetic(top=1, combine="mean", scales=(2.0,))) == Spot()
-    with pytest.raises(SpecError, match=r"scales \(\) \(--top, --scales\)"):
+    assert PromptArithmetic(top=1, combine="mean", scales=(2.0,)).source_recipe() == Spot()
+    with pytest.raises(SpecError, match=r"scales \(\) \(--options.scales\): expected at least one number"):
         make_method("prompt_arithmetic", {"scales": ()})

@@ -11,7 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.fit import fit
 from promptprior.methods import make_method
-from promptprior.methods.shared.source_prompts import learns_from_tasks, made_from, source_labels
+from promptprior.methods.shared.source_prompts import learns_from_tasks, prior_origin, source_labels
 from promptprior.notation import Tensor
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short
@@ -76,19 +76,19 @@ def test_prompts_that_cannot_be_sources_are_refused(backbone: Backbone, files: l
         fitted(tmp_path / "ids.npy")
 
 
-def test_what_a_prior_is_made_from_is_told_by_the_numbers_in_files(files: list[Path]) -> None:
+def test_what_a_prior_is_prior_origin_is_told_by_the_numbers_in_files(files: list[Path]) -> None:
     trained, fresh = make_method("spot"), make_method("prompt_tuning")
     given = make_method("spot", {"source_prompts": tuple(map(str, files[:2]))})
     assert (learns_from_tasks(trained), learns_from_tasks(given), learns_from_tasks(fresh)) == (True, False, False)
-    assert made_from(trained, [SOURCE]) == [SOURCE.fingerprint]
-    assert made_from(fresh, [SOURCE]) == []
-    before = made_from(given, [])
+    assert prior_origin(trained, [SOURCE]) == [SOURCE.fingerprint]
+    assert prior_origin(fresh, [SOURCE]) == []
+    before = prior_origin(given, [])
     assert len(set(before)) == 2
     files[0].rename(files[0].with_name("renamed.npy"))
     again = make_method("spot", {"source_prompts": (str(files[0].with_name("renamed.npy")), str(files[1]))})
-    assert made_from(again, []) == before
+    assert prior_origin(again, []) == before
     np.save(files[0].with_name("renamed.npy"), prompts(1)[0].numpy() * 2)
-    assert made_from(again, [])[0] != before[0]
+    assert prior_origin(again, [])[0] != before[0]
     assert source_labels(again, [SOURCE]) == ("renamed", "b")
     assert source_labels(trained, [SOURCE]) == ("source",)
 

@@ -9,7 +9,7 @@ from promptprior.adapt import make_episode
 from promptprior.config.training import Settings, Training
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.shared.source_prompts import cosines
+from promptprior.methods.shared.source_prompts import embedding_cosines
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 
@@ -50,7 +50,7 @@ def test_source_prompts_share_one_start_and_train_apart() -> None:
 
 def test_cosines_compare_mean_tokens() -> None:
     bank = torch.tensor([[[2.0, 0.0], [0.0, 0.0]], [[0.0, 3.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
-    assert cosines(bank, torch.tensor([[1.0, 1.0], [1.0, 1.0]])).tolist() == pytest.approx(
+    assert embedding_cosines(bank, torch.tensor([[1.0, 1.0], [1.0, 1.0]])).tolist() == pytest.approx(
         [0.5**0.5, 0.5**0.5, -(0.5**0.5)]
     )
 

@@ -12,6 +12,7 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import as_backbone
 from promptprior.backbone.frozen import freeze
 from promptprior.config.training import Settings, Training
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import evaluate_requests, make_eval_set
 from promptprior.fit import RunControl, fit
@@ -79,16 +80,20 @@ def test_every_option_goes_from_sources_to_test_and_through_a_folder(
 def test_a_bank_starts_from_words_or_from_the_tokens_of_trained_source_prompts(backbone: Backbone) -> None:
     """The released code's second way silently does nothing."""
     context, length = lab_of(backbone, SETTINGS), SETTINGS.length
-    words, free = make_method("tpt").started_bank(context, SOURCES, 13)  # type: ignore[attr-defined]
+    mixture = context.mixture(SOURCES, 13)
+    initial, free = make_method("tpt").initial_bank(context, SOURCES, mixture, 13)  # type: ignore[attr-defined]
+    words = initial.params["bank"][0]
     table = backbone.frozen.vocabulary_embeddings
     assert all(bool((table == row).all(1).any()) for row in words)
-    assert not free
+    assert free == Cost()
     taught = make_method("spot").fit(context, SOURCES, 13).params["prompt"].flatten(0, 1)
-    rows, cost = make_method("tpt", {"start": "sources", "bank_size": 16}).started_bank(context, SOURCES, 13)  # type: ignore[attr-defined]
+    learned = make_method("tpt", {"start": "sources", "bank_size": 16})
+    initial, cost = learned.initial_bank(context, SOURCES, mixture, 13)  # type: ignore[attr-defined]
+    rows = initial.params["bank"][0]
     from_prompts = [bool((taught == row).all(1).any()) for row in rows]
     assert from_prompts == [True] * 2 * length + [False] * (16 - 2 * length)
     assert not any(bool((table == row).all(1).any()) for row in rows[: 2 * length])
-    assert cost["rows"] > 0
+    assert cost.rows > 0
 
 
 def test_a_frozen_bank_stays_and_the_task_prompt_moves(backbone: Backbone) -> None:

@@ -22,8 +22,8 @@ from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import predict
+from promptprior.fit import RunControl
 from promptprior.methods import Episode, make_method
-from promptprior.methods.target_only.in_context import drawn
 from promptprior.report.results import read_rows
 from promptprior.rules.rule import Info
 from promptprior.tasks.sampling.batch import collate
@@ -171,16 +171,8 @@ def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     def go(watch: object = None) -> list[Adapted]:
-        return adapt(
-            make_method(name),
-            [one()],
-            backbone,
-            None,
-            settings(),
-            tmp_path,
-            watch,
-            control=RunControl(checkpoint_seconds=0),
-        )  # type: ignore[arg-type]
+        control = RunControl(tmp_path, watch, checkpoint_seconds=0)  # type: ignore[arg-type]
+        return adapt(make_method(name), [one()], backbone, None, settings(), control)
 
     with pytest.raises(KeyboardInterrupt):
         go(lambda _: dies)
@@ -262,7 +254,7 @@ def test_in_context_is_the_plain_text_of_its_demonstrations(family: str) -> None
 
 
 def order_of(backbone: Backbone, episode: Episode):
-    return make_method("in_context").shown(backbone, episode)[0]  # type: ignore[attr-defined]
+    return make_method("in_context").demonstrations(backbone, episode)[0]  # type: ignore[attr-defined]
 
 
 def string_nll(backbone: Backbone, text: str, answer: str) -> float:
@@ -302,20 +294,22 @@ def test_as_many_demonstrations_as_fit_balanced_and_ordered_by_seed() -> None:
     few, many, other = one(k=2), one(k=16), one(k=16, seed=21)
     [all_fit], [cut] = adapted("in_context", backbone, few), adapted("in_context", backbone, many)
     assert all_fit.variant == {"demonstrations": 4, "left_out": 0}
-    shown, ids = make_method("in_context").shown(backbone, many)  # type: ignore[attr-defined]
+    shown, ids = make_method("in_context").demonstrations(backbone, many)  # type: ignore[attr-defined]
     size = len(many.shots.train)
     assert cut.variant == {"demonstrations": len(shown), "left_out": size - len(shown)}
     assert 4 < len(shown) < size
     longest = max(len(f"{e.text} {e.target}") for e in CHOICE.split("train"))
     assert (
-        len(ids) + longest <= 128 < len(ids) + longest + max(len(f"{e.text} {e.target}\n\n") for e in drawn(many)) + 8
+        len(ids) + longest
+        <= 128
+        < len(ids) + longest + max(len(f"{e.text} {e.target}\n\n") for e in many.shots.train) + 8
     )
     labels = [e.label for e in shown]
     assert abs(labels.count(0) - labels.count(1)) <= 1
     assert shown == order_of(backbone, many)
     assert [e.id for e in shown] != [e.id for e in order_of(backbone, other)]
     assert len(order_of(backbone, replace(many, seed=87))) > 4
-    assert len(make_method("in_context", {"most": 3}).shown(backbone, many)[0]) == 3  # type: ignore[attr-defined]
+    assert len(make_method("in_context", {"most": 3}).demonstrations(backbone, many)[0]) == 3  # type: ignore[attr-defined]
 
 
 def test_demonstrations_have_the_tokens_they_have_in_front_of_a_text() -> None:

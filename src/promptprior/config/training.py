@@ -11,8 +11,8 @@ from promptprior.errors import SpecError
 def setting(default: Any, text: str, omit_from_hash_if_default: bool = False, formerly: str = "") -> Any:
     """A field with a default and the line that `--help` shows.
 
-    `omit_from_hash_if_default`: one that came later; at its default it is no part of hashes. `formerly`: the name it had
-    when results were hashed first; files may still use it, and hashes always do (config.mapping).
+    `omit_from_hash_if_default`: one that came later; at its default it is no part of hashes. `formerly`: the name it
+    had when results were hashed first; files may still use it, and hashes always do (config.mapping).
     """
     metadata = {"help": text, "omit_from_hash_if_default": omit_from_hash_if_default, "formerly": formerly}
     return field(default=default, metadata=metadata)

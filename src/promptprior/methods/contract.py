@@ -66,9 +66,9 @@ class Recipe:
     """What every recipe says of itself; `init`, and `fit` where it learns from sources, are its own.
 
     A control arm is a value of a recipe under another name: Bmtpt(name="bmtpt_chains", kernel="none"). `prior_of` names
-    the method whose priors such an arm starts from, where it differs from that one on targets alone. `is_ensemble`: each
-    copy of a prior adapts by itself, and all answer together. `revision` is raised when a change of the recipe's code
-    changes its results: cells of other revisions are not reused.
+    the method whose priors such an arm starts from, where it differs from that one on targets alone. `is_ensemble`:
+    each copy of a prior adapts by itself, and all answer by their mean probability. `revision` is raised when a change
+    of the recipe's code changes its results: cells of other revisions are not reused.
     """
 
     name: str = fact("")
@@ -96,7 +96,7 @@ class Recipe:
         raise SpecError(f"method {self.name!r} has no prior to fit; use it with adapt or compare")
 
     def source_recipe(self) -> "Recipe":
-        """The recipe whose source stage this one's is: itself, with the options that only targets see at their defaults.
+        """The recipe that fits this one's priors: itself, with the options that only targets see at their defaults.
 
         Equal source recipes fit equal priors, under whatever name.
         """

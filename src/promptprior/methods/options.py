@@ -1,4 +1,4 @@
-"""How a recipe declares what it is and what can be chosen: facts, options of its source stage, options of its targets."""
+"""How a recipe declares what it is and what can be chosen: facts, and options of its source stage or of its targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields, make_dataclass, replace
@@ -12,7 +12,8 @@ from promptprior.errors import SpecError
 def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], bool] | None = None) -> Any:
     """A field that no option can set, such as a method's name or whether it needs sources.
 
-    `init` is off for what is true of the class. A fact that came later is left out of hashes `omit_from_hash_if(recipe)`.
+    `init` is off for what is true of the class. A fact that came later is left out of hashes
+    `omit_from_hash_if(recipe)`.
     """
     return field(
         default=default, init=init, kw_only=True, metadata={"fact": True, "omit_from_hash_if": omit_from_hash_if}
@@ -60,10 +61,8 @@ def check_bounds(recipe: Any) -> None:
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         is_low = any((least is not None and n < least) or (above is not None and n <= above) for n in numbers)
         if is_low or (item.metadata.get("at_least_one") and not numbers):
-            bound = (
-                f"at least {least:g}" if least is not None else f"more than {above:g}" if above is not None else "any"
-            )
-            expected = f"numbers, each {bound}" if isinstance(value, tuple) else bound
+            bound = f"at least {least:g}" if least is not None else f"more than {above:g}" if above is not None else ""
+            expected = f"at least one number{', each ' + bound if bound else ''}" if isinstance(value, tuple) else bound
             raise SpecError(
                 f"{item.name.replace('_', ' ')} {value} (--options.{item.name.replace('_', '-')}): expected {expected}"
             )

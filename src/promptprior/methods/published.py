@@ -60,7 +60,7 @@ def mpt_settings(scale: float, source_examples: int, target_examples: int) -> Se
 
 
 def dept_options(short: int = 40, low_rank_rate: float = 5e-3) -> dict[str, Any]:
-    """The released script of Shi and Lipani 2024: 40 tokens and rank 45 (60 and 30, 80 and 15 elsewhere), 256 positions.
+    """The released script of Shi and Lipani 2024: 40 tokens and rank 45 (elsewhere 60 and 30, 80 and 15).
 
     `low_rank_rate` is absolute like the prompt's 0.3; they search 5e-3, 0.3 and 5e-4. Raises SpecError for others.
     """

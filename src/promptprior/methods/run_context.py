@@ -39,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class InitialParams:
-    """Where a source stage starts: parameters, what reads them, and multipliers of single learning rates (0 freezes)."""
+    """Where a source stage starts: params, what reads them, and multipliers of single learning rates (0 freezes)."""
 
     parameterisation: Parameterisation
     params: Params
@@ -48,7 +48,7 @@ class InitialParams:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The backbone, the settings, and `train(run, stage)`: the one training loop, checkpointed and watched by the caller."""
+    """The backbone, the settings, and the one training loop, `train(run, stage)`, which the caller checkpoints."""
 
     backbone: Backbone
     settings: Settings

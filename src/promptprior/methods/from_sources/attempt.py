@@ -52,7 +52,7 @@ class Attempt(AttentionRecipe):
         return Spot(source_prompts=self.source_prompts, source_start=self.source_start)
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
-        """Source prompts and, where it is trained on them, an attention network that served every source as a target."""
+        """Source prompts and, with `attention_steps`, an attention network trained with the sources as targets."""
         taught = self.spot().fit(context, sources, seed)
         if not self.attention_steps:
             return taught

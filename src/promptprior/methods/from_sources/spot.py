@@ -19,6 +19,7 @@ from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, RunContext, stacked
 from promptprior.methods.shared.source_prompts import prior_prompts, read_prompts, source_similarities, train_prompts
+from promptprior.notation import Float, Tensor
 from promptprior.tasks.task import Task
 
 
@@ -48,17 +49,18 @@ class Spot(Recipe):
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Embed every episode's target by a short training, then start from the sources most like it."""
-        starts = []
         similarities = source_similarities(context, priors, episodes, self.probe_steps)
-        for prior, similarity in zip(priors, similarities, strict=True):
-            prompts, _ = prior_prompts(context, prior)  # [S, L, D]
-            if self.retrieval == "best":
-                starts.append(prompts[similarity.argmax()])
-                continue
-            weights, sources = similarity.clamp(min=0).topk(min(self.top, len(prompts)))
-            weights = weights + 1e-6  # sources that are all unlike count alike
-            starts.append(torch.tensordot(weights / weights.sum(), prompts[sources], dims=1))
+        banks = [prior_prompts(context, prior)[0] for prior in priors]
+        starts = [self.retrieve(bank, similarity) for bank, similarity in zip(banks, similarities, strict=True)]
         return AdaptationInit(context.direct(), stacked(starts))
+
+    def retrieve(self, bank: Float[Tensor, "S L D"], similarity: Float[Tensor, " S"]) -> Float[Tensor, "L D"]:
+        """The start that source prompts and their similarity to the target give."""
+        if self.retrieval == "best":
+            return bank[similarity.argmax()]
+        weights, sources = similarity.clamp(min=0).topk(min(self.top, len(bank)))
+        weights = weights + 1e-6  # sources that are all unlike count alike
+        return torch.tensordot(weights / weights.sum(), bank[sources], dims=1)
 
 
 ARMS = (Spot(),)

@@ -90,8 +90,8 @@ class BankRecipe(Recipe):
         own = self.task_tokens or length - retrieved
         if own < 1:
             raise SpecError(
-                f"prompt length {length} (--length) leaves {own} tokens for the task prompt beside {retrieved} retrieved "
-                "ones: give --options.task-tokens, or --options.task-prompt none"
+                f"prompt length {length} (--length) leaves {own} tokens for the task prompt beside {retrieved} "
+                "retrieved ones: give --options.task-tokens, or --options.task-prompt none"
             )
         return own
 

@@ -44,7 +44,7 @@ class MetaRule:
 
 def _maml(order: Literal[1, 2], passes: int) -> MetaRule:
     return MetaRule(
-        lambda outer, inner, clip, sizes: Maml(outer, inner, order, clip),
+        lambda outer, inner, clip, _: Maml(outer, inner, order, clip),
         lambda sizes: passes * sizes.inner_steps * sizes.support_size + sizes.query_size,
     )
 
@@ -54,7 +54,7 @@ META_RULES: Mapping[MetaRuleName, MetaRule] = {
     "fomaml": _maml(1, 1),
     "meta_sgd": _maml(2, 2),
     "reptile": MetaRule(
-        lambda outer, inner, clip, sizes: Reptile(outer, inner, clip),
+        lambda outer, inner, clip, _: Reptile(outer, inner, clip),
         lambda sizes: sizes.inner_steps * sizes.support_size,
     ),
     "imaml": MetaRule(
