@@ -6,7 +6,10 @@ from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401  the hook finds it by name
 
-WITH_TENSORS = ("tasks.batch", "tasks.draw", "backbone", "prompts", "rules", "evaluate", "train", "methods", "adapt")
+WITH_TENSORS = (
+    "tasks.sampling", "backbone", "parameterisations", "objectives", "artifacts", "rules", "evaluate", "train",
+    "methods", "adapt",
+)  # fmt: skip
 # Before anything imports them: the shapes in these modules' signatures are then checked at every call.
 install_import_hook([f"promptprior.{name}" for name in WITH_TENSORS], "tests.shapes.checked")
 

@@ -27,10 +27,10 @@ def batch(texts: list[str] = TEXTS, copies: int = C) -> Batch:
     return collate(made, [x % copies for x in range(len(texts))], [x % 3 for x in range(len(texts))])
 
 
-def padded(given: Batch, more: int) -> Batch:
+def padded(inputs: Batch, more: int) -> Batch:
     """The same texts with other ids behind them."""
-    junk = torch.full((given.texts, more), 9)
-    return replace(given, text_ids=torch.cat([given.text_ids, junk], dim=1))
+    junk = torch.full((inputs.texts, more), 9)
+    return replace(inputs, text_ids=torch.cat([inputs.text_ids, junk], dim=1))
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -51,8 +51,8 @@ def bank(**settings: Any) -> Bank:
     return Bank(BACKBONE, **{"size": N, "retrieve": K, **settings})
 
 
-def losses(form: Bank, held: Params, given: Batch) -> Tensor:
-    return PromptObjective(BACKBONE, form).losses(held, given)
+def losses(form: Bank, values: Params, inputs: Batch) -> Tensor:
+    return PromptObjective(BACKBONE, form).losses(values, inputs)
 
 
 @pytest.mark.parametrize("scoring", ["dot", "scaled", "cosine"])
@@ -60,63 +60,65 @@ def losses(form: Bank, held: Params, given: Batch) -> Tensor:
 @pytest.mark.parametrize("separate", [False, True])
 def test_retrieval_is_brute_force(scoring: str, query: str, separate: bool) -> None:
     form = bank(scoring=scoring, query=query)
-    held = params(form, keys=separate, mapped=True)
-    prompts, index = form.prompts(held, batch())
+    values = params(form, keys=separate, mapped=True)
+    prompts, index = form.prompts(values, batch())
     for x, text in enumerate(TEXTS):
         c = x % C
         words = BACKBONE.frozen.embed(torch.tensor(BACKBONE.frozen.alone(text), dtype=torch.long)).detach()
         q = torch.zeros(BACKBONE.width, dtype=torch.float64)
         if len(words):
             q = words.max(0).values if query == "max" else words.mean(0)
-        q = q - held["centre"][c]
-        q = q + held["up"][c].T @ (held["down"][c].T @ q)
-        keys = held["keys" if separate else "bank"][c]
+        q = q - values["centre"][c]
+        q = q + values["up"][c].T @ (values["down"][c].T @ q)
+        keys = values["keys" if separate else "bank"][c]
         score = [float(q @ key) / (float(q.norm() * key.norm()) if scoring == "cosine" else 1.0) for key in keys]
         wanted = sorted(sorted(range(N), key=lambda n: -score[n])[:K])
-        assert torch.equal(prompts[index[x]], held["bank"][c][wanted]), text
+        assert torch.equal(prompts[index[x]], values["bank"][c][wanted]), text
 
 
 def test_padding_and_order_change_nothing() -> None:
     form = bank(own=2, query="mean")
-    held, given = params(form), batch()
-    chosen = form.retrieved(held, given)
-    assert torch.equal(form.retrieved(held, padded(given, 7)), chosen)
+    values, inputs = params(form), batch()
+    chosen = form.retrieved(values, inputs)
+    assert torch.equal(form.retrieved(values, padded(inputs, 7)), chosen)
     assert torch.equal(
-        replace(form, scoring="random").retrieved(held, padded(given, 7)),
-        replace(form, scoring="random").retrieved(held, given),
+        replace(form, scoring="random").retrieved(values, padded(inputs, 7)),
+        replace(form, scoring="random").retrieved(values, inputs),
     )
-    order = torch.randperm(given.texts, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(inputs.texts, generator=torch.Generator().manual_seed(0))
     shuffled = collate(
         [Tokens(tuple(BACKBONE.frozen.alone(TEXTS[x])), ((5,),)) for x in order.tolist()],
-        given.copy_index[order].tolist(),
+        inputs.copy_index[order].tolist(),
     )
-    assert torch.equal(form.retrieved(held, shuffled), chosen[order])
-    a, index_a = form.prompts(held, given)
-    b, index_b = form.prompts(held, shuffled)
+    assert torch.equal(form.retrieved(values, shuffled), chosen[order])
+    a, index_a = form.prompts(values, inputs)
+    b, index_b = form.prompts(values, shuffled)
     assert torch.equal(a, b)
     assert torch.equal(index_a[order], index_b)
 
 
 def test_queries_see_only_the_text() -> None:
-    given = batch()
-    assert torch.equal(pooled(BACKBONE, given, "max"), pooled(BACKBONE, padded(given, 5), "max"))
-    assert not pooled(BACKBONE, given, "max")[3].any()
+    inputs = batch()
+    assert torch.equal(pooled(BACKBONE, inputs, "max"), pooled(BACKBONE, padded(inputs, 5), "max"))
+    assert not pooled(BACKBONE, inputs, "max")[3].any()
     assert not pooled(BACKBONE, batch(["", ""]), "max").any()
 
 
 def test_equal_sets_share_a_prompt_and_that_changes_nothing() -> None:
     form = bank(own=3)
-    held, given = params(form, own=3), batch(TEXTS * 6)
-    prompts, index = form.prompts(held, given)
+    values, inputs = params(form, own=3), batch(TEXTS * 6)
+    prompts, index = form.prompts(values, inputs)
     keys = {
         (int(c), int(t), *rows)
-        for c, t, rows in zip(given.copy_index, given.task_index, form.retrieved(held, given).tolist(), strict=True)
+        for c, t, rows in zip(
+            inputs.copy_index, inputs.task_index, form.retrieved(values, inputs).tolist(), strict=True
+        )
     }
-    assert len(prompts) == len(keys) < given.texts
-    leaves = {n: p.clone().requires_grad_() for n, p in held.items()}
-    prompts, index = form.prompts(leaves, given)
-    shared = BACKBONE.losses(prompts, given.reading(index))
-    apart = BACKBONE.losses(prompts[index], given.reading(torch.arange(given.texts)))
+    assert len(prompts) == len(keys) < inputs.texts
+    leaves = {n: p.clone().requires_grad_() for n, p in values.items()}
+    prompts, index = form.prompts(leaves, inputs)
+    shared = BACKBONE.losses(prompts, inputs.reading(index))
+    apart = BACKBONE.losses(prompts[index], inputs.reading(torch.arange(inputs.texts)))
     torch.testing.assert_close(shared, apart, rtol=1e-9, atol=1e-9)
     one = torch.autograd.grad(shared.sum(), list(leaves.values()), retain_graph=True)
     other = torch.autograd.grad(apart.sum(), list(leaves.values()))
@@ -125,15 +127,15 @@ def test_equal_sets_share_a_prompt_and_that_changes_nothing() -> None:
 
 
 def test_the_engine_computes_each_distinct_set_once() -> None:
-    form, given = bank(), batch(["ab", "cdefg", "ab", "ab"], copies=1)
-    held = {"bank": drawn(1, N, BACKBONE.width)}
+    form, inputs = bank(), batch(["ab", "cdefg", "ab", "ab"], copies=1)
+    values = {"bank": drawn(1, N, BACKBONE.width)}
     apart = replace(form, selection="weighted", temperature=1e9)  # a prompt for each text, all but the same
     tokens = []
     for each in (form, apart):
         before = BACKBONE.meter.tokens
-        losses(each, held, given)
+        losses(each, values, inputs)
         tokens.append(BACKBONE.meter.tokens - before)
-    distinct = len(form.retrieved(held, given).unique(dim=0))
+    distinct = len(form.retrieved(values, inputs).unique(dim=0))
     assert distinct < 4
     assert tokens[1] - tokens[0] == (4 - distinct) * K
 
@@ -141,16 +143,16 @@ def test_the_engine_computes_each_distinct_set_once() -> None:
 @torch.no_grad()
 def test_pieces_of_one_call_share_no_prompt_twice() -> None:
     """Which is why inference keeps no cache of prefixes: texts that read one prompt stand together in the engine."""
-    form, given = bank(), batch(["ab", "cdefg", "hij", "klmnopqr"] * 5, copies=1)
-    held = {"bank": drawn(1, N, BACKBONE.width)}
+    form, inputs = bank(), batch(["ab", "cdefg", "hij", "klmnopqr"] * 5, copies=1)
+    values = {"bank": drawn(1, N, BACKBONE.width)}
     small = replace(BACKBONE, max_tokens=60)
-    whole = losses(form, held, given)
+    whole = losses(form, values, inputs)
     before = BACKBONE.meter.tokens
-    pieces = PromptObjective(small, replace(form, backbone=small)).losses(held, given)
+    pieces = PromptObjective(small, replace(form, backbone=small)).losses(values, inputs)
     computed = BACKBONE.meter.tokens - before
     torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)
-    texts = int(given.text_lengths.sum() + given.target_lengths.sum()) - given.rows
-    calls, distinct = math.ceil(texts / (60 - K)), len(form.retrieved(held, given).unique(dim=0))
+    texts = int(inputs.text_lengths.sum() + inputs.target_lengths.sum()) - inputs.rows
+    calls, distinct = math.ceil(texts / (60 - K)), len(form.retrieved(values, inputs).unique(dim=0))
     assert computed <= texts + (distinct + calls) * K
 
 
@@ -159,33 +161,33 @@ def test_queries_of_first_layers_are_the_models_own_states(kind: str) -> None:
     backbone = tiny(kind)
     model = backbone.frozen.model
     trunk = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    given = collate([Tokens(tuple(range(5, 5 + n)), ((5,),)) for n in (7, 2, 4)])
+    inputs = collate([Tokens(tuple(range(5, 5 + n)), ((5,),)) for n in (7, 2, 4)])
     for layers in (0, 1):
-        found = pooled(backbone, given, "mean", layers)
-        for x, n in enumerate(given.text_lengths.tolist()):
-            alone = trunk(input_ids=given.text_ids[x : x + 1, :n], output_hidden_states=True).hidden_states[layers][0]
+        found = pooled(backbone, inputs, "mean", layers)
+        for x, n in enumerate(inputs.text_lengths.tolist()):
+            alone = trunk(input_ids=inputs.text_ids[x : x + 1, :n], output_hidden_states=True).hidden_states[layers][0]
             torch.testing.assert_close(found[x], alone.mean(0).detach(), rtol=1e-6, atol=1e-8)
         for way in ("mean", "max"):
-            same = pooled(backbone, padded(given, 6), way, layers)  # type: ignore[arg-type]
-            torch.testing.assert_close(same, pooled(backbone, given, way, layers), rtol=1e-6, atol=1e-8)  # type: ignore[arg-type]
+            same = pooled(backbone, padded(inputs, 6), way, layers)  # type: ignore[arg-type]
+            torch.testing.assert_close(same, pooled(backbone, inputs, way, layers), rtol=1e-6, atol=1e-8)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"query layers 9 \(--options.query-layers\): expected 0 to 2 \(tiny"):
         Bank(backbone, N, K, layers=9)
 
 
 def test_layers_of_a_text_run_once_and_retrieve_by_its_order() -> None:
     form = bank(layers=1, query="mean", scoring="cosine")
-    held = {"bank": drawn(1, N, BACKBONE.width)}
-    given = batch(["abc", "cba", "abc", ""], copies=1)
+    values = {"bank": drawn(1, N, BACKBONE.width)}
+    inputs = batch(["abc", "cba", "abc", ""], copies=1)
     before = BACKBONE.meter.tokens
-    chosen = form.retrieved(held, given)
+    chosen = form.retrieved(values, inputs)
     assert BACKBONE.meter.tokens - before == round(6 / 2)  # two distinct texts of three tokens, one layer of two
-    assert torch.equal(form.retrieved(held, padded(given, 4)), chosen)
+    assert torch.equal(form.retrieved(values, padded(inputs, 4)), chosen)
     assert BACKBONE.meter.tokens - before == 3
-    asked = form.queries(held, given)
-    torch.testing.assert_close(asked, pooled(BACKBONE, given, "mean", 1))
+    asked = form.queries(values, inputs)
+    torch.testing.assert_close(asked, pooled(BACKBONE, inputs, "mean", 1))
     assert torch.equal(asked[0], asked[2])
     assert not torch.allclose(asked[0], asked[1], atol=1e-3)  # word embeddings alone would not tell them apart
-    words = bank(query="mean").queries(held, given)
+    words = bank(query="mean").queries(values, inputs)
     torch.testing.assert_close(words[0], words[1])
     assert not asked[3].any()
     assert parameterisation("bank", plain_settings(form), BACKBONE) == form
@@ -193,23 +195,23 @@ def test_layers_of_a_text_run_once_and_retrieve_by_its_order() -> None:
 
 def test_rows_nobody_retrieves_get_exactly_no_gradient() -> None:
     form = bank(own=1)
-    held, given = params(form), batch()
-    _, gradient = loss_and_gradient(PromptObjective(BACKBONE, form), held, given)
+    values, inputs = params(form), batch()
+    _, gradient = loss_and_gradient(PromptObjective(BACKBONE, form), values, inputs)
     used = torch.zeros(C, N, dtype=torch.bool)
-    used[given.copy_index[:, None], form.retrieved(held, given)] = True
+    used[inputs.copy_index[:, None], form.retrieved(values, inputs)] = True
     assert int((~used).sum()) > 0
     assert torch.equal(gradient["bank"].abs().sum(-1) > 0, used)
 
 
 def test_pieces_that_fit_into_memory_give_the_same_gradient() -> None:
     form = bank(own=2, selection="weighted")
-    held, given = params(form), batch()
+    values, inputs = params(form), batch()
     small = replace(BACKBONE, max_tokens=30)
-    whole = loss_and_gradient(PromptObjective(BACKBONE, form), held, given)
+    whole = loss_and_gradient(PromptObjective(BACKBONE, form), values, inputs)
     objective = PromptObjective(small, replace(form, backbone=small))
-    pieces = list(objective.split(held, given))
+    pieces = list(objective.split(values, inputs))
     assert len(pieces) >= 4  # every text brings a prompt of its own
-    parts = loss_and_gradient(objective, held, given)
+    parts = loss_and_gradient(objective, values, inputs)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-8)
 
 
@@ -217,91 +219,93 @@ def test_pieces_that_fit_into_memory_give_the_same_gradient() -> None:
 @pytest.mark.parametrize("scoring", ["dot", "scaled", "cosine"])
 def test_gradients_of_soft_selections_are_finite_differences(selection: str, scoring: str) -> None:
     form = bank(selection=selection, scoring=scoring, temperature=3.0 if scoring == "dot" else 0.5)
-    held, given = params(form, keys=True, mapped=True), batch(TEXTS[:3])
-    names = list(held)
+    values, inputs = params(form, keys=True, mapped=True), batch(TEXTS[:3])
+    names = list(values)
     cotangent = drawn(3, form.length, BACKBONE.width, seed=9)
 
     def value(*tensors: Tensor) -> Tensor:
-        prompts, _ = form.prompts(dict(zip(names, tensors, strict=True)), given)
+        prompts, _ = form.prompts(dict(zip(names, tensors, strict=True)), inputs)
         return (prompts * cotangent).sum()
 
-    leaves = [held[n].clone().requires_grad_() for n in names]
+    leaves = [values[n].clone().requires_grad_() for n in names]
     assert torch.autograd.gradcheck(value, leaves, eps=1e-6, atol=1e-5, fast_mode=True)
     assert all(bool(g.any()) for g in torch.autograd.grad(value(*leaves), leaves))
 
 
 def test_straight_through_has_the_prompts_of_hard_and_the_gradient_of_log_p() -> None:
     hard, through = bank(), bank(selection="straight_through", temperature=2.0)
-    held, given = params(hard, keys=True), batch(copies=1)
-    held = {n: p[:1].clone().requires_grad_() for n, p in held.items()}
-    prompts, index = hard.prompts(held, given)
-    each, own_index = through.prompts(held, given)
-    assert torch.equal(own_index, torch.arange(given.texts))
+    values, inputs = params(hard, keys=True), batch(copies=1)
+    values = {n: p[:1].clone().requires_grad_() for n, p in values.items()}
+    prompts, index = hard.prompts(values, inputs)
+    each, own_index = through.prompts(values, inputs)
+    assert torch.equal(own_index, torch.arange(inputs.texts))
     assert torch.equal(each, prompts[index])
     cotangent = drawn(*each.shape, seed=9)
-    found = torch.autograd.grad((each * cotangent).sum(), held["keys"])[0]
-    scores, chosen = through.scores(held, given), hard.retrieved(held, given)
+    found = torch.autograd.grad((each * cotangent).sum(), values["keys"])[0]
+    scores, chosen = through.scores(values, inputs), hard.retrieved(values, inputs)
     reward = (prompts[index] * cotangent).sum(-1).detach()
     log_p = torch.log_softmax(scores / 2.0, dim=1).gather(1, chosen)
-    wanted = torch.autograd.grad((reward * log_p).sum(), held["keys"])[0]
+    wanted = torch.autograd.grad((reward * log_p).sum(), values["keys"])[0]
     torch.testing.assert_close(found, wanted)
     with torch.no_grad():
-        assert len(through.prompts(held, given)[0]) == len(prompts)  # exams share prompts again
+        assert len(through.prompts(values, inputs)[0]) == len(prompts)  # exams share prompts again
 
 
 def test_soft_becomes_the_best_row_of_every_slot() -> None:
     form = bank(selection="soft", temperature=1e-6)
-    held, given = params(form), batch([t for t in TEXTS if t])  # an empty text likes all rows alike
-    prompts, index = form.prompts(held, given)
-    chosen = form.retrieved(held, given)
-    assert torch.equal(chosen // (N // K), torch.arange(K).expand(given.texts, -1))
-    torch.testing.assert_close(prompts[index], held["bank"][given.copy_index[:, None], chosen])
+    values, inputs = params(form), batch([t for t in TEXTS if t])  # an empty text likes all rows alike
+    prompts, index = form.prompts(values, inputs)
+    chosen = form.retrieved(values, inputs)
+    assert torch.equal(chosen // (N // K), torch.arange(K).expand(inputs.texts, -1))
+    torch.testing.assert_close(prompts[index], values["bank"][inputs.copy_index[:, None], chosen])
 
 
 def test_controls_ignore_the_text_or_everything_but_the_text() -> None:
     same, random = bank(scoring="same"), bank(scoring="random")
-    held, given = params(same), batch()
-    assert torch.equal(same.retrieved(held, given), torch.arange(K).expand(given.texts, -1))
-    chosen = random.retrieved(held, given)
+    values, inputs = params(same), batch()
+    assert torch.equal(same.retrieved(values, inputs), torch.arange(K).expand(inputs.texts, -1))
+    chosen = random.retrieved(values, inputs)
     assert torch.equal(chosen[0], chosen[5])  # the same text
     assert len(chosen.unique(dim=0)) == len(set(TEXTS))
-    many = random.retrieved(held, batch([str(i) for i in range(400)]))
+    many = random.retrieved(values, batch([str(i) for i in range(400)]))
     counts = torch.bincount(many.flatten(), minlength=N)
     assert counts.min() > 0.6 * counts.float().mean()
 
 
 def test_tasks_read_their_own_prompt_and_window() -> None:
     form = bank(own=2, tasks=3, budget=6)
-    held, given = params(form, own=3), batch()
-    prompts, index = form.prompts(held, given)
-    for x in range(given.texts):
+    values, inputs = params(form, own=3), batch()
+    prompts, index = form.prompts(values, inputs)
+    for x in range(inputs.texts):
         copy, task = x % C, x % 3
-        assert torch.equal(prompts[index[x], K:], held["own"][copy, task])
-        assert {0: range(6), 1: range(3, 9), 2: range(6, 12)}[task].start <= int(form.retrieved(held, given)[x].min())
-        assert int(form.retrieved(held, given)[x].max()) < {0: 6, 1: 9, 2: 12}[task]
+        assert torch.equal(prompts[index[x], K:], values["own"][copy, task])
+        assert {0: range(6), 1: range(3, 9), 2: range(6, 12)}[task].start <= int(
+            form.retrieved(values, inputs)[x].min()
+        )
+        assert int(form.retrieved(values, inputs)[x].max()) < {0: 6, 1: 9, 2: 12}[task]
     shared = bank(own=2)
-    held = params(shared)
-    prompts, index = shared.prompts(held, given)
-    assert torch.equal(prompts[index[1], K:], held["own"][1, 0])
+    values = params(shared)
+    prompts, index = shared.prompts(values, inputs)
+    assert torch.equal(prompts[index[1], K:], values["own"][1, 0])
 
 
 def test_balance_is_one_when_use_is_even_and_pulls_dead_rows_up() -> None:
     form = bank(balance=1.0, scoring="cosine", temperature=0.2)
-    held, given = params(form, keys=True), batch()
-    value = form.penalty({n: p.requires_grad_() for n, p in held.items()}, given)
+    values, inputs = params(form, keys=True), batch()
+    value = form.penalty({n: p.requires_grad_() for n, p in values.items()}, inputs)
     assert value is not None
     used = torch.zeros(C, N, dtype=torch.float64)
     p = torch.zeros(C, N, dtype=torch.float64)
-    scores, chosen = form.scores(held, given), form.retrieved(held, given)
-    for x in range(given.texts):
-        texts = sum(1 for y in range(given.texts) if y % C == x % C)
+    scores, chosen = form.scores(values, inputs), form.retrieved(values, inputs)
+    for x in range(inputs.texts):
+        texts = sum(1 for y in range(inputs.texts) if y % C == x % C)
         used[x % C, chosen[x]] += 1 / K / texts
         p[x % C] += torch.softmax(scores[x] / 0.2, 0).detach() / texts
     torch.testing.assert_close(value.detach(), N * (used * p).sum(1))
     even = replace(form, scoring="scaled", temperature=1e9)
-    torch.testing.assert_close(even.penalty(held, given).detach(), torch.ones(C, dtype=torch.float64))  # type: ignore[union-attr]
-    assert bank().penalty(held, given) is None
-    assert bank(balance=1.0, scoring="same").penalty(held, given) is None
+    torch.testing.assert_close(even.penalty(values, inputs).detach(), torch.ones(C, dtype=torch.float64))  # type: ignore[union-attr]
+    assert bank().penalty(values, inputs) is None
+    assert bank(balance=1.0, scoring="same").penalty(values, inputs) is None
 
 
 def test_spread_of_orthogonal_and_of_equal_rows() -> None:
@@ -314,22 +318,22 @@ def test_spread_of_orthogonal_and_of_equal_rows() -> None:
 
 def test_the_penalty_reaches_the_gradient_and_not_the_loss() -> None:
     plain, spread = bank(), bank(spread=0.5)
-    held, given = params(plain), batch()
-    loss, gradient = loss_and_gradient(PromptObjective(BACKBONE, plain), held, given)
-    other_loss, other = loss_and_gradient(PromptObjective(BACKBONE, spread), held, given)
+    values, inputs = params(plain), batch()
+    loss, gradient = loss_and_gradient(PromptObjective(BACKBONE, plain), values, inputs)
+    other_loss, other = loss_and_gradient(PromptObjective(BACKBONE, spread), values, inputs)
     torch.testing.assert_close(loss, other_loss)
-    leaf = held["bank"].clone().requires_grad_()
-    added = torch.autograd.grad(spread.penalty({"bank": leaf}, given).sum(), leaf)[0]  # type: ignore[union-attr]
+    leaf = values["bank"].clone().requires_grad_()
+    added = torch.autograd.grad(spread.penalty({"bank": leaf}, inputs).sum(), leaf)[0]  # type: ignore[union-attr]
     torch.testing.assert_close(other["bank"], gradient["bank"] + added)
 
 
 def test_copies_are_independent() -> None:
     form = bank(own=1, selection="weighted", balance=0.3)
-    held, given = params(form), batch()
-    _, both = loss_and_gradient(PromptObjective(BACKBONE, form), held, given)
-    alone = given.take(torch.arange(0, given.texts, 2))
-    _, first = loss_and_gradient(PromptObjective(BACKBONE, form), {n: p[:1] for n, p in held.items()}, alone)
-    for name in held:
+    values, inputs = params(form), batch()
+    _, both = loss_and_gradient(PromptObjective(BACKBONE, form), values, inputs)
+    alone = inputs.take(torch.arange(0, inputs.texts, 2))
+    _, first = loss_and_gradient(PromptObjective(BACKBONE, form), {n: p[:1] for n, p in values.items()}, alone)
+    for name in values:
         torch.testing.assert_close(both[name][:1], first[name], rtol=1e-6, atol=1e-8)
 
 

@@ -30,7 +30,7 @@ def test_every_text_reads_its_copys_shared_prompt_times_its_tasks_outer_product(
         torch.testing.assert_close(prompts[index[text]], values["shared"][copy] * rank_one)
 
 
-def test_every_task_begins_at_the_shared_prompt_and_its_gradient_there_is_the_sum_over_tasks() -> None:
+def test_every_task_starts_at_the_shared_prompt_and_its_gradient_there_is_the_sum_over_tasks() -> None:
     backbone = tiny("gpt2")
     form = Decomposed(L, backbone.width, 2)
     shared = params(backbone.width)["shared"] * 0.1

@@ -46,20 +46,20 @@ def mixture(**settings: Any) -> Mixture:
     return Mixture(BACKBONE, L, NAMES, **settings)
 
 
-def by_hand(form: Mixture, held: Params, text: str, copy: int, task: int) -> tuple[list[float], Tensor]:
+def by_hand(form: Mixture, values: Params, text: str, copy: int, task: int) -> tuple[list[float], Tensor]:
     """Weights and prompt of one text, in loops over sources and entries."""
     words = BACKBONE.frozen.embed(torch.tensor(BACKBONE.frozen.alone(text), dtype=torch.long)).detach()
     q = torch.zeros(WIDTH, dtype=torch.float64)
     if len(words):
         q = torch.stack([(words[:, d].max() if form.query == "max" else words[:, d].mean()) for d in range(WIDTH)])
-    q = q - held["centre"][copy] if "centre" in held else q
+    q = q - values["centre"][copy] if "centre" in values else q
     q = q if form.absolute else q / BACKBONE.scale
-    z = [sum(float(q[d] * held["down"][copy, d, r]) for d in range(WIDTH)) for r in range(R)]
+    z = [sum(float(q[d] * values["down"][copy, d, r]) for d in range(WIDTH)) for r in range(R)]
     z = [v / (1 + math.exp(-v)) for v in z]
-    rows = [sum(z[r] * float(held["up"][copy, r, d]) for r in range(R)) for d in range(WIDTH)]
+    rows = [sum(z[r] * float(values["up"][copy, r, d]) for r in range(R)) for d in range(WIDTH)]
     y = torch.tensor(rows, dtype=torch.float64)
-    h = (y - y.mean()) / (y.var(correction=0) + 1e-5).sqrt() * held["gain"][copy] + held["shift"][copy]
-    sources, own = held["sources"][copy], held["target"][copy, task]
+    h = (y - y.mean()) / (y.var(correction=0) + 1e-5).sqrt() * values["gain"][copy] + values["shift"][copy]
+    sources, own = values["sources"][copy], values["target"][copy, task]
     read = [*sources, own] if form.attends == "all" else list(sources)
     pooled = [torch.stack([p[:, d].max() for d in range(WIDTH)]) for p in read]
     root = math.sqrt(sum(float(v) ** 2 for k in pooled[:S] for v in k) / (S * WIDTH))
@@ -74,14 +74,14 @@ def by_hand(form: Mixture, held: Params, text: str, copy: int, task: int) -> tup
 @pytest.mark.parametrize("absolute", [False, True])
 def test_every_text_reads_the_mixture_of_the_formula(attends: Any, query: Any, absolute: bool) -> None:
     form = mixture(attends=attends, query=query, temperature=7.0 if absolute else 0.6, absolute=absolute)
-    held, given = params(), batch()
+    values, inputs = params(), batch()
     if query == "mean":
-        held["centre"] = drawn(C, WIDTH, seed=7) * 0.1
-    prompts, index = form.prompts(held, given)
+        values["centre"] = drawn(C, WIDTH, seed=7) * 0.1
+    prompts, index = form.prompts(values, inputs)
     assert index.tolist() == list(range(len(TEXTS)))
     for x, text in enumerate(TEXTS):
-        weights, prompt = by_hand(form, held, text, x % C, x % K)
-        torch.testing.assert_close(form.attention(held, given)[x].tolist(), weights)
+        weights, prompt = by_hand(form, values, text, x % C, x % K)
+        torch.testing.assert_close(form.attention(values, inputs)[x].tolist(), weights)
         torch.testing.assert_close(prompts[x], prompt)
 
 
@@ -94,29 +94,29 @@ def test_one_task_serves_all_and_texts_of_a_copy_still_differ() -> None:
 
 
 def test_padding_and_order_change_nothing() -> None:
-    form, held, given = mixture(), params(), batch()
-    prompts, _ = form.prompts(held, given)
-    junk = torch.full((given.texts, 6), 9)
-    padded = replace(given, text_ids=torch.cat([given.text_ids, junk], dim=1))
-    torch.testing.assert_close(form.prompts(held, padded)[0], prompts, rtol=0, atol=0)
+    form, values, inputs = mixture(), params(), batch()
+    prompts, _ = form.prompts(values, inputs)
+    junk = torch.full((inputs.texts, 6), 9)
+    padded = replace(inputs, text_ids=torch.cat([inputs.text_ids, junk], dim=1))
+    torch.testing.assert_close(form.prompts(values, padded)[0], prompts, rtol=0, atol=0)
     some = torch.tensor([1, 4, 7])
-    torch.testing.assert_close(form.prompts(held, given.take(some))[0], prompts[some])
+    torch.testing.assert_close(form.prompts(values, inputs.take(some))[0], prompts[some])
     backwards = collate(
         [Tokens(tuple(BACKBONE.frozen.alone(t)), ((5,),)) for t in TEXTS[::-1]],
         [x % C for x in range(len(TEXTS))][::-1],
         [x % K for x in range(len(TEXTS))][::-1],
     )
-    torch.testing.assert_close(form.prompts(held, backwards)[0].flip(0), prompts)
+    torch.testing.assert_close(form.prompts(values, backwards)[0].flip(0), prompts)
 
 
 def test_gradients_are_those_of_the_formula_and_sources_have_none() -> None:
-    form, held, given = mixture(temperature=0.5), params(), batch()
+    form, values, inputs = mixture(temperature=0.5), params(), batch()
     mask = drawn(len(TEXTS), L, WIDTH, seed=9)
-    leaves = {name: value.clone().requires_grad_() for name, value in held.items()}
-    ours = torch.autograd.grad((form.prompts(leaves, given)[0] * mask).sum(), list(leaves.values()), allow_unused=True)
-    again = {n: v.clone().requires_grad_(n != "sources") for n, v in held.items()}
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    ours = torch.autograd.grad((form.prompts(leaves, inputs)[0] * mask).sum(), list(leaves.values()), allow_unused=True)
+    again = {n: v.clone().requires_grad_(n != "sources") for n, v in values.items()}
     total = torch.stack([formula(form, again, text, x % C, x % K) for x, text in enumerate(TEXTS)]).mul(mask).sum()
-    moving = [name for name in held if name != "sources"]
+    moving = [name for name in values if name != "sources"]
     expected = torch.autograd.grad(total, [again[name] for name in moving])
     found = dict(zip(leaves, ours, strict=True))
     assert found["sources"] is None
@@ -125,39 +125,39 @@ def test_gradients_are_those_of_the_formula_and_sources_have_none() -> None:
         assert value.abs().max() > 1e-6, name
 
 
-def formula(form: Mixture, held: Params, text: str, copy: int, task: int) -> Tensor:
+def formula(form: Mixture, values: Params, text: str, copy: int, task: int) -> Tensor:
     """One text's prompt with torch's own modules' functions, differentiable."""
     words = BACKBONE.frozen.embed(torch.tensor(BACKBONE.frozen.alone(text), dtype=torch.long)).detach()
     q = words.amax(0) / BACKBONE.scale if len(words) else torch.zeros(WIDTH, dtype=torch.float64)
-    y = torch.nn.functional.silu(q @ held["down"][copy]) @ held["up"][copy]
-    h = torch.nn.functional.layer_norm(y, (WIDTH,), held["gain"][copy], held["shift"][copy])
-    read = torch.cat([held["sources"][copy], held["target"][copy, task][None]])
+    y = torch.nn.functional.silu(q @ values["down"][copy]) @ values["up"][copy]
+    h = torch.nn.functional.layer_norm(y, (WIDTH,), values["gain"][copy], values["shift"][copy])
+    read = torch.cat([values["sources"][copy], values["target"][copy, task][None]])
     keys = read.amax(1)
     unit = keys[:S].square().mean().sqrt()
     weights = torch.softmax(keys @ h / (form.temperature * WIDTH**0.5 * unit), dim=0)
-    return held["target"][copy, task] + torch.tensordot(weights, read, dims=1)
+    return values["target"][copy, task] + torch.tensordot(weights, read, dims=1)
 
 
 def test_one_engine_call_scores_every_text_after_its_own_prompt() -> None:
-    form, given = mixture(), batch()
-    held = {
+    form, inputs = mixture(), batch()
+    values = {
         name: value * BACKBONE.scale if name in ("target", "sources") else value for name, value in params().items()
     }
-    together = PromptObjective(BACKBONE, form).losses(held, given)
-    _, first = by_hand(form, held, TEXTS[0], 0, 0)
+    together = PromptObjective(BACKBONE, form).losses(values, inputs)
+    _, first = by_hand(form, values, TEXTS[0], 0, 0)
     for x, text in enumerate(TEXTS[1:], start=1):
-        _, prompt = by_hand(form, held, text, x % C, x % K)
-        two = replace(given.take(torch.tensor([0, x])), prompt_index=torch.tensor([0, 1]))
-        expected = together[(given.text_index == 0) | (given.text_index == x)]
+        _, prompt = by_hand(form, values, text, x % C, x % K)
+        two = replace(inputs.take(torch.tensor([0, x])), prompt_index=torch.tensor([0, 1]))
+        expected = together[(inputs.text_index == 0) | (inputs.text_index == x)]
         torch.testing.assert_close(BACKBONE.losses(torch.stack([first, prompt]), two), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_loss_gives_copies_their_own_gradients_and_sources_zeros() -> None:
-    form, given = mixture(), batch()
-    _, gradient = loss_and_gradient(PromptObjective(BACKBONE, form), params(), given)
+    form, inputs = mixture(), batch()
+    _, gradient = loss_and_gradient(PromptObjective(BACKBONE, form), params(), inputs)
     assert not gradient["sources"].any()
     assert all(gradient[name].flatten(1).abs().amax(1).min() > 0 for name in gradient if name != "sources")
-    first = given.take(torch.tensor([x for x in range(len(TEXTS)) if x % C == 0]))
+    first = inputs.take(torch.tensor([x for x in range(len(TEXTS)) if x % C == 0]))
     _, alone = loss_and_gradient(PromptObjective(BACKBONE, form), {n: v[:1] for n, v in params().items()}, first)
     for name, value in alone.items():
         torch.testing.assert_close(gradient[name][:1], value, rtol=1e-5, atol=1e-9, msg=name)
@@ -172,10 +172,10 @@ def louder(factor: float) -> Backbone:
 
 
 def test_attention_transfers_between_scales_where_absolute_numbers_do_not() -> None:
-    held, loud = params(), louder(50.0)
-    scaled = {n: v * 50 if n in ("target", "sources") else v for n, v in held.items()}
+    values, loud = params(), louder(50.0)
+    scaled = {n: v * 50 if n in ("target", "sources") else v for n, v in values.items()}
     for form in (mixture(), mixture(absolute=True, temperature=20.0)):
-        before = form.attention(held, batch())
+        before = form.attention(values, batch())
         after = replace(form, backbone=loud).attention(scaled, batch())
         assert torch.allclose(before, after, rtol=1e-3, atol=1e-4) is not form.absolute
 
@@ -190,27 +190,27 @@ def test_the_released_temperature_sees_nothing_at_the_scale_of_a_llama() -> None
 
 
 def test_each_text_uses_its_own_copys_network_whatever_the_order_of_copies() -> None:
-    form, held = mixture(), {name: torch.cat([value, value * 1.5]) for name, value in params().items()}  # 2 C copies
+    form, values = mixture(), {name: torch.cat([value, value * 1.5]) for name, value in params().items()}  # 2 C copies
     copies = [2, 0, 2, 3, 2]  # one copy without texts, one with most
     texts = [Tokens(tuple(BACKBONE.frozen.alone(t)), ((5,),)) for t in ("ab", "cdefg", "hij", "st", "x")]
-    attention = form.attention(held, collate(texts, copies, [0] * 5))
+    attention = form.attention(values, collate(texts, copies, [0] * 5))
     for x, (text, copy) in enumerate(zip(("ab", "cdefg", "hij", "st", "x"), copies, strict=True)):
-        torch.testing.assert_close(attention[x].tolist(), by_hand(form, held, text, copy, 0)[0])
+        torch.testing.assert_close(attention[x].tolist(), by_hand(form, values, text, copy, 0)[0])
 
 
 def test_what_texts_attend_to_is_the_mean_over_them() -> None:
     form = mixture()
-    held = {name: value[:1] for name, value in params(tasks=1).items()}
+    values = {name: value[:1] for name, value in params(tasks=1).items()}
     texts = [Tokens(tuple(BACKBONE.frozen.alone(t)), ((5,),)) for t in ("ab", "cdefg", "hij")]
-    found: Any = form.diagnose(held, {"t": texts})["attention"]["t"]  # type: ignore[index]
-    hands = [by_hand(form, held, t, 0, 0)[0] for t in ("ab", "cdefg", "hij")]
+    found: Any = form.diagnose(values, {"t": texts})["attention"]["t"]  # type: ignore[index]
+    hands = [by_hand(form, values, t, 0, 0)[0] for t in ("ab", "cdefg", "hij")]
     means = [sum(column) / 3 for column in zip(*hands, strict=True)]
     assert list(found["weights"]) == [*NAMES, "target"]
     assert list(found["weights"].values()) == pytest.approx(means, rel=1e-3)
     assert found["entropy"] == pytest.approx(-sum(m * math.log2(m) for m in means), rel=1e-3)
     spread = max(math.sqrt(sum((h[j] - means[j]) ** 2 for h in hands) / 3) for j in range(S + 1))
     assert found["varies"] == pytest.approx(spread, rel=1e-3)
-    assert len(mixture(attends="sources").diagnose(held, {"t": texts})["attention"]["t"]["weights"]) == S  # type: ignore[index]
+    assert len(mixture(attends="sources").diagnose(values, {"t": texts})["attention"]["t"]["weights"]) == S  # type: ignore[index]
 
 
 def test_the_network_starts_as_torchs_layers_do() -> None:

@@ -20,10 +20,17 @@ def params(networks: int, width: int = D) -> Params:
     return {name: torch.randn(*shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
 
 
-def layers(held: Params, copy: int, network: int) -> nn.Sequential:
+def layers(values: Params, copy: int, network: int) -> nn.Sequential:
     """The network as torch builds it."""
     made = nn.Sequential(nn.Linear(D, R), nn.ReLU(), nn.Linear(R, D), nn.LayerNorm(D)).double()
-    weights = [held["down"].mT, held["down_bias"], held["up"].mT, held["up_bias"], held["gain"], held["shift"]]
+    weights = [
+        values["down"].mT,
+        values["down_bias"],
+        values["up"].mT,
+        values["up_bias"],
+        values["gain"],
+        values["shift"],
+    ]
     for parameter, value in zip(made.parameters(), weights, strict=True):
         parameter.data = value[copy, network].clone()
     return made
@@ -32,14 +39,14 @@ def layers(held: Params, copy: int, network: int) -> nn.Sequential:
 @pytest.mark.parametrize("networks", [1, L])
 @pytest.mark.parametrize("unit", [1.0, 0.1])
 def test_it_is_the_prompt_plus_torchs_layers(networks: int, unit: float) -> None:
-    held = params(networks)
+    values = params(networks)
     batch = collate([Tokens((2,), ((3,),))] * 3, copies=[0, 1, 1])
-    prompts, index = Residual(L, D, unit).prompts(held, batch)
+    prompts, index = Residual(L, D, unit).prompts(values, batch)
     assert index.tolist() == [0, 1, 1]
     for copy in range(C):
         for token in range(L):
-            p = held["prompt"][copy, token]
-            expected = p + layers(held, copy, token % networks)(p / unit)
+            p = values["prompt"][copy, token]
+            expected = p + layers(values, copy, token % networks)(p / unit)
             torch.testing.assert_close(prompts[copy, token], expected)
 
 
@@ -48,26 +55,26 @@ def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> 
     backbone = tiny("llama")
     width, form = backbone.width, Residual(L, backbone.width, backbone.scale)
     start = init_residual_network(width, R, networks, 0.0, torch.Generator().manual_seed(0))
-    held = {name: value.double()[None] for name, value in start.items()}
-    held["prompt"] = params(1, width)["prompt"][:1] * backbone.scale
+    values = {name: value.double()[None] for name, value in start.items()}
+    values["prompt"] = params(1, width)["prompt"][:1] * backbone.scale
     batch = collate([Tokens((5, 6), ((7,),)), Tokens((8,), ((9,),))])
-    assert torch.equal(form.prompts(held, batch)[0], held["prompt"])
-    _, gradient = loss_and_gradient(PromptObjective(backbone, form), held, batch)
+    assert torch.equal(form.prompts(values, batch)[0], values["prompt"])
+    _, gradient = loss_and_gradient(PromptObjective(backbone, form), values, batch)
     assert gradient["gain"].abs().max() > 0
     assert gradient["prompt"].abs().max() > 0
     assert not gradient["down"].any()  # it moves as soon as the gain has
 
 
 def test_the_released_gain_does_not_start_at_a_small_prompt() -> None:
-    held = {
+    values = {
         n: v.double()[None] for n, v in init_residual_network(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()
     }
-    held["prompt"] = 0.1 * torch.randn(1, L, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    moved = Residual(L, 400).fold(held)["prompt"] - held["prompt"]
+    values["prompt"] = 0.1 * torch.randn(1, L, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moved = Residual(L, 400).fold(values)["prompt"] - values["prompt"]
     assert moved.square().mean().sqrt() == pytest.approx(1, rel=0.01)  # ten times the prompt's own entries
 
 
 def test_folding_keeps_the_prompt() -> None:
-    held, form = params(1), Residual(L, D)
-    assert form.fold(held).keys() == {"prompt"}
-    assert torch.equal(form.fold(held)["prompt"], form.prompts(held, collate([Tokens((2,), ((3,),))]))[0])
+    values, form = params(1), Residual(L, D)
+    assert form.fold(values).keys() == {"prompt"}
+    assert torch.equal(form.fold(values)["prompt"], form.prompts(values, collate([Tokens((2,), ((3,),))]))[0])

@@ -30,11 +30,11 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
             raise SpecError(f"{label}: name: {form.name!r} is {registered.__name__}'s; expected a name of its own")
 
     if not isinstance(params, dict) or not params:
-        held = "an empty dict" if isinstance(params, dict) else type(params).__name__
-        raise SpecError(f"{label}: params: got {held}; expected a dict of tensors by name")
+        kind = "an empty dict" if isinstance(params, dict) else type(params).__name__
+        raise SpecError(f"{label}: params: got {kind}; expected a dict of tensors by name")
     for name, value in params.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
             raise SpecError(f"{label}: params[{name!r}]: got {kind}; expected a tensor of floating-point numbers")
         if value.ndim == 0 or value.shape[0] != copies:
             raise SpecError(

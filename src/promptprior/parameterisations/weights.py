@@ -1,4 +1,4 @@
-"""The parameterisations `lora` and `own`: params are weights of the model: what prompts are compared with.
+"""The parameterisations `lora` and `own`: params are weights of the model, as references have them.
 
 The backbone is never written to: weights take the place of the model's own for the length of one call.
 """
