@@ -3,9 +3,12 @@
 Methods of other packages are found through the entry point group "promptprior.methods": an entry names a recipe value.
 """
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
 from itertools import chain
+from typing import cast
 
+from promptprior import plugins
 from promptprior.errors import SpecError, unknown_name
 from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe
 from promptprior.methods.from_sources import (
@@ -22,7 +25,7 @@ from promptprior.methods.options import with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import dept, in_context, prompt_tuning, residual_prompt_tuning, weight_tuning
 
-METHODS: Mapping[str, Recipe] = {
+_OWN: dict[str, Recipe] = {
     arm.name: arm
     for arm in chain[Recipe](
         prompt_tuning.ARMS,
@@ -40,13 +43,20 @@ METHODS: Mapping[str, Recipe] = {
         tpt.ARMS,
     )
 }
+_OTHERS = cast(MutableMapping[str, Recipe], plugins.load("promptprior.methods", _OWN))
+METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
 
 
 def make_method(name: str, options: Mapping[str, object] | None = None) -> Recipe:
     """A method by name, with its own options ("retrieval" of spot). Raises SpecError for unknown names and options."""
     if name not in METHODS:
         raise SpecError(unknown_name("method", name, METHODS) + " (--methods)")
-    return with_options(METHODS[name], options or {}, f"method {name}")
+    recipe = METHODS[name]
+    if not isinstance(recipe, Recipe) or recipe.name != name:
+        raise SpecError(
+            f"method {name!r} is {recipe!r}; expected a Recipe (promptprior.methods) whose name is {name!r}"
+        )
+    return with_options(recipe, options or {}, f"method {name}")
 
 
 __all__ = [
