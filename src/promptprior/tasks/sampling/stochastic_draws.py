@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from promptprior.tasks.sampling.batch import Batch, collate
-from promptprior.tasks.sampling.draws import Pool, generator
+from promptprior.tasks.sampling.batch import Batch
+from promptprior.tasks.sampling.draws import Pool, collate_drawn, generator
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class StochasticDraws:
     def batch(self, step: int) -> Batch:
         """The batch of one step; texts of a task stand together."""
         g = generator(self.seed, "stochastic", step)
-        drawn = [self.pools[place] for place, share in sorted(self.shares(g)) for _ in range(share)]
-        items = [pool.items[int(torch.randint(len(pool.items), (1,), generator=g))] for pool in drawn]
-        return collate(items, [pool.copy for pool in drawn], [pool.task for pool in drawn])
+        drawn = [self.pools[task] for task, share in sorted(self.shares(g)) for _ in range(share)]
+        texts = [(pool, int(torch.randint(len(pool.items), (1,), generator=g))) for pool in drawn]
+        return collate_drawn(texts, step, {pool.copy: self.seed for pool in self.pools})
 
     def shares(self, g: torch.Generator) -> list[tuple[int, int]]:
-        """The tasks drawn, by their place among the pools, each with its texts."""
+        """The tasks drawn, by their place among the pools, each with its number of texts."""
         most = min(len(self.pools), self.batch_size)
         times = int(torch.randint(min(2, most), most + 1, (1,), generator=g))
-        places = torch.multinomial(torch.tensor(self.rates), times, replacement=True, generator=g).tolist()
-        even, left = divmod(self.batch_size, times)
+        tasks = torch.multinomial(torch.tensor(self.rates), times, replacement=True, generator=g).tolist()
+        even, rest = divmod(self.batch_size, times)
         lucky = int(torch.randint(times, (1,), generator=g))
-        return [(place, even + left * (time == lucky)) for time, place in enumerate(places)]
+        return [(task, even + rest * (time == lucky)) for time, task in enumerate(tasks)]
