@@ -281,8 +281,9 @@ def test_ancestry_is_told_only_when_it_is_one() -> None:
 
 
 def test_countries_are_today_s() -> None:
-    assert "YU" not in geography.countries()
-    assert geography.country_name("MM") == "Myanmar"
+    assert "YU" not in geography.country_table()
+    assert geography.country_table()["MM"]["english"] == "Myanmar"
+    assert geography.country_table()["FR"]["english"] == "France"
 
 
 def test_fingerprints_are_stable_and_distinct() -> None:

@@ -4,47 +4,37 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
-from promptprior.tasks.builtin.generator import Item, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Recipe, Source
 
 FAMILY = "names"
 FAKER = Source("faker", "faker", "MIT", "Faker's names by country")
-AMERICA = "en_US"
+ENGLISH = {"English": "en_US"}
 LOCALES = {"Dutch": "nl_NL", "French": "fr_FR", "German": "de_DE", "Italian": "it_IT", "Spanish": "es_ES"}
-
-
-def known_names(locale: str, kind: str) -> tuple[str, ...]:
-    """Faker's names of one kind in one locale, sorted."""
-    provider = import_module(f"faker.providers.person.{locale}").Provider
-    return tuple(sorted(name for name in set(getattr(provider, kind)) if name.isalpha()))
-
-
-def given_or_family() -> Iterator[Item]:
-    """American names; those that are both are dropped later as ambiguous."""
-    for kind, label in (("first_names", "given"), ("last_names", "family")):
-        for name in known_names(AMERICA, kind):
-            yield Item(name, name, (label,))
-
-
-def local_genders(locale: str) -> Iterator[Item]:
-    """Given names of one country with the sex that bears them; those of both are dropped later."""
-    for label in ("female", "male"):
-        for name in known_names(locale, f"first_names_{label}"):
-            yield Item(name, name, (label,))
-
-
-def family_name_origins() -> Iterator[Item]:
-    """Family names with the language of the only country here that has them."""
-    for language, locale in LOCALES.items():
-        for name in known_names(locale, "last_names"):
-            yield Item(name, name, (language,))
-
-
 GENDER = "Name: {}\nGender:"
+
+
+def names(kinds: dict[str, str], locales: dict[str, str]) -> Iterator[Facts]:
+    """Names of some kinds (a label to Faker's list) and languages; names with two answers are dropped later."""
+    for language, locale in locales.items():
+        provider = import_module(f"faker.providers.person.{locale}").Provider
+        for kind, names_of_kind in kinds.items():
+            for name in sorted({name for name in getattr(provider, names_of_kind) if name.isalpha()}):
+                yield {"name": name, "kind": kind, "language": language}
+
+
+def gender(name: str, locale: str) -> Recipe:
+    """Given names of one country with the sex that bears them."""
+    table = partial(names, {"female": "first_names_female", "male": "first_names_male"}, {"": locale})
+    return Recipe(name, FAMILY, GENDER, table, "name", "kind", (FAKER,))
+
+
+given_or_family = partial(names, {"given": "first_names", "family": "last_names"}, ENGLISH)
+family_names = partial(names, {"family": "last_names"}, LOCALES)
 RECIPES = (
-    Recipe("name_gender", FAMILY, GENDER, partial(local_genders, AMERICA), (FAKER,)),
-    Recipe("german_name_gender", FAMILY, GENDER, partial(local_genders, "de_DE"), (FAKER,)),
-    Recipe("spanish_name_gender", FAMILY, GENDER, partial(local_genders, "es_ES"), (FAKER,)),
-    Recipe("italian_name_gender", FAMILY, GENDER, partial(local_genders, "it_IT"), (FAKER,)),
-    Recipe("given_or_family", FAMILY, "Name: {}\nKind of name:", given_or_family, (FAKER,)),
-    Recipe("family_name_origin", FAMILY, "Family name: {}\nOrigin:", family_name_origins, (FAKER,)),
+    gender("name_gender", ENGLISH["English"]),
+    gender("german_name_gender", LOCALES["German"]),
+    gender("spanish_name_gender", LOCALES["Spanish"]),
+    gender("italian_name_gender", LOCALES["Italian"]),
+    Recipe("given_or_family", FAMILY, "Name: {}\nKind of name:", given_or_family, "name", "kind", (FAKER,)),
+    Recipe("family_name_origin", FAMILY, "Family name: {}\nOrigin:", family_names, "name", "language", (FAKER,)),
 )

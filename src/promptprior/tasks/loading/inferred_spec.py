@@ -6,8 +6,9 @@ from pathlib import Path
 
 from promptprior.errors import DataError
 from promptprior.tasks.loading.readers import Rows, parsed_object, read_text
-from promptprior.tasks.loading.spec import METRICS, Metadata, TaskSpec
+from promptprior.tasks.loading.spec import Metadata, TaskSpec
 from promptprior.tasks.loading.template import IDENTIFIER
+from promptprior.tasks.metrics import METRICS
 from promptprior.tasks.task import OutputType
 
 METRIC_WORDS = {
