@@ -46,7 +46,7 @@ def names() -> tuple[str, ...]:
 
 
 @cache
-def load(name: str) -> Task:
+def make_task(name: str) -> Task:
     """A built-in task. Raises SpecError for an unknown name, DataError when its package is not installed."""
     for recipe in RECIPES:
         if recipe.name == name:
