@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.metrics import METRICS, Prediction, score, squad_normalised, word_f1
+from promptprior.tasks.metrics import METRICS, Prediction, score, squad_normalised
 from promptprior.tasks.task import Example, Task
 
 
@@ -221,8 +221,9 @@ def test_exact_match_and_squad_f1_are_torchmetrics():
 
 def test_squad_words():
     assert squad_normalised("An  apple—the 'theatre'") == "apple— theatre"
-    assert word_f1("red red blue", "red blue blue") == pytest.approx(2 / 3)
-    assert word_f1("the", "a") == 0.0  # as in SQuAD 1.1, where two empty bags share nothing
+    task = text_task(["red blue blue", "a"], ("squad_f1",))
+    assert scored(task, said(task, ["red red blue", "the"]))["squad_f1"] == pytest.approx(1 / 3)
+    # 2/3, and 0 as in SQuAD 1.1, where two empty bags share nothing
 
 
 def test_an_empty_generation_is_not_a_punctuation_mark():

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from promptprior.tasks.sampling.batch import Tokens
-from promptprior.tasks.sampling.draws import Pool, generator
-from promptprior.tasks.sampling.stochastic_draws import StochasticDraws
+from promptprior.tasks.sampling.draws import Pool, StochasticDraws, generator
 
 STEPS = 3000
 

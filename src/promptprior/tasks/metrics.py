@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,52 +206,36 @@ def index_of(text: str, names: Sequence[str]) -> int:
 # Classes ------------------------------------------------------------------------------------------------
 
 
-def _f1_over(answers: Answers, classes: list[int]) -> float:
-    # averaged over some classes; a class that is neither true nor predicted has 0
-    from sklearn.metrics import f1_score
+def sklearn_score(answers: Answers, name: str, **options: object) -> float:
+    """A score of scikit-learn over true and predicted classes."""
+    from sklearn import metrics
 
-    return f1_score(answers.labels, answers.guesses, labels=classes, average="macro", zero_division=0)
-
-
-def macro_f1(answers: Answers) -> float:
-    """F1 averaged over the classes that are true or predicted somewhere, as in scikit-learn."""
-    return _f1_over(answers, sorted({*answers.labels.tolist(), *answers.guesses.tolist()} - {UNKNOWN}))
+    return float(getattr(metrics, name)(answers.labels, answers.guesses, **options))
 
 
-def f1(answers: Answers) -> float:
-    """F1 of the last class (GLUE's "equivalent", "duplicate"). Raises SpecError unless there are two."""
-    if len(answers.classes) != 2:
-        raise SpecError(
-            f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; use 'macro_f1'"
-        )
-    return _f1_over(answers, [1])
+def class_mean(answers: Answers, name: str, over: Literal["seen", "true", "last", "stance"]) -> float:
+    """F1 or recall (a score of scikit-learn) averaged over classes; a class that is neither true nor predicted has 0.
 
-
-def f1_against_favor(answers: Answers) -> float:
-    """Mean F1 of AGAINST and FAVOR (SemEval-2016 task 6). Raises SpecError where one of them is missing."""
-    named = {name.strip().casefold().replace("favour", "favor"): i for i, name in enumerate(answers.classes)}
-    missing = {"against", "favor"} - set(named)
-    if missing:
-        raise SpecError(
-            f"task {answers.task.name!r}: metric 'f1_against_favor' needs label_names with "
-            f"{' and '.join(sorted(missing))}; got {list(answers.classes)}"
-        )
-    return _f1_over(answers, [named["against"], named["favor"]])
-
-
-def macro_recall(answers: Answers) -> float:
-    """Recall averaged over the true classes (balanced accuracy; SemEval-2017 task 4)."""
-    from sklearn.metrics import recall_score
-
-    present = sorted(set(answers.labels.tolist()))
-    return recall_score(answers.labels, answers.guesses, labels=present, average="macro", zero_division=0)
-
-
-def matthews_correlation(answers: Answers) -> float:
-    """Matthews' correlation (CoLA), in [-1, 1]; 0 where all answers are alike."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return matthews_corrcoef(answers.labels, answers.guesses)
+    `over` are the classes that are true or predicted somewhere, those that are true, the last of two (GLUE's
+    "equivalent", "duplicate"), or AGAINST and FAVOR (SemEval-2016 task 6). Raises SpecError where a task lacks them.
+    """
+    classes = sorted({*answers.labels.tolist(), *(answers.guesses.tolist() if over == "seen" else ())} - {UNKNOWN})
+    if over == "last":
+        if len(answers.classes) != 2:
+            raise SpecError(
+                f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; use 'macro_f1'"
+            )
+        classes = [1]
+    if over == "stance":
+        index = {name.strip().casefold().replace("favour", "favor"): i for i, name in enumerate(answers.classes)}
+        missing = {"against", "favor"} - set(index)
+        if missing:
+            raise SpecError(
+                f"task {answers.task.name!r}: metric 'f1_against_favor' needs label_names with "
+                f"{' and '.join(sorted(missing))}; got {list(answers.classes)}"
+            )
+        classes = [index["against"], index["favor"]]
+    return sklearn_score(answers, name, labels=classes, average="macro", zero_division=0)
 
 
 def grouped_exact_match(answers: Answers) -> float:
@@ -334,15 +319,15 @@ def last_number(text: str) -> float | None:
 
 
 def squad_f1(answers: Answers) -> float:
-    """Mean overlap of words with the best reference (SQuAD 1.1's F1)."""
-    return float(np.mean([max(word_f1(text, r) for r in refs) for text, refs in answers.texts_and_references]))
-
-
-def word_f1(text: str, reference: str) -> float:
-    """F1 of two bags of normalised words, as in SQuAD 1.1's evaluation script."""
-    words, wanted = squad_normalised(text).split(), squad_normalised(reference).split()
-    shared = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+    """Mean F1 of two bags of normalised words, with the best reference, as in SQuAD 1.1's evaluation script."""
+    best = []
+    for text, references in answers.texts_and_references:
+        words = Counter(squad_normalised(text).split())
+        wanted = [Counter(squad_normalised(reference).split()) for reference in references]
+        shared = [(words & bag).total() for bag in wanted]
+        f1s = [2 * n / (words.total() + bag.total()) if n else 0.0 for n, bag in zip(shared, wanted, strict=True)]
+        best.append(max(f1s))
+    return float(np.mean(best))
 
 
 def squad_normalised(text: str) -> str:
@@ -386,11 +371,6 @@ def acc_norm(answers: Answers) -> float:
     return float(np.mean(right))
 
 
-def nll(answers: Answers) -> float:
-    """Mean negative log-probability of the right choice among the choices, in nats."""
-    return -float(np.mean([p[y] for p, y in zip(answers.log_probabilities, answers.labels, strict=True)]))
-
-
 def brier(answers: Answers) -> float:
     """Brier's score, halved so that it lies in [0, 1] for any number of choices."""
     rows = zip(answers.log_probabilities, answers.labels, strict=True)
@@ -408,14 +388,14 @@ def ece(answers: Answers) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(lambda answers: float(np.mean(answers.labels == answers.guesses))),
+    "accuracy": Metric(partial(sklearn_score, name="accuracy_score")),
     "acc_norm": Metric(acc_norm, needs_ranking=True),
-    "macro_f1": Metric(macro_f1),
-    "f1": Metric(f1),
-    "f1_against_favor": Metric(f1_against_favor),
-    "macro_recall": Metric(macro_recall),
-    "balanced_accuracy": Metric(macro_recall),
-    "matthews_correlation": Metric(matthews_correlation, bounds=(-1.0, 1.0)),
+    "macro_f1": Metric(partial(class_mean, name="f1_score", over="seen")),
+    "f1": Metric(partial(class_mean, name="f1_score", over="last")),
+    "f1_against_favor": Metric(partial(class_mean, name="f1_score", over="stance")),
+    "macro_recall": Metric(partial(class_mean, name="recall_score", over="true")),  # SemEval-2017 task 4
+    "balanced_accuracy": Metric(partial(class_mean, name="recall_score", over="true")),
+    "matthews_correlation": Metric(partial(sklearn_score, name="matthews_corrcoef"), bounds=(-1.0, 1.0)),  # CoLA
     "grouped_exact_match": Metric(grouped_exact_match),
     "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
     "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),
@@ -424,7 +404,12 @@ METRICS: dict[str, Metric] = {
     "squad_f1": Metric(squad_f1),
     "rougeL": Metric(rouge_l),
     "bleu": Metric(bleu),
-    "nll": Metric(nll, higher_is_better=False, bounds=(0.0, float("inf")), needs_ranking=True),
+    "nll": Metric(
+        lambda answers: -float(np.mean([p[y] for p, y in zip(answers.log_probabilities, answers.labels, strict=True)])),
+        higher_is_better=False,
+        bounds=(0.0, float("inf")),
+        needs_ranking=True,
+    ),
     "brier": Metric(brier, higher_is_better=False, needs_ranking=True),
     "ece": Metric(ece, higher_is_better=False, needs_ranking=True),
 }

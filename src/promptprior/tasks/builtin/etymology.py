@@ -23,7 +23,7 @@ def stem(languages: Set[str]) -> str | None:
     return stems[0] if len(stems) == 1 else None
 
 
-def words() -> Iterator[Facts]:
+def rooted_words() -> Iterator[Facts]:
     """Common lemmas with the ancient language they go back to, where it is one."""
     ancestors: dict[str, set[str]] = defaultdict(set)
     with ROOTS.file("resources", "en.csv").open(encoding="utf-8", newline="") as lines:
@@ -36,7 +36,7 @@ def words() -> Iterator[Facts]:
 
 
 origins = partial(
-    Recipe, family=FAMILY, template="Word: {}\nOrigin:", table=words, asks="word", answers="origin",
+    Recipe, family=FAMILY, template="Word: {}\nOrigin:", table=rooted_words, asks="word", answers="origin",
     sources=(ROOTS, LEXICON, FREQUENCY),
 )  # fmt: skip
 RECIPES = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 from promptprior.tasks.builtin.generator import Facts, Recipe, Source
 
@@ -44,7 +44,7 @@ def countries() -> Iterator[Facts]:
         yield row
 
 
-def cities(code_kind: str) -> Iterator[Facts]:
+def cities(code_kind: Literal["IATA", "ICAO"]) -> Iterator[Facts]:
     """Cities with plain names that have an airport with a code, and where they lie.
 
     By "IATA" one row for each city of a known country; by "ICAO" a row for every airfield, small ones too. A city's

@@ -10,7 +10,7 @@ LISTS = Source("mnemonic", "mnemonic", "MIT", "BIP-39 lists of common words")
 LANGUAGES = ("Czech", "English", "French", "Italian", "Portuguese", "Spanish", "Turkish")
 
 
-def words() -> Iterator[Facts]:
+def listed_words() -> Iterator[Facts]:
     """Words of several lists with their language; a word of two lists is dropped later as ambiguous."""
     for language in LANGUAGES:
         for word in LISTS.file("wordlist", f"{language.lower()}.txt").read_text(encoding="utf-8").split():
@@ -18,7 +18,7 @@ def words() -> Iterator[Facts]:
 
 
 languages = partial(
-    Recipe, family=FAMILY, template="Word: {}\nLanguage:", table=words, asks="word", answers="language",
+    Recipe, family=FAMILY, template="Word: {}\nLanguage:", table=listed_words, asks="word", answers="language",
     sources=(LISTS,),
 )  # fmt: skip
 RECIPES = (

@@ -22,8 +22,8 @@ def nouns() -> Iterator[Facts]:
         yield {"entity": lemma, "singular": lemma, "plural": plural, "form": form, "number": number}
 
 
-def verbs() -> Iterator[Facts]:
-    """Verbs with those of their forms that are in use, and whether the past tense ends in -ed."""
+def inflections() -> Iterator[Facts]:
+    """Verbs with those of their forms that are in use, and whether the past tense ends in -ed; adjectives likewise."""
     for lemma, forms in common_lemmas("verb", 15000):
         row: dict[str, str | tuple[str, ...]] = {"entity": lemma, "base": lemma}
         for slot, name in ((0, "past"), (2, "gerund")):  # the lexicon's order: past, participle, gerund, third person
@@ -33,10 +33,6 @@ def verbs() -> Iterator[Facts]:
         if forms and forms[0] and is_common(forms[0][0], 30000):
             row["regularity"] = "regular" if forms[0][0].endswith("ed") else "irregular"
         yield row
-
-
-def adjectives() -> Iterator[Facts]:
-    """Adjectives with their comparative."""
     for lemma, forms in common_lemmas("adj", 20000):
         if forms and forms[0] and forms[0][0] in rank():
             yield {"adjective": lemma, "comparative": forms[0]}
@@ -55,17 +51,19 @@ free_text = partial(recipe, choice=False, metrics=("exact_match",))
 RECIPES = (
     free_text("noun_plural", template="Singular: {}\nPlural:", table=nouns, asks="singular", answers="plural"),
     free_text("noun_singular", template="Plural: {}\nSingular:", table=nouns, asks="plural", answers="singular"),
-    free_text("verb_past", template="Verb: {}\nPast tense:", table=verbs, asks="base", answers="past"),
-    free_text("verb_gerund", template="Verb: {}\nForm with -ing:", table=verbs, asks="base", answers="gerund"),
-    free_text("verb_base", template="Past tense: {}\nVerb:", table=verbs, asks="past", answers="base"),
+    free_text("verb_past", template="Verb: {}\nPast tense:", table=inflections, asks="base", answers="past"),
+    free_text("verb_gerund", template="Verb: {}\nForm with -ing:", table=inflections, asks="base", answers="gerund"),
+    free_text("verb_base", template="Past tense: {}\nVerb:", table=inflections, asks="past", answers="base"),
     free_text(
         "adjective_comparative",
         template="Adjective: {}\nComparative:",
-        table=adjectives,
+        table=inflections,
         asks="adjective",
         answers="comparative",
     ),
     recipe("part_of_speech", template="Word: {}\nPart of speech:", table=parts_of_speech, asks="word", answers="part"),
     recipe("noun_number", template="Noun: {}\nNumber:", table=nouns, asks="form", answers="number"),
-    recipe("verb_regularity", template="Verb: {}\nPast tense is:", table=verbs, asks="base", answers="regularity"),
+    recipe(
+        "verb_regularity", template="Verb: {}\nPast tense is:", table=inflections, asks="base", answers="regularity"
+    ),
 )

@@ -8,33 +8,33 @@ from promptprior.tasks.builtin.generator import Facts, Recipe, Source
 
 FAMILY = "names"
 FAKER = Source("faker", "faker", "MIT", "Faker's names by country")
-ENGLISH = {"English": "en_US"}
+AMERICAN = "en_US"
 LOCALES = {"Dutch": "nl_NL", "French": "fr_FR", "German": "de_DE", "Italian": "it_IT", "Spanish": "es_ES"}
-GENDER = "Name: {}\nGender:"
 
 
-def names(kinds: dict[str, str], locales: dict[str, str]) -> Iterator[Facts]:
+def people(kinds: dict[str, str], locales: dict[str, str]) -> Iterator[Facts]:
     """Names of some kinds (a label to Faker's list) and languages; names with two answers are dropped later."""
     for language, locale in locales.items():
         provider = import_module(f"faker.providers.person.{locale}").Provider
-        for kind, names_of_kind in kinds.items():
-            for name in sorted({name for name in getattr(provider, names_of_kind) if name.isalpha()}):
+        for kind, list_name in kinds.items():
+            for name in sorted({name for name in getattr(provider, list_name) if name.isalpha()}):
                 yield {"name": name, "kind": kind, "language": language}
 
 
-def gender(name: str, locale: str) -> Recipe:
-    """Given names of one country with the sex that bears them."""
-    table = partial(names, {"female": "first_names_female", "male": "first_names_male"}, {"": locale})
-    return Recipe(name, FAMILY, GENDER, table, "name", "kind", (FAKER,))
-
-
-given_or_family = partial(names, {"given": "first_names", "family": "last_names"}, ENGLISH)
-family_names = partial(names, {"family": "last_names"}, LOCALES)
+given_names = {"female": "first_names_female", "male": "first_names_male"}
+given_or_family = partial(people, {"given": "first_names", "family": "last_names"}, {"": AMERICAN})
+family_names = partial(people, {"family": "last_names"}, LOCALES)
+GENDERS = {
+    "name_gender": AMERICAN,
+    "german_name_gender": LOCALES["German"],
+    "spanish_name_gender": LOCALES["Spanish"],
+    "italian_name_gender": LOCALES["Italian"],
+}
 RECIPES = (
-    gender("name_gender", ENGLISH["English"]),
-    gender("german_name_gender", LOCALES["German"]),
-    gender("spanish_name_gender", LOCALES["Spanish"]),
-    gender("italian_name_gender", LOCALES["Italian"]),
+    *(
+        Recipe(name, FAMILY, "Name: {}\nGender:", partial(people, given_names, {"": locale}), "name", "kind", (FAKER,))
+        for name, locale in GENDERS.items()
+    ),
     Recipe("given_or_family", FAMILY, "Name: {}\nKind of name:", given_or_family, "name", "kind", (FAKER,)),
     Recipe("family_name_origin", FAMILY, "Family name: {}\nOrigin:", family_names, "name", "language", (FAKER,)),
 )

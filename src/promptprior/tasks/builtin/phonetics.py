@@ -24,7 +24,7 @@ def pronunciations(within: int) -> Iterator[tuple[str, str]]:
             yield word, sounds
 
 
-def words() -> Iterator[Facts]:
+def pronounced_words() -> Iterator[Facts]:
     """Words with their syllables (one to four vowels), the stressed one (of at least three syllables), and their c.
 
     A noun's article is decided by its first sound; a lone c is soft where the word has an s sound and no k.
@@ -58,9 +58,9 @@ def homophones() -> Iterator[Facts]:
 
 SOURCES = (SOUNDS, LEXICON, FREQUENCY)
 RECIPES = (
-    Recipe("syllable_count", FAMILY, "Word: {}\nSyllables:", words, "word", "syllables", SOURCES),
-    Recipe("stressed_syllable", FAMILY, "Word: {}\nStressed syllable:", words, "word", "stressed", SOURCES),
-    Recipe("article", FAMILY, "Noun: {}\nArticle:", words, "word", "article", SOURCES),
-    Recipe("letter_c", FAMILY, "Word: {}\nLetter c is:", words, "word", "c", SOURCES),
+    Recipe("syllable_count", FAMILY, "Word: {}\nSyllables:", pronounced_words, "word", "syllables", SOURCES),
+    Recipe("stressed_syllable", FAMILY, "Word: {}\nStressed syllable:", pronounced_words, "word", "stressed", SOURCES),
+    Recipe("article", FAMILY, "Noun: {}\nArticle:", pronounced_words, "word", "article", SOURCES),
+    Recipe("letter_c", FAMILY, "Word: {}\nLetter c is:", pronounced_words, "word", "c", SOURCES),
     Recipe("homophone", FAMILY, "Word: {}\nSounds like:", homophones, "word", "same", SOURCES, False, ("exact_match",)),
 )

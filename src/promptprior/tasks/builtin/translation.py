@@ -27,16 +27,14 @@ def pairs(language: str) -> Iterator[Facts]:
                 yield {"entity": prefix + code, "name": name, "english": english[code]}
 
 
-def translate(name: str, language: str, template: str, asks: str, answers: str) -> Recipe:
-    """A free-text task over the pairs of one language."""
-    table = partial(pairs, language)
-    return Recipe(name, FAMILY, template, table, asks, answers, (CLDR,), choice=False, metrics=("exact_match",))
-
-
-RECIPES = (
+TASKS = [
     *(
-        translate(f"{language.lower()}_to_english", code, language + ": {}\nEnglish:", "name", "english")
-        for code, language in LANGUAGES.items()
+        (f"{name.lower()}_to_english", code, f"{name}: {{}}\nEnglish:", "name", "english")
+        for code, name in LANGUAGES.items()
     ),
-    translate("english_to_french", "fr", "English: {}\nFrench:", "english", "name"),
+    ("english_to_french", "fr", "English: {}\nFrench:", "english", "name"),
+]
+RECIPES = tuple(
+    Recipe(name, FAMILY, template, partial(pairs, code), asks, answers, (CLDR,), choice=False, metrics=("exact_match",))
+    for name, code, template, asks, answers in TASKS
 )

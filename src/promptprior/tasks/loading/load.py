@@ -295,6 +295,6 @@ def available(data: Path | None = None) -> tuple[TaskSummary, ...]:
 def _summary(task: TaskSpec | Task, source: str) -> TaskSummary:
     if isinstance(task, TaskSpec):
         task = task_of(task, {}, "")
-    sizes = {name: len(examples) for name, examples in task.examples.items()}
+    sizes: dict[str, int] = {name: len(examples) for name, examples in task.examples.items()}
     labels = len(task.label_names)
     return TaskSummary(task.name, source, task.family, task.output_type, task.metrics, labels, sizes, task.licence)

@@ -1,9 +1,11 @@
 """Token rows, right-padded, with everything the engine must know about who reads what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from promptprior.notation import Float, Int, Tensor
 
@@ -78,8 +80,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+        tensors = (*TEXT_FIELDS, *ROW_FIELDS, "text_index")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def reordered(self, texts: Int[Tensor, " X"]) -> tuple["Batch", Int[Tensor, " R"]]:
         """The texts in another order, and the place that each row had."""
@@ -91,7 +93,7 @@ class Batch:
     def tile(self, copies: int) -> "Batch":
         """Every text once per copy, copies outermost: what M particles read. All texts must be of copy 0."""
         copy = torch.arange(copies, device=self.text_ids.device)
-        tiled = {name: torch.cat([getattr(self, name)] * copies) for name in TEXT_FIELDS + ROW_FIELDS}
+        tiled: dict[str, Any] = {name: torch.cat([getattr(self, name)] * copies) for name in TEXT_FIELDS + ROW_FIELDS}
         tiled["copy_index"] = tiled["prompt_index"] = copy.repeat_interleave(self.texts)  # [M X]
         text_index = (self.text_index + copy[:, None] * self.texts).flatten()  # [M R]
         return replace(self, **tiled, text_index=text_index, seeds=self.seeds[:1] * copies)
@@ -108,7 +110,7 @@ class Batch:
 
     def _select(self, texts: Tensor, rows: Tensor, position: Tensor) -> "Batch":
         # texts and rows index (or mask) what stays, in its new order; position[x] is the new place of text x
-        chosen = {name: getattr(self, name)[texts] for name in TEXT_FIELDS}
+        chosen: dict[str, Any] = {name: getattr(self, name)[texts] for name in TEXT_FIELDS}
         chosen |= {name: getattr(self, name)[rows] for name in ROW_FIELDS}
         return replace(self, text_index=position[self.text_index[rows]], **chosen)
 
@@ -131,11 +133,15 @@ def collate(
     targets = [target for item in items for target in item.targets]
     if not targets or not all(targets):
         raise ValueError("every text needs at least one target, and every target at least one token")
+    text_ids, target_ids = (  # padded with 0 on the right; lengths, never ids, say what is padding
+        pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+        for rows in ([item.text for item in items], targets)
+    )
     copy_index = torch.tensor(copies if copies is not None else [0] * len(items))
     return Batch(
-        text_ids=right_padded([item.text for item in items]),
+        text_ids=text_ids,
         text_lengths=torch.tensor([len(item.text) for item in items]),
-        target_ids=right_padded(targets),
+        target_ids=target_ids,
         target_lengths=torch.tensor([len(target) for target in targets]),
         text_index=torch.tensor([x for x, item in enumerate(items) for _ in item.targets]),
         copy_index=copy_index,
@@ -146,12 +152,3 @@ def collate(
         step=step,
         seeds=tuple(seeds),
     )
-
-
-def right_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "R T"]:
-    """Ragged ids as one rectangle, padded with 0 on the right; lengths, never ids, say what is padding."""
-    width = max(map(len, rows))
-    out = torch.zeros(len(rows), width, dtype=torch.long)
-    for r, row in enumerate(rows):
-        out[r, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return out

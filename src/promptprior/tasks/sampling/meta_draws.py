@@ -72,7 +72,8 @@ class MetaDraws:
         """The meta-batch of one step."""
         inner: list[list[tuple[Pool, int]]] = [[] for _ in range(self.inner_steps)]
         query: list[tuple[Pool, int]] = []
-        learners, seeds = [], []  # of each unit
+        learners: list[int] = []  # of each unit, as its seed
+        seeds: list[int] = []
         for learner, seed in enumerate(self.seeds):
             units = torch.randperm(len(self.units), generator=generator(seed, "units", step))[: self.units_per_step]
             for unit in units.tolist():
