@@ -14,7 +14,7 @@ import torch
 
 from promptprior.backbone import Backbone, load, ranking_tokens, training_tokens
 from promptprior.tasks import builtin
-from promptprior.tasks.builtin.generator import Recipe
+from promptprior.tasks.builtin.generator import TaskRecipe
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.task import SPLITS, Example, Task
@@ -75,7 +75,7 @@ def row(task: Task, accuracy: float) -> str:
     return f"| {task.family} | {task.name} | {answers} | {sizes} | {chance(task):.2f} | {accuracy:.2f} | {shown} |\n"
 
 
-def source_rows(recipes: tuple[Recipe, ...]) -> str:
+def source_rows(recipes: tuple[TaskRecipe, ...]) -> str:
     families: dict[tuple[str, str], dict[str, None]] = {}
     for recipe in recipes:
         for source in recipe.sources:

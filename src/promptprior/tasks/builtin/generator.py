@@ -60,7 +60,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TaskRecipe:
     """A task before its data are read: which column of a table is asked, and which answers.
 
     `table` gives rows of facts; column "entity" decides the split (by default the value that is asked), and rows
@@ -93,8 +93,8 @@ class Recipe:
                 answers = (answers,) if isinstance(answers, str) else answers
                 items.append(Item(str(row.get("entity", value)), value, answers))
         counts = Counter(item.answers[0] for item in items)
-        kept = self.among or sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.most_frequent]
-        return [item for item in items if item.answers[0] in kept]
+        classes = self.among or sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.most_frequent]
+        return [item for item in items if item.answers[0] in classes]
 
     def task(self) -> Task:
         """Read the data and build the task. Raises DataError when a package is missing."""
@@ -138,8 +138,8 @@ def unambiguous(items: Iterable[Item]) -> list[Item]:
     by_value: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_value[normalised(item.value)].append(item)
-    kept = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
-    return sorted(kept, key=lambda item: _digest("order", item.value))
+    distinct = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
+    return sorted(distinct, key=lambda item: _digest("order", item.value))
 
 
 def balanced(items: Sequence[Item], size: int) -> list[Item]:
@@ -149,12 +149,12 @@ def balanced(items: Sequence[Item], size: int) -> list[Item]:
     counts = Counter(item.answers[0] for item in items)
     rarest, classes = min(counts.values(), default=0), max(len(counts), 1)
     quota = min(size // classes, max(rarest, min(2 * rarest, size // 2 // classes)))
-    taken: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     chosen = []
     for item in items:
         answer = item.answers[0]
-        if taken[answer] < quota:
-            taken[answer] += 1
+        if sizes[answer] < quota:
+            sizes[answer] += 1
             chosen.append(item)
     return sorted(chosen, key=lambda item: _digest("balanced", item.value))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import Any, Literal
 
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "geography"
 COUNTRIES = Source("countryinfo", "countryinfo", "MIT", "countryinfo tables of countries")
@@ -69,9 +69,9 @@ def cities(code_kind: Literal["IATA", "ICAO"]) -> Iterator[Facts]:
         yield facts
 
 
-about_country = partial(Recipe, family=FAMILY, table=countries, sources=(COUNTRIES, CLDR))
+about_country = partial(TaskRecipe, family=FAMILY, table=countries, sources=(COUNTRIES, CLDR))
 about_city = partial(
-    Recipe, family=FAMILY, table=partial(cities, "IATA"), sources=(AIRPORTS, COUNTRIES, CLDR), asks="city"
+    TaskRecipe, family=FAMILY, table=partial(cities, "IATA"), sources=(AIRPORTS, COUNTRIES, CLDR), asks="city"
 )
 free_text = partial(about_country, choice=False, metrics=("exact_match",))
 RECIPES = (

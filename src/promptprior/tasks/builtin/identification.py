@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "identification"
 LISTS = Source("mnemonic", "mnemonic", "MIT", "BIP-39 lists of common words")
@@ -18,7 +18,7 @@ def listed_words() -> Iterator[Facts]:
 
 
 languages = partial(
-    Recipe, family=FAMILY, template="Word: {}\nLanguage:", table=listed_words, asks="word", answers="language",
+    TaskRecipe, family=FAMILY, template="Word: {}\nLanguage:", table=listed_words, asks="word", answers="language",
     sources=(LISTS,),
 )  # fmt: skip
 RECIPES = (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, common_lemmas, is_common, only_part, rank
-from promptprior.tasks.builtin.generator import Facts, Recipe
+from promptprior.tasks.builtin.generator import Facts, TaskRecipe
 
 FAMILY = "morphology"
 PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
@@ -46,7 +46,7 @@ def parts_of_speech() -> Iterator[Facts]:
                 yield {"word": lemma, "part": label}
 
 
-recipe = partial(Recipe, family=FAMILY, sources=(LEXICON, FREQUENCY))
+recipe = partial(TaskRecipe, family=FAMILY, sources=(LEXICON, FREQUENCY))
 free_text = partial(recipe, choice=False, metrics=("exact_match",))
 RECIPES = (
     free_text("noun_plural", template="Singular: {}\nPlural:", table=nouns, asks="singular", answers="plural"),

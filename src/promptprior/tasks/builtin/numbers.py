@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "numbers"
 NUMBERS = Source("num2words", "num2words", "LGPL-2.1 (rules, not text)", "num2words' rules of number names")
@@ -19,7 +19,7 @@ def numbers(code: str) -> Iterator[Facts]:
 
 
 RECIPES = tuple(
-    Recipe(
+    TaskRecipe(
         f"{language.lower()}_number",
         FAMILY,
         language + ": {}\nNumber:",

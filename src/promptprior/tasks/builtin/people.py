@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "names"
 FAKER = Source("faker", "faker", "MIT", "Faker's names by country")
@@ -12,11 +12,11 @@ AMERICAN = "en_US"
 LOCALES = {"Dutch": "nl_NL", "French": "fr_FR", "German": "de_DE", "Italian": "it_IT", "Spanish": "es_ES"}
 
 
-def people(kinds: dict[str, str], locales: dict[str, str]) -> Iterator[Facts]:
-    """Names of some kinds (a label to Faker's list) and languages; names with two answers are dropped later."""
+def people(lists: dict[str, str], locales: dict[str, str]) -> Iterator[Facts]:
+    """Names in Faker's `lists` (by the kind of name) for each language; names with two answers are dropped later."""
     for language, locale in locales.items():
         provider = import_module(f"faker.providers.person.{locale}").Provider
-        for kind, list_name in kinds.items():
+        for kind, list_name in lists.items():
             for name in sorted({name for name in getattr(provider, list_name) if name.isalpha()}):
                 yield {"name": name, "kind": kind, "language": language}
 
@@ -32,9 +32,11 @@ GENDERS = {
 }
 RECIPES = (
     *(
-        Recipe(name, FAMILY, "Name: {}\nGender:", partial(people, given_names, {"": locale}), "name", "kind", (FAKER,))
+        TaskRecipe(
+            name, FAMILY, "Name: {}\nGender:", partial(people, given_names, {"": locale}), "name", "kind", (FAKER,)
+        )
         for name, locale in GENDERS.items()
     ),
-    Recipe("given_or_family", FAMILY, "Name: {}\nKind of name:", given_or_family, "name", "kind", (FAKER,)),
-    Recipe("family_name_origin", FAMILY, "Family name: {}\nOrigin:", family_names, "name", "language", (FAKER,)),
+    TaskRecipe("given_or_family", FAMILY, "Name: {}\nKind of name:", given_or_family, "name", "kind", (FAKER,)),
+    TaskRecipe("family_name_origin", FAMILY, "Family name: {}\nOrigin:", family_names, "name", "language", (FAKER,)),
 )

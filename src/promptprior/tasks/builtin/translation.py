@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from promptprior.tasks.builtin.generator import Facts, Recipe
+from promptprior.tasks.builtin.generator import Facts, TaskRecipe
 from promptprior.tasks.builtin.geography import CLDR
 
 FAMILY = "translation"
@@ -35,6 +35,8 @@ TASKS = [
     ("english_to_french", "fr", "English: {}\nFrench:", "english", "name"),
 ]
 RECIPES = tuple(
-    Recipe(name, FAMILY, template, partial(pairs, code), asks, answers, (CLDR,), choice=False, metrics=("exact_match",))
+    TaskRecipe(
+        name, FAMILY, template, partial(pairs, code), asks, answers, (CLDR,), choice=False, metrics=("exact_match",)
+    )
     for name, code, template, asks, answers in TASKS
 )

@@ -34,13 +34,13 @@ def check_task(task: Task) -> tuple[Problem, ...]:
     ids = {name: {e.id for e in examples} for name, examples in splits.items()}
     texts = {name: {normalised(e.text) for e in examples} for name, examples in splits.items()}
     errors = [f"split {name!r} is empty" for name in SPLITS if not splits[name]]
-    for one, other in combinations(SPLITS, 2):  # the same id in two splits: an example is learned from and tested on
-        if both := sorted(ids[one] & ids[other]):
+    for earlier, later in combinations(SPLITS, 2):  # an id in both: an example is learned from and tested on
+        if both := sorted(ids[earlier] & ids[later]):
             listed = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
-            errors.append(f"{len(both)} id(s) stand in both {one} and {other}: {listed}")
-    for one, other in combinations(SPLITS, 2):  # loading drops such texts, so this speaks of tasks built by hand
-        if shared := len(texts[one] & texts[other]):
-            errors.append(f"{shared} text(s) stand in both {one} and {other}")
+            errors.append(f"{len(both)} id(s) stand in both {earlier} and {later}: {listed}")
+    for earlier, later in combinations(SPLITS, 2):  # loading drops such texts: a task was built by hand
+        if shared := len(texts[earlier] & texts[later]):
+            errors.append(f"{shared} text(s) stand in both {earlier} and {later}")
     warnings = []
     for name, examples in splits.items():
         if repeats := len({(e.id, e.text, e.target) for e in examples}) - len(ids[name]):

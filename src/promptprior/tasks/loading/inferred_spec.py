@@ -35,8 +35,8 @@ def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpe
     The target is the column of a usual name, else the only one that is no input. The card's metric, such as
     accuracy+macro_f1, is translated to our names; what is unknown gives way to the usual metric.
     """
-    lists = {key: card.get(key) for key in ("input_columns", "columns", "label_names")}
-    inputs, columns, names = ([str(v) for v in some] if isinstance(some, list) else [] for some in lists.values())
+    lists = [card.get(key) for key in ("input_columns", "columns", "label_names")]
+    inputs, columns, names = ([str(v) for v in value] if isinstance(value, list) else [] for value in lists)
     rest = [column for column in columns if column not in (*inputs, "id", "idx")]
     usual = [column for column in TARGET_COLUMNS if column in rest]
     target = "label" if names else usual[0] if usual else rest[0] if len(rest) == 1 else None
@@ -45,14 +45,14 @@ def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpe
             f"{where}: cannot tell inputs from answer (input_columns: {inputs}, columns: {columns}); "
             f"write a spec.yaml beside it\n{_example_spec(name, columns)}"
         )
-    cue = f"{_column(inputs[0])}\n{target.capitalize()}:"
+    text = f"{_column(inputs[0])}\n{target.capitalize()}:"
     if len(inputs) > 1:
-        cue = "".join(f"{column}: {_column(column)}\n" for column in inputs) + f"{target}:"
+        text = "".join(f"{column}: {_column(column)}\n" for column in inputs) + f"{target}:"
     words = METRIC_WORDS if names else {**METRIC_WORDS, "f1": "squad_f1"}
     metrics = [words.get(word, word) for word in str(card.get("metric", "")).split("+")]
     return TaskSpec(
         task=name,
-        doc_to_text=cue,
+        doc_to_text=text,
         doc_to_target=target,
         output_type="multiple_choice" if names else "generate_until",
         metrics=tuple(m for m in metrics if m in METRICS) or (("accuracy",) if names else ("exact_match",)),

@@ -38,8 +38,8 @@ class Rows:
         """At most `limit` rows, drawn the same way every time and kept in order (files are often sorted)."""
         if limit is None or len(self) <= limit:
             return self
-        kept = sorted(random.Random(f"{len(self)}/{limit}").sample(range(len(self)), limit))
-        values, lines = tuple(self.values[k] for k in kept), tuple(self.lines[k] for k in kept)
+        drawn = sorted(random.Random(f"{len(self)}/{limit}").sample(range(len(self)), limit))
+        values, lines = tuple(self.values[i] for i in drawn), tuple(self.lines[i] for i in drawn)
         return Rows(self.source, values, lines, self.unit)
 
 
@@ -61,20 +61,28 @@ def read_data_file(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
         numbered = [(n, line) for n, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
-        values = tuple(parse_object(line, f"{path} line {n}") for n, line in numbered)
-        rows = Rows(str(path), values, tuple(n for n, _ in numbered))
+        objects = tuple(parse_object(line, f"{path} line {n}") for n, line in numbered)
+        rows = Rows(str(path), objects, tuple(n for n, _ in numbered))
     elif path.suffix == ".csv":
         rows = _read_csv(path)
     elif path.suffix == ".json":
         try:
-            listed = json.loads(read_utf8(path))
+            values = json.loads(read_utf8(path))
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
-        if not isinstance(listed, list) or not all(isinstance(v, dict) for v in listed):
+        if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
             raise DataError(f"{path}: expected a JSON list of objects (one object a line is .jsonl)")
-        rows = rows_of(listed, str(path))
+        rows = rows_of(values, str(path))
     else:
-        rows = _read_parquet(path)
+        try:
+            from pyarrow import ArrowException  # type: ignore[import-untyped]
+            from pyarrow.parquet import read_table  # type: ignore[import-untyped]
+        except ImportError:
+            raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
+        try:
+            rows = rows_of(read_table(path).to_pylist(), str(path))
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a readable Parquet file ({error})") from None
     if not len(rows):
         raise DataError(f"{path}: the file holds no rows")
     return rows
@@ -128,15 +136,3 @@ def _read_csv(path: Path) -> Rows:
             )
     values = tuple(dict(zip(header, record, strict=True)) for _, record in body)
     return Rows(str(path), values, tuple(line for line, _ in body))
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        from pyarrow import ArrowException  # type: ignore[import-untyped]
-        from pyarrow.parquet import read_table  # type: ignore[import-untyped]
-    except ImportError:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
-    try:
-        return rows_of(read_table(path).to_pylist(), str(path))
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from None

@@ -55,5 +55,5 @@ def carve(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Examp
         carved.add(key)
         wanted -= sizes[key]
     pairs = list(zip(examples, keys, strict=True))
-    kept = tuple(example for example, key in pairs if key not in carved)
-    return kept, tuple(example for example, key in pairs if key in carved)
+    remaining = tuple(example for example, key in pairs if key not in carved)
+    return remaining, tuple(example for example, key in pairs if key in carved)

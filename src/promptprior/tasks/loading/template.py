@@ -63,16 +63,13 @@ def refuse_null(value: object) -> object:
     return value
 
 
-def regex_replace(text: str, pattern: str, replacement: str = "", count: int = 0) -> str:
-    """lm-eval's filter: `re.sub` with the text first."""
-    return re.sub(pattern, replacement, str(text), count=count)
-
-
-# Jinja as lm-eval sets it up (strict names, trailing newlines kept, regex_replace), in a sandbox
+# Jinja as lm-eval sets it up (strict names, trailing newlines kept, its filter regex_replace), in a sandbox
 JINJA = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, keep_trailing_newline=True, finalize=refuse_null, autoescape=False
 )
-JINJA.filters["regex_replace"] = regex_replace
+JINJA.filters["regex_replace"] = lambda text, pattern, replacement="", count=0: re.sub(
+    pattern, replacement, str(text), count=count
+)
 
 
 @lru_cache(maxsize=4096)

@@ -103,8 +103,8 @@ class Batch:
         rows = torch.isin(self.text_index, texts)
         position = torch.full((self.texts,), -1, device=texts.device)
         position[texts] = torch.arange(len(texts), device=texts.device)
-        lengths = self.text_lengths[texts], self.target_lengths[rows]
-        longest_text, longest_target = (int(some.max()) if some.numel() else 0 for some in lengths)
+        lengths = self.text_lengths[texts], self.target_lengths[rows]  # [K], [rows of these texts]
+        longest_text, longest_target = (int(length.max()) if length.numel() else 0 for length in lengths)
         cut = replace(self, text_ids=self.text_ids[:, :longest_text], target_ids=self.target_ids[:, :longest_target])
         return cut._select(texts, rows, position)
 
