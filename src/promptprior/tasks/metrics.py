@@ -203,7 +203,7 @@ def index_of(text: str, names: Sequence[str]) -> int:
     return next((matches[0] for matches in (exact, folded) if len(matches) == 1), UNKNOWN)
 
 
-# Classes ------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------
 
 
 def class_score(answers: AnswerSet, name: str, over: Literal["seen", "true", "last", "stance"] | None = None) -> float:
@@ -226,7 +226,7 @@ def class_score(answers: AnswerSet, name: str, over: Literal["seen", "true", "la
             )
         classes = [1]
     if over == "stance":
-        index = {name.strip().casefold().replace("favour", "favor"): i for i, name in enumerate(answers.classes)}
+        index = {word.strip().casefold().replace("favour", "favor"): i for i, word in enumerate(answers.classes)}
         missing = {"against", "favor"} - set(index)
         if missing:
             raise SpecError(
@@ -247,7 +247,7 @@ def grouped_exact_match(answers: AnswerSet) -> float:
     return float(np.mean(list(groups.values())))
 
 
-# Numbers ------------------------------------------------------------------------------------------------
+# --- numbers ----------------------------------------------------------------------------------------------
 
 
 def correlation(answers: AnswerSet, name: str) -> float:
@@ -314,7 +314,7 @@ def last_number(text: str) -> float | None:
     return as_number(numbers[-1]) if numbers else None
 
 
-# Text ---------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------
 
 
 def squad_f1(answers: AnswerSet) -> float:
@@ -357,7 +357,7 @@ def bleu(answers: AnswerSet) -> float:
     return corpus_bleu(list(texts), streams).score / 100
 
 
-# Ranked choices -----------------------------------------------------------------------------------------
+# --- ranked choices ---------------------------------------------------------------------------------------
 
 
 def acc_norm(answers: AnswerSet) -> float:
