@@ -72,28 +72,26 @@ class MetaDraws:
         """The meta-batch of one step."""
         inner: list[list[tuple[Pool, int]]] = [[] for _ in range(self.inner_steps)]
         query: list[tuple[Pool, int]] = []
-        learners: list[int] = []  # of each unit, as its seed
+        learners: list[int] = []  # the meta-learner of each unit drawn, and its seed: unit u is copy u
         seeds: list[int] = []
         for learner, seed in enumerate(self.seeds):
             units = torch.randperm(len(self.units), generator=generator(seed, "units", step))[: self.units_per_step]
-            for unit in units.tolist():
-                support, judged = (
-                    Pool(items, self.units[unit].task, copy=len(seeds))
-                    for items in (self.units[unit].support, self.units[unit].query)
-                )
-                order = torch.randperm(len(support.items), generator=generator(seed, "support", step, unit)).tolist()
-                take = min(self.support_size, len(order))
-                for k, texts in enumerate(inner):
-                    first = 0 if self.same_support else k * take
-                    texts += [(support, order[(first + i) % len(order)]) for i in range(take)]
-                order = torch.randperm(len(judged.items), generator=generator(seed, "query", step, unit)).tolist()
-                query += [(judged, place) for place in order[: self.query_size]]
+            for u in units.tolist():
+                unit, copy = self.units[u], len(seeds)
+                support = Pool(unit.support, unit.task, copy)
+                order = torch.randperm(len(unit.support), generator=generator(seed, "support", step, u)).tolist()
+                size = min(self.support_size, len(order))
+                for k, texts in enumerate(inner):  # the next texts of the order, from its front again when they run out
+                    start = 0 if self.same_support else k * size
+                    texts += [(support, order[(start + i) % len(order)]) for i in range(size)]
+                order = torch.randperm(len(unit.query), generator=generator(seed, "query", step, u)).tolist()
+                query += [(Pool(unit.query, unit.task, copy), place) for place in order[: self.query_size]]
                 learners.append(learner)
                 seeds.append(seed)
-        of_copies = dict(enumerate(seeds))
+        seed_of_copy = dict(enumerate(seeds))
         return MetaBatch(
-            inner=tuple(collate_drawn(texts, step, of_copies) for texts in inner),
-            query=collate_drawn(query, step, of_copies) if self.query_size else None,
+            inner=tuple(collate_drawn(texts, step, seed_of_copy) for texts in inner),
+            query=collate_drawn(query, step, seed_of_copy) if self.query_size else None,
             owner=torch.tensor(learners),
         )
 
