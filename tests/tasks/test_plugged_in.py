@@ -80,6 +80,11 @@ def test_rows_without_answers_are_read_by_a_packages_task() -> None:
         ),
         ("mine", "A = {'doc_to_txt': 'a'}", r"package bad-tasks\): unknown key 'doc_to_txt'; did you mean 'doc_to_tex"),
         ("mine", "A = {'doc_to_text': 'a', 'doc_to_target': 'b'}", r"'mine' names no Hub data set"),
+        (
+            "other",
+            "A = {'task': 'mine', 'doc_to_text': 'a', 'doc_to_target': 'b'}",
+            "gives a task named 'mine'; the two",
+        ),
         ("other", TASKS.replace("def parity", "def A"), "gives a task named 'parity'; the two names must agree"),
     ],
 )

@@ -248,15 +248,17 @@ def plugin_task(name: str) -> Task | TaskSpec | None:
         return None
     value, where = declared[name], f"entry point {declared.describe(name)}"
     if isinstance(value, Mapping):
-        return spec_from({"task": name, **value}, where)
-    task = value() if callable(value) else value
-    if not isinstance(task, Task):
+        task: object = spec_from({"task": name, **value}, where)
+    else:
+        task = value() if callable(value) else value
+    if not isinstance(task, Task | TaskSpec):
         raise SpecError(
             f"{where}: expected a callable that returns a Task, or a mapping with a spec's keys, got {task!r}"
         )
-    if task.name != name:
-        raise SpecError(f"{where}: gives a task named {task.name!r}; the two names must agree")
-    return check_raise(task)
+    own_name = task.task if isinstance(task, TaskSpec) else task.name
+    if own_name != name:
+        raise SpecError(f"{where}: gives a task named {own_name!r}; the two names must agree")
+    return task if isinstance(task, TaskSpec) else check_raise(task)
 
 
 def folders(data: Path) -> tuple[str, ...]:
