@@ -14,7 +14,7 @@ import torch
 
 from promptprior.backbone import Backbone, load, ranking_tokens, training_tokens
 from promptprior.tasks import builtin
-from promptprior.tasks.builtin.generator import Recipe
+from promptprior.tasks.builtin.generator import TaskRecipe
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.task import SPLITS, Example, Task
@@ -24,7 +24,7 @@ ROWS = 60
 HEAD = """# The built-in suite
 
 {count} tasks in {families} families, made offline when they are asked for, from data that ordinary PyPI packages
-ship. No answer is written by hand. `promptprior.tasks.builtin.load(name)` makes one; examples are dealt to
+ship. No answer is written by hand. `promptprior.tasks.builtin.make_task(name)` makes one; examples are dealt to
 train / validation / test by a stable hash of their entity (a lemma, a country, a number), so an entity stands in the
 same split in every task. Choice tasks are balanced: equal classes where the data allow, else none more than twice
 as often as the rarest.
@@ -75,7 +75,7 @@ def row(task: Task, accuracy: float) -> str:
     return f"| {task.family} | {task.name} | {answers} | {sizes} | {chance(task):.2f} | {accuracy:.2f} | {shown} |\n"
 
 
-def source_rows(recipes: tuple[Recipe, ...]) -> str:
+def source_rows(recipes: tuple[TaskRecipe, ...]) -> str:
     families: dict[tuple[str, str], dict[str, None]] = {}
     for recipe in recipes:
         for source in recipe.sources:
@@ -87,7 +87,7 @@ def scored(names: list[str]) -> dict[str, float]:
     backbone = load("smollm2", device="cpu", max_tokens=4096)
     accuracies = {}
     for name in names:
-        accuracies[name] = zero_shot(backbone, builtin.load(name))
+        accuracies[name] = zero_shot(backbone, builtin.make_task(name))
         print(f"{name:24s} {accuracies[name]:.2f}", flush=True)
     return accuracies
 
@@ -98,7 +98,7 @@ def main(names: list[str]) -> None:
     if names:
         return
     head = HEAD.format(count=len(accuracies), families=len(builtin.FAMILIES), rows=ROWS)
-    rows = "".join(row(builtin.load(name), accuracy) for name, accuracy in accuracies.items())
+    rows = "".join(row(builtin.make_task(name), accuracy) for name, accuracy in accuracies.items())
     draft = PAGE.with_suffix(".tmp")
     draft.write_text(head + rows + SOURCES + source_rows(builtin.RECIPES), encoding="utf-8")
     os.replace(draft, PAGE)

@@ -403,7 +403,7 @@ def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch
 @pytest.mark.parametrize("path", sorted(find_verb("compare").presets.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_plans_of_tasks_that_exist(path: Path):
     plan = from_mapping(Plan, load_yaml(path), path.name)
-    made = {task: builtin.load(task) for task in (*plan.sources, *plan.targets)}
+    made = {task: builtin.make_task(task) for task in (*plan.sources, *plan.targets)}
     assert {made[t].family for t in plan.targets} <= {made[s].family for s in plan.sources}
     assert all(t.split("test") for t in made.values())
 

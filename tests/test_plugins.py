@@ -2,35 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from promptprior import plugins
 from promptprior.errors import SpecError
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    plugins._entry_points.cache_clear()
-    yield
-    plugins._entry_points.cache_clear()
-
-
-def install(folder: Path, package: str, points: str, code: str = "") -> None:
-    """A package as pip leaves it: a module and a dist-info folder that declares entry points."""
-    module = package.replace("-", "_")
-    (folder / f"{module}.py").write_text(code)
-    info = folder / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(points)
+from tests.installed import install
 
 
 def test_objects_are_loaded_by_name_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "plug-one", "[promptprior.things]\nanswer = plug_one:ANSWER\n", "ANSWER = 42\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, tmp_path, "plug-one", "[promptprior.things]\nanswer = plug_one:ANSWER\n", "ANSWER = 42\n")
     things = plugins.load("promptprior.things")
     assert list(things) == ["answer"]
     assert "plug_one" not in sys.modules
@@ -43,25 +25,22 @@ def test_objects_are_loaded_by_name_when_asked_for(tmp_path: Path, monkeypatch: 
 def test_what_cannot_be_loaded_names_package_and_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    install(tmp_path, "plug-two", f"[promptprior.things]\nanswer = {point}\n")
+    install(monkeypatch, tmp_path, "plug-two", f"[promptprior.things]\nanswer = {point}\n")
     (tmp_path / "plug_broken.py").write_text("1 / 0\n")
-    monkeypatch.syspath_prepend(tmp_path)
     things = plugins.load("promptprior.things")
     with pytest.raises(SpecError, match=rf"'answer' \({point}, group promptprior.things, package plug-two\) cannot be"):
         things["answer"]
 
 
 def test_a_name_of_promptprior_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "plug-three", "[promptprior.things]\naccuracy = plug_three:A\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, tmp_path, "plug-three", "[promptprior.things]\naccuracy = plug_three:A\n")
     with pytest.raises(SpecError, match=r"'accuracy' .* of package plug-three has a name that promptprior itself"):
         plugins.load("promptprior.things", own_names=("accuracy",))
 
 
 def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "plug-four", "[promptprior.things]\nkappa = plug_four:A\n")
-    install(tmp_path, "plug-five", "[promptprior.things]\nkappa = plug_five:A\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, tmp_path, "plug-four", "[promptprior.things]\nkappa = plug_four:A\n")
+    install(monkeypatch, tmp_path, "plug-five", "[promptprior.things]\nkappa = plug_five:A\n")
     with pytest.raises(SpecError, match=r"'kappa' .* of package plug-four has a name that plug-five defines too"):
         plugins.load("promptprior.things")
 

@@ -9,6 +9,7 @@ The groups are ``promptprior.tasks``, ``.metrics``, ``.methods``, ``.parameteris
 ``.report_tables``; the place that looks a name up says what an object of its group must be.
 """
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,8 +27,9 @@ class Plugins(Mapping[str, object]):
 
     def __getitem__(self, name: str) -> object:
         """The object of a name. Raises KeyError for an unknown name, SpecError where its package fails."""
+        point = self.declared[name]
         try:
-            return self.declared[name].load()
+            return point.load()
         except Exception as error:  # importing a package runs its code: anything can go wrong
             raise SpecError(
                 f"entry point {self.describe(name)} cannot be loaded: {error}; upgrade or uninstall that package"
@@ -52,7 +54,7 @@ def load(group: str, own_names: Collection[str] = ()) -> Plugins:
     those that promptprior itself defines: a name must mean the same with and without the other package.
     """
     declared: dict[str, EntryPoint] = {}
-    for point in _entry_points(group):
+    for point in _entry_points(group, tuple(sys.path)):
         if point.name in own_names or point.name in declared:
             other = _package(declared[point.name]) if point.name in declared else "promptprior itself"
             raise SpecError(
@@ -64,8 +66,9 @@ def load(group: str, own_names: Collection[str] = ()) -> Plugins:
 
 
 @cache
-def _entry_points(group: str) -> tuple[EntryPoint, ...]:
-    # A package that is on the path twice (installed and in the working directory) declares the same point twice.
+def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    # Reading all installed packages takes milliseconds, so once per path. A package that is there twice (installed and
+    # in the working directory) declares the same point twice.
     return tuple(dict.fromkeys(sorted(entry_points(group=group), key=lambda point: (point.name, point.value))))
 
 

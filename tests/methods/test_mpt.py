@@ -23,7 +23,7 @@ from promptprior.objectives.distillation import Distilled
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.decomposed import Decomposed
 from promptprior.rules.optimiser import stage_rate
-from promptprior.tasks.sampling.stochastic_draws import StochasticDraws
+from promptprior.tasks.sampling.draws import StochasticDraws
 from promptprior.train import Run, Trained, train
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,8 +75,9 @@ def test_reading_moves_prompts_only() -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    moved = collate(ITEMS).to("meta")
-    assert all(getattr(moved, name).is_meta for name in vars(moved))
+    moved = replace(collate(ITEMS), step=7, seeds=(13,)).to("meta")
+    assert all(value.is_meta for value in vars(moved).values() if isinstance(value, torch.Tensor))
+    assert (moved.step, moved.seeds) == (7, (13,))
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,23 @@ def test_there_must_be_something_to_score(items: list[Tokens], message: str) -> 
 
 def test_a_batch_of_empty_texts_is_fine() -> None:
     assert rows_of(collate([Tokens((), ((3,),))])) == [([], [3], 0, 0, 1.0)]
+
+
+def test_without_a_draw_a_batch_knows_no_example_step_or_seed() -> None:
+    batch = collate(ITEMS)
+    assert (batch.example_index.tolist(), batch.step, batch.seeds) == ([-1, -1, -1], -1, ())
+    bare = Batch(**{n: v for n, v in vars(batch).items() if n not in ("example_index", "step", "seeds")})
+    assert bare.example_index.tolist() == [-1, -1, -1]
+    assert batch.tile(2).seeds == ()
+
+
+def test_examples_step_and_seeds_follow_their_texts() -> None:
+    batch = collate(ITEMS, [0, 1, 1], examples=[4, 5, 6], step=9, seeds=(13, 21))
+    assert batch.take(torch.tensor([0, 2])).example_index.tolist() == [4, 6]
+    assert batch.reordered(torch.tensor([2, 0, 1]))[0].example_index.tolist() == [6, 4, 5]
+    assert batch.reading(torch.tensor([0, 0, 0])).example_index.tolist() == [4, 5, 6]
+    for same in (batch.take(torch.tensor([1])), batch.reordered(torch.tensor([2, 0, 1]))[0], batch.to("cpu")):
+        assert (same.step, same.seeds) == (9, (13, 21))
+    tiled = collate(ITEMS, examples=[4, 5, 6], step=9, seeds=(13,)).tile(2)
+    assert tiled.example_index.tolist() == [4, 5, 6] * 2
+    assert (tiled.step, tiled.seeds) == (9, (13, 13))  # every particle reads the one draw

@@ -26,7 +26,7 @@ def facts(name: str) -> dict[str, str]:
     """What a task asks to what it answers, all splits together."""
     template = next(r.template for r in builtin.RECIPES if r.name == name)
     head, tail = template.split("{}")
-    task = builtin.load(name)
+    task = builtin.make_task(name)
     return {e.text[len(head) : -len(tail)]: e.target for split in SPLITS for e in task.split(split)}
 
 
@@ -35,14 +35,14 @@ def test_the_suite_is_wide() -> None:
     assert len(builtin.FAMILIES) >= 6
     assert all(len(tasks) >= 2 for family, tasks in builtin.FAMILIES.items() if family != "emoji")
     assert sorted(n for tasks in builtin.FAMILIES.values() for n in tasks) == sorted(NAMES)
-    kinds = Counter(builtin.load(name).output_type for name in NAMES)
+    kinds = Counter(builtin.make_task(name).output_type for name in NAMES)
     assert kinds["multiple_choice"] >= 10
     assert kinds["generate_until"] >= 10
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_whole(name: str) -> None:
-    task = builtin.load(name)
+    task = builtin.make_task(name)
     sizes = {split: len(task.split(split)) for split in SPLITS}
     assert sizes["train"] >= 120
     assert sizes["validation"] >= 40
@@ -59,14 +59,14 @@ def test_a_task_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_stands_twice(name: str) -> None:
-    task = builtin.load(name)
+    task = builtin.make_task(name)
     texts = [normalised(e.text) for split in SPLITS for e in task.split(split)]
     assert len(texts) == len(set(texts))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_fit_the_kind_of_task(name: str) -> None:
-    task = builtin.load(name)
+    task = builtin.make_task(name)
     for example in (e for split in SPLITS for e in task.split(split)):
         assert example.target.strip() == example.target != ""
         if task.is_choice:
@@ -77,9 +77,9 @@ def test_answers_fit_the_kind_of_task(name: str) -> None:
             assert example.choices == ()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if builtin.load(n).is_choice])
+@pytest.mark.parametrize("name", [n for n in NAMES if builtin.make_task(n).is_choice])
 def test_classes_are_balanced_and_spread(name: str) -> None:
-    task = builtin.load(name)
+    task = builtin.make_task(name)
     for split in SPLITS:
         counts = Counter(e.label for e in task.split(split))
         assert set(counts) == set(range(len(task.label_names)))
@@ -93,7 +93,7 @@ def test_an_entity_keeps_its_split_across_tasks() -> None:
     for made in (r for r in builtin.RECIPES if r.family in ("sentiment", "senses", "geography", "numbers")):
         kept = {made.template.format(item.value): item for item in made.items()}
         for split in SPLITS:
-            for example in builtin.load(made.name).split(split):
+            for example in builtin.make_task(made.name).split(split):
                 entity = normalised(kept[example.text].entity)
                 assert split_of.setdefault(entity, split) == split
 
@@ -110,7 +110,7 @@ early = sorted(set({DATA_MODULES}) & set(sys.modules))
 seconds, prints = [], []
 for name in builtin.names():
     start = time.process_time()
-    prints.append(builtin.load(name).fingerprint)
+    prints.append(builtin.make_task(name).fingerprint)
     seconds.append(time.process_time() - start)
 print(json.dumps(dict(early=early, slowest=max(seconds), total=sum(seconds), prints=prints)))
 """
@@ -133,7 +133,7 @@ def fresh() -> list[dict[str, Any]]:
 
 def test_the_same_whatever_the_hash_seed(fresh: list[dict[str, Any]]) -> None:
     first, second = (run["prints"] for run in fresh)
-    assert first == second == [builtin.load(name).fingerprint for name in NAMES]
+    assert first == second == [builtin.make_task(name).fingerprint for name in NAMES]
 
 
 def test_data_packages_are_imported_only_when_a_task_is_loaded(fresh: list[dict[str, Any]]) -> None:
@@ -157,7 +157,7 @@ def test_package_versions_are_told_but_do_not_change_a_task(monkeypatch: pytest.
 
 def test_every_task_gives_few_shot_episodes() -> None:
     for name in NAMES:
-        task = builtin.load(name)
+        task = builtin.make_task(name)
         shots = k_shot(task, 4, seed=13)
         assert len(shots.train) == 4 * max(1, len(task.label_names))
 
@@ -247,7 +247,7 @@ def test_plurals_agree_with_another_library() -> None:
 
 def test_an_unknown_name_is_told_with_its_neighbours() -> None:
     with pytest.raises(SpecError, match="unknown built-in task 'noun_plurals'; did you mean 'noun_plural'"):
-        builtin.load("noun_plurals")
+        builtin.make_task("noun_plurals")
 
 
 def test_a_missing_package_or_file_is_named() -> None:
@@ -281,12 +281,13 @@ def test_ancestry_is_told_only_when_it_is_one() -> None:
 
 
 def test_countries_are_today_s() -> None:
-    assert "YU" not in geography.countries()
-    assert geography.country_name("MM") == "Myanmar"
+    assert "YU" not in geography.country_table()
+    assert geography.country_table()["MM"]["english"] == "Myanmar"
+    assert geography.country_table()["FR"]["english"] == "France"
 
 
 def test_fingerprints_are_stable_and_distinct() -> None:
     again: list[Task] = [made.task() for made in builtin.RECIPES]
     prints = [task.fingerprint for task in again]
-    assert prints == [builtin.load(name).fingerprint for name in NAMES]
+    assert prints == [builtin.make_task(name).fingerprint for name in NAMES]
     assert len(set(prints)) == len(prints)

@@ -9,7 +9,7 @@ import pytest
 from promptprior.tasks.loading.check import check_task, shared_text
 from promptprior.tasks.loading.load import CATALOGUE, available, catalogue_names, catalogue_spec, load_task
 from promptprior.tasks.loading.partitions import read_partitions
-from promptprior.tasks.loading.readers import read_rows, rows_of
+from promptprior.tasks.loading.readers import read_data_file, rows_of
 from promptprior.tasks.loading.spec import TaskSpec, render
 from promptprior.tasks.task import SPLITS
 
@@ -73,7 +73,7 @@ def test_every_folder_loads_by_its_spec(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in FOLDERS if catalogue_spec(n).output_type == "multiple_choice"])
 def test_labels_are_the_folders_own(name: str) -> None:
     """The rendered label is the `label` column, also where the spec computes it from the Hub's columns."""
-    rows = read_rows(DATA / name / "validation.jsonl")
+    rows = read_data_file(DATA / name / "validation.jsonl")
     assert [e.label for e in render(catalogue_spec(name), rows)] == [row["label"] for row in rows.values]
 
 

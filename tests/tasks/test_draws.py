@@ -126,7 +126,8 @@ def names(batch: Batch) -> list[int]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+    tensors = [name for name, value in vars(one).items() if isinstance(value, torch.Tensor)]
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
 def test_mixtures_are_a_function_of_seed_and_step_alone() -> None:
@@ -206,3 +207,19 @@ def test_random_streams_are_independent_by_name() -> None:
 
     assert first(13, "a") == first(13, "a")
     assert len({first(13, "a"), first(13, "b"), first(14, "a"), first("13/a", "")}) == 4
+
+
+def test_a_batch_says_which_examples_it_holds_and_which_draw_it_is() -> None:
+    pools = [pool(50, 0), pool(20, 1)]
+    for step in (0, 5, 17):
+        mixed = MixtureDraws(pools, [0.5, 0.5], 4, seed=13).batch(step)
+        assert mixed.example_index.tolist() == [name % 1000 for name in names(mixed)]
+        assert (mixed.step, mixed.seeds) == (step, (13,))
+        own = EpisodeDraws([pool(10, 0, 0), pool(3, 1, 1)], 4, [13, 21]).batch(step)
+        assert own.example_index.tolist() == [name % 1000 for name in names(own)]
+        assert (own.step, own.seeds) == (step, (13, 21))
+
+
+def test_seeds_are_found_by_copy() -> None:
+    batch = EpisodeDraws([pool(4, 0, 2), pool(4, 1, 0)], 2, [13, 21]).batch(0)
+    assert batch.seeds == (21, -1, 13)  # no text trains copy 1

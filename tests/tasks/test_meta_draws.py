@@ -81,6 +81,14 @@ def test_meta_learners_draw_for_themselves() -> None:
         assert mine == [seen(alone.query, u) for u in range(3)]
 
 
+def test_inner_and_query_batches_say_which_examples_and_which_draw_they_are() -> None:
+    made = draws(seeds=[5, 6]).batch(3)
+    assert made.query is not None
+    for batch, first in (*((inner, 0) for inner in made.inner), (made.query, 50)):
+        assert batch.example_index.tolist() == [word % 100 - first for word in batch.text_ids[:, 0].tolist()]
+        assert (batch.step, batch.seeds) == (3, (5, 5, 5, 6, 6, 6))
+
+
 def task(texts: Sequence[str], name: str = "t") -> Task:
     train = tuple(Example(str(i), text, "yes", ("yes", "no"), 0) for i, text in enumerate(texts))
     return Task(name, "multiple_choice", ("acc",), {"train": train}, label_names=("yes", "no"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.metrics import METRICS, Prediction, score, squad_normalised, word_f1
+from promptprior.tasks.metrics import METRICS, Prediction, score, squad_normalised
 from promptprior.tasks.task import Example, Task
 
 
@@ -55,7 +55,8 @@ def test_class_metrics_are_scikit_learns(three_class):
     from sklearn import metrics as sk
 
     y, p, names = three_class
-    task = choice_task(y, ("accuracy", "macro_f1", "matthews_correlation", "macro_recall", "f1_against_favor"), names)
+    named = ("accuracy", "macro_f1", "matthews_correlation", "macro_recall", "balanced_accuracy", "f1_against_favor")
+    task = choice_task(y, named, names)
     got = scored(task, chosen(task, p.tolist()))
     assert got == pytest.approx(
         {
@@ -63,6 +64,7 @@ def test_class_metrics_are_scikit_learns(three_class):
             "macro_f1": sk.f1_score(y, p, average="macro"),
             "matthews_correlation": sk.matthews_corrcoef(y, p),
             "macro_recall": sk.balanced_accuracy_score(y, p),
+            "balanced_accuracy": sk.balanced_accuracy_score(y, p),
             "f1_against_favor": sk.f1_score(y, p, average=None)[[1, 2]].mean(),
         }
     )
@@ -219,8 +221,9 @@ def test_exact_match_and_squad_f1_are_torchmetrics():
 
 def test_squad_words():
     assert squad_normalised("An  apple—the 'theatre'") == "apple— theatre"
-    assert word_f1("red red blue", "red blue blue") == pytest.approx(2 / 3)
-    assert word_f1("the", "a") == 0.0  # as in SQuAD 1.1, where two empty bags share nothing
+    task = text_task(["red blue blue", "a"], ("squad_f1",))
+    assert scored(task, said(task, ["red red blue", "the"]))["squad_f1"] == pytest.approx(1 / 3)
+    # 2/3, and 0 as in SQuAD 1.1, where two empty bags share nothing
 
 
 def test_an_empty_generation_is_not_a_punctuation_mark():
@@ -321,6 +324,21 @@ def test_only_calibration_is_better_when_lower():
         "brier",
         "ece",
     }
+
+
+def test_scores_lie_within_the_bounds_that_metrics_declare(ranked_three):
+    y, nll = ranked_three
+    task = choice_task(
+        y,
+        tuple(n for n in METRICS if n not in ("f1", "f1_against_favor", "pearson", "spearman", "number_match")),
+        names=("a", "b", "c"),
+    )
+    for name, value in scored(task, chosen(task, nll.argmin(1).tolist(), nll.tolist())).items():
+        low, high = METRICS[name].bounds
+        assert low <= value <= high
+    opposite = text_task(["1", "2", "3"], ("pearson", "spearman"))
+    assert scored(opposite, said(opposite, ["3", "2", "1"])) == pytest.approx({"pearson": -1.0, "spearman": -1.0})
+    assert METRICS["pearson"].bounds == METRICS["spearman"].bounds == (-1.0, 1.0)
 
 
 def test_an_unknown_metric_is_named_with_its_nearest():

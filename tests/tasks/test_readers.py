@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from promptprior.errors import DataError
-from promptprior.tasks.loading.readers import Rows, read_rows
+from promptprior.tasks.loading.readers import Rows, read_data_file
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -15,19 +15,19 @@ def write(path: Path, content: str | bytes) -> Path:
 def test_jsonl_keeps_line_numbers_and_unusual_line_separators(tmp_path: Path) -> None:
     text = "a\u2028b"  # str.splitlines would break the row here
     path = write(tmp_path / "x.jsonl", json.dumps({"t": text}, ensure_ascii=False) + "\n\n" + '{"t": "c"}\n')
-    rows = read_rows(path)
+    rows = read_data_file(path)
     assert [row["t"] for row in rows.values] == [text, "c"]
     assert rows.lines == (1, 3)
     assert rows.place(1) == f"{path} line 3"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
-    rows = read_rows(write(tmp_path / "x.csv", "\ufefftext,label\nhi,1\n"))
+    rows = read_data_file(write(tmp_path / "x.csv", "\ufefftext,label\nhi,1\n"))
     assert rows.values == ({"text": "hi", "label": "1"},)
 
 
 def test_csv_quotes_line_breaks_and_line_numbers(tmp_path: Path) -> None:
-    rows = read_rows(write(tmp_path / "x.csv", 'text,label\n"a, ""b""\nc",0\nd,1\n'))
+    rows = read_data_file(write(tmp_path / "x.csv", 'text,label\n"a, ""b""\nc",0\nd,1\n'))
     assert rows.values == ({"text": 'a, "b"\nc', "label": "0"}, {"text": "d", "label": "1"})
     assert rows.lines == (2, 4)
 
@@ -39,7 +39,7 @@ def test_json_list_and_parquet_agree_with_jsonl(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "x.parquet")
     write(tmp_path / "x.json", json.dumps(values))
     write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, values)))
-    read = [read_rows(tmp_path / f"x.{suffix}").values for suffix in ("parquet", "json", "jsonl")]
+    read = [read_data_file(tmp_path / f"x.{suffix}").values for suffix in ("parquet", "json", "jsonl")]
     assert read == [tuple(values)] * 3
 
 
@@ -64,13 +64,13 @@ def test_json_list_and_parquet_agree_with_jsonl(tmp_path: Path) -> None:
 )
 def test_bad_files_say_where_and_what(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
-        read_rows(write(tmp_path / name, content))
+        read_data_file(write(tmp_path / name, content))
     assert str(tmp_path / name) in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x.jsonl: no such file"):
-        read_rows(tmp_path / "x.jsonl")
+        read_data_file(tmp_path / "x.jsonl")
 
 
 def test_a_sample_is_fixed_ordered_and_spread() -> None:

@@ -140,11 +140,11 @@ def test_defaults_by_output_type() -> None:
 
 
 def test_every_metric_a_spec_may_name_can_be_computed() -> None:
-    from promptprior.tasks import metrics
-    from promptprior.tasks.loading import spec as module
+    from promptprior.tasks.loading.spec import LM_EVAL_METRICS
+    from promptprior.tasks.metrics import METRICS
 
-    assert set(module.METRICS) == set(metrics.METRICS)
-    assert set(module.LM_EVAL_METRICS.values()) <= set(metrics.METRICS)
+    assert spec(metric_list=list(METRICS)).metrics == tuple(METRICS)
+    assert spec(metric_list=list(LM_EVAL_METRICS)).metrics == tuple(LM_EVAL_METRICS.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from promptprior.tasks.loading.splits import CARVED_MOST, carve, complete, drop_shared
+from promptprior.tasks.loading.splits import CARVED_MOST, carve, complete_splits
 from promptprior.tasks.task import Example
 
 
@@ -8,11 +8,11 @@ def examples(n: int, word: str = "text", group: bool = False) -> tuple[Example, 
 
 def test_three_given_splits_stay_as_they_are() -> None:
     given = {"train": examples(3, "a"), "validation": examples(2, "b"), "test": examples(1, "c")}
-    assert complete(given) == (given, ())
+    assert complete_splits(given) == (given, ())
 
 
 def test_a_labelled_validation_split_is_the_test_where_there_is_none() -> None:
-    splits, notes = complete({"train": examples(100), "validation": examples(7, "v")})
+    splits, notes = complete_splits({"train": examples(100), "validation": examples(7, "v")})
     assert splits["test"] == examples(7, "v")
     assert len(splits["validation"]) == 10
     assert len(splits["train"]) == 90
@@ -23,7 +23,7 @@ def test_a_labelled_validation_split_is_the_test_where_there_is_none() -> None:
 
 
 def test_one_split_gives_three_that_share_nothing_and_lose_nothing() -> None:
-    splits, notes = complete({"train": examples(100)})
+    splits, notes = complete_splits({"train": examples(100)})
     parts = [set(splits[name]) for name in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [81, 9, 10]
     assert set.union(*parts) == set(examples(100))
@@ -56,7 +56,7 @@ def test_texts_of_later_splits_leave_the_earlier_ones() -> None:
         return tuple(Example(w, w, "a") for w in words)
 
     given = {"train": texts("One!", "two", "three"), "validation": texts("TWO", "four"), "test": texts("one", "four.")}
-    splits, notes = drop_shared(given)
+    splits, notes = complete_splits(given)
     assert [e.text for e in splits["train"]] == ["three"]
     assert [e.text for e in splits["validation"]] == ["TWO"]
     assert splits["test"] == given["test"]

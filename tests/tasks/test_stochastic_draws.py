@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from promptprior.tasks.sampling.batch import Tokens
-from promptprior.tasks.sampling.draws import Pool, generator
-from promptprior.tasks.sampling.stochastic_draws import StochasticDraws
+from promptprior.tasks.sampling.draws import Pool, StochasticDraws, generator
 
 STEPS = 3000
 
@@ -36,6 +35,8 @@ def test_every_batch_is_full_and_its_texts_are_their_tasks() -> None:
         batch = made.batch(step)
         assert batch.texts == 32
         assert torch.equal(batch.text_ids[:, 0], batch.task_index)
+        assert torch.equal(batch.text_ids[:, 1], batch.example_index)
+        assert (batch.step, batch.seeds) == (step, (13,))
         assert bool((batch.task_index.diff() >= 0).all())
         assert bool((batch.copy_index == 0).all())
 

@@ -1,8 +1,10 @@
-"""How good answers are: every metric a task can name, computed by the library that is known for it.
+"""How good answers are: THE list of metrics that a task can name, each computed by the library that is known for it.
 
 An answer that cannot be read is wrong, never class 0. With two classes it counts as the other class; with
 more it counts as a class of its own that is never right. A task whose predictions are all alike still has
 a score: correlations and F1 are 0 where their definition divides by zero.
+
+Another package adds a metric by an entry point of the group ``promptprior.metrics`` that names a `Metric`.
 """
 
 import re
@@ -11,11 +13,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from promptprior import plugins
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks.task import Example, Task
 
@@ -42,7 +46,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerSet:
     """Examples with their predictions, seen the ways metrics need them."""
 
     task: Task
@@ -60,72 +64,88 @@ class Answers:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """The true class of each example."""
-        return np.array([self._label(e) for e in self.examples])
+        """The true class of each example. Raises DataError for a target that is none of the classes."""
+        labels = [index_of(e.target, self.classes) if e.label is None else e.label for e in self.examples]
+        if UNKNOWN in labels:
+            example = self.examples[labels.index(UNKNOWN)]
+            raise DataError(
+                f"task {self.task.name!r}, example {example.id!r}: target {example.target!r} is not one of "
+                f"its classes: {', '.join(map(repr, self.classes[:20]))}"
+            )
+        return np.array(labels)
 
     @cached_property
     def guesses(self) -> NDArray[np.int64]:
         """The predicted class of each example; where it is unknown, a wrong one (see above)."""
-        raw = np.array([self._guess(e, p) for e, p in zip(self.examples, self.predictions, strict=True)])
+        raw = np.array(
+            [
+                index_of(p.text, e.choices or self.classes) if p.choice is None else p.choice
+                for e, p in zip(self.examples, self.predictions, strict=True)
+            ]
+        )
         wrong = 1 - self.labels if len(self.classes) == 2 else np.full_like(raw, UNKNOWN)
         return np.where(raw == UNKNOWN, wrong, raw)
 
     @cached_property
-    def seen_classes(self) -> list[int]:
-        """Classes that are true or predicted somewhere: what macro averages run over, as in scikit-learn."""
-        return sorted((set(self.labels.tolist()) | set(self.guesses.tolist())) - {UNKNOWN})
+    def exact_matches(self) -> NDArray[np.bool_]:
+        """Which answers equal one of their references after SQuAD's normalisation.
+
+        A reference that it empties is compared as it stands: otherwise an empty generation would be right where the
+        reference is "+", "-" or "the".
+        """
+        matches = []
+        for text, references in self.texts_and_references:
+            answer = squad_normalised(text)
+            pairs = ((squad_normalised(reference), reference) for reference in references)
+            matches.append(any(answer == wanted if wanted else text.strip() == raw.strip() for wanted, raw in pairs))
+        return np.array(matches)
 
     @cached_property
-    def texts(self) -> list[str]:
-        """The predicted answers."""
-        return [p.text for p in self.predictions]
-
-    @cached_property
-    def references(self) -> list[tuple[str, ...]]:
-        """All accepted answers of each example."""
-        return [e.references or (e.target,) for e in self.examples]
-
-    @cached_property
-    def log_probabilities(self) -> list[NDArray[np.float64]]:
-        """The log-probability of each choice among the choices of its example: log-softmax of -NLL."""
-        return [self._log_probabilities(e, p) for e, p in zip(self.examples, self.predictions, strict=True)]
-
-    @property
-    def probabilities(self) -> list[NDArray[np.float64]]:
-        """The probability of each choice among the choices of its example."""
-        return [np.exp(p) for p in self.log_probabilities]
+    def texts_and_references(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each predicted text with all accepted answers of its example."""
+        pairs = zip(self.predictions, self.examples, strict=True)
+        return [(p.text, e.references or (e.target,)) for p, e in pairs]
 
     @property
     def have_nll(self) -> bool:
         """Whether every prediction was ranked, so that calibration can be measured."""
         return self.task.is_choice and all(p.choice_nll for p in self.predictions)
 
-    def _label(self, example: Example) -> int:
-        if example.label is not None:
-            return example.label
-        label = index_of(example.target, self.classes)
-        if label == UNKNOWN:
-            raise DataError(
-                f"task {self.task.name!r}, example {example.id!r}: target {example.target!r} is not one of "
-                f"its classes: {', '.join(map(repr, self.classes[:20]))}"
-            )
-        return label
+    @cached_property
+    def log_probabilities(self) -> list[NDArray[np.float64]]:
+        """The log-probability of each choice among the choices of its example: log-softmax of -NLL, in nats.
 
-    def _guess(self, example: Example, prediction: Prediction) -> int:
-        if prediction.choice is not None:
-            return prediction.choice
-        return index_of(prediction.text, example.choices or self.classes)
-
-    def _log_probabilities(self, example: Example, prediction: Prediction) -> NDArray[np.float64]:
+        Raises DataError unless every choice of every example has a finite likelihood.
+        """
         from scipy.special import log_softmax
 
-        nll = np.array(prediction.choice_nll, dtype=np.float64)
-        if len(nll) != len(example.choices) or not np.isfinite(nll).all():
+        if not self.have_nll:
             raise DataError(
-                f"task {self.task.name!r}, example {example.id!r}: choice_nll {prediction.choice_nll} "
-                f"needs one finite number for each of the {len(example.choices)} choices"
+                f"task {self.task.name!r}: its metrics need the likelihood of every choice, but some prediction has "
+                "none"
             )
-        return log_softmax(-nll)
+        nlls = [np.array(p.choice_nll, dtype=np.float64) for p in self.predictions]
+        for example, nll in zip(self.examples, nlls, strict=True):
+            if len(nll) != len(example.choices) or not np.isfinite(nll).all():
+                raise DataError(
+                    f"task {self.task.name!r}, example {example.id!r}: choice_nll {tuple(nll.tolist())} "
+                    f"needs one finite number for each of the {len(example.choices)} choices"
+                )
+        return [log_softmax(-nll) for nll in nlls]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, its direction and its range. Only one where higher is better may be a task's first metric.
+
+    `needs_ranking` says that it is computed from the likelihood of every choice; such metrics are reported for all
+    tasks with ranked choices.
+    """
+
+    function: Callable[[AnswerSet], float]
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+    needs_ranking: bool = False
 
 
 def score(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -134,23 +154,7 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     Predictions stand in the order of their examples. Scores lie in [0, 1] (correlations in [-1, 1], nll in
     nats). Raises SpecError for an unknown metric and DataError where predictions do not fit the examples.
     """
-    functions = {name: metric(name).function for name in task.metrics}
-    check_aligned(task, examples, predictions)
-    answers = Answers(task, examples, predictions)
-    if answers.have_nll:
-        functions |= {name: METRICS[name].function for name in CHOICE_METRICS}
-    return {name: float(function(answers)) for name, function in functions.items()}
-
-
-def metric(name: str) -> "Metric":
-    """The metric of a name. Raises SpecError with the nearest names."""
-    if name not in METRICS:
-        raise SpecError(unknown_name("metric", name, METRICS))
-    return METRICS[name]
-
-
-def check_aligned(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
-    """Raise DataError unless each example has its prediction, in order, with a choice that exists."""
+    metrics = {name: metric(name) for name in task.metrics}
     if not examples:
         raise DataError(f"task {task.name!r}: no examples to score")
     if len(examples) != len(predictions):
@@ -166,6 +170,25 @@ def check_aligned(task: Task, examples: Sequence[Example], predictions: Sequence
                 f"task {task.name!r}, example {example.id!r}: choice {prediction.choice} is outside its "
                 f"{len(example.choices)} choices; an unknown answer is None"
             )
+    answers = AnswerSet(task, examples, predictions)
+    if answers.have_nll:
+        metrics |= {name: value for name, value in METRICS.items() if value.needs_ranking}
+    return {name: float(value.function(answers)) for name, value in metrics.items()}
+
+
+def metric(name: str) -> Metric:
+    """The metric of a name, built in or of another package. Raises SpecError with the nearest names."""
+    if name in METRICS:
+        return METRICS[name]
+    others = plugins.load("promptprior.metrics", own_names=METRICS)
+    if name not in others:
+        raise SpecError(unknown_name("metric", name, [*METRICS, *others]))
+    value = others[name]
+    if not isinstance(value, Metric):
+        raise SpecError(
+            f"entry point {others.describe(name)} is {value!r}; expected a promptprior.tasks.metrics.Metric"
+        )
+    return value
 
 
 def index_of(text: str, names: Sequence[str]) -> int:
@@ -174,74 +197,49 @@ def index_of(text: str, names: Sequence[str]) -> int:
     >>> index_of(" Yes", ["no", "yes"]), index_of("maybe", ["no", "yes"])
     (1, -1)
     """
-    for same in (str.strip, lambda s: s.strip().casefold()):
-        found = [i for i, name in enumerate(names) if same(name) == same(text)]
-        if len(found) == 1:
-            return found[0]
-    return UNKNOWN
+    stripped = text.strip()
+    exact = [i for i, name in enumerate(names) if name.strip() == stripped]
+    folded = [i for i, name in enumerate(names) if name.strip().casefold() == stripped.casefold()]
+    return next((matches[0] for matches in (exact, folded) if len(matches) == 1), UNKNOWN)
 
 
-# Classes ------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------
 
 
-def accuracy(answers: Answers) -> float:
-    """Share of right answers."""
-    from sklearn.metrics import accuracy_score
+def class_score(answers: AnswerSet, name: str, over: Literal["seen", "true", "last", "stance"] | None = None) -> float:
+    """A score of scikit-learn over true and predicted classes.
 
-    return accuracy_score(answers.labels, answers.guesses)
+    F1 and recall are averaged `over` the classes that are true or predicted somewhere, those that are true, the last
+    of two (GLUE's "equivalent", "duplicate"), or AGAINST and FAVOR (SemEval-2016 task 6); a class that is neither true
+    nor predicted has 0. Raises SpecError where a task lacks these classes.
+    """
+    from sklearn import metrics
 
-
-def macro_f1(answers: Answers) -> float:
-    """F1 averaged over the classes that are true or predicted somewhere."""
-    return f1_over(answers, answers.seen_classes)
-
-
-def f1(answers: Answers) -> float:
-    """F1 of the last class (GLUE's "equivalent", "duplicate"). Raises SpecError unless there are two."""
-    if len(answers.classes) != 2:
-        raise SpecError(
-            f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; use 'macro_f1'"
-        )
-    return f1_over(answers, [1])
-
-
-def f1_against_favor(answers: Answers) -> float:
-    """Mean F1 of AGAINST and FAVOR (SemEval-2016 task 6). Raises SpecError where one of them is missing."""
-    named = {name.strip().casefold().replace("favour", "favor"): i for i, name in enumerate(answers.classes)}
-    missing = {"against", "favor"} - set(named)
-    if missing:
-        raise SpecError(
-            f"task {answers.task.name!r}: metric 'f1_against_favor' needs label_names with "
-            f"{' and '.join(sorted(missing))}; got {list(answers.classes)}"
-        )
-    return f1_over(answers, [named["against"], named["favor"]])
+    function = getattr(metrics, name)
+    if over is None:
+        return float(function(answers.labels, answers.guesses))
+    classes = sorted({*answers.labels.tolist(), *(answers.guesses.tolist() if over == "seen" else ())} - {UNKNOWN})
+    if over == "last":
+        if len(answers.classes) != 2:
+            raise SpecError(
+                f"task {answers.task.name!r}: metric 'f1' needs two classes, got {len(answers.classes)}; use 'macro_f1'"
+            )
+        classes = [1]
+    if over == "stance":
+        index = {word.strip().casefold().replace("favour", "favor"): i for i, word in enumerate(answers.classes)}
+        missing = {"against", "favor"} - set(index)
+        if missing:
+            raise SpecError(
+                f"task {answers.task.name!r}: metric 'f1_against_favor' needs label_names with "
+                f"{' and '.join(sorted(missing))}; got {list(answers.classes)}"
+            )
+        classes = [index["against"], index["favor"]]
+    return float(function(answers.labels, answers.guesses, labels=classes, average="macro", zero_division=0))
 
 
-def f1_over(answers: Answers, classes: list[int]) -> float:
-    """F1 averaged over some classes; a class that is neither true nor predicted has 0."""
-    from sklearn.metrics import f1_score
-
-    return f1_score(answers.labels, answers.guesses, labels=classes, average="macro", zero_division=0)
-
-
-def macro_recall(answers: Answers) -> float:
-    """Recall averaged over the true classes (balanced accuracy; SemEval-2017 task 4)."""
-    from sklearn.metrics import recall_score
-
-    present = sorted(set(answers.labels.tolist()))
-    return recall_score(answers.labels, answers.guesses, labels=present, average="macro", zero_division=0)
-
-
-def matthews_correlation(answers: Answers) -> float:
-    """Matthews' correlation (CoLA), in [-1, 1]; 0 where all answers are alike."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return matthews_corrcoef(answers.labels, answers.guesses)
-
-
-def grouped_exact_match(answers: Answers) -> float:
+def grouped_exact_match(answers: AnswerSet) -> float:
     """Share of groups whose rows are all right (MultiRC); a row without a group is one of its own."""
-    right = answers.labels == answers.guesses if answers.task.is_choice else exact_matches(answers)
+    right = answers.labels == answers.guesses if answers.task.is_choice else answers.exact_matches
     groups: dict[str, bool] = {}
     for example, ok in zip(answers.examples, right, strict=True):
         key = f"group {example.group}" if example.group else f"row {example.id}"
@@ -249,64 +247,61 @@ def grouped_exact_match(answers: Answers) -> float:
     return float(np.mean(list(groups.values())))
 
 
-# Numbers ------------------------------------------------------------------------------------------------
+# --- numbers ----------------------------------------------------------------------------------------------
 
 
-def pearson(answers: Answers) -> float:
-    """Pearson's correlation of predicted and true numbers; see `numbers` for text that is none."""
-    from scipy.stats import pearsonr
+def correlation(answers: AnswerSet, name: str) -> float:
+    """Correlation of predicted and true numbers by a function of scipy.stats; 0 where either side is constant.
 
-    return correlation(answers, pearsonr)
+    A predicted text that is no number counts as the worst one: the end of the range of true numbers that is farther
+    from the truth. Raises DataError for a true answer that is no number.
+    """
+    from scipy import stats
 
-
-def spearman(answers: Answers) -> float:
-    """Spearman's rank correlation of predicted and true numbers; see `numbers` for text that is none."""
-    from scipy.stats import spearmanr
-
-    return correlation(answers, spearmanr)
-
-
-def correlation(answers: Answers, function: Callable[..., tuple[float, float]]) -> float:
-    """A correlation that is 0 where either side is constant."""
-    true, predicted = numbers(answers)
+    true = true_numbers(answers, as_number)
+    low, high = true.min(), true.max()
+    worst = np.where(true - low > high - true, low, high)
+    parsed = [as_number(p.text) for p in answers.predictions]
+    predicted = np.array([w if p is None else p for p, w in zip(parsed, worst, strict=True)])
     if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nearly constant input is scored, not announced
-        value = float(function(true, predicted)[0])
+        value = float(getattr(stats, name)(true, predicted)[0])
     return value if np.isfinite(value) else 0.0
 
 
-def numbers(answers: Answers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """True and predicted numbers. Text that is no number counts as the worst one.
-
-    The worst is the end of the range of true numbers that is farther from the truth. Raises DataError for
-    a true answer that is no number.
-    """
-    true = np.array([true_number(answers.task, e, as_number(e.target)) for e in answers.examples])
-    low, high = true.min(), true.max()
-    worst = np.where(true - low > high - true, low, high)
-    parsed = [as_number(text) for text in answers.texts]
-    return true, np.array([w if p is None else p for p, w in zip(parsed, worst, strict=True)])
-
-
-def number_match(answers: Answers) -> float:
+def number_match(answers: AnswerSet) -> float:
     """Share of answers whose last number equals the last number of the target (GSM8K)."""
-    pairs = zip(answers.examples, answers.texts, strict=True)
-    return float(
-        np.mean([true_number(answers.task, e, last_number(e.target)) == last_number(text) for e, text in pairs])
-    )
+    true = true_numbers(answers, last_number)
+    return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
+
+
+def true_numbers(answers: AnswerSet, parse: Callable[[str], float | None]) -> NDArray[np.float64]:
+    """The number in each target. Raises DataError for a target without one."""
+    values = [parse(e.target) for e in answers.examples]
+    for example, value in zip(answers.examples, values, strict=True):
+        if value is None:
+            raise DataError(
+                f"task {answers.task.name!r}, example {example.id!r}: target {example.target!r} is not a number"
+            )
+    return np.array(values, dtype=np.float64)
 
 
 def as_number(text: str) -> float | None:
-    """The number a text is, or None where it is anything else.
+    """The finite number a text is, thousands separators allowed, or None where it is anything else.
 
     >>> as_number(" 1,250.5 "), as_number("about 3"), as_number("nan")
     (1250.5, None, None)
     """
     stripped = text.strip()
-    plain = NUMBER.fullmatch(stripped) and any(c.isdigit() for c in stripped)
-    return finite(stripped) if plain else None
+    if not NUMBER.fullmatch(stripped):
+        return None
+    try:
+        value = float(stripped.replace(",", ""))
+    except ValueError:  # a sign or an exponent alone
+        return None
+    return value if np.isfinite(value) else None
 
 
 def last_number(text: str) -> float | None:
@@ -315,60 +310,23 @@ def last_number(text: str) -> float | None:
     >>> last_number("5 apples cost $1,250."), last_number("none")
     (1250.0, None)
     """
-    found = NUMBER_INSIDE.findall(text)
-    return finite(found[-1]) if found else None
+    numbers = NUMBER_INSIDE.findall(text)
+    return as_number(numbers[-1]) if numbers else None
 
 
-def finite(digits: str) -> float | None:
-    """Digits with thousands separators as a float; None where it overflows or is malformed."""
-    try:
-        value = float(digits.replace(",", ""))
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
+# --- text -------------------------------------------------------------------------------------------------
 
 
-def true_number(task: Task, example: Example, value: float | None) -> float:
-    """A parsed target. Raises DataError where it was no number."""
-    if value is None:
-        raise DataError(f"task {task.name!r}, example {example.id!r}: target {example.target!r} is not a number")
-    return value
-
-
-# Text ---------------------------------------------------------------------------------------------------
-
-
-def exact_match(answers: Answers) -> float:
-    """Share of answers equal to a reference after SQuAD's normalisation."""
-    return float(np.mean(exact_matches(answers)))
-
-
-def exact_matches(answers: Answers) -> list[bool]:
-    """Which answers equal one of their references."""
-    pairs = zip(answers.texts, answers.references, strict=True)
-    return [any(same_answer(text, reference) for reference in references) for text, references in pairs]
-
-
-def same_answer(text: str, reference: str) -> bool:
-    """Equality after SQuAD's normalisation; a reference that it empties is compared as it stands.
-
-    Otherwise an empty generation would be right where the reference is "+", "-" or "the".
-    """
-    wanted = squad_normalised(reference)
-    return squad_normalised(text) == wanted if wanted else text.strip() == reference.strip()
-
-
-def squad_f1(answers: Answers) -> float:
-    """Mean overlap of words with the best reference (SQuAD 1.1's F1)."""
-    pairs = zip(answers.texts, answers.references, strict=True)
-    return float(np.mean([max(word_f1(text, r) for r in references) for text, references in pairs]))
-
-
-def word_f1(text: str, reference: str) -> float:
-    """F1 of two bags of normalised words, as in SQuAD 1.1's evaluation script."""
-    words, wanted = squad_normalised(text).split(), squad_normalised(reference).split()
-    shared = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
+def squad_f1(answers: AnswerSet) -> float:
+    """Mean F1 of two bags of normalised words, with the best reference, as in SQuAD 1.1's evaluation script."""
+    best = []
+    for text, references in answers.texts_and_references:
+        words = Counter(squad_normalised(text).split())
+        wanted = [Counter(squad_normalised(reference).split()) for reference in references]
+        shared = [(words & bag).total() for bag in wanted]
+        f1s = [2 * n / (words.total() + bag.total()) if n else 0.0 for n, bag in zip(shared, wanted, strict=True)]
+        best.append(max(f1s))
+    return float(np.mean(best))
 
 
 def squad_normalised(text: str) -> str:
@@ -381,54 +339,46 @@ def squad_normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def rouge_l(answers: Answers) -> float:
+def rouge_l(answers: AnswerSet) -> float:
     """Mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it reads ASCII only)."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
-    pairs = zip(answers.texts, answers.references, strict=True)
+    pairs = answers.texts_and_references
     return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
 
 
-def bleu(answers: Answers) -> float:
+def bleu(answers: AnswerSet) -> float:
     """BLEU over all answers together (sacrebleu's defaults), divided by 100."""
     from sacrebleu import corpus_bleu
 
-    width = max(map(len, answers.references))
-    streams = [[refs[i] if i < len(refs) else None for refs in answers.references] for i in range(width)]
-    return corpus_bleu(answers.texts, streams).score / 100
+    texts, references = zip(*answers.texts_and_references, strict=True)
+    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
+    return corpus_bleu(list(texts), streams).score / 100
 
 
-# Ranked choices -----------------------------------------------------------------------------------------
+# --- ranked choices ---------------------------------------------------------------------------------------
 
 
-def acc_norm(answers: Answers) -> float:
+def acc_norm(answers: AnswerSet) -> float:
     """Accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does."""
-    rows = zip(ranked(answers).examples, answers.predictions, answers.labels, strict=True)
-    return float(np.mean([best_by_length(e, p) == label for e, p, label in rows]))
+    _ = answers.log_probabilities  # raises where some choice has no likelihood
+    right = []
+    for example, prediction, label in zip(answers.examples, answers.predictions, answers.labels, strict=True):
+        lengths = np.maximum([len(choice) for choice in example.choices], 1)
+        right.append(np.argmin(np.array(prediction.choice_nll) / lengths) == label)
+    return float(np.mean(right))
 
 
-def best_by_length(example: Example, prediction: Prediction) -> int:
-    """The choice with the least negative log-likelihood a character."""
-    lengths = np.maximum([len(choice) for choice in example.choices], 1)
-    return int(np.argmin(np.array(prediction.choice_nll) / lengths))
-
-
-def nll(answers: Answers) -> float:
-    """Mean negative log-probability of the right choice among the choices, in nats."""
-    rows = zip(ranked(answers).log_probabilities, answers.labels, strict=True)
-    return -float(np.mean([p[y] for p, y in rows]))
-
-
-def brier(answers: Answers) -> float:
+def brier(answers: AnswerSet) -> float:
     """Brier's score, halved so that it lies in [0, 1] for any number of choices."""
-    rows = zip(ranked(answers).probabilities, answers.labels, strict=True)
-    return float(np.mean([((p - np.eye(len(p))[y]) ** 2).sum() / 2 for p, y in rows]))
+    rows = zip(answers.log_probabilities, answers.labels, strict=True)
+    return float(np.mean([((np.exp(p) - np.eye(len(p))[y]) ** 2).sum() / 2 for p, y in rows]))
 
 
-def ece(answers: Answers) -> float:
+def ece(answers: AnswerSet) -> float:
     """Expected calibration error of the likeliest choice, 15 equal bins of confidence (Guo et al. 2017)."""
-    probabilities = ranked(answers).probabilities
+    probabilities = [np.exp(p) for p in answers.log_probabilities]
     confidence = np.array([p.max() for p in probabilities])
     right = np.array([p.argmax() for p in probabilities]) == answers.labels
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
@@ -436,42 +386,30 @@ def ece(answers: Answers) -> float:
     return float(np.abs(gaps).sum() / len(right))
 
 
-def ranked(answers: Answers) -> Answers:
-    """The same answers. Raises DataError unless every choice of every example has a likelihood."""
-    if not answers.have_nll:
-        raise DataError(
-            f"task {answers.task.name!r}: its metrics need the likelihood of every choice, but some prediction has none"
-        )
-    return answers
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric and its direction. Only one where higher is better may be a task's first metric."""
-
-    function: Callable[[Answers], float]
-    higher_is_better: bool = True
-
-
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy),
-    "acc_norm": Metric(acc_norm),
-    "macro_f1": Metric(macro_f1),
-    "f1": Metric(f1),
-    "f1_against_favor": Metric(f1_against_favor),
-    "macro_recall": Metric(macro_recall),
-    "matthews_correlation": Metric(matthews_correlation),
+    "accuracy": Metric(partial(class_score, name="accuracy_score")),
+    "acc_norm": Metric(acc_norm, needs_ranking=True),
+    "macro_f1": Metric(partial(class_score, name="f1_score", over="seen")),
+    "f1": Metric(partial(class_score, name="f1_score", over="last")),
+    "f1_against_favor": Metric(partial(class_score, name="f1_score", over="stance")),
+    "macro_recall": Metric(partial(class_score, name="recall_score", over="true")),  # SemEval-2017 task 4
+    "balanced_accuracy": Metric(partial(class_score, name="recall_score", over="true")),
+    "matthews_correlation": Metric(partial(class_score, name="matthews_corrcoef"), bounds=(-1.0, 1.0)),  # CoLA
     "grouped_exact_match": Metric(grouped_exact_match),
-    "pearson": Metric(pearson),
-    "spearman": Metric(spearman),
+    "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
+    "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),
     "number_match": Metric(number_match),
-    "exact_match": Metric(exact_match),
+    "exact_match": Metric(lambda answers: float(np.mean(answers.exact_matches))),
     "squad_f1": Metric(squad_f1),
     "rougeL": Metric(rouge_l),
     "bleu": Metric(bleu),
-    "nll": Metric(nll, higher_is_better=False),
-    "brier": Metric(brier, higher_is_better=False),
-    "ece": Metric(ece, higher_is_better=False),
+    "nll": Metric(
+        lambda answers: -float(np.mean([p[y] for p, y in zip(answers.log_probabilities, answers.labels, strict=True)])),
+        higher_is_better=False,
+        bounds=(0.0, float("inf")),
+        needs_ranking=True,
+    ),
+    "brier": Metric(brier, higher_is_better=False, needs_ranking=True),
+    "ece": Metric(ece, higher_is_better=False, needs_ranking=True),
 }
-
-CHOICE_METRICS = ("acc_norm", "nll", "brier", "ece")
+"""Name to metric; the one list of metrics in promptprior."""

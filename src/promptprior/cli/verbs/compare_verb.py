@@ -24,7 +24,7 @@ def defaults(given: Mapping[str, object]) -> dict[str, object]:
     """Sources and targets of the partition that is named."""
     if "partition" not in given:
         return dict(given)
-    from promptprior.tasks.loading.partition_choice import from_partition
+    from promptprior.tasks.loading.partitions import from_partition
 
     return from_partition(given, ("sources", "targets"))
 

@@ -14,10 +14,10 @@ def run(plan: PredictPlan, dry_run: bool) -> None:
     from promptprior.cli.common import load_backbone
     from promptprior.evaluate import predict
     from promptprior.files import write_text
-    from promptprior.tasks.loading.readers import read_rows
+    from promptprior.tasks.loading.readers import read_data_file
     from promptprior.tasks.loading.unlabelled import unlabelled_task
 
-    task = unlabelled_task(plan.target, read_rows(plan.input), plan.data)
+    task = unlabelled_task(plan.target, read_data_file(plan.input), plan.data)
     examples = task.split("test")
     backbone = load_backbone(plan)
     prompt = Prompt.from_pretrained(plan.prompt, backbone.card)

@@ -25,8 +25,7 @@ from promptprior.methods.shared.source_prompts import train_prompts
 from promptprior.notation import Params
 from promptprior.objectives.distillation import Distilled
 from promptprior.parameterisations.decomposed import Decomposed, lr_multipliers_of
-from promptprior.tasks.sampling.draws import MixtureDraws
-from promptprior.tasks.sampling.stochastic_draws import StochasticDraws
+from promptprior.tasks.sampling.draws import MixtureDraws, StochasticDraws
 from promptprior.tasks.task import Task
 
 

@@ -3,40 +3,34 @@
 No answer is written here by hand: every label is read from a package or computed from what it ships.
 An entity (a lemma, a country, a number) stands in the same split in every task, so that nothing a source
 task trains on is asked in a target task's test.
+
+A family is one file of this folder, with tables of facts and RECIPES over their columns, and one line of FILES.
 """
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 
 from promptprior.errors import SpecError, unknown_name
-from promptprior.tasks.builtin import (
-    emoji,
-    etymology,
-    geography,
-    identification,
-    morphology,
-    numbers,
-    people,
-    phonetics,
-    senses,
-    sentiment,
-    translation,
-)
-from promptprior.tasks.builtin.generator import Recipe
+from promptprior.tasks.builtin.generator import TaskRecipe
 from promptprior.tasks.task import Task
 
-RECIPES: tuple[Recipe, ...] = (
-    *sentiment.RECIPES,
-    *senses.RECIPES,
-    *emoji.RECIPES,
-    *morphology.RECIPES,
-    *phonetics.RECIPES,
-    *etymology.RECIPES,
-    *identification.RECIPES,
-    *translation.RECIPES,
-    *people.RECIPES,
-    *geography.RECIPES,
-    *numbers.RECIPES,
+FILES = (
+    "sentiment",
+    "senses",
+    "emoji",
+    "morphology",
+    "phonetics",
+    "etymology",
+    "identification",
+    "translation",
+    "people",
+    "geography",
+    "numbers",
+)
+
+RECIPES: tuple[TaskRecipe, ...] = tuple(
+    recipe for file in FILES for recipe in import_module(f"promptprior.tasks.builtin.{file}").RECIPES
 )
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -52,7 +46,7 @@ def names() -> tuple[str, ...]:
 
 
 @cache
-def load(name: str) -> Task:
+def make_task(name: str) -> Task:
     """A built-in task. Raises SpecError for an unknown name, DataError when its package is not installed."""
     for recipe in RECIPES:
         if recipe.name == name:

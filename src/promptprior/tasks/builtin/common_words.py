@@ -1,4 +1,4 @@
-"""Common English words with their forms: the ground of the lexical, phonetic and sentiment tasks."""
+"""Common English words with their forms, which the lexical, phonetic and sentiment tasks are made of."""
 
 import gzip
 from collections import defaultdict
@@ -12,8 +12,6 @@ LEXICON = Source("lemminflect", "lemminflect", "MIT (SPECIALIST terms: free use)
 
 Forms = tuple[tuple[str, ...], ...]
 """Inflected forms in the lexicon's order; each slot holds its accepted spellings."""
-
-VERB_SLOTS = {"past": 0, "participle": 1, "gerund": 2, "third": 3}
 
 
 @cache

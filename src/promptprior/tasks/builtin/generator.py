@@ -1,8 +1,8 @@
-"""How a built-in task is made: items read from a package, split by entity, balanced, rendered."""
+"""How a built-in task is made: rows read from a package, split by entity, balanced, rendered."""
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,6 +12,9 @@ from promptprior.errors import DataError
 from promptprior.tasks.task import Example, Split, Task, normalised
 
 TRAIN, VALIDATION, TEST = 400, 100, 200
+
+Facts = Mapping[str, str | tuple[str, ...]]
+"""What a family knows of one entity, by column; a tuple holds several right answers, the first is taught."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Item:
-    """One fact: `value` fills the template, `answers` are right (the first is taught).
+    """One question: `value` fills the template, `answers` are right (the first is taught).
 
     Items of one `entity` (a lemma, a country, a number) stand in the same split, in every task.
     """
@@ -57,8 +60,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A task before its data are read. `template` holds `{}` where an item's value goes.
+class TaskRecipe:
+    """A task before its data are read: which column of a table is asked, and which answers.
+
+    `table` gives rows of facts; column "entity" decides the split (by default the value that is asked), and rows
+    without the column `asks` or `answers` are passed over. `template` holds `{}` where the value goes. `among` keeps
+    only these answers, `most_frequent` only so many of the commonest (ties in alphabetical order).
 
     `choice` tasks offer the answers that occur, sorted; the others are free text scored by `metrics`.
     """
@@ -66,24 +73,57 @@ class Recipe:
     name: str
     family: str
     template: str
-    items: Callable[[], Iterable[Item]]
+    table: Callable[[], Iterable[Facts]]
+    asks: str
+    answers: str
     sources: tuple[Source, ...]
     choice: bool = True
     metrics: tuple[str, ...] = ("accuracy",)
+    among: tuple[str, ...] = ()
+    most_frequent: int | None = None
     version: str = "1"
+
+    def items(self) -> list[Item]:
+        """The questions of the whole table, before they are split and cut."""
+        items = []
+        for row in self.table():
+            if self.asks in row and self.answers in row:
+                value, answers = row[self.asks], row[self.answers]
+                value = value if isinstance(value, str) else value[0]
+                answers = (answers,) if isinstance(answers, str) else answers
+                items.append(Item(str(row.get("entity", value)), value, answers))
+        counts = Counter(item.answers[0] for item in items)
+        classes = self.among or sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.most_frequent]
+        return [item for item in items if item.answers[0] in classes]
 
     def task(self) -> Task:
         """Read the data and build the task. Raises DataError when a package is missing."""
         items = unambiguous(self.items())
         choices = tuple(sorted({item.answers[0] for item in items})) if self.choice else ()
+        sizes: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+        splits: dict[Split, list[Item]] = {split: [] for split in sizes}
+        for item in items:  # of all entities 57 in a hundred train, 21 validate and 22 test; the same in every task
+            percent = int(_digest("split", normalised(item.entity))[:8], 16) % 100
+            splits["test" if percent < 22 else "validation" if percent < 43 else "train"].append(item)
+        examples = {
+            split: tuple(
+                Example(
+                    id=_digest(self.name, item.value)[:12],
+                    text=self.template.format(item.value),
+                    target=item.answers[0],
+                    choices=choices,
+                    label=choices.index(item.answers[0]) if choices else None,
+                    references=() if choices else item.answers,
+                )
+                for item in (balanced(part, sizes[split]) if self.choice else part[: sizes[split]])
+            )
+            for split, part in splits.items()
+        }
         return Task(
             name=self.name,
             output_type="multiple_choice" if self.choice else "generate_until",
             metrics=self.metrics,
-            examples={
-                split: tuple(self.example(item, choices) for item in chosen)
-                for split, chosen in splits(items, balance=self.choice).items()
-            },
+            examples=examples,
             family=self.family,
             version=self.version,
             label_names=choices,
@@ -92,46 +132,14 @@ class Recipe:
             licence="; ".join(dict.fromkeys(source.licence for source in self.sources)),
         )
 
-    def example(self, item: Item, choices: tuple[str, ...]) -> Example:
-        """One item, rendered."""
-        target = item.answers[0]
-        return Example(
-            id=digest(self.name, item.value)[:12],
-            text=self.template.format(item.value),
-            target=target,
-            choices=choices,
-            label=choices.index(target) if choices else None,
-            references=() if choices else item.answers,
-        )
-
-
-def digest(*parts: str) -> str:
-    """Hex digits that are the same on every machine."""
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
-
-
-def split_of(entity: str) -> Split:
-    """Of all entities 57 in a hundred train, 21 validate and 22 test; the same ones in every task."""
-    place = int(digest("split", normalised(entity))[:8], 16) % 100
-    return "test" if place < 22 else "validation" if place < 43 else "train"
-
 
 def unambiguous(items: Iterable[Item]) -> list[Item]:
     """Items whose normalised value occurs once or always with the same answers, each value once, shuffled."""
     by_value: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_value[normalised(item.value)].append(item)
-    kept = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
-    return sorted(kept, key=lambda item: digest("order", item.value))
-
-
-def splits(items: Sequence[Item], balance: bool) -> dict[Split, list[Item]]:
-    """Items dealt to splits by entity, each split cut to its size; classes about equal when `balance`."""
-    parts: dict[Split, list[Item]] = {"train": [], "validation": [], "test": []}
-    for item in items:
-        parts[split_of(item.entity)].append(item)
-    sizes: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return {split: balanced(part, sizes[split]) if balance else part[: sizes[split]] for split, part in parts.items()}
+    distinct = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
+    return sorted(distinct, key=lambda item: _digest("order", item.value))
 
 
 def balanced(items: Sequence[Item], size: int) -> list[Item]:
@@ -141,19 +149,15 @@ def balanced(items: Sequence[Item], size: int) -> list[Item]:
     counts = Counter(item.answers[0] for item in items)
     rarest, classes = min(counts.values(), default=0), max(len(counts), 1)
     quota = min(size // classes, max(rarest, min(2 * rarest, size // 2 // classes)))
-    taken: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     chosen = []
     for item in items:
         answer = item.answers[0]
-        if taken[answer] < quota:
-            taken[answer] += 1
+        if sizes[answer] < quota:
+            sizes[answer] += 1
             chosen.append(item)
-    return sorted(chosen, key=lambda item: digest("balanced", item.value))
+    return sorted(chosen, key=lambda item: _digest("balanced", item.value))
 
 
-def frequent(items: Iterable[Item], classes: int) -> list[Item]:
-    """Only the items of the most frequent answers (ties in alphabetical order)."""
-    pool = list(items)
-    counts = Counter(item.answers[0] for item in pool)
-    kept = {answer for answer, _ in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:classes]}
-    return [item for item in pool if item.answers[0] in kept]
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()  # the same on every machine, unlike hash()

@@ -3,29 +3,29 @@
 from collections.abc import Iterator
 from functools import partial
 
-from promptprior.tasks.builtin.generator import Item, Recipe, Source
+from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
 
 FAMILY = "identification"
 LISTS = Source("mnemonic", "mnemonic", "MIT", "BIP-39 lists of common words")
+LANGUAGES = ("Czech", "English", "French", "Italian", "Portuguese", "Spanish", "Turkish")
 
 
-def words(*languages: str) -> Iterator[Item]:
+def listed_words() -> Iterator[Facts]:
     """Words of several lists with their language; a word of two lists is dropped later as ambiguous."""
-    for language in languages:
-        for word in LISTS.file("wordlist", f"{language}.txt").read_text(encoding="utf-8").split():
-            yield Item(word, word, (language.capitalize(),))
+    for language in LANGUAGES:
+        for word in LISTS.file("wordlist", f"{language.lower()}.txt").read_text(encoding="utf-8").split():
+            yield {"word": word, "language": language}
 
 
-def recipe(name: str, *languages: str) -> Recipe:
-    """Tell the words of some languages apart."""
-    return Recipe(name, FAMILY, "Word: {}\nLanguage:", partial(words, *languages), (LISTS,))
-
-
+languages = partial(
+    TaskRecipe, family=FAMILY, template="Word: {}\nLanguage:", table=listed_words, asks="word", answers="language",
+    sources=(LISTS,),
+)  # fmt: skip
 RECIPES = (
-    recipe("french_or_english", "french", "english"),
-    recipe("spanish_or_italian", "spanish", "italian"),
-    recipe("portuguese_or_french", "portuguese", "french"),
-    recipe("czech_or_turkish", "czech", "turkish"),
-    recipe("romance_language", "french", "italian", "portuguese", "spanish"),
-    recipe("european_language", "czech", "english", "french", "italian", "spanish", "turkish"),
+    languages("french_or_english", among=("French", "English")),
+    languages("spanish_or_italian", among=("Spanish", "Italian")),
+    languages("portuguese_or_french", among=("Portuguese", "French")),
+    languages("czech_or_turkish", among=("Czech", "Turkish")),
+    languages("romance_language", among=("French", "Italian", "Portuguese", "Spanish")),
+    languages("european_language", among=("Czech", "English", "French", "Italian", "Spanish", "Turkish")),
 )

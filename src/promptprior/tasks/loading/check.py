@@ -1,13 +1,12 @@
 """What can be wrong with a task, found before anything is trained on it."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Literal
 
 from promptprior.errors import DataError
-from promptprior.tasks.task import SPLITS, Task, normalised
+from promptprior.tasks.task import SPLITS, Split, Task, normalised
 
 SHARED_TEXT_LENGTH = 40  # shorter texts coincide by chance: "yes", "great movie"
 
@@ -31,8 +30,28 @@ class Shared:
 
 def check_task(task: Task) -> tuple[Problem, ...]:
     """Everything wrong with a task's examples; errors first."""
-    found = [*empty_splits(task), *repeated_ids(task), *shared_texts(task), *missing_classes(task)]
-    return tuple(sorted(found, key=lambda problem: problem.level))
+    splits = {name: task.examples.get(name, ()) for name in SPLITS}
+    ids = {name: {e.id for e in examples} for name, examples in splits.items()}
+    texts = {name: {normalised(e.text) for e in examples} for name, examples in splits.items()}
+    errors = [f"split {name!r} is empty" for name in SPLITS if not splits[name]]
+    for earlier, later in combinations(SPLITS, 2):  # an id in both: an example is learned from and tested on
+        if both := sorted(ids[earlier] & ids[later]):
+            listed = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
+            errors.append(f"{len(both)} id(s) stand in both {earlier} and {later}: {listed}")
+    for earlier, later in combinations(SPLITS, 2):  # loading drops such texts: a task was built by hand
+        if shared := len(texts[earlier] & texts[later]):
+            errors.append(f"{shared} text(s) stand in both {earlier} and {later}")
+    warnings = []
+    for name, examples in splits.items():
+        if repeats := len({(e.id, e.text, e.target) for e in examples}) - len(ids[name]):
+            warnings.append(f"{repeats} example(s) of {name} share an id with a different example")
+    choices = {e.choices for examples in splits.values() for e in examples}
+    if task.is_choice and len(choices) == 1:  # classes that are asked for but never shown
+        shown = {e.label for e in splits["train"]}
+        absent = [choice for label, choice in enumerate(choices.pop()) if label not in shown]
+        if absent:
+            warnings.append(f"no training example of class {', '.join(map(repr, absent[:10]))}")
+    return (*(Problem("error", message) for message in errors), *(Problem("warning", w) for w in warnings))
 
 
 def check_raise(task: Task) -> Task:
@@ -43,60 +62,15 @@ def check_raise(task: Task) -> Task:
     return task
 
 
-def empty_splits(task: Task) -> Iterable[Problem]:
-    """A task is trained, selected and tested on: all three splits must hold something."""
-    for name in SPLITS:
-        if not task.examples.get(name):
-            yield Problem("error", f"split {name!r} is empty")
-
-
-def repeated_ids(task: Task) -> Iterable[Problem]:
-    """The same id in two splits says that one example is learned from and tested on."""
-    ids = {name: {e.id for e in task.examples.get(name, ())} for name in SPLITS}
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        both = sorted(ids[one] & ids[other])  # type: ignore[index]
-        if both:
-            listed = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
-            yield Problem("error", f"{len(both)} id(s) stand in both {one} and {other}: {listed}")
-    for name in SPLITS:
-        examples = task.examples.get(name, ())
-        repeats = len({(e.id, e.text, e.target) for e in examples}) - len(ids[name])
-        if repeats:
-            yield Problem("warning", f"{repeats} example(s) of {name} share an id with a different example")
-
-
-def shared_texts(task: Task) -> Iterable[Problem]:
-    """Texts that stand in two splits; loading drops them, so this speaks of tasks built by hand."""
-    texts = {name: {normalised(e.text) for e in task.examples.get(name, ())} for name in SPLITS}
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        both = len(texts[one] & texts[other])  # type: ignore[index]
-        if both:
-            yield Problem("error", f"{both} text(s) stand in both {one} and {other}")
-
-
-def missing_classes(task: Task) -> Iterable[Problem]:
-    """Classes that are asked for but never shown."""
-    if not task.is_choice or len({e.choices for s in SPLITS for e in task.examples.get(s, ())}) != 1:
-        return
-    shown = Counter(e.label for e in task.examples.get("train", ()))
-    choices = next(e.choices for s in SPLITS for e in task.examples.get(s, ()))
-    absent = [choice for label, choice in enumerate(choices) if not shown[label]]
-    if absent:
-        named = ", ".join(map(repr, absent[:10]))
-        yield Problem("warning", f"no training example of class {named}")
-
-
 def shared_text(tasks: Sequence[Task], shortest: int = SHARED_TEXT_LENGTH) -> tuple[Shared, ...]:
     """Every ordered pair of tasks where test texts of the second stand in training of the first.
 
     Texts are compared as rendered, case-folded words only, and count from `shortest` characters on.
     """
-    train = {t.name: long_texts(t, "train", shortest) for t in tasks}
-    test = {t.name: long_texts(t, "test", shortest) for t in tasks}
+    sides: tuple[Split, Split] = ("train", "test")
+    train, test = (
+        {t.name: {text for e in t.examples.get(s, ()) if len(text := normalised(e.text)) >= shortest} for t in tasks}
+        for s in sides
+    )
     pairs = [Shared(a, b, len(train[a] & test[b])) for a, b in permutations(train, 2)]
     return tuple(sorted((p for p in pairs if p.texts), key=lambda p: -p.texts))
-
-
-def long_texts(task: Task, split: Literal["train", "test"], shortest: int) -> set[str]:
-    """The normalised texts of one split that are long enough to be told apart."""
-    return {text for e in task.examples.get(split, ()) if len(text := normalised(e.text)) >= shortest}

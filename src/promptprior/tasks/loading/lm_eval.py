@@ -1,7 +1,5 @@
 """Specs as lm-evaluation-harness reads them. (Reading its simple YAML files needs nothing: the words agree.)"""
 
-from collections.abc import Mapping
-
 import yaml
 
 from promptprior.errors import SpecError
@@ -15,7 +13,8 @@ LM_EVAL_NAMES = {
     "exact_match": "exact_match",
     "bleu": "bleu",
 }
-OURS = ("doc_to_group", "doc_to_id")
+DATASET_KEYS = ("dataset_path", "dataset_name", "training_split", "validation_split", "test_split")
+DOCUMENT_KEYS = ("output_type", "description", "doc_to_text", "doc_to_target", "target_delimiter")
 
 
 def to_lm_eval(spec: TaskSpec) -> str:
@@ -26,55 +25,27 @@ def to_lm_eval(spec: TaskSpec) -> str:
     doc_filter, one that reads `doc[...]`, or one with none of its metrics.
     """
     metrics = [LM_EVAL_NAMES[name] for name in spec.metrics if name in LM_EVAL_NAMES]
-    for reason in unexportable(spec, metrics):
+    reason = (
+        "doc_filter has no counterpart but a Python function" if spec.doc_filter is not None
+        else "doc['a name'] is not known there" if "doc[" in spec.doc_to_text + spec.doc_to_target
+        else f"it knows none of the metrics {', '.join(spec.metrics)}" if not metrics
+        else None
+    )  # fmt: skip
+    if reason:
         raise SpecError(f"{spec.where}: task {spec.task!r} cannot be written for lm-eval: {reason}")
-    keys = {**dataset_keys(spec), **document_keys(spec)}
+    keys: dict[str, object] = {"task": spec.task}
+    keys |= {key: value for key in DATASET_KEYS if (value := getattr(spec, key)) is not None}
+    if spec.dataset_kwargs:
+        keys["dataset_kwargs"] = dict(spec.dataset_kwargs)
+    keys |= {key: getattr(spec, key) for key in DOCUMENT_KEYS}
+    if spec.doc_to_choice is not None:
+        keys["doc_to_choice"] = list(spec.fixed_choices) or spec.doc_to_choice
     keys["metric_list"] = [{"metric": name, "higher_is_better": True} for name in metrics]
     if spec.output_type == "generate_until":
         keys["generation_kwargs"] = {"until": ["\n"], "max_gen_toks": spec.max_gen_toks, "do_sample": False}
-    keys["metadata"] = metadata_keys(spec)
+    metadata = {key: value for key, value in vars(spec.metadata).items() if value}
+    if spec.metadata.label_names:
+        metadata["label_names"] = list(spec.metadata.label_names)
+    ours = {key: value for key in ("doc_to_group", "doc_to_id") if (value := getattr(spec, key)) is not None}
+    keys["metadata"] = metadata | {OUR_BLOCK: {"metric_list": list(spec.metrics), **ours}}
     return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110)
-
-
-def unexportable(spec: TaskSpec, metrics: list[str]) -> list[str]:
-    """Why lm-eval would not compute the same score."""
-    reasons = []
-    if spec.doc_filter is not None:
-        reasons.append("doc_filter has no counterpart but a Python function")
-    if "doc[" in spec.doc_to_text + spec.doc_to_target:
-        reasons.append("doc['a name'] is not known there")
-    if not metrics:
-        reasons.append(f"it knows none of the metrics {', '.join(spec.metrics)}")
-    return reasons
-
-
-def dataset_keys(spec: TaskSpec) -> dict[str, object]:
-    """Where the rows come from."""
-    keys = ("dataset_path", "dataset_name", "training_split", "validation_split", "test_split")
-    given = {"task": spec.task, **{key: getattr(spec, key) for key in keys}}
-    return {key: value for key, value in given.items() if value is not None} | (
-        {"dataset_kwargs": dict(spec.dataset_kwargs)} if spec.dataset_kwargs else {}
-    )
-
-
-def document_keys(spec: TaskSpec) -> dict[str, object]:
-    """How a row becomes text."""
-    keys: dict[str, object] = {
-        "output_type": spec.output_type,
-        "description": spec.description,
-        "doc_to_text": spec.doc_to_text,
-        "doc_to_target": spec.doc_to_target,
-        "target_delimiter": spec.target_delimiter,
-    }
-    if spec.doc_to_choice is not None:
-        fixed = spec.fixed_choices
-        keys["doc_to_choice"] = list(fixed) if fixed else spec.doc_to_choice
-    return keys
-
-
-def metadata_keys(spec: TaskSpec) -> Mapping[str, object]:
-    """What lm-eval carries along without reading it; our own keys in a block of their own."""
-    told = {key: value for key, value in vars(spec.metadata).items() if value}
-    names = {"label_names": list(spec.metadata.label_names)} if spec.metadata.label_names else {}
-    ours = {key: getattr(spec, key) for key in OURS if getattr(spec, key) is not None}
-    return {**told, **names, OUR_BLOCK: {"metric_list": list(spec.metrics), **ours}}

@@ -1,12 +1,18 @@
-"""Named settings of source and target tasks, as a data folder's partitions.json lists them."""
+"""Named settings of source and target tasks, as a data folder's partitions.json lists them.
+
+Tasks that stand on both sides of a partition, or that share text across it, are refused by default: CrossFit's
+non-NLI -> NLI trains on `sick` and tests on it.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
-from promptprior.errors import DataError, unknown_name
-from promptprior.tasks.loading.readers import read_text
+from promptprior.config.choices import Shared
+from promptprior.errors import DataError, SpecError, unknown_name
+from promptprior.tasks.loading.readers import read_utf8
 
 PARTITIONS_FILE = "partitions.json"
 
@@ -29,22 +35,49 @@ class Partition:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Sides:
+    """Source and target names of a partition; `dropped` are sources left out because they share text with others."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+
 def read_partitions(data: Path, file: Path | None = None) -> dict[str, Partition]:
     """Every partition of a data folder by name, as its partitions.json or another file lists them.
 
-    Raises DataError when the file is missing or no JSON.
+    In an entry `usable_train` wins over `train`, and `test` over `test_groups`. Raises DataError when the file is
+    missing or no JSON.
     """
     path = file or data / PARTITIONS_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; a data folder without it has no named partitions")
     try:
-        raw = json.loads(read_text(path))
+        raw = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
     if not isinstance(raw, dict):
         raise DataError(f"{path}: expected an object of partitions, got {type(raw).__name__}")
     present = {folder.name for folder in data.iterdir() if folder.is_dir()}
-    return {name: partition_of(name, e, present) for name, e in raw.items() if isinstance(e, dict) and "train" in e}
+    partitions = {}
+    for name, entry in raw.items():
+        if not isinstance(entry, dict) or "train" not in entry:
+            continue
+        sources, dev = _task_names(entry.get("usable_train", entry["train"])), _task_names(entry.get("dev"))
+        targets = _task_names(entry.get("test", entry.get("test_groups")))
+        shared = {*_task_names(entry.get("same_text_on_both_sides")), *_task_names(entry.get("task_on_both_sides"))}
+        partitions[name] = Partition(
+            name=name,
+            kind=str(entry.get("kind", "")),
+            sources=tuple(task for task in sources if task in present),
+            dev=tuple(task for task in dev if task in present),
+            targets=tuple(task for task in targets if task in present),
+            absent=tuple(sorted({*sources, *dev, *targets} - present)),
+            shared_text=tuple(sorted(shared & present)),
+            note=str(entry.get("note", entry.get("description", ""))),
+        )
+    return partitions
 
 
 def read_partition(data: Path, name: str, file: Path | None = None) -> Partition:
@@ -55,26 +88,60 @@ def read_partition(data: Path, name: str, file: Path | None = None) -> Partition
     return partitions[name]
 
 
-def partition_of(name: str, entry: Mapping[str, object], present: Iterable[str]) -> Partition:
-    """One entry of the file, restricted to the tasks that are present; `usable_train` wins over `train`."""
-    sources = names_of(entry.get("usable_train", entry["train"]))
-    dev, targets = names_of(entry.get("dev")), names_of(entry.get("test", entry.get("test_groups")))
-    here = set(present)
-    shared = (*names_of(entry.get("same_text_on_both_sides")), *names_of(entry.get("task_on_both_sides")))
-    return Partition(
-        name=name,
-        kind=str(entry.get("kind", "")),
-        sources=tuple(task for task in sources if task in here),
-        dev=tuple(task for task in dev if task in here),
-        targets=tuple(task for task in targets if task in here),
-        absent=tuple(sorted({*sources, *dev, *targets} - here)),
-        shared_text=tuple(sorted(set(shared) & here)),
-        note=str(entry.get("note", entry.get("description", ""))),
-    )
+def choose_sides(data: Path, name: str, shared: Shared = "refuse", file: Path | None = None) -> Sides:
+    """Sources and targets of a partition of a data folder, restricted to the tasks that are there.
+
+    `file` lists the partitions, by default the folder's partitions.json. `shared` says what to do with sources that
+    are targets too or share text with them: "refuse" is an error, "drop" leaves them out, "keep" leaves them in.
+    Single examples that a source shares with a target are dropped later, whatever is chosen (plan.separated). Raises
+    SpecError when no source or target is left, DataError for an unknown partition.
+    """
+    partition = read_partition(data, name, file)
+    if not partition.targets:
+        raise SpecError(
+            f"partition {name!r} of {data}: none of its targets is there ({_first_names(partition.absent)} are "
+            "absent); choose another partition or add the tasks"
+        )
+    leaking = sorted({*partition.shared_text, *(set(partition.sources) & set(partition.targets))})
+    if leaking and shared == "refuse":
+        raise SpecError(
+            f"partition {name!r} of {data}: {_first_names(leaking)} stand on both sides or share text across them, so "
+            "a gain there proves no transfer; drop them from the sources (--shared drop) or choose another partition"
+        )
+    dropped = tuple(task for task in partition.sources if task in leaking) if shared == "drop" else ()
+    sources = tuple(task for task in partition.sources if task not in dropped)
+    if not sources:
+        raise SpecError(f"partition {name!r} of {data}: no source is left; choose another partition")
+    return Sides(sources, partition.targets, dropped)
 
 
-def names_of(value: object) -> tuple[str, ...]:
-    """Task names of a list, or of every list inside an object, each once and in order."""
+def from_partition(
+    settings: Mapping[str, object], wanted: Sequence[Literal["sources", "targets"]]
+) -> dict[str, object]:
+    """Settings with the sources and targets of the partition they name, but for those that are set themselves.
+
+    Raises SpecError where a partition is named without a data folder, and all that `choose_sides` raises.
+    """
+    name = settings.get("partition")
+    missing = [side for side in wanted if not settings.get(side)]
+    if not name or not missing:
+        return dict(settings)
+    if not settings.get("data"):
+        raise SpecError(f"partition {name} (--partition) needs the folder of its tasks: --data FOLDER")
+    shared, file = str(settings.get("shared", "refuse")), settings.get("partitions")
+    if shared not in get_args(Shared):
+        raise SpecError(unknown_name("choice", shared, get_args(Shared)) + " (--shared)")
+    data, file_path = Path(str(settings["data"])), Path(str(file)) if file else None
+    sides = choose_sides(data, str(name), cast(Shared, shared), file_path)
+    return {**settings, **{side: getattr(sides, side) for side in missing}}
+
+
+def _task_names(value: object) -> tuple[str, ...]:
+    # the names of a list, or of every list inside an object, each once and in order
     if isinstance(value, Mapping):
-        return tuple(dict.fromkeys(name for part in value.values() for name in names_of(part)))
+        return tuple(dict.fromkeys(name for part in value.values() for name in _task_names(part)))
     return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

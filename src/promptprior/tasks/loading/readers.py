@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,8 @@ class Rows:
         """At most `limit` rows, drawn the same way every time and kept in order (files are often sorted)."""
         if limit is None or len(self) <= limit:
             return self
-        kept = sorted(random.Random(f"{len(self)}/{limit}").sample(range(len(self)), limit))
-        values, lines = tuple(self.values[k] for k in kept), tuple(self.lines[k] for k in kept)
+        drawn = sorted(random.Random(f"{len(self)}/{limit}").sample(range(len(self)), limit))
+        values, lines = tuple(self.values[i] for i in drawn), tuple(self.lines[i] for i in drawn)
         return Rows(self.source, values, lines, self.unit)
 
 
@@ -48,24 +48,47 @@ def rows_of(values: Sequence[Row], source: str) -> Rows:
     return Rows(source, tuple(values), tuple(range(1, len(values) + 1)), "row")
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of a .jsonl, .csv, .json or .parquet file.
+def read_data_file(path: Path) -> Rows:
+    """The rows of a .jsonl file (one object a line, blank lines skipped), .csv, .json (a list of objects) or .parquet.
 
     Raises DataError, with file and line, for a missing, empty or unreadable file, broken UTF-8, bad JSON,
     a row that is no object, or a CSV row that does not fit its header.
     """
-    readers = {".jsonl": read_jsonl, ".csv": read_csv, ".json": read_json, ".parquet": read_parquet}
-    if path.suffix not in readers:
+    if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: cannot read {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    rows = readers[path.suffix](path)
+    if path.suffix == ".jsonl":
+        # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
+        numbered = [(n, line) for n, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
+        objects = tuple(parse_object(line, f"{path} line {n}") for n, line in numbered)
+        rows = Rows(str(path), objects, tuple(n for n, _ in numbered))
+    elif path.suffix == ".csv":
+        rows = _read_csv(path)
+    elif path.suffix == ".json":
+        try:
+            values = json.loads(read_utf8(path))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
+        if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
+            raise DataError(f"{path}: expected a JSON list of objects (one object a line is .jsonl)")
+        rows = rows_of(values, str(path))
+    else:
+        try:
+            from pyarrow import ArrowException  # type: ignore[import-untyped]
+            from pyarrow.parquet import read_table  # type: ignore[import-untyped]
+        except ImportError:
+            raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
+        try:
+            rows = rows_of(read_table(path).to_pylist(), str(path))
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a readable Parquet file ({error})") from None
     if not len(rows):
         raise DataError(f"{path}: the file holds no rows")
     return rows
 
 
-def read_text(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """A file's text. Raises DataError with line and byte offset where it is not UTF-8."""
     raw = path.read_bytes()
     try:
@@ -78,15 +101,7 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def read_jsonl(path: Path) -> Rows:
-    """One JSON object a line; blank lines are skipped."""
-    # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
-    numbered = [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    values = tuple(parsed_object(line, f"{path} line {n}") for n, line in numbered)
-    return Rows(str(path), values, tuple(n for n, _ in numbered))
-
-
-def parsed_object(text: str, where: str) -> Row:
+def parse_object(text: str, where: str) -> Row:
     """One JSON object. Raises DataError when it is not JSON or not an object."""
     try:
         value = json.loads(text)
@@ -97,22 +112,15 @@ def parsed_object(text: str, where: str) -> Row:
     return value
 
 
-def read_json(path: Path) -> Rows:
-    """One JSON list of objects."""
+def _read_csv(path: Path) -> Rows:
+    # a header line, then records; every value stays a string, blank records are skipped
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
+    numbered, start = [], 1
     try:
-        values = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
-    if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
-        raise DataError(f"{path}: expected a JSON list of objects (one object a line is .jsonl)")
-    return rows_of(values, str(path))
-
-
-def read_csv(path: Path) -> Rows:
-    """Comma-separated values with a header line; every value stays a string."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        numbered = list(numbered_records(reader))
+        for record in reader:
+            if record:
+                numbered.append((start, record))  # a quoted field may span lines: where the record starts
+            start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: bad CSV ({error})") from None
     if not numbered:
@@ -128,25 +136,3 @@ def read_csv(path: Path) -> Rows:
             )
     values = tuple(dict(zip(header, record, strict=True)) for _, record in body)
     return Rows(str(path), values, tuple(line for line, _ in body))
-
-
-def numbered_records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank, each with the line it starts at."""
-    start = 1
-    for record in reader:
-        if record:
-            yield start, record
-        start = reader.line_num + 1  # type: ignore[attr-defined]
-
-
-def read_parquet(path: Path) -> Rows:
-    """A Parquet file, through pyarrow."""
-    try:
-        from pyarrow import ArrowException  # type: ignore[import-untyped]
-        from pyarrow.parquet import read_table  # type: ignore[import-untyped]
-    except ImportError:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
-    try:
-        return rows_of(read_table(path).to_pylist(), str(path))
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from None

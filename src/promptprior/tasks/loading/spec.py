@@ -11,28 +11,9 @@ import yaml
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks.loading.readers import Row, Rows
 from promptprior.tasks.loading.template import Template, compile_template
+from promptprior.tasks.metrics import metric
 from promptprior.tasks.task import Example, OutputType, content_id
 
-METRICS = (  # the names of promptprior.tasks.metrics, which stands above the tasks
-    "accuracy",
-    "macro_f1",
-    "f1",
-    "matthews_correlation",
-    "pearson",
-    "spearman",
-    "macro_recall",
-    "f1_against_favor",
-    "grouped_exact_match",
-    "exact_match",
-    "squad_f1",
-    "number_match",
-    "rougeL",
-    "bleu",
-    "acc_norm",
-    "nll",
-    "brier",
-    "ece",
-)
 LM_EVAL_METRICS = {
     "acc": "accuracy",
     "mcc": "matthews_correlation",
@@ -262,8 +243,10 @@ def metrics_from(raw: object, output_type: OutputType, where: str) -> tuple[str,
     names = [item.get("metric") if isinstance(item, dict) else item for item in raw]
     translated = [LM_EVAL_METRICS.get(str(name), str(name)) for name in names]
     for name in translated:
-        if name not in METRICS:
-            raise SpecError(f"{where}: metric_list: {unknown_name('metric', name, METRICS)}")
+        try:
+            metric(name)
+        except SpecError as error:
+            raise SpecError(f"{where}: metric_list: {error}") from None
     return tuple(dict.fromkeys(translated))
 
 

@@ -34,29 +34,19 @@ class Template:
             value = self.evaluate(row)
             if isinstance(value, Undefined):
                 str(value)  # raises, and says which name is undefined
+            if not is_null(value):
+                return value
+            reason = f"{self.source!r} fails: it gives null"
         except ROW_ERRORS as error:
-            raise DataError(f"{where}: {key}: {self.explain(row, error)}") from None
-        if is_null(value):
-            raise DataError(f"{where}: {key}: {self.explain(row, None)}")
-        return value
-
-    def explain(self, row: Row, error: Exception | None) -> str:
-        """Why this row cannot be rendered: a missing column, a null one, or what Jinja says."""
+            reason = f"{self.source!r} fails: {error}"
         missing = [name for name in self.columns if name not in row]
-        if missing:
-            return (
-                f"missing column {', '.join(map(repr, missing))} in {self.source!r} "
-                f"(columns: {', '.join(row)}){constant_hint(self.source)}"
-            )
-        null = [name for name in self.columns if is_null(row[name])]
-        if null:
-            return f"column {', '.join(map(repr, null))} is {'null' if row[null[0]] is None else 'NaN'}"
-        return f"{self.source!r} fails: {error or 'it gives null'}"
-
-
-def constant_hint(source: str) -> str:
-    """How to write constant text, where a bare word was read as a column."""
-    return f"; write {{{{ {source!r} }}}} if it is text" if IDENTIFIER.fullmatch(source) else ""
+        if missing:  # a bare word was read as a column, but may be meant as text
+            hint = f"; write {{{{ {self.source!r} }}}} if it is text" if IDENTIFIER.fullmatch(self.source) else ""
+            listed = ", ".join(map(repr, missing))
+            reason = f"missing column {listed} in {self.source!r} (columns: {', '.join(row)}){hint}"
+        elif null := [name for name in self.columns if is_null(row[name])]:
+            reason = f"column {', '.join(map(repr, null))} is {'null' if row[null[0]] is None else 'NaN'}"
+        raise DataError(f"{where}: {key}: {reason}")
 
 
 def is_null(value: object) -> bool:
@@ -73,19 +63,13 @@ def refuse_null(value: object) -> object:
     return value
 
 
-@lru_cache(maxsize=1)
-def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as lm-eval sets it up (strict names, trailing newlines kept, regex_replace), in a sandbox."""
-    jinja = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=refuse_null, autoescape=False
-    )
-    jinja.filters["regex_replace"] = regex_replace
-    return jinja
-
-
-def regex_replace(text: str, pattern: str, replacement: str = "", count: int = 0) -> str:
-    """lm-eval's filter: `re.sub` with the text first."""
-    return re.sub(pattern, replacement, str(text), count=count)
+# Jinja as lm-eval sets it up (strict names, trailing newlines kept, its filter regex_replace), in a sandbox
+JINJA = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, keep_trailing_newline=True, finalize=refuse_null, autoescape=False
+)
+JINJA.filters["regex_replace"] = lambda text, pattern, replacement="", count=0: re.sub(
+    pattern, replacement, str(text), count=count
+)
 
 
 @lru_cache(maxsize=4096)
@@ -93,36 +77,20 @@ def compile_template(source: str, where: str = "template") -> Template:
     """A column name, a Jinja template or plain text as a Template. Raises SpecError for bad Jinja."""
     if IDENTIFIER.fullmatch(source):
         return Template(source, (source,), lambda row: row[source])
-    jinja = environment()
     try:
-        tree = jinja.parse(source)
-        columns = columns_of(tree)
-        if is_expression(tree):
-            expression = jinja.compile_expression(expression_of(source), undefined_to_none=False)
+        tree = JINJA.parse(source)
+        names = meta.find_undeclared_variables(tree) - {"doc"}
+        for item in tree.find_all(nodes.Getitem):  # a name with spaces is written doc['a name']
+            if isinstance(item.node, nodes.Name) and item.node.name == "doc" and isinstance(item.arg, nodes.Const):
+                names.add(item.arg.value)
+        columns = tuple(sorted(names))
+        outputs = tree.body[0].nodes if len(tree.body) == 1 and isinstance(tree.body[0], nodes.Output) else []
+        if len(outputs) == 1 and not isinstance(outputs[0], nodes.TemplateData):
+            # the template is one {{ expression }}: its value, not its text
+            inner = re.sub(r"^\{\{[-+]?|[-+]?\}\}$", "", source.strip())
+            expression = JINJA.compile_expression(inner, undefined_to_none=False)
             return Template(source, columns, lambda row: expression({"doc": row, **row}))
-        text = jinja.from_string(source)
+        text = JINJA.from_string(source)
         return Template(source, columns, lambda row: text.render({"doc": row, **row}))
     except TemplateSyntaxError as error:
         raise SpecError(f"{where}: bad Jinja in {source!r}: {error.message}") from None
-
-
-def columns_of(tree: nodes.Template) -> tuple[str, ...]:
-    """The columns a template reads, by name or, where a name has spaces, as `doc['a name']`."""
-    names = meta.find_undeclared_variables(tree) - {"doc"}
-    for item in tree.find_all(nodes.Getitem):
-        if isinstance(item.node, nodes.Name) and item.node.name == "doc" and isinstance(item.arg, nodes.Const):
-            names.add(item.arg.value)
-    return tuple(sorted(names))
-
-
-def is_expression(tree: nodes.Template) -> bool:
-    """Whether a template is one `{{ ... }}` and nothing else."""
-    body = tree.body
-    if len(body) != 1 or not isinstance(body[0], nodes.Output):
-        return False
-    return len(body[0].nodes) == 1 and not isinstance(body[0].nodes[0], nodes.TemplateData)
-
-
-def expression_of(source: str) -> str:
-    """What stands between the braces of `{{ ... }}`, whitespace control stripped."""
-    return re.sub(r"^\{\{[-+]?|[-+]?\}\}$", "", source.strip())

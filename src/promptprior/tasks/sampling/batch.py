@@ -1,11 +1,16 @@
 """Token rows, right-padded, with everything the engine must know about who reads what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from promptprior.notation import Float, Int, Tensor
+
+TEXT_FIELDS = ("text_ids", "text_lengths", "copy_index", "task_index", "prompt_index", "example_index")
+ROW_FIELDS = ("target_ids", "target_lengths", "weight")
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,13 @@ class Tokens:
 class Batch:
     """X texts, R rows. Rows of one text stand together and in order (`text_index` never decreases).
 
-    `copy_index` says which copy of the parameters a text trains (particle, episode, inner-loop copy),
-    `task_index` which task it comes from; a parameterisation turns both into `prompt_index`, the prompt
-    each text reads. `weight` multiplies a row in its copy's mean loss.
+    `copy_index` says which copy of the parameters a text trains (particle, episode, inner-loop copy), `task_index`
+    which task it comes from; a parameterisation turns both into `prompt_index`, the prompt each text reads. `weight`
+    multiplies a row in its copy's mean loss.
+
+    In training, `example_index` is the place of each text in the pool it was drawn from (-1 in evaluation sets and
+    where unknown), so that a parameterisation recognises its own example; `step` is the training step (else -1) and
+    `seeds[c]` the seed of copy c's draw (else empty), so that randomness drawn from (seed, step) resumes exactly.
     """
 
     text_ids: Int[Tensor, "X T"]
@@ -37,6 +46,13 @@ class Batch:
     task_index: Int[Tensor, " X"]
     prompt_index: Int[Tensor, " X"]
     weight: Float[Tensor, " R"]
+    example_index: Int[Tensor, " X"] = None  # type: ignore[assignment]  # stands for all -1
+    step: int = -1
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.example_index is None:
+            object.__setattr__(self, "example_index", torch.full_like(self.copy_index, -1))
 
     @property
     def texts(self) -> int:
@@ -64,95 +80,75 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = (*TEXT_FIELDS, *ROW_FIELDS, "text_index")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def reordered(self, texts: Int[Tensor, " X"]) -> tuple["Batch", Int[Tensor, " R"]]:
         """The texts in another order, and the place that each row had."""
         position = torch.empty_like(texts)
         position[texts] = torch.arange(len(texts), device=texts.device)
         rows = position[self.text_index].argsort(stable=True)
-        moved = Batch(
-            text_ids=self.text_ids[texts],
-            text_lengths=self.text_lengths[texts],
-            target_ids=self.target_ids[rows],
-            target_lengths=self.target_lengths[rows],
-            text_index=position[self.text_index[rows]],
-            copy_index=self.copy_index[texts],
-            task_index=self.task_index[texts],
-            prompt_index=self.prompt_index[texts],
-            weight=self.weight[rows],
-        )
-        return moved, rows
+        return self._select(texts, rows, position), rows
 
     def tile(self, copies: int) -> "Batch":
         """Every text once per copy, copies outermost: what M particles read. All texts must be of copy 0."""
-        texts = self.texts
-        shift = torch.arange(copies, device=self.text_ids.device)
-        return Batch(
-            text_ids=self.text_ids.repeat(copies, 1),
-            text_lengths=self.text_lengths.repeat(copies),
-            target_ids=self.target_ids.repeat(copies, 1),
-            target_lengths=self.target_lengths.repeat(copies),
-            text_index=(self.text_index + shift[:, None] * texts).flatten(),
-            copy_index=shift.repeat_interleave(texts),
-            task_index=self.task_index.repeat(copies),
-            prompt_index=shift.repeat_interleave(texts),
-            weight=self.weight.repeat(copies),
-        )
+        copy = torch.arange(copies, device=self.text_ids.device)
+        tiled: dict[str, Any] = {name: torch.cat([getattr(self, name)] * copies) for name in TEXT_FIELDS + ROW_FIELDS}
+        tiled["copy_index"] = tiled["prompt_index"] = copy.repeat_interleave(self.texts)  # [M X]
+        text_index = (self.text_index + copy[:, None] * self.texts).flatten()  # [M R]
+        return replace(self, **tiled, text_index=text_index, seeds=self.seeds[:1] * copies)
 
     def take(self, texts: Int[Tensor, " K"]) -> "Batch":
         """The batch of some texts (ascending indices) and their rows; padding is cut to what they need."""
-        keep = torch.isin(self.text_index, texts)
+        rows = torch.isin(self.text_index, texts)
         position = torch.full((self.texts,), -1, device=texts.device)
         position[texts] = torch.arange(len(texts), device=texts.device)
-        text_lengths, target_lengths = self.text_lengths[texts], self.target_lengths[keep]
-        return Batch(
-            text_ids=self.text_ids[texts, : max_length(text_lengths)],
-            text_lengths=text_lengths,
-            target_ids=self.target_ids[keep, : max_length(target_lengths)],
-            target_lengths=target_lengths,
-            text_index=position[self.text_index[keep]],
-            copy_index=self.copy_index[texts],
-            task_index=self.task_index[texts],
-            prompt_index=self.prompt_index[texts],
-            weight=self.weight[keep],
-        )
+        lengths = self.text_lengths[texts], self.target_lengths[rows]  # [K], [rows of these texts]
+        longest_text, longest_target = (int(length.max()) if length.numel() else 0 for length in lengths)
+        cut = replace(self, text_ids=self.text_ids[:, :longest_text], target_ids=self.target_ids[:, :longest_target])
+        return cut._select(texts, rows, position)
+
+    def _select(self, texts: Tensor, rows: Tensor, position: Tensor) -> "Batch":
+        # texts and rows index (or mask) what stays, in its new order; position[x] is the new place of text x
+        chosen: dict[str, Any] = {name: getattr(self, name)[texts] for name in TEXT_FIELDS}
+        chosen |= {name: getattr(self, name)[rows] for name in ROW_FIELDS}
+        return replace(self, text_index=position[self.text_index[rows]], **chosen)
 
 
-def max_length(lengths: Int[Tensor, " X"]) -> int:
-    """The longest of some lengths; 0 for none."""
-    return int(lengths.max()) if lengths.numel() else 0
+def collate(
+    items: Sequence[Tokens],
+    copies: Sequence[int] | None = None,
+    tasks: Sequence[int] | None = None,
+    examples: Sequence[int] | None = None,
+    step: int = -1,
+    seeds: Sequence[int] = (),
+) -> Batch:
+    """Tokenised texts to a Batch, on the CPU. Each text reads its copy's prompt.
 
-
-def collate(items: Sequence[Tokens], copies: Sequence[int] | None = None, tasks: Sequence[int] | None = None) -> Batch:
-    """Tokenised texts to a Batch, on the CPU. Copies and tasks default to 0; each text reads its copy's prompt.
-
-    Raises ValueError for an empty batch or an empty target: there would be nothing to score.
+    Copies and tasks default to 0, `examples` (places in the pool) to -1; see Batch. Raises ValueError for an empty
+    batch or an empty target: there would be nothing to score.
     """
     if not items:
         raise ValueError("a batch needs at least one text; got none")
     targets = [target for item in items for target in item.targets]
     if not targets or not all(targets):
         raise ValueError("every text needs at least one target, and every target at least one token")
-    text_index = [x for x, item in enumerate(items) for _ in item.targets]
+    text_ids, target_ids = (  # padded with 0 on the right; lengths, never ids, say what is padding
+        pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+        for rows in ([item.text for item in items], targets)
+    )
     copy_index = torch.tensor(copies if copies is not None else [0] * len(items))
     return Batch(
-        text_ids=right_padded([item.text for item in items]),
+        text_ids=text_ids,
         text_lengths=torch.tensor([len(item.text) for item in items]),
-        target_ids=right_padded(targets),
+        target_ids=target_ids,
         target_lengths=torch.tensor([len(target) for target in targets]),
-        text_index=torch.tensor(text_index),
+        text_index=torch.tensor([x for x, item in enumerate(items) for _ in item.targets]),
         copy_index=copy_index,
         task_index=torch.tensor(tasks if tasks is not None else [0] * len(items)),
         prompt_index=copy_index,
         weight=torch.ones(len(targets)),
+        example_index=torch.tensor(examples if examples is not None else [-1] * len(items)),
+        step=step,
+        seeds=tuple(seeds),
     )
-
-
-def right_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "R T"]:
-    """Ragged ids as one rectangle, padded with 0 on the right; lengths, never ids, say what is padding."""
-    width = max(map(len, rows))
-    out = torch.zeros(len(rows), width, dtype=torch.long)
-    for r, row in enumerate(rows):
-        out[r, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return out

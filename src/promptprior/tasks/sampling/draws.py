@@ -4,7 +4,7 @@ was killed resumes to the same batches without replaying them."""
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,24 +71,14 @@ def k_shot(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Shots
                 f"task {task.name!r}: class {name!r} has {len(pool)} usable training example(s); k-shot draws "
                 "need at least 2 (one to train on, one for dev)"
             )
-        fit, select = halves(k, len(pool), None if dev_limit is None else max(1, dev_limit // len(by_class)))
+        to_train = to_dev = min(k, len(pool) // 2)
+        if dev_limit is not None:
+            to_dev = min(to_dev, max(1, dev_limit // len(by_class)))
+            to_train = min(k, len(pool) - to_dev)
         order = torch.randperm(len(pool), generator=generator(seed, task.name, "shots", name)).tolist()
-        train += [pool[i] for i in order[:fit]]
-        dev += [pool[i] for i in order[fit : fit + select]]
+        train += [pool[i] for i in order[:to_train]]
+        dev += [pool[i] for i in order[to_train : to_train + to_dev]]
     return Shots(tuple(train), tuple(dev))
-
-
-def halves(k: int, pool: int, most: int | None) -> tuple[int, int]:
-    """How many of a class's examples are learned from and how many select, of which there are at most `most`.
-
-    >>> halves(16, 100, None), halves(16, 20, None), halves(16, 20, 2), halves(1000, 100, 8)
-    ((16, 16), (10, 10), (16, 2), (92, 8))
-    """
-    even = min(k, pool // 2)
-    if most is None:
-        return even, even
-    select = min(even, most)
-    return min(k, pool - select), select
 
 
 def class_of(task: Task, example: Example) -> object:
@@ -150,22 +140,48 @@ class MixtureDraws:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        group, place = divmod(step, BUCKET)
+        group, turn = divmod(step, BUCKET)
         g = generator(self.seed, "mixture", group)
         count = BUCKET * self.batch_size
-        which = torch.multinomial(torch.tensor(self.rates), count, replacement=True, generator=g).tolist()
-        drawn = []
-        for pool in (self.pools[w] for w in which):
-            item = int(torch.randint(len(pool.items), (1,), generator=g))
-            drawn.append((pool.items[item], pool))
-        drawn.sort(key=lambda pair: len(pair[0]))
-        start = int(torch.randperm(BUCKET, generator=g)[place]) * self.batch_size
-        chosen = drawn[start : start + self.batch_size]
-        return collate(
-            [tokens for tokens, _ in chosen],
-            [pool.copy for _, pool in chosen],
-            [pool.task for _, pool in chosen],
+        tasks = torch.multinomial(torch.tensor(self.rates), count, replacement=True, generator=g).tolist()
+        drawn = [self.pools[task] for task in tasks]
+        texts = [(pool, int(torch.randint(len(pool.items), (1,), generator=g))) for pool in drawn]
+        texts.sort(key=lambda text: len(text[0].items[text[1]]))
+        start = int(torch.randperm(BUCKET, generator=g)[turn]) * self.batch_size
+        return collate_drawn(
+            texts[start : start + self.batch_size], step, {pool.copy: self.seed for pool in self.pools}
         )
+
+
+@dataclass(frozen=True)
+class StochasticDraws:
+    """Batches of `batch_size` texts of a few tasks for ONE copy: stochastic task sampling (Wang et al. 2023, MPT).
+
+    A step draws how many times it draws a task, evenly from 2 to their number (at most `batch_size`); then tasks at
+    the given rates, with replacement. Each time gets an even share of the batch, and one of them, at random, what the
+    division leaves. A task drawn twice has two shares.
+    """
+
+    pools: Sequence[Pool]
+    rates: Sequence[float]
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step; texts of a task stand together."""
+        g = generator(self.seed, "stochastic", step)
+        drawn = [self.pools[task] for task, share in sorted(self.shares(g)) for _ in range(share)]
+        texts = [(pool, int(torch.randint(len(pool.items), (1,), generator=g))) for pool in drawn]
+        return collate_drawn(texts, step, {pool.copy: self.seed for pool in self.pools})
+
+    def shares(self, g: torch.Generator) -> list[tuple[int, int]]:
+        """The tasks drawn, by their place among the pools, each with its number of texts."""
+        most = min(len(self.pools), self.batch_size)
+        times = int(torch.randint(min(2, most), most + 1, (1,), generator=g))
+        tasks = torch.multinomial(torch.tensor(self.rates), times, replacement=True, generator=g).tolist()
+        even, rest = divmod(self.batch_size, times)
+        lucky = int(torch.randint(times, (1,), generator=g))
+        return [(task, even + rest * (time == lucky)) for time, task in enumerate(tasks)]
 
 
 @dataclass(frozen=True)
@@ -181,20 +197,24 @@ class EpisodeDraws:
     seeds: Sequence[int]
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step."""
-        parts = [(self.items_of(pool, seed, step), pool) for pool, seed in zip(self.pools, self.seeds, strict=True)]
-        return collate(
-            [tokens for items, _ in parts for tokens in items],
-            [pool.copy for items, pool in parts for _ in items],
-            [pool.task for items, pool in parts for _ in items],
-        )
+        """The batch of one step: the next `batch_size` texts of each pool's shuffled epochs."""
+        texts = []
+        for pool, seed in zip(self.pools, self.seeds, strict=True):
+            size = len(pool.items)
+            take = min(self.batch_size, size)
+            epoch, turn = divmod(step, math.ceil(size / take))
+            order = torch.randperm(size, generator=generator(seed, "epoch", epoch)).tolist()
+            texts += [(pool, order[(turn * take + i) % size]) for i in range(take)]
+        return collate_drawn(texts, step, dict(zip((pool.copy for pool in self.pools), self.seeds, strict=True)))
 
-    def items_of(self, pool: Pool, seed: int, step: int) -> list[Tokens]:
-        """The texts one pool gives to a step: the next `batch_size` of its shuffled epochs."""
-        size = len(pool.items)
-        take = min(self.batch_size, size)
-        per_epoch = math.ceil(size / take)
-        epoch, place = divmod(step, per_epoch)
-        order = torch.randperm(size, generator=generator(seed, "epoch", epoch)).tolist()
-        places = [(place * take + i) % size for i in range(take)]
-        return [pool.items[order[p]] for p in places]
+
+def collate_drawn(texts: Sequence[tuple[Pool, int]], step: int, seeds: Mapping[int, int]) -> Batch:
+    """A training batch of texts, each named by its pool and its place there; `seeds` are the seeds of copies."""
+    return collate(
+        [pool.items[place] for pool, place in texts],
+        [pool.copy for pool, _ in texts],
+        [pool.task for pool, _ in texts],
+        [place for _, place in texts],
+        step,
+        [seeds.get(copy, -1) for copy in range(max(seeds) + 1)],
+    )

@@ -11,8 +11,8 @@ import torch
 
 from promptprior.errors import DataError, SpecError
 from promptprior.notation import Int, Tensor
-from promptprior.tasks.sampling.batch import Batch, Tokens, collate
-from promptprior.tasks.sampling.draws import CROSSFIT_SEEDS, generator, k_shot
+from promptprior.tasks.sampling.batch import Batch, Tokens
+from promptprior.tasks.sampling.draws import CROSSFIT_SEEDS, Pool, collate_drawn, generator, k_shot
 from promptprior.tasks.task import Example, Task, normalised
 
 Tokenise = Callable[[Task, Sequence[Example]], Sequence[Tokens]]
@@ -70,45 +70,30 @@ class MetaDraws:
 
     def batch(self, step: int) -> MetaBatch:
         """The meta-batch of one step."""
-        drawn = [(owner, unit) for owner, seed in enumerate(self.seeds) for unit in self.chosen(seed, step)]
-        supports = [self.support_order(self.seeds[owner], step, unit) for owner, unit in drawn]
-        units = [self.units[unit] for _, unit in drawn]
-        inner = tuple(
-            joined(units, [self.part(order, k) for order in supports], lambda unit: unit.support)
-            for k in range(self.inner_steps)
+        inner: list[list[tuple[Pool, int]]] = [[] for _ in range(self.inner_steps)]
+        query: list[tuple[Pool, int]] = []
+        learners: list[int] = []  # the meta-learner of each unit drawn, and its seed: unit u is copy u
+        seeds: list[int] = []
+        for learner, seed in enumerate(self.seeds):
+            units = torch.randperm(len(self.units), generator=generator(seed, "units", step))[: self.units_per_step]
+            for u in units.tolist():
+                unit, copy = self.units[u], len(seeds)
+                support = Pool(unit.support, unit.task, copy)
+                order = torch.randperm(len(unit.support), generator=generator(seed, "support", step, u)).tolist()
+                size = min(self.support_size, len(order))
+                for k, texts in enumerate(inner):  # the next texts of the order, from its front again when they run out
+                    start = 0 if self.same_support else k * size
+                    texts += [(support, order[(start + i) % len(order)]) for i in range(size)]
+                order = torch.randperm(len(unit.query), generator=generator(seed, "query", step, u)).tolist()
+                query += [(Pool(unit.query, unit.task, copy), place) for place in order[: self.query_size]]
+                learners.append(learner)
+                seeds.append(seed)
+        seed_of_copy = dict(enumerate(seeds))
+        return MetaBatch(
+            inner=tuple(collate_drawn(texts, step, seed_of_copy) for texts in inner),
+            query=collate_drawn(query, step, seed_of_copy) if self.query_size else None,
+            owner=torch.tensor(learners),
         )
-        queries = [self.query_order(self.seeds[owner], step, unit) for owner, unit in drawn]
-        query = joined(units, queries, lambda unit: unit.query) if self.query_size else None
-        return MetaBatch(inner, query, torch.tensor([owner for owner, _ in drawn]))
-
-    def chosen(self, seed: int, step: int) -> list[int]:
-        """The units of one meta-learner's step, without repetition."""
-        order = torch.randperm(len(self.units), generator=generator(seed, "units", step))
-        return order[: self.units_per_step].tolist()
-
-    def support_order(self, seed: int, step: int, unit: int) -> list[int]:
-        """The support examples of a unit in the order in which this step's inner batches take them."""
-        return torch.randperm(len(self.units[unit].support), generator=generator(seed, "support", step, unit)).tolist()
-
-    def part(self, order: Sequence[int], k: int) -> list[int]:
-        """The places of inner batch k: the next `support_size`, from the front again when they run out."""
-        take = min(self.support_size, len(order))
-        k = 0 if self.same_support else k
-        return [order[(k * take + i) % len(order)] for i in range(take)]
-
-    def query_order(self, seed: int, step: int, unit: int) -> list[int]:
-        """The places of a unit's query texts in this step."""
-        order = torch.randperm(len(self.units[unit].query), generator=generator(seed, "query", step, unit)).tolist()
-        return order[: self.query_size]
-
-
-def joined(units: Sequence[Unit], places: Sequence[Sequence[int]], side: Callable[[Unit], Sequence[Tokens]]) -> Batch:
-    """The named texts of every unit as one batch; unit u is copy u."""
-    return collate(
-        [side(unit)[p] for unit, some in zip(units, places, strict=True) for p in some],
-        [u for u, some in enumerate(places) for _ in some],
-        [unit.task for unit, some in zip(units, places, strict=True) for _ in some],
-    )
 
 
 def units_of(
@@ -124,29 +109,20 @@ def units_of(
     units = []
     for index, task in enumerate(tasks):
         for draw in CROSSFIT_SEEDS[:per_task]:
-            support, query = (
-                halves(task, generator(seed, draw, task.name)) if shots is None else shot(task, shots, draw)
-            )
+            if shots is not None:
+                drawn = k_shot(task, shots, draw)
+                support, query = list(drawn.train), list(drawn.dev)
+            else:  # of examples with one normalised text, the first is kept
+                distinct = list({normalised(e.text): e for e in reversed(task.split("train"))}.values())
+                if len(distinct) < 2:
+                    raise DataError(
+                        f"task {task.name!r} has {len(distinct)} distinct training example(s); a meta-learner needs at "
+                        "least 2 (one to adapt on, one to be judged on)"
+                    )
+                order = torch.randperm(len(distinct), generator=generator(seed, draw, task.name)).tolist()
+                middle = len(distinct) // 2
+                support, query = [distinct[i] for i in order[:middle]], [distinct[i] for i in order[middle:]]
             if pooled:
-                support, query = [*support, *query], ()
+                support, query = [*support, *query], []
             units.append(Unit(tokenise(task, support), tokenise(task, query), index))
     return units
-
-
-def shot(task: Task, k: int, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The training and the dev side of a k-shot draw."""
-    drawn = k_shot(task, k, seed)
-    return drawn.train, drawn.dev
-
-
-def halves(task: Task, g: torch.Generator) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The training split in two random halves; of examples with one normalised text, the first is kept."""
-    distinct = list({normalised(e.text): e for e in reversed(task.split("train"))}.values())
-    if len(distinct) < 2:
-        raise DataError(
-            f"task {task.name!r} has {len(distinct)} distinct training example(s); a meta-learner needs at least 2 "
-            "(one to adapt on, one to be judged on)"
-        )
-    order = torch.randperm(len(distinct), generator=g).tolist()
-    middle = len(distinct) // 2
-    return [distinct[i] for i in order[:middle]], [distinct[i] for i in order[middle:]]
