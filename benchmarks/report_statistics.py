@@ -8,7 +8,7 @@ spread of what the prior of a seed does to all its targets at once, in units of 
 
 import numpy as np
 
-from promptprior.report.findings import by_seed
+from promptprior.report.gains import interval_by_seed
 from promptprior.report.statistics import paired_permutation, stratified_bootstrap
 
 TRIALS, TARGETS = 1000, 8
@@ -18,7 +18,10 @@ def simulated(rng: np.random.Generator, seeds: int, prior: float) -> dict[str, f
     """Whether each of a report's judgements is wrong about one pair of equal methods."""
     gaps = rng.normal(0, 1, (TARGETS, seeds)) + prior * rng.normal(0, 1, seeds)
     runs = {str(t): gap.tolist() for t, gap in enumerate(gaps)}
-    bootstrap, seeded = stratified_bootstrap(runs), by_seed({t: dict(enumerate(gap)) for t, gap in runs.items()})
+    bootstrap, seeded = (
+        stratified_bootstrap(runs),
+        interval_by_seed({t: dict(enumerate(gap)) for t, gap in runs.items()}),
+    )
     assert seeded is not None
     wrong = {
         "bootstrap": bootstrap.is_above_zero or bootstrap.is_below_zero,

@@ -1,11 +1,11 @@
-"""Prices: what a target bears of its prior, and the Pareto front against brute force."""
+"""Costs: what a target bears of its prior, and the Pareto front against brute force."""
 
 import numpy as np
 import pytest
 
-from promptprior.report.cost_points import cost_points, pareto, pareto_front, prior_of, shared_by
-from promptprior.report.findings import Grid, overall
-from promptprior.report.results import Row
+from promptprior.report.cost_points import CostPoint, cost_points, pareto_front, shared_by
+from promptprior.report.results import Grid, Row
+from promptprior.report.statistics import Interval
 from tests.report.result_rows import result_row
 
 OWN = {"seconds": 10.0, "rows": 100, "tokens": 1000}
@@ -30,20 +30,20 @@ def test_cells_of_a_prior_share_its_cost():
     others = (*rows("other", (1,), 60.0, 0.4), *rows("other", (2,), 80.0, 0.4))
     grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *others), "spot")
     counts = shared_by(grid)
-    assert counts[prior_of(grid.rows[0])] == 4  # spot and other on a and b: the same prior of seed 1
-    spot = next(o for o in cost_points(grid, overall(grid, 16)) if o.method == "spot")
-    assert spot.prices["seconds", "target"] == 10
-    assert spot.prices["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
-    assert spot.prices["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
-    assert spot.prices["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
+    assert counts[grid.rows[0].cost.source] == 4  # spot and other on a and b: the same prior of seed 1
+    spot = next(o for o in cost_points(grid, 16) if o.method == "spot")
+    assert spot.costs["seconds", "target"] == 10
+    assert spot.costs["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
+    assert spot.costs["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
+    assert spot.costs["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
 
 
 def test_what_needs_no_examples_stands_beside_every_k():
     free = result_row(cell="z", method="zero_shot", target="a", k=0, seed=0, steps=0, score=0.2)
     grid = Grid((Row.from_json(free), *rows("spot", (1,), 0.0, 0.5, "a")), "spot")
-    found = cost_points(grid, overall(grid, 16))
-    assert [(o.method, o.prices["seconds", "target"]) for o in found] == [("zero_shot", 12.5), ("spot", 10.0)]
-    assert pareto_front(found, "seconds", "target") == ("spot",)
+    found = cost_points(grid, 16)
+    assert [(o.method, o.costs["seconds", "target"]) for o in found] == [("zero_shot", 12.5), ("spot", 10.0)]
+    assert [point.method for point in pareto_front(found, "seconds", "target")] == ["spot"]
 
 
 def test_the_front_is_what_nothing_dominates():
@@ -54,6 +54,9 @@ def test_the_front_is_what_nothing_dominates():
         for name, (paid, score) in points.items():
             better = [1 for p, s in points.values() if (p <= paid and s > score) or (p < paid and s >= score)]
             want |= set() if better else {name}
-        found = pareto(points)
+        of_points = [
+            CostPoint(n, Interval(score, None, None, 1), {("rows", "whole"): x}) for n, (x, score) in points.items()
+        ]
+        found = [point.method for point in pareto_front(of_points, "rows", "whole")]
         assert set(found) == want
         assert [points[n][0] for n in found] == sorted(points[n][0] for n in found)

@@ -2,10 +2,8 @@
 
 import pytest
 
-from promptprior.report.findings import Grid, overall
-from promptprior.report.guard_analysis import guard_analysis
-from promptprior.report.results import Row
-from promptprior.report.tables import guard_tables
+from promptprior.report.guard_analysis import guard_analysis, guard_section
+from promptprior.report.results import Grid, Row
 from tests.report.result_rows import result_row
 
 
@@ -34,33 +32,29 @@ ROWS = [
 ]
 
 
-def found(rows):
-    grid = Grid(tuple(rows), "prompt_tuning")
-    return grid, overall(grid, 16)
+def grid(rows):
+    return Grid(tuple(rows), "prompt_tuning")
 
 
 def test_dev_decides_and_test_is_what_it_costs():
-    grid, all_targets = found(ROWS)
-    by_name = {s.method: s for s in guard_analysis(grid, all_targets)}
+    by_name = {s.method: s for s in guard_analysis(grid(ROWS), 16)}
     assert set(by_name) == {"spot", "multitask"}
     spot, multitask = by_name["spot"], by_name["multitask"]
     assert spot.guarded.estimate == pytest.approx(((0.7 + 0.4) / 2 + 0.2) / 2)
-    assert spot.alone.estimate == pytest.approx(((0.7 + 0.1) / 2 + 0.2) / 2)
+    assert spot.unguarded.estimate == pytest.approx(((0.7 + 0.1) / 2 + 0.2) / 2)
     assert spot.gain.estimate == pytest.approx(((0.2 + 0.0) / 2 - 0.1) / 2)
-    assert spot.kept == pytest.approx(2 / 3)
+    assert spot.share_kept == pytest.approx(2 / 3)
     assert multitask.guarded.estimate == pytest.approx(((0.5 + 0.4) / 2 + 0.6) / 2)
 
 
 def test_the_nll_is_that_of_the_step_that_was_kept():
     later = [row("prompt_tuning", "a", 1, 0.5, 0.6, 1.0), row("spot", "a", 1, 0.7, 0.6, 0.1, best=0)]
-    grid, all_targets = found(later)
-    assert guard_analysis(grid, all_targets)[0].kept == 0
+    assert guard_analysis(grid(later), 16)[0].share_kept == 0
 
 
 def test_without_dev_there_is_no_table():
     silent = [*ROWS[:3], *(row("spot", t, s, 0.5, 0.6, None) for t, s in (("a", 1), ("a", 2), ("b", 1)))]
-    grid, all_targets = found(silent)
-    assert guard_tables(grid, all_targets) == ()
-    [table] = guard_tables(*found(ROWS))
-    assert [r[0].main for r in table.rows] == ["spot", "multitask"]
-    assert table.rows[0][-1].main == "0.67"
+    assert guard_section(grid(silent)).tables == ()
+    [table] = guard_section(grid(ROWS)).tables
+    assert [r[0].text for r in table.rows] == ["spot", "multitask"]
+    assert table.rows[0][-1].text == "0.67"

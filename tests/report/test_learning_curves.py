@@ -2,9 +2,8 @@
 
 import pytest
 
-from promptprior.report.findings import Grid, overall
-from promptprior.report.learning_curves import adaptation, steps_to_show
-from promptprior.report.results import Row
+from promptprior.report.learning_curves import adaptation, learning_curve_section
+from promptprior.report.results import Grid, Row
 from tests.report.result_rows import grid_rows, result_row
 
 
@@ -31,18 +30,18 @@ CURVES = {
 
 def found(curves):
     grid = Grid(tuple(row(*place, curve) for place, curve in curves.items()), "prompt_tuning")
-    return adaptation(grid, overall(grid, 16))
+    return adaptation(grid, 16)
 
 
 def test_means_over_targets_of_means_over_seeds_as_far_as_all_ran():
     a = found(CURVES)
-    base, spot = a.tracks
+    base, spot = a.curves
     assert (base.method, spot.method, a.targets) == ("prompt_tuning", "spot", ("a", "b"))
-    assert [(s, i.estimate) for s, i in spot.points] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
-    assert [i.estimate for _, i in base.points] == pytest.approx([0, 0.15, 0.3])
-    assert spot.at(1).low is not None  # of two seeds
-    assert base.at(1).low == pytest.approx(0.15)
-    assert spot.at(5) is None
+    assert [(s, i.estimate) for s, i in spot.points.items()] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
+    assert [i.estimate for i in base.points.values()] == pytest.approx([0, 0.15, 0.3])
+    assert spot.points[1].low is not None  # of two seeds
+    assert base.points[1].low == pytest.approx(0.15)
+    assert 5 not in spot.points
     assert (spot.reaches(0.3), spot.reaches(0.5), spot.reaches(0.0)) == (1, None, 0)
 
 
@@ -53,12 +52,12 @@ def test_targets_without_dev_scores_are_left_out_for_all_methods():
         ("prompt_tuning", "text", 1): [point(0, None), point(1, None)],
     }
     assert found(free_text).targets == ("a", "b")
-    assert found({k: v for k, v in free_text.items() if k[1] == "text"}).tracks == ()
+    assert found({k: v for k, v in free_text.items() if k[1] == "text"}).curves == ()
 
 
 def test_a_table_shows_the_usual_steps_or_a_few():
     def steps(*some):
-        return steps_to_show(found({("spot", "a", 1): [point(s, 0.1) for s in some]}))
+        return found({("spot", "a", 1): [point(s, 0.1) for s in some]}).steps_to_show
 
     assert steps(0, 1, 2, 3, 5, 7, 10, 13) == (0, 1, 2, 5, 10, 13)
     assert steps(0, 33, 66, 99) == (0, 33, 66, 99)
@@ -66,8 +65,22 @@ def test_a_table_shows_the_usual_steps_or_a_few():
     assert steps(0, 4) == (0, 4)
 
 
-def test_what_trains_nothing_has_no_track():
+def test_what_trains_nothing_has_no_curve():
     grid = Grid(tuple(map(Row.from_json, grid_rows(ks=(16,)))), "prompt_tuning")
-    a = adaptation(grid, overall(grid, 16))
-    assert {t.method for t in a.tracks} == {"prompt_tuning", "multitask", "spot"}
-    assert all(t.points[0][0] == 0 for t in a.tracks)
+    a = adaptation(grid, 16)
+    assert {t.method for t in a.curves} == {"prompt_tuning", "multitask", "spot"}
+    assert all(min(t.points) == 0 for t in a.curves)
+
+
+def drawn_steps(n):
+    """The steps of a curve of n points that are drawn."""
+    rows = (row("spot", "a", 1, [point(s, 0.1) for s in range(n)]),)
+    (plot,) = [p for p in learning_curve_section(Grid(rows, "spot")).plots if p.name == "curves"]
+    return plot.draw("a", 16, "dev_score").data[0].x
+
+
+def test_long_curves_are_thinned_but_keep_their_end():
+    kept = drawn_steps(1001)
+    assert len(kept) <= 81
+    assert (kept[0], kept[-1]) == (0, 1000)
+    assert drawn_steps(80) == tuple(range(80))

@@ -1,17 +1,21 @@
 """The report: its words and numbers, and how a real browser shows it."""
 
+import html
 import json
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from promptprior.errors import DataError
-from promptprior.report.page import write_report
-from promptprior.report.plots import thinned
-from promptprior.report.results import Point, parse
+from promptprior.errors import DataError, SpecError
+from promptprior.report import page as report_page
+from promptprior.report.page import make_report, write_report
+from promptprior.report.results import parse
 from promptprior.report.similarity_gain import TaskSimilarity
+from promptprior.report.table import Section, Table, TableCell, columns
 from tests.report.result_rows import TARGETS, bank_rows, grid_rows, result_row, task_similarity
 
 CHROMIUM = shutil.which("chromium")
@@ -151,7 +155,11 @@ def test_names_cannot_break_out(tmp_path):
         None,
     ]
     assert not [tag for tag, _ in page.tags if tag in ("img", "b", "iframe", "link", "object")]
-    assert json.loads(page.scripts[0])["targets"][0]["name"] == HOSTILE
+    figure = json.loads(page.scripts[0])["figures"]["curves"]
+    assert figure["controls"][0]["options"] == [HOSTILE]  # set as text, not as markup
+    (view,) = json.loads(page.scripts[0])["figures"]["scores"]["views"].values()
+    assert all(html.escape(HOSTILE, quote=False) in text for text in view["data"][1]["text"])
+    assert HOSTILE[:20] not in json.dumps(view)
 
 
 def hostile_rows():
@@ -163,12 +171,41 @@ def hostile_rows():
     ]
 
 
-def test_long_curves_are_thinned_but_keep_their_end():
-    curve = tuple(Point(i, 1.0, None, None) for i in range(1001))
-    kept = thinned(curve)
-    assert len(kept) <= 81
-    assert (kept[0].step, kept[-1].step) == (0, 1000)
-    assert thinned(curve[:80]) == curve[:80]
+class Declared(dict):
+    """Entry points by name, as plugins.load gives them."""
+
+    def describe(self, name):
+        return f"{name!r} (of a package)"
+
+
+def test_other_packages_add_sections(tmp_path, monkeypatch):
+    def ours(grid):
+        rows = tuple((TableCell(method),) for method in grid.methods)
+        return Section("Ours", ((None, (Table("ours", "Our table", "A note.", columns("Method"), rows),)),))
+
+    declared = Declared(ours=ours, silent=lambda grid: None)
+    monkeypatch.setattr(report_page.plugins, "load", lambda group: declared if group.endswith("tables") else {})
+    report = make_report(grid_rows(ks=(16,)), "t")
+    assert [section.title for section in report.sections][-1] == "Ours"
+    assert "Our table" in Page(report.write_page(tmp_path / "r.html")).text
+    assert (tmp_path / "ours.csv") in report.write_csv(tmp_path)
+    declared["wrong"] = lambda grid: "text"
+    with pytest.raises(SpecError, match=r"'wrong' \(of a package\) returned 'text'; expected a .*Section or None"):
+        _ = make_report(grid_rows(ks=(16,)), "t").sections
+
+
+def test_a_report_needs_no_model_and_plotly_only_for_the_page(tmp_path):
+    heavy = ("torch", "transformers", "promptprior.compare", "promptprior.backbone", "promptprior.tasks")
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in grid_rows(ks=(16,))))
+    code = (
+        "import sys; from pathlib import Path; from promptprior.report.page import make_report\n"
+        "folder = Path(sys.argv[1]); report = make_report(folder / 'results.jsonl')\n"
+        "report.write_markdown(folder / 'r.md'); print('plotly' in sys.modules)\n"
+        "report.write_page(folder / 'r.html'); print('plotly' in sys.modules)\n"
+        f"print([module for module in {heavy} if module in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:3] == ["False", "True", "[]"]
 
 
 # In a real browser --------------------------------------------------------------------------------------
@@ -194,7 +231,7 @@ def report(tmp_path_factory):
 DRAWN = "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace, .main-svg .hm'))"
 
 
-def opened(browser, path, **options):
+def open_page(browser, path, **options):
     """A page once its plots are drawn, with what it said and asked for."""
     page = browser.new_context(**options).new_page()
     said, asked = [], []
@@ -229,11 +266,11 @@ PHONE = {"viewport": {"width": 375, "height": 800}, "has_touch": True, "is_mobil
 @pytest.mark.chromium
 @chromium
 def test_every_plot_is_drawn_in_silence_and_without_the_network(browser, report):
-    page, said, asked = opened(browser, report)
+    page, said, asked = open_page(browser, report)
     assert drawn(page) == {
         "scores": 8, "shots": 4, "curves": 12, "cost": 9, "adaptation": 3, "ranks": 4
     }  # fmt: skip
-    names = page.evaluate("JSON.parse(document.getElementById('data').textContent).targets.map(t => t.name)")
+    names = sorted(TARGETS, key=lambda name: (TARGETS[name][0], name))  # by family, then name
     shown = page.evaluate("[...document.querySelector('figure[data-plot=scores] .plot').data.at(-1).x]")
     for name, mean in zip(names, shown, strict=True):
         scores = [r["score"] for r in grid_rows() if (r["method"], r["target"], r["k"]) == ("spot", name, 16)]
@@ -254,8 +291,8 @@ def full_report(tmp_path_factory):
 @pytest.mark.chromium
 @chromium
 def test_similarity_and_retrieval_are_drawn(browser, full_report):
-    page, said, asked = opened(browser, full_report)
-    assert drawn(page).keys() >= {"similarity", "foretold", "map"}
+    page, said, asked = open_page(browser, full_report)
+    assert drawn(page).keys() >= {"similarity", "similarity-gain", "map"}
     cells = "document.querySelector('figure[data-plot={}] .plot').data[0].z"
     assert page.evaluate(cells.format("similarity"))[0][0] == pytest.approx(0.16 * 4)  # country_of to capital_of
     shares = page.evaluate(cells.format("map"))
@@ -270,7 +307,7 @@ def test_similarity_and_retrieval_are_drawn(browser, full_report):
 @pytest.mark.chromium
 @chromium
 def test_a_phone_never_scrolls_sideways(browser, full_report):
-    page, said, _ = opened(browser, full_report, **PHONE)
+    page, said, _ = open_page(browser, full_report, **PHONE)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     wide = page.evaluate("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length")
@@ -284,7 +321,7 @@ def test_a_phone_never_scrolls_sideways(browser, full_report):
 @pytest.mark.chromium
 @chromium
 def test_plots_follow_the_window(browser, report):
-    page, _, _ = opened(browser, report, viewport={"width": 1280, "height": 800})
+    page, _, _ = open_page(browser, report, viewport={"width": 1280, "height": 800})
     page.set_viewport_size({"width": 600, "height": 800})
     until(
         page,
@@ -305,13 +342,13 @@ COLOURS = """() => ({
 @pytest.mark.chromium
 @chromium
 def test_dark_mode_applies_to_page_and_plots_even_while_open(browser, report):
-    page, said, _ = opened(browser, report, color_scheme="light")
+    page, said, _ = open_page(browser, report, color_scheme="light")
     light = page.evaluate(COLOURS)
     page.emulate_media(color_scheme="dark")
     until(page, f"getComputedStyle(document.querySelector('.xtick text')).fill !== '{light['plot']}'")
     switched = page.evaluate(COLOURS)
     page.context.close()
-    page, _, _ = opened(browser, report, color_scheme="dark")
+    page, _, _ = open_page(browser, report, color_scheme="dark")
     dark = page.evaluate(COLOURS)
     page.context.close()
     assert switched == dark
@@ -324,7 +361,7 @@ def test_dark_mode_applies_to_page_and_plots_even_while_open(browser, report):
 @pytest.mark.chromium
 @chromium
 def test_text_stands_out_from_its_ground_in_both_modes(browser, report):
-    page, _, _ = opened(browser, report)
+    page, _, _ = open_page(browser, report)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         names = ["ink", "muted", "better", "worse", "m-base", *(f"m{i}" for i in range(8))]
@@ -356,7 +393,7 @@ def luminance(colour):
 @pytest.mark.chromium
 @chromium
 def test_controls_change_their_plot(browser, report):
-    page, said, _ = opened(browser, report)
+    page, said, _ = open_page(browser, report)
     title = "document.querySelector('figure[data-plot=curves] .ytitle').textContent"
     assert page.evaluate(title) == "dev score"
     page.select_option("figure[data-plot=curves] label:has-text('curve') select", label="training loss")
@@ -373,7 +410,7 @@ def test_controls_change_their_plot(browser, report):
 @chromium
 def test_hostile_names_do_nothing_but_be_shown(browser, tmp_path):
     path = write_report(hostile_rows(), tmp_path / "r.html", HOSTILE, command=HOSTILE)
-    page, said, asked = opened(browser, path, **PHONE)
+    page, said, asked = open_page(browser, path, **PHONE)
     assert page.evaluate("window.hacked") is None
     assert page.evaluate("document.images.length") == 0
     assert page.title() == HOSTILE
@@ -387,7 +424,7 @@ def test_hostile_names_do_nothing_but_be_shown(browser, tmp_path):
 @chromium
 def test_a_single_cell_still_draws(browser, tmp_path):
     path = write_report([result_row()], tmp_path / "r.html", "t")
-    page, said, _ = opened(browser, path)
+    page, said, _ = open_page(browser, path)
     assert drawn(page) == {"scores": 2, "curves": 2, "cost": 2}  # one k: no few-shot curve
     assert said == []
     page.context.close()

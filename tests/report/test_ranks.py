@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from promptprior.report.ranks import cliques, critical_difference, duels, friedman, mean_ranks, ranking
+from promptprior.report.ranks import Ranking, critical_difference, pairwise_comparisons, ranking
 from promptprior.report.statistics import holm, paired_permutation
 
 # Demsar 2006, table 5 (a): q at 0.05 for 2 to 10 classifiers
 Q = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
+
+
+def cliques(mean_rank, critical):
+    """The groups that do not differ, for mean ranks and a critical difference."""
+    return Ranking(tuple(mean_rank), tuple(mean_rank.values()), 2, 0.0, 1.0, critical).cliques
 
 
 @pytest.mark.parametrize("methods", Q)
@@ -23,15 +28,16 @@ def test_the_critical_difference_is_that_of_demsars_table(methods):
 def test_ranks_and_friedman_are_scipys():
     table = np.random.default_rng(0).integers(0, 5, (4, 9)) / 10.0  # with ties
     want = np.mean([stats.rankdata(-column) for column in table.T], axis=0)
-    assert mean_ranks(table) == pytest.approx(want)
+    ours = ranking({str(i): scores for i, scores in enumerate(table)})
+    assert ours.mean_ranks == pytest.approx(want)
     found = stats.friedmanchisquare(*table)
-    assert friedman(table) == pytest.approx((found.statistic, found.pvalue))
+    assert (ours.chi_square, ours.p) == pytest.approx((found.statistic, found.pvalue))
 
 
 def test_scores_that_differ_by_rounding_tie():
-    table = np.array([[0.1 + 0.2, 0.5], [0.3, 0.5], [0.2, 0.1]])
-    assert mean_ranks(table).tolist() == [1.5, 1.5, 3.0]
-    assert friedman(np.ones((3, 4))) == (0.0, 1.0)
+    assert ranking({"a": [0.1 + 0.2, 0.5], "b": [0.3, 0.5], "c": [0.2, 0.1]}).mean_ranks == (1.5, 1.5, 3.0)
+    same = ranking(dict.fromkeys("abc", [1.0] * 4))
+    assert (same.chi_square, same.p) == (0.0, 1.0)
 
 
 def test_demsars_example_from_its_mean_ranks():
@@ -79,10 +85,10 @@ def test_friedman_and_nemenyi_keep_their_level_and_find_what_differs():
     assert all("d" not in group for group in better.cliques)
 
 
-def test_duels_count_targets_and_correct_over_pairs():
+def test_pairwise_comparisons_count_targets_and_correct_over_pairs():
     rng = np.random.default_rng(3)
     scores = {m: rng.integers(0, 4, 8).astype(float).tolist() for m in "abc"}
-    found = duels(scores)
+    found = pairwise_comparisons(scores)
     p = [paired_permutation(np.subtract(scores[a], scores[b])) for a, b in (("a", "b"), ("a", "c"), ("b", "c"))]
     assert [d.p for d in found] == pytest.approx(holm(p))
     for d in found:

@@ -1,4 +1,4 @@
-"""Does likeness foretell gains? Against planted gains, and rank correlations by hand."""
+"""Does similarity predict gains? Against planted gains, and rank correlations by hand."""
 
 import json
 
@@ -7,14 +7,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from promptprior.errors import DataError
-from promptprior.report.findings import Grid
-from promptprior.report.results import Row
+from promptprior.report.results import Grid, Row
 from promptprior.report.results import parse as parse_json
 from promptprior.report.similarity_gain import (
     TaskSimilarity,
-    gains,
     read_similarity,
     similarity_gain_correlation,
+    source_gains,
     write_similarity,
 )
 from tests.report.result_rows import TARGETS, grid_rows, result_row, task_similarity
@@ -51,12 +50,12 @@ def test_gains_are_paired_differences_by_sources_averaged_over_k():
         row("spot", "a", 0.4, ["y", "x"]),  # other sources: another place, though the same cell of a grid
         row("zero_shot", "a", 0.1),
     ]
-    found = {(g.method, g.sources): g.gain for g in gains(grid(rows))}
+    found = {(g.method, g.sources): g.gain for g in source_gains(grid(rows))}
     assert found == {("spot", ("x",)): pytest.approx((0.1 + 0.2) / 2), ("spot", ("x", "y")): pytest.approx(-0.1)}
 
 
-def test_what_was_planted_is_foretold_and_noise_is_not():
-    told = {(f.method, f.measure): f for f in similarity_gain_correlation(FOUND, gains(grid(grid_rows())))}
+def test_what_was_planted_is_predicted_and_noise_is_not():
+    told = similarity_gain_correlation(FOUND, source_gains(grid(grid_rows())))
     gradient, label = told["multitask", "gradient"], told["multitask", "label"]
     assert gradient.correlation.low > 0.5
     assert label.correlation.low < 0 < label.correlation.high
@@ -67,7 +66,7 @@ def test_what_was_planted_is_foretold_and_noise_is_not():
 
 
 def test_few_points_have_no_correlation_and_unknown_sources_no_point():
-    some = gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["country_of"])]))
-    assert {(len(f.points), f.correlation) for f in similarity_gain_correlation(FOUND, some)} == {(1, None)}
-    other = gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["elsewhere"])]))
-    assert {f.points for f in similarity_gain_correlation(FOUND, other)} == {()}
+    some = source_gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["country_of"])]))
+    assert {(len(f.points), f.correlation) for f in similarity_gain_correlation(FOUND, some).values()} == {(1, None)}
+    other = source_gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["elsewhere"])]))
+    assert {f.points for f in similarity_gain_correlation(FOUND, other).values()} == {()}

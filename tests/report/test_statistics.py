@@ -9,14 +9,11 @@ from scipy import stats
 from promptprior.report.statistics import (
     average_relative_gain,
     holm,
-    interquartile_mean,
     interval,
     mean_difference,
-    mean_over_targets,
-    median_target,
     paired_permutation,
     probability_of_improvement,
-    spearman,
+    rank_correlation,
     stratified_bootstrap,
 )
 
@@ -72,10 +69,10 @@ def test_stratified_mean_has_the_closed_forms_spread(rng):
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
     runs = {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0, 100.0]}
-    got = stratified_bootstrap(runs, interquartile_mean)
+    got = stratified_bootstrap(runs, "iqm")
     assert got.estimate == pytest.approx(np.mean([2, 3, 4, 5]))
     assert got.low <= got.estimate <= got.high
-    assert stratified_bootstrap(runs, interquartile_mean) == got  # seeded
+    assert stratified_bootstrap(runs, "iqm") == got  # seeded
 
 
 def rliables(runs, statistic, draws=2000, seed=7):
@@ -86,17 +83,17 @@ def rliables(runs, statistic, draws=2000, seed=7):
 
 
 RLIABLE = {  # rliable.metrics on [tasks, runs]
-    "iqm": (interquartile_mean, lambda table: stats.trim_mean(table, 0.25, axis=None)),
-    "mean": (mean_over_targets, lambda table: np.mean(np.mean(table, axis=1))),
-    "median": (median_target, lambda table: np.median(np.mean(table, axis=1))),
+    "iqm": lambda table: stats.trim_mean(table, 0.25, axis=None),
+    "mean": lambda table: np.mean(np.mean(table, axis=1)),
+    "median": lambda table: np.median(np.mean(table, axis=1)),
 }
 
 
 @pytest.mark.parametrize("name", RLIABLE)
 def test_aggregates_are_rliables(rng, name):
-    ours, theirs = RLIABLE[name]
+    theirs = RLIABLE[name]
     runs = {f"t{i}": rng.normal(i / 4, 0.3, 5).tolist() for i in range(7)}
-    got = stratified_bootstrap(runs, ours)
+    got = stratified_bootstrap(runs, name)
     assert got.estimate == pytest.approx(theirs(np.array(list(runs.values()))))
     low, high = rliables(runs, theirs)
     assert (got.low, got.high) == pytest.approx((low, high), abs=0.06 * (high - low))
@@ -227,21 +224,21 @@ def test_probability_of_improvement_is_mann_whitneys(rng):
 def test_spearman_is_scipys_with_a_sane_interval(rng):
     x = rng.normal(size=40)
     y = x + rng.normal(size=40)
-    got = spearman(x, y)
+    got = rank_correlation(x, y)
     assert got.estimate == pytest.approx(stats.spearmanr(x, y)[0])
     want = stats.bootstrap(
         (x, y), lambda a, b: stats.spearmanr(a, b)[0], paired=True, vectorized=False, n_resamples=1500,
         method="percentile", rng=1,
     ).confidence_interval  # fmt: skip
     assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=0.04)
-    assert spearman([1, 1, 1], [1, 2, 3]).estimate == 0.0
+    assert rank_correlation([1, 1, 1], [1, 2, 3]).estimate == 0.0
     assert got.n == 40
 
 
 def test_spearman_resamples_whole_groups(rng):
     x, groups = np.repeat(rng.normal(size=6), 5), [f"g{i // 5}" for i in range(30)]
     y = x + np.repeat(rng.normal(size=6), 5)
-    got, alone = spearman(x, y, groups), spearman(x, y)
+    got, alone = rank_correlation(x, y, groups), rank_correlation(x, y)
     assert got.estimate == alone.estimate
     assert got.high - got.low > 1.5 * (alone.high - alone.low)  # six observations, not thirty
     drawn = []
@@ -254,4 +251,40 @@ def test_spearman_resamples_whole_groups(rng):
 
 def test_spearmans_errors():
     with pytest.raises(ValueError, match="two equally long sides"):
-        spearman([1.0, 2.0], [1.0])
+        rank_correlation([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 13])
+def test_an_exact_permutation_is_scipys(rng, n):
+    """Of scores of 100 examples, among which sums often tie."""
+    for _ in range(20):
+        d = rng.integers(-30, 31, n) / 100
+        theirs = stats.permutation_test(
+            (d, np.zeros(n)), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
+            vectorized=True, n_resamples=np.inf,
+        )  # fmt: skip
+        assert paired_permutation(d) == pytest.approx(theirs.pvalue)
+
+
+def test_a_random_permutation_is_close_to_scipys(rng):
+    for d in rng.normal(0.2, 1, (5, 40)):
+        theirs = stats.permutation_test(
+            (d, np.zeros(40)), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
+            vectorized=True, n_resamples=20_000, rng=1,
+        )  # fmt: skip
+        assert paired_permutation(d) == pytest.approx(theirs.pvalue, abs=0.02)
+
+
+def test_a_stratified_bootstrap_of_one_target_is_scipys(rng):
+    x = rng.normal(size=25)
+    want = stats.bootstrap((x,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    got = stratified_bootstrap({"a": x.tolist()})
+    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=0.05 * (want.high - want.low))
+
+
+def test_an_interval_stays_within_its_bounds():
+    wide = interval([0.1, 0.9, 0.6])
+    assert wide.low < 0 < 1 < wide.high
+    clipped = interval([0.1, 0.9, 0.6], bounds=(0.0, 1.0))
+    assert (clipped.low, clipped.estimate, clipped.high) == (0.0, wide.estimate, 1.0)
+    assert interval([0.5, 0.51, 0.52], bounds=(0.0, 1.0)) == interval([0.5, 0.51, 0.52])

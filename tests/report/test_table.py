@@ -5,10 +5,9 @@ import io
 
 import pytest
 
-from promptprior.report.page import findings, write_markdown
+from promptprior.report.page import make_report
 from promptprior.report.statistics import Interval, average_relative_gain, stratified_bootstrap
-from promptprior.report.table import Cell, Table, as_csv, columns, markdown, number, p_text, scored, signed, write_csv
-from promptprior.report.tables import tables
+from promptprior.report.table import Table, TableCell, columns, format_number, interval_cell, number_cell
 from tests.report.result_rows import grid_rows, result_row
 
 
@@ -35,17 +34,17 @@ ROWS = grid_rows()
 
 @pytest.fixture(scope="module")
 def made():
-    return tables(findings(ROWS))
+    return make_report(ROWS).tables
 
 
 def test_markdown_holds_the_numbers_of_the_rows(made):
-    rows, found = ROWS, read_markdown(markdown(made))
+    rows, found = ROWS, read_markdown("\n".join(table.to_markdown() for table in made))
     spot, base = scores_of(rows, "spot", 16), scores_of(rows, "prompt_tuning", 16)
     line = next(r for r in found["All targets, k = 16"] if r[0] == "spot")
     want = stratified_bootstrap(spot)
     assert line[1] == f"{want.estimate:.3f} [{want.low:.3f}, {want.high:.3f}]"
     line = next(r for r in found["Against prompt_tuning, k = 16"] if r[0] == "spot")
-    assert line[3].startswith(signed(100 * average_relative_gain(spot, base).gain.estimate, 1) + "% [")
+    assert line[3].startswith(format_number(average_relative_gain(spot, base).gain.estimate, "percent") + " [")
     assert line[6] == "5 / 0 / 3"
     line = next(r for r in found["Scores, k = 4"] if r[0].startswith("capital_of"))
     assert line[0] == "capital_of geography · accuracy · n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}200"
@@ -57,7 +56,7 @@ def test_markdown_holds_the_numbers_of_the_rows(made):
 
 
 def test_csv_holds_them_in_full(made):
-    read = {t.name: list(csv.DictReader(io.StringIO(as_csv(t)))) for t in made}
+    read = {t.name: list(csv.DictReader(io.StringIO(t.to_csv()))) for t in made}
     spot = next(r for r in read["overall-k4"] if r["Method"] == "spot")
     want = stratified_bootstrap(scores_of(ROWS, "spot", 4))
     assert float(spot["Mean"]) == pytest.approx(want.estimate, rel=1e-12)
@@ -72,45 +71,45 @@ def test_missing_and_failed_cells_say_so():
     rows = [r for r in grid_rows(ks=(16,)) if (r["method"], r["target"]) != ("spot", "antonym")]
     rows.append(result_row(cell="f", method="multitask", target="new", status="failed", score=None, error="boom"))
     rows.append(result_row(cell="g", method="prompt_tuning", target="new", score=0.5))
-    found = {t.name: t for t in tables(findings(rows))}
+    found = {t.name: t for t in make_report(rows).tables}
     cells = {
-        row[0].main: dict(zip(("zero", "base", "multi", "spot"), row[1:], strict=True))
+        row[0].text: dict(zip(("zero", "base", "multi", "spot"), row[1:], strict=True))
         for row in found["scores-k16"].rows
     }
-    assert cells["antonym"]["spot"].main == "missing"
-    assert cells["new"]["multi"].main == "failed"
-    assert cells["new"]["base"].main == "0.500"
+    assert cells["antonym"]["spot"].text == "missing"
+    assert cells["new"]["multi"].text == "failed"
+    assert cells["new"]["base"].text == "0.500"
     assert cells["new"]["base"].detail == "1 of 3 seeds"
     assert "seeds" not in cells["antonym"]["base"].detail + cells["antonym"]["zero"].detail
     assert "antonym" not in found["overall-k16"].note  # a mean over it would not be fair
-    assert [c.main for c in found["failed"].rows[0]] == ["f", "multitask", "new", "16", "13", "boom"]
+    assert [c.text for c in found["failed"].rows[0]] == ["f", "multitask", "new", "16", "13", "boom"]
 
 
 def test_cells_as_text():
-    assert scored(None).main == "\N{EN DASH}"
-    assert scored(Interval(0.5, None, None, 1)).detail == "one run"
-    assert scored(Interval(-0.5, -0.6, -0.4, 3), signed, "worse") == Cell(
+    assert interval_cell(None).text == "\N{EN DASH}"
+    assert interval_cell(Interval(0.5, None, None, 1)).detail == "one run"
+    assert interval_cell(Interval(-0.5, -0.6, -0.4, 3), "signed", "worse") == TableCell(
         "\N{MINUS SIGN}0.500", "[\N{MINUS SIGN}0.600, \N{MINUS SIGN}0.400]", "worse", (-0.5, -0.6, -0.4)
     )
-    assert number(None, p_text).main == "\N{EN DASH}"
-    assert number(0.0005, p_text) == Cell("< 0.001", numbers=(0.0005,))
+    assert number_cell(None, "p").text == "\N{EN DASH}"
+    assert number_cell(0.0005, "p") == TableCell("< 0.001", numbers=(0.0005,))
 
 
 def test_hostile_names_stay_inside_their_cell():
-    table = Table("t", "T", "", columns("a|b"), ((Cell("x|y\n# z"), Cell("<script>")),))
-    last = markdown([table]).splitlines()[-1]
+    table = Table("t", "T", "", columns("a|b"), ((TableCell("x|y\n# z"), TableCell("<script>")),))
+    last = table.to_markdown().splitlines()[-1]
     assert last == "| x\\|y # z | &lt;script> |"
-    assert list(csv.reader(io.StringIO(as_csv(table))))[1] == ["x|y\n# z", "<script>"]
+    assert list(csv.reader(io.StringIO(table.to_csv())))[1] == ["x|y\n# z", "<script>"]
 
 
 @pytest.mark.parametrize("rows", [[result_row()], [result_row(status="failed", score=None, error="boom")]])
 def test_little_to_say_makes_few_tables(tmp_path, rows):
-    found = findings(rows)
-    text = write_markdown(found, tmp_path / "x.md", "T", "promptprior report x").read_text()
+    report = make_report(rows, "T", command="promptprior report x")
+    text = report.write_markdown(tmp_path / "x.md").read_text()
     assert text.startswith("# T\n\n")
     assert text.endswith("    promptprior report x\n")
     assert "nan" not in text
     assert "None" not in text
-    files = write_csv(tables(found), tmp_path / "csv")
-    assert [f.name for f in files] == [t.name + ".csv" for t in tables(found)]
+    files = report.write_csv(tmp_path / "csv")
+    assert [f.name for f in files] == [t.name + ".csv" for t in report.tables]
     assert all(f.is_file() for f in files)

@@ -25,7 +25,7 @@ from promptprior.methods.run_context import InitialParams, RunContext, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.objectives.objective import loss_and_gradient
 from promptprior.report.results import BackboneName
-from promptprior.report.similarity_gain import MEASURES, Similarity, TaskSimilarity, ranked
+from promptprior.report.similarity_gain import MEASURES, Similarity, TaskSimilarity, similar_sources
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, k_shot
 from promptprior.tasks.task import Task, normalised
@@ -90,7 +90,7 @@ def rank_sources(
 ) -> list[Similarity]:
     """The sources of one target, the most similar first."""
     found = similarities([target], sources, backbone, settings, shots, seed, steps)
-    return ranked(found, by).get(target.name, [])
+    return similar_sources(found, by).get(target.name, [])
 
 
 def footprints(

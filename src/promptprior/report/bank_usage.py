@@ -1,21 +1,39 @@
-"""What prompts of a bank retrieved, gathered from the diagnostics of result rows: one map of tasks x tokens per run."""
+"""What methods say of themselves: what prompts of a bank retrieved, and the plain numbers of other diagnostics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from promptprior.report.findings import Grid
-from promptprior.report.results import Row
+from promptprior.report.plots import Control, Plot, escaped, heatmap, hover_number
+from promptprior.report.results import Grid
+from promptprior.report.table import EMPTY, Section, Table, TableCell, columns, number_cell
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 TOPIC = "retrieval"
+MAP_TOKENS = 150  # tokens of a bank that are drawn
+TOP_TOKENS = 12  # tokens of a bank that are listed
+RETRIEVAL_HEADS = {
+    "rows": "Tokens",
+    "retrieved": "Per text",
+    "rows_used": "Used",
+    "dead_rows": "Dead",
+    "entropy": "Entropy of use (bits)",
+    "overlap_within_task": "Overlap in a task",
+    "overlap_between_tasks": "Overlap between tasks",
+    "overlap_if_random": "Overlap if random",
+    "distinct_sets": "Distinct sets",
+    "texts": "Texts",
+}
 
 
 @dataclass(frozen=True)
-class Use:
+class BankUsage:
     """The banks of one method at one k and seed, a copy for each target.
 
-    `cells` are the diagnostics of its targets; `map` has, for each task, the share of its texts that retrieve each
+    `diagnostics` has one mapping for each target; `map` has, for each task, the share of its texts that retrieve each
     token. A source that every copy saw is there once, as the first target's copy retrieves for it.
     """
 
@@ -23,69 +41,156 @@ class Use:
     k: int
     seed: int
     targets: tuple[str, ...]
-    cells: tuple[Mapping[str, Any], ...]
+    diagnostics: tuple[Mapping[str, Any], ...]
     map: Mapping[str, Sequence[float]]
 
     @property
-    def use(self) -> list[float]:
+    def shares(self) -> list[float]:
         """How often each token is retrieved, averaged over tasks."""
-        return [sum(shares) / len(self.map) for shares in zip(*self.map.values(), strict=True)]
+        return [sum(of_tasks) / len(self.map) for of_tasks in zip(*self.map.values(), strict=True)]
 
     @property
     def used(self) -> int:
-        """Tokens that some text of some task retrieves."""
-        return sum(share > 0 for share in self.use)
+        """How many tokens some text of some task retrieves."""
+        return sum(share > 0 for share in self.shares)
 
     @property
     def entropy(self) -> float:
         """Bits of how often tokens are retrieved; log2 of their number where all are used alike."""
-        total = sum(self.use)
-        return -sum(share / total * log2(share / total) for share in self.use if share > 0)
+        total = sum(self.shares)
+        return -sum(share / total * log2(share / total) for share in self.shares if share > 0)
 
     def mean(self, name: str) -> float | None:
         """A number of the diagnostics, averaged over the targets that have it."""
-        values = [cell[name] for cell in self.cells if isinstance(cell.get(name), int | float)]
+        values = [said[name] for said in self.diagnostics if isinstance(said.get(name), int | float)]
         return sum(values) / len(values) if values else None
 
+    def token_tables(self) -> tuple[Table, ...]:
+        """The most used tokens of the first target's bank, where the diagnostics list them."""
+        tokens = self.diagnostics[0].get("tokens", ())[:TOP_TOKENS]
+        rows = [
+            (
+                TableCell(str(token["row"])),
+                TableCell(", ".join(repr(str(word)) for word in token["words"])),
+                number_cell(token["share"], "two_digits"),
+                number_cell(token["rms"], "two_digits"),
+            )
+            for token in tokens
+        ]
+        note = (
+            f"Bank adapted to {self.targets[0]} with k = {self.k}, seed {self.seed}: the share of texts that retrieve "
+            "a token, its size in units of the embedding scale, and the words whose embeddings lie nearest by cosine."
+        )
+        heads = columns("Token|Nearest words", (), ["Share of texts", "Size"])
+        title = f"Most used tokens of {self.method}"
+        return (Table(f"tokens-{self.method}", title, note, heads, tuple(rows)),) if rows else ()
 
-def uses(grid: Grid) -> tuple[Use, ...]:
+    def figure(self) -> "Figure":
+        """Which tokens the texts of each task retrieve, the most used tokens first."""
+        shares = self.shares
+        order = sorted(range(len(shares)), key=lambda token: -shares[token])
+        tokens = [token for token in order if shares[token] > 0][:MAP_TOKENS]
+        values = [[of_task[token] for token in tokens] for of_task in self.map.values()]
+        hover = [
+            [f"{escaped(task)}, token {token}<br>{hover_number(of_task[token])}" for token in tokens]
+            for task, of_task in self.map.items()
+        ]
+        figure = heatmap([str(token) for token in tokens], list(self.map), values, hover, (0, 1))
+        figure.update_layout(height=130 + 26 * len(self.map))
+        title = f"tokens, most used first: {len(tokens)} of {self.used} used, of {len(shares)}"
+        figure.update_xaxes(title=title, showticklabels=len(tokens) <= 30)
+        return figure
+
+
+def bank_usages(grid: Grid) -> tuple[BankUsage, ...]:
     """What each method with a bank retrieved, at every k and seed."""
     rows = [row for row in grid.rows if isinstance(row.diagnostics.get(TOPIC), Mapping)]
-    places = dict.fromkeys((row.method, row.k, row.seed) for row in rows)
-    return tuple(use_of([row for row in rows if (row.method, row.k, row.seed) == place], *place) for place in places)
+    usages = []
+    for run in dict.fromkeys((row.method, row.k, row.seed) for row in rows):
+        of_run = [row for row in rows if (row.method, row.k, row.seed) == run]
+        table: dict[str, Sequence[float]] = {}
+        for said in (row.diagnostics[TOPIC] for row in of_run):
+            for task, shares in zip(said.get("tasks", ()), said.get("map", ()), strict=True):
+                table.setdefault(task, shares)
+        widest = max(map(len, table.values()), default=0)
+        whole = {task: shares for task, shares in table.items() if len(shares) == widest}
+        diagnostics = tuple(row.diagnostics[TOPIC] for row in of_run)
+        usages.append(BankUsage(*run, tuple(row.target for row in of_run), diagnostics, whole))
+    return tuple(usages)
 
 
-def use_of(rows: Sequence[Row], method: str, k: int, seed: int) -> Use:
-    """The banks of one method at one k and seed."""
-    said = [row.diagnostics[TOPIC] for row in rows]
-    table: dict[str, Sequence[float]] = {}
-    for cell in said:
-        for task, shares in zip(cell.get("tasks", ()), cell.get("map", ()), strict=True):
-            table.setdefault(task, shares)
-    widest = max(map(len, table.values()), default=0)
-    whole = {task: shares for task, shares in table.items() if len(shares) == widest}
-    return Use(method, k, seed, tuple(row.target for row in rows), tuple(said), whole)
+def retrieval_section(grid: Grid) -> Section:
+    """Whether retrieval is real, and which tokens it takes."""
+    usages = bank_usages(grid)
+    if not usages:
+        return Section("Retrieval", ())
+    rows = []
+    for usage in usages:
+        size = len(usage.shares)
+        means = [usage.mean(name) for name in RETRIEVAL_HEADS]
+        over_all = (number_cell(size - usage.used, "count"), number_cell(usage.entropy, "amount"))
+        rows.append(
+            (
+                TableCell(usage.method),
+                number_cell(usage.k, "count"),
+                number_cell(usage.seed, "plain"),
+                *(number_cell(mean, "count" if mean == round(mean or 0) else "amount") for mean in means),
+                *(over_all if size else (EMPTY, EMPTY)),
+            )
+        )
+    table = Table(
+        "retrieval",
+        "Is retrieval real?",
+        "Means over the targets of a run. Overlap: mean Jaccard index of the tokens of two texts; 1 means that every "
+        "text gets the same prompt. The last two columns put all tasks of a run together; tokens that no text of any "
+        "task retrieves are dead.",
+        columns("Method", (), ["k", "Seed", *RETRIEVAL_HEADS.values(), "Dead over all tasks", "Entropy over all"]),
+        tuple(rows),
+    )
+    # Of every method the tokens of the largest k and the first seed; a map of the first seed for each k.
+    listed = {usage.method: usage for usage in sorted(usages, key=lambda usage: (usage.k, -usage.seed))}
+    drawn: dict[tuple[str, int], BankUsage] = {}
+    for usage in usages:
+        drawn.setdefault((usage.method, usage.k), usage)
+    options = dict(enumerate(usage for usage in drawn.values() if usage.map))
+    plot = Plot(
+        "map",
+        "Tasks and tokens",
+        "The share of a task's texts that retrieve each token of the bank, the most used tokens first. Equal rows mean "
+        "that tasks share one prompt.",
+        "Share of each task's texts that retrieve each token.",
+        (Control("bank", {i: f"{u.method}, k = {u.k}, seed {u.seed}" for i, u in options.items()}, 0),),
+        lambda i: options[i].figure(),
+        is_overview=False,
+    )
+    tables = (table, *(token_table for usage in listed.values() for token_table in usage.token_tables()))
+    return Section("Retrieval", ((None, tables),), (plot,) if options else ())
 
 
-def other_numbers(grid: Grid) -> dict[str, dict[str, float]]:
+def diagnostic_section(grid: Grid) -> Section:
     """Plain numbers of all other topics, as topic.key, averaged over the cells of each method."""
-    found: dict[str, dict[str, list[float]]] = {}
+    numbers: dict[str, dict[str, list[float]]] = {}
     for row in grid.rows:
-        for name, value in leaves({t: said for t, said in row.diagnostics.items() if t != TOPIC}):
-            found.setdefault(row.method, {}).setdefault(name, []).append(value)
-    return {m: {name: sum(v) / len(v) for name, v in said.items()} for m, said in found.items()}
+        for name, value in number_leaves({t: said for t, said in row.diagnostics.items() if t != TOPIC}):
+            numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
+    rows = [
+        (TableCell(method), TableCell(name), number_cell(sum(values) / len(values), "amount"))
+        for method, of_method in numbers.items()
+        for name, values in of_method.items()
+    ]
+    note, heads = "Means over the cells of a method.", columns("Method|Name", (), ["Mean"])
+    tables = (Table("diagnostics", "Diagnostics", note, heads, tuple(rows)),) if rows else ()
+    return Section("Other diagnostics", ((None, tables),))
 
 
-def leaves(value: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
+def number_leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
     """The numbers in a mapping by dotted key.
 
-    >>> leaves({"a": {"b": 1, "c": "text"}, "d": 2.5})
+    >>> list(number_leaves({"a": {"b": 1, "c": "text"}, "d": 2.5}))
     [('a.b', 1), ('d', 2.5)]
     """
-    found: list[tuple[str, float]] = []
     for key, part in value.items():
         if isinstance(part, Mapping):
-            found += leaves(part, f"{above}{key}.")
+            yield from number_leaves(part, f"{above}{key}.")
         elif isinstance(part, int | float) and not isinstance(part, bool):
-            found.append((f"{above}{key}", part))
-    return found
+            yield f"{above}{key}", part

@@ -1,79 +1,206 @@
-"""How fast each beginning adapts: dev score by step, averaged over targets.
+"""How fast methods adapt: dev score by step, averaged over targets, and the curves of single runs.
 
 Dev shots chose step and learning rate, so these scores flatter every method; they compare speeds, not results.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
+from typing import TYPE_CHECKING
 
-from promptprior.report.findings import Grid, Overall
-from promptprior.report.results import Row
+from promptprior.report.plots import (
+    Control,
+    Plot,
+    empty_figure,
+    error_bars,
+    escaped,
+    hover_interval,
+    method_style,
+    plot_label,
+)
+from promptprior.report.results import Grid
 from promptprior.report.statistics import Interval, stratified_bootstrap
+from promptprior.report.table import Section, Table, TableCell, columns, interval_cell, number_cell
 
-LOOKS = (0, *(digit * 10**power for power in range(6) for digit in (1, 2, 5)))
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+USUAL_STEPS = (0, *(digit * 10**power for power in range(6) for digit in (1, 2, 5)))
 FEW, SHOWN = 4, 8
+CURVE_POINTS = 80  # points of one run that are drawn; more only make the page larger
+CURVES = {"dev_score": "dev score", "dev_nll": "dev NLL", "train_loss": "training loss"}
 
 
 @dataclass(frozen=True)
-class Track:
+class MeanCurve:
     """Mean dev score of one method over targets, with its interval, at every step that all its runs have."""
 
     method: str
-    points: tuple[tuple[int, Interval], ...]
-
-    def at(self, step: int) -> Interval | None:
-        """The score after so many steps; None where a run has none."""
-        return dict(self.points).get(step)
+    points: dict[int, Interval]
 
     def reaches(self, level: float) -> int | None:
         """The first step at which the mean is at least this; None if it never is."""
-        return next((step for step, score in self.points if score.estimate >= level), None)
+        return next((step for step, score in self.points.items() if score.estimate >= level), None)
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The tracks of all trained methods at one k over the same targets, which all have dev scores."""
+    """The mean curves of all trained methods at one k over the same targets, which all have dev scores."""
 
     k: int
     targets: tuple[str, ...]
-    tracks: tuple[Track, ...]
+    curves: tuple[MeanCurve, ...]
+
+    @property
+    def steps(self) -> list[int]:
+        """Every step of some curve."""
+        return sorted({step for curve in self.curves for step in curve.points})
+
+    @property
+    def steps_to_show(self) -> tuple[int, ...]:
+        """0, 1, 2, 5, 10, ... and the last step; a few evenly spaced ones where these are not there."""
+        steps = self.steps
+        usual = tuple(step for step in steps if step in USUAL_STEPS or step == steps[-1])
+        if len(usual) >= min(FEW, len(steps)):
+            return usual
+        stride = -(-len(steps) // SHOWN)
+        return tuple(dict.fromkeys([*steps[::stride], steps[-1]]))
+
+    def tables(self, baseline: str) -> tuple[Table, ...]:
+        """Mean scores at some steps, where there are several."""
+        steps = self.steps_to_show
+        if len(steps) < 2:
+            return ()
+        of_baseline = next((list(c.points.values()) for c in self.curves if c.method == baseline), None)
+        level = of_baseline[-1].estimate if of_baseline else None
+        rows = [
+            (
+                TableCell(curve.method),
+                *(interval_cell(curve.points.get(step)) for step in steps),
+                number_cell(curve.reaches(level) if level is not None else None, "count"),
+            )
+            for curve in self.curves
+        ]
+        table = Table(
+            f"adaptation-k{self.k}",
+            f"Learning curves of adaptation, k = {self.k}",
+            f"Mean dev score after so many steps, over {len(self.targets)} targets ({', '.join(self.targets)}). Dev "
+            "shots also chose step and learning rate, so that these scores flatter; they compare speeds. The last "
+            f"column is the first step at which a method is where {baseline} ends.",
+            columns("Method", [f"step {step}" for step in steps], [f"reaches {baseline}'s end"]),
+            tuple(rows),
+        )
+        return (table,)
+
+    def figure(self, grid: Grid) -> "Figure":
+        """The mean curves; steps stand on a scale that shows 0, 1, 2, 5 as well as hundreds."""
+        from plotly.graph_objects import Figure
+
+        if not self.curves:
+            return empty_figure("no dev scores are recorded here")
+        figure, steps = Figure(), self.steps
+        for curve in self.curves:
+            colour, symbol = method_style(grid, curve.method)
+            figure.add_scatter(
+                x=[log2(1 + step) for step in curve.points], y=[i.estimate for i in curve.points.values()],
+                name=plot_label(curve.method), mode="lines+markers", line={"color": colour, "width": 2},
+                marker={"color": colour, "symbol": symbol, "size": 8}, hoverinfo="text",
+                text=[f"step {step}<br>{hover_interval(curve.method, i)}" for step, i in curve.points.items()],
+                error_y=error_bars(curve.points.values(), colour),
+            )  # fmt: skip
+        shown = [s for s in steps if len(steps) < 10 or s in USUAL_STEPS or s == steps[-1]]
+        figure.update_xaxes(tickvals=[log2(1 + s) for s in shown], ticktext=[str(s) for s in shown], title="steps")
+        figure.update_yaxes(title="dev score, mean over targets")
+        return figure
 
 
-def adaptation(grid: Grid, overall: Overall) -> Adaptation:
-    """Tracks over the targets on which every trained method has dev scores; no tracks where there is none."""
-    trained = [m for m in grid.methods if any(curves(grid, m, target, overall) for target in overall.shared)]
-    targets = tuple(t for t in overall.shared if trained and all(curves(grid, m, t, overall) for m in trained))
-    found = tuple(track(grid, method, targets, overall) for method in trained) if targets else ()
-    return Adaptation(overall.k, targets, tuple(t for t in found if t.points))
+def adaptation(grid: Grid, k: int) -> Adaptation:
+    """Mean curves over the targets on which every trained method has dev scores; none where there is no such target.
+
+    A method's curve of a target counts where all its runs at shared seeds have dev scores.
+    """
+    runs: dict[str, dict[str, list[dict[int, float]]]] = {}  # method -> target -> dev score by step of each run
+    for method in grid.methods:
+        for target, rows in grid.shared_rows(method, k).items():
+            curves = [{p.step: p.dev_score for p in row.curve if p.dev_score is not None} for row in rows if row.k == k]
+            if curves and all(curves):
+                runs.setdefault(method, {})[target] = curves
+    targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
+    mean_curves = []
+    for method in runs if targets else ():
+        of_target = {target: runs[method][target] for target in targets}
+        steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
+        points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
+        mean_curves.append(MeanCurve(method, points))
+    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points))
 
 
-def curves(grid: Grid, method: str, target: str, overall: Overall) -> list[dict[int, float]]:
-    """Dev score by step of each run at a shared seed; none unless all runs have some."""
-    k, seeds = overall.k, overall.places[target]
-    rows = [grid.places[method, target, k, s] for s in grid.scores.get((method, target, k), ()) if s in seeds]
-    found = [dev_scores(row) for row in rows]
-    return found if all(found) else []
+def learning_curve_section(grid: Grid) -> Section:
+    """How fast methods adapt, on average and on single targets."""
+    by_k = {k: adaptation(grid, k) for k in grid.ks}
+    ks = Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1] if grid.ks else None)
+    plots = []
+    if any(len(curve.points) > 1 for a in by_k.values() for curve in a.curves):
+        plots.append(
+            Plot(
+                "adaptation",
+                "Learning curves of adaptation",
+                "Dev score after so many steps from where each method starts, mean over targets with its 95% interval. "
+                "Dev shots also chose step and learning rate: compare speeds here, results on test.",
+                "Mean dev score of each method after each number of steps. The table of adaptation holds the same "
+                "numbers.",
+                (ks,),
+                lambda k: by_k[k].figure(grid),
+            )
+        )
+    with_curves = {row.target for row in grid.rows if row.curve}
+    if with_curves:
+        start = next(target for target in grid.targets if target in with_curves)
+        plots.append(
+            Plot(
+                "curves",
+                "Learning curves of one target",
+                "Thin lines are single seeds, the thick line is their mean as far as all of them ran.",
+                "Learning curves of each method on one target.",
+                (Control("target", {t: t for t in grid.targets}, start), ks, Control("curve", CURVES, "dev_score")),
+                lambda target, k, curve: curves_figure(grid, target, k, curve),
+            )
+        )
+    parts = tuple((k, a.tables(grid.baseline)) for k, a in by_k.items())
+    return Section("Learning curves of adaptation", parts, tuple(plots))
 
 
-def dev_scores(row: Row) -> dict[int, float]:
-    """Dev score by step of one run."""
-    return {point.step: point.dev_score for point in row.curve if point.dev_score is not None}
+def curves_figure(grid: Grid, target: str, k: int, curve: str) -> "Figure":
+    """Learning curves of every method on one target: seeds thin, their mean thick."""
+    from plotly.graph_objects import Figure
 
-
-def track(grid: Grid, method: str, targets: Sequence[str], overall: Overall) -> Track:
-    """One method's mean over targets at every step that all its runs have."""
-    found = {target: curves(grid, method, target, overall) for target in targets}
-    every = [run for runs in found.values() for run in runs]
-    steps = sorted(set.intersection(*(set(run) for run in every)))
-    scores = [(s, stratified_bootstrap({t: [run[s] for run in runs] for t, runs in found.items()})) for s in steps]
-    return Track(method, tuple(scores))
-
-
-def steps_to_show(found: Adaptation) -> tuple[int, ...]:
-    """The steps a table shows: 0, 1, 2, 5, 10, ... and the last; a few evenly spaced ones where these are not there."""
-    steps = sorted({step for one in found.tracks for step, _ in one.points})
-    usual = tuple(step for step in steps if step in LOOKS or step == steps[-1])
-    if len(usual) >= min(FEW, len(steps)):
-        return usual
-    stride = -(-len(steps) // SHOWN)
-    return tuple(dict.fromkeys([*steps[::stride], steps[-1]]))
+    figure = Figure()
+    for method in grid.methods:
+        own_k = k if (method, target, k) in grid.scores else 0
+        runs: dict[int, dict[int, float]] = {}  # seed -> value by step
+        for seed in grid.seed_scores(method, target, k):
+            points = grid.by_place[method, target, own_k, seed].curve
+            stride = max(1, -(-len(points) // CURVE_POINTS))
+            thinned = points if stride == 1 else (*points[:-1:stride], points[-1])  # the last point always stays
+            values = {p.step: getattr(p, curve) for p in thinned if getattr(p, curve) is not None}
+            if values:
+                runs[seed] = values
+        if not runs:
+            continue
+        colour, _ = method_style(grid, method)
+        for seed, values in runs.items():
+            figure.add_scatter(
+                x=list(values), y=list(values.values()), mode="lines", name=plot_label(method),
+                legendgroup=escaped(method), showlegend=False, opacity=0.35, line={"color": colour, "width": 1},
+                hovertemplate=f"%{{fullData.name}}, seed {seed}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
+            )  # fmt: skip
+        common = [step for step in next(iter(runs.values())) if all(step in values for values in runs.values())]
+        figure.add_scatter(
+            x=common, y=[sum(values[step] for values in runs.values()) / len(runs) for step in common], mode="lines",
+            name=plot_label(method), legendgroup=escaped(method), line={"color": colour, "width": 2.5},
+            hovertemplate="%{fullData.name}, mean<br>step %{x}: %{y:.3f}<extra></extra>",
+        )  # fmt: skip
+    if not figure.data:
+        return empty_figure("no learning curve is recorded here")
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title=CURVES[curve])
+    return figure

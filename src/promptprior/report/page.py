@@ -1,230 +1,253 @@
-"""One HTML file that shows a comparison: words, tables, plots, and all that is needed to judge them.
+"""The report of a comparison as one HTML file, and its tables as Markdown and CSV.
 
-It needs no network, ever: scripts and styles are inlined and its content security policy allows nothing
-else. It holds no time stamps, so equal rows give equal bytes.
+The page holds words, tables, plots, and all that is needed to judge them. It needs no network, ever: scripts and styles
+are inlined and its content security policy allows nothing else. It holds no time stamps, so equal rows give equal
+bytes.
+
+From rows to the page: results.Grid orders the rows, gains.comparisons sets every method against the baseline, a
+function per subject makes a Section of numbers, tables and plots, and the template (assets/report.html) lays them out.
+A package adds a section of its own by the entry point group "promptprior.report_tables": a callable that takes the Grid
+and returns a table.Section, or None where it has nothing to say.
 """
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypedDict, Unpack, cast
 
-from promptprior.errors import DataError
+from promptprior import plugins
+from promptprior.errors import DataError, SpecError
 from promptprior.files import write_text
-from promptprior.report.cost_points import prior_of
-from promptprior.report.findings import (
-    Comparison,
-    Findings,
-    Grid,
-    counted,
-    counts,
-    find,
-    headline,
-    settings_of,
+from promptprior.report.bank_usage import diagnostic_section, retrieval_section
+from promptprior.report.cost_points import cost_section
+from promptprior.report.gains import Comparison, comparisons, headline
+from promptprior.report.guard_analysis import guard_section
+from promptprior.report.learning_curves import learning_curve_section
+from promptprior.report.plots import figure_template
+from promptprior.report.results import Grid, Row, read_rows
+from promptprior.report.scores import score_sections
+from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
+from promptprior.report.table import (
+    Column,
+    Section,
+    Table,
+    TableCell,
+    columns,
+    count_distinct,
+    format_number,
+    number_cell,
 )
-from promptprior.report.learning_curves import adaptation
-from promptprior.report.plots import more_data, plot_data
-from promptprior.report.results import Row, read_rows
-from promptprior.report.similarity_gain import TaskSimilarity
-from promptprior.report.table import MARKS, markdown, signed
-from promptprior.report.tables import p_equals, sections
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
+PLUGIN_GROUP = "promptprior.report_tables"
+Rows = Sequence[Row | Mapping[str, object]] | Path
 
 
-def write_report(
-    rows: Sequence[Row | Mapping[str, object]] | Path,
-    path: Path,
-    title: str,
-    *,
-    baseline: str = "prompt_tuning",
-    expected: int | None = None,
-    command: str = "",
-    task_similarity: TaskSimilarity | None = None,
-) -> Path:
+class ReportOptions(TypedDict, total=False):
+    """What a report can be told beside its rows and title.
+
+    `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
+    report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
+    where that was measured.
+    """
+
+    baseline: str
+    expected: int | None
+    command: str
+    task_similarity: TaskSimilarity | None
+
+
+def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
     """Write the report of some result rows, or of a results.jsonl, to `path` and return it.
 
-    `baseline` is the method that the others are compared with, `expected` the number of cells of the whole
-    grid (a report of fewer says so), `command` what made the results, `task_similarity` how like sources and targets
-    are, where that was measured. Raises DataError where there is no row or one is malformed; the file is whole or
-    not there.
+    Raises DataError where there is no row or one is malformed; the file is whole or not there.
     """
-    return write_page(findings(rows, baseline), path, title, expected, command, task_similarity)
+    return make_report(rows, title, **options).write_page(path)
 
 
-def findings(rows: Sequence[Row | Mapping[str, object]] | Path, baseline: str = "prompt_tuning") -> Findings:
+def make_report(rows: Rows, title: str = "promptprior comparison", **options: Unpack[ReportOptions]) -> "Report":
     """What some result rows, or a results.jsonl, say. Raises DataError where there is no row or one is malformed."""
-    grid = Grid(rows_of(rows), baseline)
-    if not grid.all_rows:
+    if isinstance(rows, Path):
+        all_rows = read_rows(rows)
+    else:
+        numbered = enumerate(rows, start=1)
+        all_rows = tuple(row if isinstance(row, Row) else Row.from_json(row, f"row {i}") for i, row in numbered)
+    if not all_rows:
         where = f" in {rows}" if isinstance(rows, Path) else ""
         raise DataError(f"nothing to report: no result rows{where}")
-    return find(grid)
+    grid = Grid(all_rows, options.get("baseline", "prompt_tuning"))
+    return Report(grid, comparisons(grid), title, options)
 
 
-def write_page(
-    found: Findings,
-    path: Path,
-    title: str,
-    expected: int | None = None,
-    command: str = "",
-    task_similarity: TaskSimilarity | None = None,
-) -> Path:
-    """Write findings as a page that needs nothing beside it."""
-    write_text(path, render(found, title, expected, command, task_similarity))
-    return path
+@dataclass(frozen=True)
+class Report:
+    """Everything that is said of a grid, computed once."""
 
+    grid: Grid
+    comparisons: tuple[Comparison, ...]
+    title: str
+    options: ReportOptions
 
-def write_markdown(
-    found: Findings, path: Path, title: str, command: str = "", task_similarity: TaskSimilarity | None = None
-) -> Path:
-    """Write the sentences and tables of a report as Markdown, for documents that quote them."""
-    made = [f"# {title}", *headline(found.grid, found.comparisons), *notices(found.grid, None)]
-    made += ["\n".join(f"- {name}: {value}" for name, value in facts(found.grid))]
-    made += [
-        f"## {c.title}\n\n{markdown([t for _, some in c.parts for t in some])}"
-        for c in sections(found, task_similarity)
-    ]
-    made += [f"Made by\n\n    {command}"] if command else []
-    write_text(path, "\n\n".join(made) + "\n")
-    return path
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """Every section there is something to put into, in the order a reader asks; those of other packages last."""
+        grid = self.grid
+        sections = [
+            *score_sections(grid, self.comparisons),
+            learning_curve_section(grid),
+            guard_section(grid),
+            cost_section(grid),
+            similarity_section(grid, self.options.get("task_similarity")),
+            retrieval_section(grid),
+            diagnostic_section(grid),
+            Section("Failed cells", ((None, self._failure_tables()),)),
+        ]
+        declared = plugins.load(PLUGIN_GROUP)
+        for name in declared:
+            section = cast(Callable[[Grid], object], declared[name])(grid)
+            if not isinstance(section, Section | None):
+                raise SpecError(
+                    f"entry point {declared.describe(name)} returned {section!r}; expected a "
+                    "promptprior.report.table.Section or None"
+                )
+            sections += [section] if section else []
+        return tuple(section for section in sections if section.tables or section.plots)
 
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of all sections one after the other."""
+        return tuple(table for section in self.sections for table in section.tables)
 
-def rows_of(rows: Sequence[Row | Mapping[str, object]] | Path) -> tuple[Row, ...]:
-    """Rows from a file, from rows, or from their JSON."""
-    if isinstance(rows, Path):
-        return read_rows(rows)
-    given = enumerate(rows, start=1)
-    return tuple(row if isinstance(row, Row) else Row.from_json(row, f"row {i}") for i, row in given)
+    @property
+    def headline(self) -> list[str]:
+        """A few sentences: whether transfer helps, and where it hurts."""
+        return headline(self.grid, self.comparisons)
 
+    @property
+    def notices(self) -> list[str]:
+        """What a reader must know first: unfinished, failed, replaced and mixed cells."""
+        grid, notices = self.grid, []
+        cells, expected = len(grid.by_place), self.options.get("expected")
+        if (expected or 0) > cells:
+            notices.append(f"Unfinished: {cells} of {expected} cells have run. Means over few cells can change much.")
+        if grid.failed:
+            notices.append(f"{len(grid.failed)} of {cells} cells failed and have no score; see below.")
+        if replaced := len(grid.all_rows) - cells:
+            notices.append(f"{replaced} older results of the same method, target, k and seed were left out.")
+        if len({row.backbone.fingerprint for row in grid.rows}) > 1:
+            notices.append("Cells of different backbones are mixed: differences between methods may be theirs.")
+        fitted_once = []
+        for method in grid.methods:
+            rows = [row for row in grid.rows if row.method == method and row.cost.source.tokens]
+            if len({row.seed for row in rows}) > 1 and len({row.cost.source for row in rows}) == 1:
+                fitted_once.append(method)
+        if fitted_once:
+            notices.append(
+                f"One prior served all seeds of {', '.join(fitted_once)}: intervals and tests say how these priors do "
+                "on other shots, not what fitting them again would give."
+            )
+        if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
+            notices.append("Cells of one target were scored by different metrics and should not be compared.")
+        return notices
 
-def render(
-    found: Findings, title: str, expected: int | None, command: str, task_similarity: TaskSimilarity | None
-) -> str:
-    """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-    from plotly.offline import get_plotlyjs
+    @property
+    def facts(self) -> dict[str, str]:
+        """Names and values of the header."""
+        rows = self.grid.by_place.values()
+        several = {
+            "Backbone": [f"{r.backbone.name} ({r.backbone.fingerprint[:12]})" for r in rows],
+            "Methods": [r.method for r in rows],
+            "Targets": [str(len({r.target for r in rows}))],
+            "Shots k": [str(k) for k in sorted({r.k for r in rows} - {0})] or ["none"],
+            "Seeds": [str(s) for s in sorted({r.seed for r in rows if r.k})] or ["none"],
+            "Cells": [f"{len(self.grid.rows)} scored, {len(self.grid.failed)} failed"],
+            "Split": [r.split for r in rows],
+            "Versions": [f"{name} {version}" for r in rows for name, version in r.versions.items()],
+        }
+        return {name: ", ".join(dict.fromkeys(values)) for name, values in several.items()}
 
-    grid = found.grid
-    scripts = {"plotly": get_plotlyjs().replace("\r\n", "\n"), "script": asset("report.js")}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": signed, "p_equals": p_equals, "breakable": breakable}
-    return environment.from_string(asset("report.html")).render(
-        **scripts,
-        style=asset("report.css"),
-        script_hashes=" ".join(map(script_hash, scripts.values())),
-        title=title,
-        headline=headline(grid, found.comparisons),
-        notices=notices(grid, expected),
-        facts=facts(grid),
-        grid=grid,
-        cards=[(k, cards_at(found, k)) for k in grid.ks],
-        n_tests=len(found.comparisons),
-        sections=sections(found, task_similarity),
-        marks=MARKS,
-        settings=[settings(grid, method) for method in grid.methods],
-        command=command,
-        data={**plot_data(found, [adaptation(grid, o) for o in found.overall]), **more_data(grid, task_similarity)},
-    )
+    def comparisons_at(self, k: int) -> list[Comparison]:
+        """The comparisons at one k, methods that learned from sources first."""
+        at_k = [c for c in self.comparisons if c.k == k]
+        return sorted(at_k, key=lambda c: c.method not in self.grid.transfer)
 
+    def settings(self, method: str) -> dict[str, str]:
+        """Sources and settings of a method as text; where cells differ, the values with how many cells have each."""
+        rows = [row for row in self.grid.rows if row.method == method]
+        keys = dict.fromkeys(key for row in rows for key in row.settings)
+        sources = count_distinct([", ".join(row.sources) or "none" for row in rows])
+        values = {key: count_distinct([json.dumps(row.settings.get(key)) for row in rows]) for key in keys}
+        return {"source tasks": sources, **values}
 
-def asset(name: str) -> str:
-    """A text file that stands beside this one."""
-    return files("promptprior.report").joinpath("assets", name).read_text(encoding="utf-8")
+    def write_page(self, path: Path) -> Path:
+        """Write the page, which needs nothing beside it, and return its path."""
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
 
-
-def script_hash(script: str) -> str:
-    """The hash by which the content security policy lets one inline script run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-# What stands in the page --------------------------------------------------------------------------------
-
-
-def notices(grid: Grid, expected: int | None) -> list[str]:
-    """What a reader must know first: unfinished, failed, replaced and mixed cells."""
-    said = []
-    missing = (expected or 0) - len(grid.places)
-    if missing > 0:
-        said.append(
-            f"Unfinished: {len(grid.places)} of {expected} cells have run. Means over few cells can change much."
+        plots = [plot for section in self.sections for plot in section.plots]
+        data = {"figures": {plot.name: plot.to_json() for plot in plots}, "template": figure_template()}
+        assets = files("promptprior.report").joinpath("assets")
+        plotly = get_plotlyjs().replace("\r\n", "\n")
+        style, script, page = (
+            assets.joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js", "html")
         )
-    if grid.failed:
-        said.append(f"{len(grid.failed)} of {len(grid.places)} cells failed and have no score; see below.")
-    replaced = len(grid.all_rows) - len(grid.places)
-    if replaced:
-        said.append(f"{replaced} older results of the same method, target, k and seed were left out.")
-    if len({row.backbone.fingerprint for row in grid.rows}) > 1:
-        said.append("Cells of different backbones are mixed: differences between methods may be theirs.")
-    once = fitted_once(grid)
-    if once:
-        said.append(
-            f"One prior served all seeds of {', '.join(once)}: intervals and tests say how these priors do on other "
-            "shots, not what fitting them again would give."
+        # The content security policy lets exactly these inline scripts run.
+        digests = [hashlib.sha256(text.encode()).digest() for text in (plotly, script)]
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {
+            "format_number": format_number,
+            "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),  # long names break after an underscore
+        }
+        text = environment.from_string(page).render(
+            report=self,
+            grid=self.grid,
+            command=self.options.get("command", ""),
+            plots=plots,
+            data=data,
+            style=style,
+            plotly=plotly,
+            script=script,
+            script_hashes=" ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests),
         )
-    if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
-        said.append("Cells of one target were scored by different metrics and should not be compared.")
-    return said
+        write_text(path, text)
+        return path
 
+    def write_markdown(self, path: Path) -> Path:
+        """Write words and tables as Markdown, for documents that quote them, and return the path."""
+        notices = [notice for notice in self.notices if not notice.startswith("Unfinished")]
+        parts = [f"# {self.title}", *self.headline, *notices]
+        parts.append("\n".join(f"- {name}: {value}" for name, value in self.facts.items()))
+        for section in self.sections:
+            if section.tables:
+                parts.append(f"## {section.title}\n\n" + "\n".join(table.to_markdown() for table in section.tables))
+        if command := self.options.get("command"):
+            parts.append(f"Made by\n\n    {command}")
+        write_text(path, "\n\n".join(parts) + "\n")
+        return path
 
-def fitted_once(grid: Grid) -> list[str]:
-    """Methods whose seeds, if there are several, all started from one prior."""
-    found = []
-    for method in grid.methods:
-        rows = [row for row in grid.rows if row.method == method and row.cost.source_tokens]
-        if len({row.seed for row in rows}) > 1 and len(set(map(prior_of, rows))) == 1:
-            found.append(method)
-    return found
+    def write_csv(self, folder: Path) -> list[Path]:
+        """Write each table as folder/NAME.csv and return the files."""
+        paths = [folder / f"{table.name}.csv" for table in self.tables]
+        for table, path in zip(self.tables, paths, strict=True):
+            write_text(path, table.to_csv())
+        return paths
 
-
-def facts(grid: Grid) -> list[tuple[str, str]]:
-    """Names and values of the header."""
-    every = tuple(grid.places.values())
-    return [
-        ("Backbone", ", ".join(distinct(f"{r.backbone.name} ({r.backbone.fingerprint[:12]})" for r in every))),
-        ("Methods", ", ".join(distinct(r.method for r in every))),
-        ("Targets", str(len({r.target for r in every}))),
-        ("Shots k", ", ".join(str(k) for k in sorted({r.k for r in every} - {0})) or "none"),
-        ("Seeds", ", ".join(str(s) for s in sorted({r.seed for r in every if r.k})) or "none"),
-        ("Cells", f"{len(grid.rows)} scored, {len(grid.failed)} failed"),
-        ("Split", ", ".join(distinct(r.split for r in every))),
-        ("Versions", ", ".join(distinct(f"{n} {v}" for r in every for n, v in r.versions.items()))),
-    ]
-
-
-def distinct(values: Iterable[str]) -> list[str]:
-    """Values without repeats, in order."""
-    return list(dict.fromkeys(values))
-
-
-def cards_at(found: Findings, k: int) -> list[dict[str, Any]]:
-    """The comparisons at one k in words, methods that learned from sources first."""
-    transfer = found.grid.transfer
-    return [card(c) for c in sorted(found.at(k).values(), key=lambda c: c.method not in transfer)]
-
-
-def card(c: Comparison) -> dict[str, Any]:
-    """One comparison in words and lists."""
-    lists = [("better", "Clearly better on"), ("worse", "Clearly worse on"), ("unclear", "No clear difference on")]
-    return {
-        "comparison": c,
-        "counts": counts(c),
-        "verdict": {"better": "better", "worse": "worse", "unclear": "no clear difference"}[c.verdict],
-        "lists": [(verdict, label, c.targets_that_are(verdict)) for verdict, label in lists],
-    }  # fmt: skip
-
-
-def settings(grid: Grid, method: str) -> dict[str, Any]:
-    """Settings and sources of one method."""
-    rows = [row for row in grid.rows if row.method == method]
-    sources = counted([", ".join(row.sources) or "none" for row in rows])
-    return {"method": method, "settings": settings_of(rows), "sources": sources}
-
-
-def breakable(name: str) -> "Markup":
-    """A name, escaped, that may break after an underscore."""
-    from markupsafe import Markup
-
-    return Markup("_<wbr>").join(name.split("_"))
+    def _failure_tables(self) -> tuple[Table, ...]:
+        rows = [
+            (
+                TableCell(row.cell[:12]),
+                TableCell(row.method),
+                TableCell(row.target),
+                number_cell(row.k, "count"),
+                number_cell(row.seed, "plain"),
+                TableCell(row.error),
+            )
+            for row in self.grid.failed
+        ]
+        heads = (*columns("Cell|Method|Target", (), ["k", "Seed"]), Column("Error", "text"))
+        return (Table("failed", "Failed cells", "", heads, tuple(rows)),) if rows else ()

@@ -7,13 +7,17 @@ ask about other targets like these.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from promptprior.report.statistics import TIE, Floats, holm, paired_permutation
+from promptprior.report.plots import method_style, plot_label
+from promptprior.report.results import Grid
+from promptprior.report.statistics import SIGNIFICANT, TIE, holm, paired_permutation
+from promptprior.report.table import EMPTY, NO_BREAK, Table, TableCell, columns, format_number
 
-SIGNIFICANT = 0.05
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,7 @@ class Ranking:
     """Mean ranks over targets, 1 the best; ties share their mean rank.
 
     `p` is Friedman's: how often ranks would differ this much if no method differed. Two methods differ by Nemenyi's
-    test where their mean ranks are `critical` or more apart; `cliques` are the largest groups in which no two are,
-    each from its best to its worst method, single methods left out.
+    test where their mean ranks are `critical` or more apart.
     """
 
     methods: tuple[str, ...]
@@ -31,47 +34,71 @@ class Ranking:
     chi_square: float
     p: float
     critical: float
-    cliques: tuple[tuple[str, ...], ...]
 
     @property
     def best_first(self) -> tuple[tuple[str, float], ...]:
         """Methods with their mean ranks, the best first."""
         return tuple(sorted(zip(self.methods, self.mean_ranks, strict=True), key=lambda pair: pair[1]))
 
+    @property
+    def cliques(self) -> tuple[tuple[str, ...], ...]:
+        """The largest groups in which no two methods differ, each from its best to its worst; no single methods."""
+        groups: list[tuple[str, ...]] = []
+        for best, (_, rank) in enumerate(self.best_first):
+            group = tuple(m for m, other in self.best_first[best:] if other - rank < self.critical)
+            if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
+                groups.append(group)
+        return tuple(groups)
+
+    def figure(self, grid: Grid) -> "Figure":
+        """Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart."""
+        from plotly.graph_objects import Figure
+
+        names = [plot_label(method) for method, _ in self.best_first]
+        figure = Figure()
+        for place, (method, rank) in enumerate(self.best_first):
+            colour, symbol = method_style(grid, method)
+            marker = {"color": colour, "symbol": symbol, "size": 12, "line": {"width": 2, "color": colour}}
+            text = f"{names[place]}<br>mean rank {rank:.2f}"
+            figure.add_scatter(
+                x=[rank], y=[place], mode="markers", marker=marker, text=[text], hoverinfo="text", showlegend=False,
+                cliponaxis=False,
+            )  # fmt: skip
+        order = [method for method, _ in self.best_first]
+        for clique in self.cliques:
+            best, worst = order.index(clique[0]), order.index(clique[-1])
+            figure.add_shape(
+                type="rect", layer="below", x0=self.best_first[best][1] - 0.03, x1=self.best_first[worst][1] + 0.03,
+                y0=best - 0.3, y1=worst + 0.3, fillcolor="var(--muted)", opacity=0.18, line_width=0,
+            )  # fmt: skip
+        title = f"mean rank over {self.targets} targets; critical difference {self.critical:.2f}, Friedman p "
+        figure.update_layout(height=120 + 30 * len(names))
+        figure.update_xaxes(
+            range=[0.8, len(names) + 0.2], dtick=1, fixedrange=True, title=title + format_number(self.p, "p_equals")
+        )
+        figure.update_yaxes(
+            tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], fixedrange=True
+        )
+        return figure
+
 
 def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
-    """Rank methods by their scores on the same targets, higher better.
+    """Rank methods by their scores on the same targets, higher better; scores that differ by less than 1e-9 tie.
 
-    Raises ValueError for fewer than three methods or two targets, of which there is nothing to test.
+    Friedman's chi-square is corrected for ties, and (0, p = 1) where all methods tie everywhere. Raises ValueError for
+    fewer than three methods or two targets, of which there is nothing to test.
     """
-    table = np.array([list(row) for row in scores.values()], dtype=np.float64)
+    from scipy.stats import friedmanchisquare, rankdata
+
+    table = np.array([list(row) for row in scores.values()], dtype=np.float64)  # [methods, targets]
     if table.ndim != 2 or len(table) < 3 or table.shape[1] < 2:
         raise ValueError(f"ranks need three methods and two targets; got shape {table.shape}")
-    methods, targets = tuple(scores), table.shape[1]
-    means = mean_ranks(table)
-    critical = critical_difference(len(methods), targets)
-    chi_square, p = friedman(table)
-    named = dict(zip(methods, means.tolist(), strict=True))
-    return Ranking(methods, tuple(means.tolist()), targets, chi_square, p, critical, cliques(named, critical))
-
-
-def mean_ranks(table: Floats) -> Floats:
-    """Mean rank of each method, [methods, targets] to [methods]; scores that differ by less than 1e-9 tie."""
-    from scipy.stats import rankdata
-
-    ranks: Floats = rankdata(-np.round(table / TIE), axis=0).mean(1)
-    return ranks
-
-
-def friedman(table: Floats) -> tuple[float, float]:
-    """Friedman's chi-square, corrected for ties, and its p-value; (0, 1) where all methods tie everywhere."""
-    from scipy.stats import friedmanchisquare
-
     rounded = np.round(table / TIE)
-    if (rounded == rounded[0]).all():
-        return 0.0, 1.0
-    found = friedmanchisquare(*rounded)
-    return float(found.statistic), float(found.pvalue)
+    mean_ranks = rankdata(-rounded, axis=0).mean(1).tolist()
+    all_tie = bool((rounded == rounded[0]).all())
+    chi_square, p = (0.0, 1.0) if all_tie else friedmanchisquare(*rounded)
+    critical = critical_difference(*table.shape)
+    return Ranking(tuple(scores), tuple(mean_ranks), table.shape[1], float(chi_square), float(p), critical)
 
 
 def critical_difference(methods: int, targets: int, level: float = 1 - SIGNIFICANT) -> float:
@@ -86,21 +113,6 @@ def critical_difference(methods: int, targets: int, level: float = 1 - SIGNIFICA
     return float(q * np.sqrt(methods * (methods + 1) / (6 * targets)))
 
 
-def cliques(mean_rank: Mapping[str, float], critical: float) -> tuple[tuple[str, ...], ...]:
-    """The largest groups of neighbours in rank that lie less than the critical difference apart.
-
-    >>> cliques({"a": 1.0, "b": 1.5, "c": 2.2}, 1.0)
-    (('a', 'b'), ('b', 'c'))
-    """
-    order = sorted(mean_rank, key=lambda method: mean_rank[method])
-    groups: list[tuple[str, ...]] = []
-    for first, method in enumerate(order):
-        group = tuple(m for m in order[first:] if mean_rank[m] - mean_rank[method] < critical)
-        if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
-            groups.append(group)
-    return tuple(groups)
-
-
 @dataclass(frozen=True)
 class PairwiseComparison:
     """Two methods on the targets both have: targets won, tied and lost by the first, and a p-value after Holm."""
@@ -113,16 +125,30 @@ class PairwiseComparison:
     p: float
 
 
-def duels(scores: Mapping[str, Sequence[float]]) -> tuple[PairwiseComparison, ...]:
+def pairwise_comparisons(scores: Mapping[str, Sequence[float]]) -> tuple[PairwiseComparison, ...]:
     """Every pair of methods on the same targets: a paired permutation test over targets, Holm over all pairs."""
     pairs = list(combinations(scores, 2))
     gaps = [np.subtract(scores[a], scores[b]) for a, b in pairs]
     corrected = holm([paired_permutation(gap.tolist()) for gap in gaps])
+    outcomes = [[int(n.sum()) for n in (gap > TIE, np.abs(gap) <= TIE, gap < -TIE)] for gap in gaps]
     return tuple(
-        PairwiseComparison(a, b, *outcomes(gap), p) for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)
+        PairwiseComparison(a, b, *outcome, p) for (a, b), outcome, p in zip(pairs, outcomes, corrected, strict=True)
     )
 
 
-def outcomes(gap: NDArray[np.float64]) -> tuple[int, int, int]:
-    """How many differences are above, at and below zero."""
-    return int((gap > TIE).sum()), int((np.abs(gap) <= TIE).sum()), int((gap < -TIE).sum())
+def wins_table(pairs: Sequence[PairwiseComparison], methods: Sequence[str], targets: int, k: int) -> Table:
+    """Who beats whom on how many targets."""
+    outcomes = {(pair.first, pair.second): (pair.wins, pair.losses, pair.p) for pair in pairs}
+    outcomes |= {(pair.second, pair.first): (pair.losses, pair.wins, pair.p) for pair in pairs}
+    cells = {
+        both: TableCell(f"{wins} : {losses}", f"p{NO_BREAK}{format_number(p, 'p_equals')}")
+        for both, (wins, losses, p) in outcomes.items()
+    }
+    return Table(
+        f"wins-k{k}",
+        f"Who beats whom, k = {k}",
+        f"On how many of the {targets} targets the row's method scores higher : lower than the column's. "
+        "p: paired permutation test over targets, Holm over all pairs.",
+        columns("|".join(["Method", *methods])),
+        tuple((TableCell(a), *(cells.get((a, b), EMPTY) for b in methods)) for a in methods),
+    )

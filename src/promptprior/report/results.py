@@ -1,4 +1,4 @@
-"""One line of results.jsonl: what a cell (method x target x k x seed) came to, and all one needs to know of it.
+"""One line of results.jsonl, what a cell (method x target x k x seed) came to, and the grid that all lines make.
 
 The contract is strict both ways: a key that is missing, unknown or of another type is an error with its line. Only a
 key that has a default may be missing: results written before it was known still load.
@@ -8,18 +8,32 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from promptprior.cost import Cost
 from promptprior.errors import DataError, unknown_name
 from promptprior.files import read_lines
+from promptprior.report.statistics import UNBOUNDED, Interval, interval
+
+SeedScores = Mapping[int, float]
+SharedSeeds = Mapping[str, frozenset[int]]
+"""The seeds of each target that every method has finished."""
+
+METRIC_RANGES = {
+    **dict.fromkeys(("accuracy", "acc_norm", "macro_recall", "grouped_exact_match", "number_match"), (0.0, 1.0)),
+    **dict.fromkeys(("macro_f1", "f1", "f1_against_favor", "squad_f1", "exact_match", "rougeL", "bleu"), (0.0, 1.0)),
+    **dict.fromkeys(("brier", "ece"), (0.0, 1.0)),
+    **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
+    "nll": (0.0, float("inf")),
+}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A learning curve at one step: mean loss over the rows of the batch, and what dev said."""
+    """A learning curve at one step: mean loss over the rows of the batch, and the score on dev."""
 
     step: int
     train_loss: float | None
@@ -92,9 +106,9 @@ class Row:
     method uses no examples. `settings` are the values this cell ran with. Nothing here depends on when it
     ran, so equal cells give equal rows but for seconds.
 
-    `diagnostics` is what the method says of itself, by topic, as plain JSON; older results have none. Of "retrieval"
-    the report shows what prompts.bank_diagnostics.summary says, draws `map` (for each name in `tasks`, the share of
-    its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain values of
+    `diagnostics` are the method's own, by topic, as plain JSON; older results have none. Of "retrieval"
+    the report shows what parameterisations.bank_diagnostics measures, draws `map` (for each name in `tasks`, the share
+    of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain values of
     other topics are listed.
     """
 
@@ -148,6 +162,111 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """All rows of a results.jsonl; of a cell that stands there twice, the last. A missing file has none."""
     rows = (Row.from_json(value, f"{path}, row {i}") for i, value in enumerate(read_lines(path), start=1))
     return tuple({row.cell: row for row in rows}.values())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The rows of a comparison by method, target, k and seed; `baseline` is the method that transfer must beat.
+
+    Where two rows stand for the same place (a setting was changed in between), the last one counts.
+    """
+
+    all_rows: tuple[Row, ...]
+    baseline: str
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str, int, int], Row]:
+        """The row of each method, target, k and seed."""
+        return {(row.method, row.target, row.k, row.seed): row for row in self.all_rows}
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Rows with a score."""
+        return tuple(row for row in self.by_place.values() if row.is_ok)
+
+    @cached_property
+    def failed(self) -> tuple[Row, ...]:
+        """Rows without one."""
+        return tuple(row for row in self.by_place.values() if not row.is_ok)
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that train nothing, then the baseline, then the others in order of appearance."""
+        names = dict.fromkeys(row.method for row in self.rows)
+        trained = {row.method for row in self.rows if row.steps}
+        return tuple(sorted(names, key=lambda m: 1 if m == self.baseline else 2 if m in trained else 0))
+
+    @cached_property
+    def transfer(self) -> frozenset[str]:
+        """Methods that learned from source tasks."""
+        return frozenset(row.method for row in self.rows if row.sources)
+
+    @cached_property
+    def targets(self) -> dict[str, Row]:
+        """One row of each target, which tells its family, metric and size; by family, then name."""
+        rows = {row.target: row for row in reversed(self.rows)}
+        return {t: rows[t] for t in sorted(rows, key=lambda target: (rows[target].family, target))}
+
+    @cached_property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of shots compared; (0,) where nothing was trained."""
+        return tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
+
+    @cached_property
+    def scores(self) -> Mapping[tuple[str, str, int], SeedScores]:
+        """Score of each seed, for each method, target and k."""
+        scores: dict[tuple[str, str, int], dict[int, float]] = {}
+        for row in self.rows:
+            assert row.score is not None  # rows hold ok cells only
+            scores.setdefault((row.method, row.target, row.k), {})[row.seed] = row.score
+        return scores
+
+    @cached_property
+    def intervals(self) -> Mapping[tuple[str, str, int], Interval]:
+        """Mean and interval over seeds, within the metric's range, by method, target and k."""
+        places = [p for p in product(self.methods, self.targets, self.ks) if self.seed_scores(*p)]
+        return {
+            (m, t, k): interval(list(self.seed_scores(m, t, k).values()), bounds=metric_range(self.targets[t].metric))
+            for m, t, k in places
+        }
+
+    @cached_property
+    def shared(self) -> Mapping[int, SharedSeeds]:
+        """By k, the targets that every method has finished, with the seeds common to all methods that use shots."""
+        shared: dict[int, dict[str, frozenset[int]]] = {k: {} for k in self.ks}
+        for k, target in product(self.ks, self.targets):
+            finished = [set(self.scores[m, target, k]) for m in self.methods if (m, target, k) in self.scores]
+            seeds = set.intersection(*finished) if finished else set()
+            if all(self.seed_scores(m, target, k) for m in self.methods) and (seeds or not finished):
+                shared[k][target] = frozenset(seeds)
+        return shared
+
+    def seed_scores(self, method: str, target: str, k: int) -> SeedScores:
+        """Scores by seed. What needs no examples (k = 0) stands beside every k."""
+        return self.scores.get((method, target, k)) or self.scores.get((method, target, 0), {})
+
+    def shared_rows(self, method: str, k: int) -> dict[str, list[Row]]:
+        """The rows of a method at the shared targets and seeds; what needs no examples stands beside all seeds."""
+        rows = {}
+        for target, seeds in self.shared[k].items():
+            uses_shots = (method, target, k) in self.scores
+            own_k = k if uses_shots else 0
+            own_seeds = [s for s in self.scores[method, target, own_k] if s in seeds or not uses_shots]
+            rows[target] = [self.by_place[method, target, own_k, seed] for seed in own_seeds]
+        return rows
+
+    def shared_runs(self, method: str, k: int) -> dict[str, list[float]]:
+        """The scores of those rows, for each target in the order of its seeds."""
+        rows = self.shared_rows(method, k)
+        return {t: [self.scores[r.method, r.target, r.k][r.seed] for r in of_target] for t, of_target in rows.items()}
+
+
+def metric_range(metric: str) -> tuple[float, float]:
+    """The least and largest value that a metric can take; infinite for one of another package.
+
+    tasks.metrics says the same beside its functions, but needs torch; a test compares the two.
+    """
+    return METRIC_RANGES.get(metric, UNBOUNDED)
 
 
 def parse(kind: Any, value: object, where: str) -> Any:

@@ -1,18 +1,23 @@
-"""How like sources and targets are, kept beside results, and whether likeness foretells what a prior is worth.
+"""How similar sources and targets are, kept beside results, and whether similarity predicts what a prior is worth.
 
-Measuring it takes a backbone (similarity.py); reading and judging it takes none.
+Measuring it takes a backbone (compare.task_similarity); reading and judging it takes none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from promptprior.config.choices import Measure
 from promptprior.files import read_json, write_json
-from promptprior.report.findings import Grid, mean, same_seeds
-from promptprior.report.results import BackboneName, parse
-from promptprior.report.statistics import Interval, spearman
+from promptprior.report.gains import pair_seeds
+from promptprior.report.plots import Control, Plot, escaped, heatmap, hover_number, method_style, plot_label
+from promptprior.report.results import BackboneName, Grid, parse
+from promptprior.report.statistics import Interval, rank_correlation
+from promptprior.report.table import Section, Table, TableCell, columns, format_number, interval_cell, number_cell
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 SIMILARITY_FILE = "similarity.json"
@@ -21,7 +26,7 @@ FEWEST = 3  # points that a rank correlation needs
 
 @dataclass(frozen=True)
 class Similarity:
-    """How like a source is to a target: cosines in [-1, 1], overlaps in [0, 1]."""
+    """How similar a source is to a target: cosines in [-1, 1], overlaps in [0, 1]."""
 
     source: str
     target: str
@@ -42,17 +47,52 @@ class TaskSimilarity:
     steps: int
     pairs: tuple[Similarity, ...]
 
+    @property
+    def table(self) -> Table:
+        """Every pair by every measure."""
+        return Table(
+            "similarity",
+            "Similarity of sources and targets",
+            f"Measured on {self.backbone.name} with {self.shots} shots per class (seed {self.seed}) and {self.steps} "
+            "steps from one common start. prompt, token, gradient: cosines of what training added to the prompt, of "
+            "the same for its average token, and of the gradients at the start. label, format: overlap of answers and "
+            "of the words of the template.",
+            columns("Source|Target", (), MEASURES),
+            tuple(
+                (
+                    TableCell(p.source),
+                    TableCell(p.target),
+                    *(number_cell(getattr(p, m), "two_digits") for m in MEASURES),
+                )
+                for p in sorted(self.pairs, key=lambda p: (p.target, -p.gradient))
+            ),
+        )
 
-def ranked(pairs: Sequence[Similarity], by: Measure) -> dict[str, list[Similarity]]:
+    def figure(self, measure: Measure) -> "Figure":
+        """Sources x targets by one measure."""
+        sources = list(dict.fromkeys(p.source for p in self.pairs))
+        targets = list(dict.fromkeys(p.target for p in self.pairs))
+        known = {(p.source, p.target): getattr(p, measure) for p in self.pairs}
+        values = [[known.get((s, t)) for t in targets] for s in sources]
+        labels = {name: escaped(name) for name in (*sources, *targets)}
+        hover = [[f"{labels[s]} → {labels[t]}<br>{hover_number(known.get((s, t)))}" for t in targets] for s in sources]
+        largest = max(0.01, *map(abs, known.values()))
+        figure = heatmap(targets, sources, values, hover, (-largest if min(known.values()) < 0 else 0, largest))
+        figure.update_layout(height=150 + 28 * len(sources))
+        figure.update_xaxes(tickangle=-35)
+        return figure
+
+
+def similar_sources(pairs: Sequence[Similarity], by: Measure) -> dict[str, list[Similarity]]:
     """The sources of each target, the most similar first."""
     targets = dict.fromkeys(pair.target for pair in pairs)
     order = sorted(pairs, key=lambda pair: getattr(pair, by), reverse=True)
     return {target: [pair for pair in order if pair.target == target] for target in targets}
 
 
-def write_similarity(found: TaskSimilarity, path: Path) -> Path:
+def write_similarity(similarity: TaskSimilarity, path: Path) -> Path:
     """Write similarities as JSON."""
-    write_json(path, asdict(found))
+    write_json(path, asdict(similarity))
     return path
 
 
@@ -60,15 +100,12 @@ def read_similarity(path: Path) -> TaskSimilarity | None:
     """Similarities that were written; None where there is no file. Raises DataError for anything else in it."""
     if not path.is_file():
         return None
-    found: TaskSimilarity = parse(TaskSimilarity, read_json(path), str(path))
-    return found
-
-
-# Does it foretell gains? --------------------------------------------------------------------------------
+    similarity: TaskSimilarity = parse(TaskSimilarity, read_json(path), str(path))
+    return similarity
 
 
 @dataclass(frozen=True)
-class Gain:
+class SourceGain:
     """What a method that learned from some sources gained on a target over the baseline, averaged over k and seeds."""
 
     method: str
@@ -77,29 +114,23 @@ class Gain:
     gain: float
 
 
-def gains(grid: Grid) -> tuple[Gain, ...]:
+def source_gains(grid: Grid) -> tuple[SourceGain, ...]:
     """The gains of every method, set of sources and target; results of other sources do not replace each other here."""
-    found: dict[tuple[str, tuple[str, ...], str], list[float]] = {}
-    for (method, sources, target, k), seeds in scores_by_sources(grid).items():
-        both = same_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
-        if sources and both and method != grid.baseline:
-            found.setdefault((method, sources, target), []).append(mean({s: x - y for s, (x, y) in both.items()}))
-    return tuple(Gain(*place, sum(by_k) / len(by_k)) for place, by_k in found.items())
-
-
-def scores_by_sources(grid: Grid) -> Mapping[tuple[str, tuple[str, ...], str, int], dict[int, float]]:
-    """The score of each seed, for each method, set of sources, target and k."""
-    found: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
+    scores: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
     for row in grid.all_rows:
         if row.score is not None:
-            place = (row.method, tuple(sorted(row.sources)), row.target, row.k)
-            found.setdefault(place, {})[row.seed] = row.score
-    return found
+            scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
+    by_k: dict[tuple[str, tuple[str, ...], str], list[float]] = {}
+    for (method, sources, target, k), seeds in scores.items():
+        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
+        if sources and pairs and method != grid.baseline:
+            by_k.setdefault((method, sources, target), []).append(sum(x - y for x, y in pairs.values()) / len(pairs))
+    return tuple(SourceGain(*place, sum(gains) / len(gains)) for place, gains in by_k.items())
 
 
 @dataclass(frozen=True)
-class Foretold:
-    """One measure against one method's gains: a point (likeness, gain) for each set of sources and target."""
+class GainCorrelation:
+    """One measure against one method's gains: a point (target, similarity, gain) for each set of sources and target."""
 
     method: str
     measure: Measure
@@ -107,36 +138,107 @@ class Foretold:
     correlation: Interval | None
 
 
-def similarity_gain_correlation(found: TaskSimilarity, measured: Sequence[Gain]) -> tuple[Foretold, ...]:
+def similarity_gain_correlation(
+    similarity: TaskSimilarity, gains: Sequence[SourceGain]
+) -> dict[tuple[str, Measure], GainCorrelation]:
     """Every measure against every method's gains.
 
-    A set of sources is as like a target as its sources are on average. Rank correlations resample whole targets; of
-    fewer than three points there is none.
+    A set of sources is as similar to a target as its sources are on average. Rank correlations resample whole targets;
+    of fewer than three points there is none.
     """
-    table = {(one.source, one.target): one for one in found.pairs}
-    methods = dict.fromkeys(gain.method for gain in measured)
-    return tuple(
-        against_gains(table, [gain for gain in measured if gain.method == method], method, measure)
-        for method in methods
-        for measure in MEASURES
-    )
+    known = {(pair.source, pair.target): pair for pair in similarity.pairs}
+    correlations = {}
+    for method in dict.fromkeys(gain.method for gain in gains):
+        of_method = [g for g in gains if g.method == method and all((s, g.target) in known for s in g.sources)]
+        for measure in MEASURES:
+            points = []
+            for gain in of_method:
+                values: list[float] = [getattr(known[source, gain.target], measure) for source in gain.sources]
+                points.append((gain.target, float(sum(values) / len(values)), gain.gain))
+            targets, x, y = ([point[i] for point in points] for i in range(3))
+            correlation = rank_correlation(x, y, targets) if len(points) >= FEWEST else None
+            correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
+    return correlations
 
 
-def against_gains(
-    table: Mapping[tuple[str, str], Similarity], measured: Sequence[Gain], method: str, measure: Measure
-) -> Foretold:
-    """One measure against one method's gains."""
-    known = [gain for gain in measured if all((source, gain.target) in table for source in gain.sources)]
-    task_similarity = [mean_likeness(table, gain, measure) for gain in known]
-    points = tuple((g.target, x, g.gain) for g, x in zip(known, task_similarity, strict=True))
-    if len(points) < FEWEST:
-        return Foretold(method, measure, points, None)
-    return Foretold(
-        method, measure, points, spearman(task_similarity, [g.gain for g in known], [g.target for g in known])
-    )
+def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section:
+    """How similar sources and targets are, and whether that predicts gains."""
+    if similarity is None or not similarity.pairs:
+        return Section("Task similarity", ())
+    correlations = similarity_gain_correlation(similarity, source_gains(grid))
+    methods = list(dict.fromkeys(method for method, _ in correlations))
+    tables = [similarity.table]
+    if methods:
+        note = (
+            f"Spearman's rank correlation of similarity with the gain over {grid.baseline} (difference in score, "
+            "averaged over k and seeds); a point is a set of sources and a target, as like as its sources are on "
+            "average. 95% intervals resample targets. With one set of sources it compares targets, not sources."
+        )
+        rows = [
+            (
+                TableCell(method),
+                *(
+                    interval_cell(correlations[method, m].correlation, "two_digits", no_ends="too few")
+                    for m in MEASURES
+                ),
+                number_cell(len(correlations[method, MEASURES[0]].points), "count"),
+            )
+            for method in methods
+        ]
+        heads = columns("Method", MEASURES, ["Points"])
+        tables.append(Table("similarity-gain", "Does similarity foretell gains?", note, heads, tuple(rows)))
+    measures = Control("measure", {m: m for m in MEASURES}, "gradient")
+    plots = [
+        Plot(
+            "similarity",
+            "How like are sources and targets?",
+            "",
+            "Similarity of each source and target. The table of similarity holds the same numbers.",
+            (measures,),
+            similarity.figure,
+            is_overview=False,
+        )
+    ]
+    if any(correlation.points for correlation in correlations.values()):
+        plots.append(
+            Plot(
+                "similarity-gain",
+                "Similarity against measured gain",
+                "Each symbol is a set of sources and a target.",
+                "Gain over the baseline against similarity.",
+                (measures,),
+                lambda measure: gain_figure(grid, [c for c in correlations.values() if c.measure == measure]),
+                is_overview=False,
+            )
+        )
+    return Section("Task similarity", ((None, tuple(tables)),), tuple(plots) if grid.ks else ())
 
 
-def mean_likeness(table: Mapping[tuple[str, str], Similarity], gain: Gain, measure: Measure) -> float:
-    """The mean likeness of some sources to a target."""
-    values: list[Any] = [getattr(table[source, gain.target], measure) for source in gain.sources]
-    return float(sum(values) / len(values))
+def gain_figure(grid: Grid, correlations: Sequence[GainCorrelation]) -> "Figure":
+    """Similarity against gain by one measure: a symbol for each set of sources and target."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    for c in correlations:
+        if not c.points:
+            continue
+        colour, symbol = method_style(grid, c.method)
+        name = plot_label(c.method)
+        rho = (
+            f" (\N{GREEK SMALL LETTER RHO} {format_number(c.correlation.estimate, 'two_digits')})"
+            if c.correlation
+            else ""
+        )
+        figure.add_scatter(
+            x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=name + rho,
+            hoverinfo="text",
+            text=[
+                f"{name} on {escaped(target)}<br>similarity {hover_number(x)}, gain {hover_number(gain)}"
+                for target, x, gain in c.points
+            ],
+            marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
+        )  # fmt: skip
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(title=f"{correlations[0].measure} similarity")
+    figure.update_yaxes(title="gain over the baseline", zeroline=True, zerolinecolor="var(--muted)")
+    return figure

@@ -5,25 +5,31 @@ same seeds in the same order, for an episode's seed fixes its shots: pairs share
 
 Every aggregate interval resamples seeds within targets and leaves the targets as they are. It answers
 "what if the shots and seeds were drawn again?", not "what of targets that were never tried?".
+
+Intervals and the permutation test are ours, tested against scipy: scipy has no bootstrap that resamples within strata,
+and its permutation test draws other signs, so that the p-values of earlier reports would change. Holm's correction is
+statsmodels'.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Runs = Mapping[str, Sequence[float]]
-Statistic = Callable[[Sequence[Floats]], Floats]
-"""From the scores of each target, [draws, seeds] each, to one number per draw, [draws]."""
+Aggregate = Literal["mean", "iqm", "median"]
 
 DRAWS = 4000
 FLIPS = 10_000  # sign patterns: all of them where 2^n is no more, else this many at random
 BOOTSTRAP_FROM = 30  # below this many values a bootstrap interval of the mean is too narrow
 NEAR_FLOOR = 0.1  # a base below this makes a relative gain mostly noise
 TIE = 1e-9
+SIGNIFICANT = 0.05
+UNBOUNDED = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -46,66 +52,52 @@ class Interval:
         return self.high is not None and self.high < 0
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean of some independent values, with its interval.
+def interval(values: Sequence[float], level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED) -> Interval:
+    """The mean of some independent values, with its interval, whose ends stay within `bounds`.
 
     Below thirty values it is Student's t-interval: the bootstrap of so few is too narrow (95% intervals of
     normal values hold the mean 84% of the time for 5, 90% for 10), and n seeds of one cell are about normal.
-    From thirty it is the BCa bootstrap, 4,000 seeded draws. One value has no interval. Raises ValueError for none.
+    Student's t knows no range, so that an accuracy's interval could end above 1 without `bounds`. From thirty values it
+    is the BCa bootstrap (Efron 1987) by scipy, 4,000 seeded draws. One value has no interval. Raises ValueError for
+    none.
     """
-    x = finite_values(values)
+    from scipy.stats import bootstrap, t
+
+    x = _finite(values)
     mean = float(x.mean())
     if len(x) == 1:
         return Interval(mean, None, None, 1)
     if np.ptp(x) < TIE:
         return Interval(mean, mean, mean, len(x))
-    low, high = t_ends(x, level) if len(x) < BOOTSTRAP_FROM else bca_ends(x, level)
-    return Interval(mean, low, high, len(x))
+    if len(x) < BOOTSTRAP_FROM:
+        half = float(t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+        low, high = mean - half, mean + half
+    else:
+        ends = bootstrap((x,), np.mean, confidence_level=level, n_resamples=DRAWS, rng=0).confidence_interval
+        low, high = float(ends.low), float(ends.high)
+    return Interval(mean, max(low, bounds[0]), min(high, bounds[1]), len(x))
 
 
-def t_ends(x: Floats, level: float) -> tuple[float, float]:
-    """Student's t-interval of the mean."""
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return float(x.mean()) - half, float(x.mean()) + half
-
-
-def bca_ends(x: Floats, level: float) -> tuple[float, float]:
-    """The bias-corrected and accelerated bootstrap interval of the mean (Efron 1987)."""
-    from scipy.stats import bootstrap
-
-    found = bootstrap((x,), np.mean, confidence_level=level, n_resamples=DRAWS, rng=0).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def mean_over_targets(scores: Sequence[Floats]) -> Floats:
-    """The mean over targets of the mean over seeds."""
-    return np.mean([s.mean(-1) for s in scores], axis=0)
-
-
-def interquartile_mean(scores: Sequence[Floats]) -> Floats:
-    """The mean of the middle half of all runs, pooled over targets and seeds (rliable's IQM)."""
-    from scipy.stats import trim_mean
-
-    return trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
-
-
-def median_target(scores: Sequence[Floats]) -> Floats:
-    """The median over targets of the mean over seeds (rliable's median)."""
-    return np.median([s.mean(-1) for s in scores], axis=0)
-
-
-def stratified_bootstrap(
-    runs: Runs, statistic: Statistic = mean_over_targets, level: float = 0.95, seed: int = 0
-) -> Interval:
+def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float = 0.95, seed: int = 0) -> Interval:
     """An aggregate over targets and seeds with a percentile interval (Agarwal et al. 2021, rliable).
 
-    Seeds are drawn again within each target. With one seed everywhere the interval is unknown.
+    "mean" is the mean over targets of the mean over seeds, "median" the median over targets of the same, "iqm" the mean
+    of the middle half of all runs, pooled over targets and seeds. Seeds are drawn again within each target. With one
+    seed everywhere the interval is unknown. Raises ValueError for no targets.
     """
-    scores = list(arrays(runs).values())
-    draws = [x[i] for x, i in zip(scores, resampled(scores, seed), strict=True)]
-    return percentile(float(statistic(scores)), statistic(draws), scores, level)
+    scores = list(_arrays(runs).values())
+    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
+    return _percentile(float(_aggregated(scores, aggregate)), _aggregated(draws, aggregate), scores, level)
+
+
+def _aggregated(scores: Sequence[Floats], aggregate: Aggregate) -> Floats:
+    """From the scores of each target, [..., seeds] each, to one number, [...]."""
+    from scipy.stats import trim_mean
+
+    if aggregate == "iqm":
+        return trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
+    over_targets = np.mean if aggregate == "mean" else np.median
+    return over_targets([x.mean(-1) for x in scores], axis=0)
 
 
 @dataclass(frozen=True)
@@ -130,17 +122,29 @@ class Gains:
 def average_relative_gain(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Gains:
     """ARG: the mean over targets of (score - base) / base, each a mean over seeds (CrossFit, Ye et al. 2021).
 
-    Raises ValueError unless both have the same targets and the same number of seeds for each.
+    Draws of a base that come to 0 or less are left out of the interval. Raises ValueError unless both have the same
+    targets and the same number of seeds for each.
     """
-    pairs = paired(scores, base)
+    pairs = _paired(scores, base)
     bases = {target: float(y.mean()) for target, (_, y) in pairs.items()}
     defined = [t for t, b in bases.items() if b > TIE]
-    above = [t for t in defined if bases[t] >= NEAR_FLOOR]
     differences = np.array([float(x.mean() - y.mean()) for x, y in pairs.values()])
     relative = [float(pairs[t][0].mean()) / bases[t] - 1 for t in defined]
+
+    def mean_gain(targets: Sequence[str]) -> Interval | None:
+        if not targets:
+            return None
+        sides = [pairs[t] for t in targets]
+        picks = _resampled([x for x, _ in sides], seed)
+        drawn = [(x[i].mean(-1), y[i].mean(-1)) for (x, y), i in zip(sides, picks, strict=True)]  # [draws] each
+        usable = np.all([y > TIE for _, y in drawn], axis=0)
+        gains = np.mean([x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
+        estimate = np.mean([x.mean() / y.mean() - 1 for x, y in sides])
+        return _percentile(float(estimate), gains, [x for x, _ in sides], level)
+
     return Gains(
-        gain=gain_interval([pairs[t] for t in defined], level, seed),
-        above_floor=gain_interval([pairs[t] for t in above], level, seed),
+        gain=mean_gain(defined),
+        above_floor=mean_gain([t for t in defined if bases[t] >= NEAR_FLOOR]),
         median=float(np.median(relative)) if relative else None,
         wins=int((differences > TIE).sum()),
         ties=int((np.abs(differences) <= TIE).sum()),
@@ -150,85 +154,66 @@ def average_relative_gain(scores: Runs, base: Runs, level: float = 0.95, seed: i
     )
 
 
-def gain_interval(pairs: Sequence[tuple[Floats, Floats]], level: float, seed: int) -> Interval | None:
-    """The ARG of some targets; draws of a base that come to 0 or less are left out."""
-    if not pairs:
-        return None
-    estimate = np.mean([x.mean() / y.mean() - 1 for x, y in pairs])
-    picks = resampled([x for x, _ in pairs], seed)
-    drawn = [(x[i].mean(-1), y[i].mean(-1)) for (x, y), i in zip(pairs, picks, strict=True)]
-    usable = np.all([base > TIE for _, base in drawn], axis=0)
-    gains = np.mean([score[usable] / base[usable] - 1 for score, base in drawn], axis=0)
-    return percentile(float(estimate), gains, [x for x, _ in pairs], level)
-
-
 def mean_difference(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Interval:
     """The mean over targets of score - base, with a stratified bootstrap over pairs."""
-    return stratified_bootstrap(
-        {target: (x - y).tolist() for target, (x, y) in paired(scores, base).items()}, level=level, seed=seed
-    )
+    gaps = {target: (x - y).tolist() for target, (x, y) in _paired(scores, base).items()}
+    return stratified_bootstrap(gaps, level=level, seed=seed)
 
 
 def probability_of_improvement(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Interval:
     """How likely a run beats a run of the base, ties counting half, averaged over targets (rliable)."""
-    pairs = list(paired(scores, base).values())
-    picks = resampled([x for x, _ in pairs], seed)
-    drawn = [beats(x[i], y[i]) for (x, y), i in zip(pairs, picks, strict=True)]
-    estimate = float(np.mean([beats(x, y) for x, y in pairs]))
-    return percentile(estimate, np.mean(drawn, axis=0), [x for x, _ in pairs], level)
+    pairs = list(_paired(scores, base).values())
+    picks = _resampled([x for x, _ in pairs], seed)
 
+    def wins(x: Floats, y: Floats) -> Floats:
+        gap = x[..., :, None] - y[..., None, :]  # every run against every run of the base
+        return ((gap > TIE) + 0.5 * (np.abs(gap) <= TIE)).mean((-2, -1))
 
-def beats(x: Floats, y: Floats) -> Floats:
-    """The share of pairs (one of x, one of y) in which x is larger; a tie counts half. Last axis: runs."""
-    gap = x[..., :, None] - y[..., None, :]
-    return ((gap > TIE) + 0.5 * (np.abs(gap) <= TIE)).mean((-2, -1))
+    drawn = [wins(x[i], y[i]) for (x, y), i in zip(pairs, picks, strict=True)]
+    estimate = float(np.mean([wins(x, y) for x, y in pairs]))
+    return _percentile(estimate, np.mean(drawn, axis=0), [x for x, _ in pairs], level)
 
 
 def paired_permutation(differences: Sequence[float], seed: int = 0) -> float:
     """Two-sided p-value of "the mean difference is 0" under random signs of the pairs.
 
-    All sign patterns are tried where there are at most 10,000 of them (13 pairs), else 10,000 seeded draws.
-    Valid when pairs are independent and, under the null, as likely to be d as -d. The smallest p that n
-    pairs can give is 2 / 2^n: three seeds never give less than 0.25.
+    All sign patterns are tried where there are at most 10,000 of them (13 pairs; then p is
+    scipy.stats.permutation_test's), else 10,000 seeded draws. Valid when pairs are independent and, under the null, as
+    likely to be d as -d. The smallest p that n pairs can give is 2 / 2^n: three seeds never give less than 0.25.
     """
-    x = finite_values(differences)
+    x = _finite(differences)
     if len(x) == 1 or np.abs(x).max() < TIE:
         return 1.0
-    exact = 2 ** len(x) <= FLIPS
-    signs = all_signs(len(x)) if exact else random_signs(len(x), seed)
+    is_exact = 2 ** len(x) <= FLIPS
+    signs = _signs(len(x), is_exact, seed)
     extreme = int((np.abs(signs @ x) >= abs(x.sum()) * (1 - TIE)).sum())
-    return extreme / len(signs) if exact else (extreme + 1) / (len(signs) + 1)
+    return extreme / len(signs) if is_exact else (extreme + 1) / (len(signs) + 1)
 
 
-def all_signs(n: int) -> Floats:
-    """Every pattern of n signs: [2^n, n]."""
-    bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    return 1.0 - 2.0 * bits.astype(np.float64)
-
-
-@cache
-def random_signs(n: int, seed: int) -> Floats:
-    """Some patterns of n signs, [FLIPS, n]; kept, for a report asks many times."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))
+@cache  # a report asks for the same patterns many times
+def _signs(n: int, is_exact: bool, seed: int) -> Floats:
+    """Every pattern of n signs, [2^n, n], or FLIPS random ones."""
+    if is_exact:
+        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+        signs = 1.0 - 2.0 * bits.astype(np.float64)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))
     signs.flags.writeable = False
     return signs
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that control the chance of any false positive (Holm 1979).
+    """Holm's step-down correction by statsmodels: p-values that control the chance of any false positive (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
 
-def spearman(
+def rank_correlation(
     x: Sequence[float],
     y: Sequence[float],
     groups: Sequence[str] | None = None,
@@ -241,44 +226,38 @@ def spearman(
     are not independent. It is 0 where either side is constant; resamples that are constant are left out. Raises
     ValueError for sides of different length or fewer than two pairs.
     """
-    a, b = finite_values(x), finite_values(y)
+    a, b = _finite(x), _finite(y)
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"spearman needs two equally long sides of at least 2; got {len(a)} and {len(b)}")
+        raise ValueError(f"rank_correlation needs two equally long sides of at least 2; got {len(a)} and {len(b)}")
     names = list(groups) if groups is not None else list(map(str, range(len(a))))
-    estimate = np.nan_to_num(rank_correlation(a, b, np.ones((1, len(a)))))
-    drawn = rank_correlation(a, b, group_counts(names, seed))
-    units = [np.zeros(len(set(names)))]
-    return replace(percentile(float(estimate[0]), drawn, units, level), n=len(a))
+    known = list(dict.fromkeys(names))
+    (picks,) = _resampled([np.zeros(len(known))], seed)
+    group_counts = np.zeros((DRAWS, len(known)))  # how often each group stands in each resample
+    np.add.at(group_counts, (np.arange(DRAWS)[:, None], picks), 1)
+    counts = group_counts[:, [known.index(name) for name in names]]  # [draws, pairs]
+    estimate = np.nan_to_num(_spearman_of_samples(a, b, np.ones((1, len(a)))))
+    drawn = _spearman_of_samples(a, b, counts)
+    return replace(_percentile(float(estimate[0]), drawn, [np.zeros(len(known))], level), n=len(a))
 
 
-def group_counts(groups: Sequence[str], seed: int) -> Floats:
-    """How often each item of some groups stands in a resample of whole groups: [DRAWS, items]."""
-    known = list(dict.fromkeys(groups))
-    (index,) = resampled([np.zeros(len(known))], seed)
-    counts = np.zeros((DRAWS, len(known)))
-    np.add.at(counts, (np.arange(DRAWS)[:, None], index), 1)
-    return counts[:, [known.index(group) for group in groups]]
-
-
-def rank_correlation(a: Floats, b: Floats, counts: Floats) -> Floats:
+def _spearman_of_samples(a: Floats, b: Floats, counts: Floats) -> Floats:
     """Spearman's correlation of samples with pair i `counts[:, i]` times, [draws]; NaN where a side is constant."""
-    x, y = (centred(counts @ (np.greater.outer(v, v) + 0.5 * np.equal.outer(v, v)).T, counts) for v in (a, b))
+    centred = []
+    for side in (a, b):
+        ranks = counts @ (np.greater.outer(side, side) + 0.5 * np.equal.outer(side, side)).T  # [draws, pairs]
+        centred.append(ranks - (counts * ranks).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True))
+    x, y = centred
     spread = np.sqrt((counts * x**2).sum(-1) * (counts * y**2).sum(-1))
     return np.divide((counts * x * y).sum(-1), spread, out=np.full(len(counts), np.nan), where=spread > TIE)
 
 
-def centred(ranks: Floats, counts: Floats) -> Floats:
-    """Ranks minus their mean over the sample."""
-    return ranks - (counts * ranks).sum(-1, keepdims=True) / counts.sum(-1, keepdims=True)
-
-
-def resampled(scores: Sequence[Floats], seed: int) -> list[NDArray[np.int64]]:
+def _resampled(scores: Sequence[Floats], seed: int) -> list[NDArray[np.int64]]:
     """Indices, [DRAWS, seeds] for each target, drawn with replacement."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, len(x), (DRAWS, len(x))) for x in scores]
 
 
-def percentile(estimate: float, draws: Floats, scores: Sequence[Floats], level: float) -> Interval:
+def _percentile(estimate: float, draws: Floats, scores: Sequence[Floats], level: float) -> Interval:
     """The percentile interval of some draws; unknown where no target has two runs."""
     n = sum(map(len, scores))
     known = draws[~np.isnan(draws)]
@@ -288,23 +267,23 @@ def percentile(estimate: float, draws: Floats, scores: Sequence[Floats], level: 
     return Interval(estimate, float(low), float(high), n)
 
 
-def paired(scores: Runs, base: Runs) -> dict[str, tuple[Floats, Floats]]:
+def _paired(scores: Runs, base: Runs) -> dict[str, tuple[Floats, Floats]]:
     """Both sides of each target. Raises ValueError unless targets and numbers of runs agree."""
-    ours, theirs = arrays(scores), arrays(base)
+    ours, theirs = _arrays(scores), _arrays(base)
     sizes, base_sizes = ({t: len(x) for t, x in side.items()} for side in (ours, theirs))
     if sizes != base_sizes:
         raise ValueError(f"paired runs need the same targets and seeds; got {sizes} and {base_sizes}")
     return {target: (x, theirs[target]) for target, x in ours.items()}
 
 
-def arrays(runs: Runs) -> dict[str, Floats]:
+def _arrays(runs: Runs) -> dict[str, Floats]:
     """Scores of each target as an array. Raises ValueError for no targets."""
     if not runs:
         raise ValueError("no targets to aggregate over")
-    return {target: finite_values(values) for target, values in runs.items()}
+    return {target: _finite(values) for target, values in runs.items()}
 
 
-def finite_values(values: Sequence[float]) -> Floats:
+def _finite(values: Sequence[float]) -> Floats:
     """Values as an array. Raises ValueError where there is none or one is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():

@@ -1,30 +1,38 @@
-"""The tables of a comparison: one shape for the page, for Markdown and for CSV."""
+"""The tables of a comparison, and the sections they stand in: one shape for the page, for Markdown and for CSV."""
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from promptprior.report.plots import Plot
 from promptprior.report.statistics import Interval
 
 Kind = Literal["text", "number", "interval"]
+Verdict = Literal["", "better", "worse", "unclear"]
+Style = Literal["score", "signed", "percent", "two_digits", "p", "p_equals", "amount", "count", "plain"]
 DASH = "\N{EN DASH}"
-MARKS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}", "": ""}
+NO_BREAK = "\N{NO-BREAK SPACE}"
+VERDICT_SYMBOLS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What stands in one place: `main` with its `detail`, a mark, and the numbers behind it.
+class TableCell:
+    """The text of a cell with its smaller `detail`, a verdict that is shown as a symbol, and the numbers behind it.
 
     `numbers` has one value in a column of numbers; estimate, low and high in a column of intervals.
     """
 
-    main: str
+    text: str
     detail: str = ""
-    mark: Literal["", "better", "worse"] = ""
+    verdict: Verdict = ""
     numbers: tuple[float | None, ...] = ()
+
+    @property
+    def symbol(self) -> str:
+        """How the verdict is shown."""
+        return VERDICT_SYMBOLS.get(self.verdict, "")
 
 
 @dataclass(frozen=True)
@@ -43,176 +51,119 @@ class Table:
     title: str
     note: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+
+    def to_markdown(self) -> str:
+        """The table under its title, with its note; no text can end a cell or begin a tag."""
+        rules = ["---" if column.kind == "text" else "---:" for column in self.columns]
+        cells = [[" ".join(filter(None, [c.text, c.symbol, c.detail])) for c in row] for row in self.rows]
+        escapes = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "\n": " "})
+        lines = [[text.translate(escapes) for text in line] for line in ([c.head for c in self.columns], rules, *cells)]
+        note = f"{self.note}\n\n" if self.note else ""
+        return f"### {self.title}\n\n{note}" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def to_csv(self) -> str:
+        """Full numbers, empty where there is none; an interval has three columns, its ends called low and high."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        ends = ["", " low", " high"]
+        writer.writerow([c.head + end for c in self.columns for end in (ends if c.kind == "interval" else ends[:1])])
+        for row in self.rows:
+            line: list[str | float | None] = []
+            for column, cell in zip(self.columns, row, strict=True):
+                width = len(ends) if column.kind == "interval" else 1
+                line += [cell.text] if column.kind == "text" else [*cell.numbers, *[None] * width][:width]
+            writer.writerow(line)
+        return out.getvalue()
 
 
-EMPTY = Cell(DASH)
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: plots, and tables by k, the largest k last and open, or tables that hold for all (k None)."""
+
+    title: str
+    parts: tuple[tuple[int | None, tuple[Table, ...]], ...]
+    plots: tuple[Plot, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Its tables one after the other."""
+        return tuple(table for _, tables in self.parts for table in tables)
 
 
-def columns(texts: str = "", intervals: Sequence[str] = (), numbers: Sequence[str] = ()) -> tuple[Column, ...]:
+EMPTY = TableCell(DASH)
+
+
+def columns(texts: str = "", intervals: Iterable[str] = (), numbers: Iterable[str] = ()) -> tuple[Column, ...]:
     """Columns: texts (split at |), then intervals, then numbers."""
-    heads = [head for head in texts.split("|") if head]
     return (
-        *(Column(head, "text") for head in heads),
+        *(Column(head, "text") for head in texts.split("|") if head),
         *(Column(head) for head in intervals),
         *(Column(head, "number") for head in numbers),
     )
 
 
-# Cells --------------------------------------------------------------------------------------------------
-
-
-def scored(
-    i: Interval | None, write: Callable[[float | None], str] | None = None, mark: str = "", alone: str = "one run"
-) -> Cell:
-    """An interval, three digits unless written otherwise; of one run there is no interval."""
+def interval_cell(
+    i: Interval | None, style: Style = "score", verdict: Verdict = "", no_ends: str = "one run"
+) -> TableCell:
+    """An interval, or a dash; of one run there is no interval."""
     if i is None:
         return EMPTY
-    write = write or score_text
-    ends = alone if i.low is None else f"[{write(i.low)}, {write(i.high)}]"
-    marked: Literal["", "better", "worse"] = "better" if mark == "better" else "worse" if mark == "worse" else ""
-    return Cell(write(i.estimate), ends, marked, (i.estimate, i.low, i.high))
+    ends = no_ends if i.low is None else f"[{format_number(i.low, style)}, {format_number(i.high, style)}]"
+    return TableCell(format_number(i.estimate, style), ends, verdict, (i.estimate, i.low, i.high))
 
 
-def number(value: float | None, write: Callable[[float], str]) -> Cell:
+def number_cell(value: float | None, style: Style) -> TableCell:
     """One number, or a dash."""
-    return EMPTY if value is None else Cell(write(value), numbers=(value,))
+    return EMPTY if value is None else TableCell(format_number(value, style), numbers=(value,))
 
 
-# Numbers as text ----------------------------------------------------------------------------------------
+def format_number(value: float | None, style: Style) -> str:
+    """A number as text with a true minus, or a dash for None.
 
-
-def score_text(value: float | None, digits: int = 3) -> str:
-    """A score with a true minus, or a dash.
-
-    >>> score_text(0.5), score_text(None)
-    ('0.500', '–')
+    >>> [format_number(-0.05, style) for style in ("score", "signed", "percent", "two_digits")]
+    ['−0.050', '−0.050', '−5.0%', '−0.05']
+    >>> [format_number(p, "p_equals") for p in (0.2, 0.0001)]  # after the letter p; "p" leaves the sign out
+    ['= 0.200', '< 0.001']
+    >>> [format_number(quantity, "amount") for quantity in (0.1234, 12.34, 123456.0)]
+    ['0.12', '12.3', '123,456']
     """
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    match style:
+        case _ if value is None:
+            return DASH
+        case "plain":
+            return str(value)
+        case "count":
+            return f"{value:,.0f}"
+        case "amount":
+            digits = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2
+            return f"{value:,.{digits}f}"
+        case "p" | "p_equals":
+            return "< 0.001" if value < 0.001 else f"{'= ' if style == 'p_equals' else ''}{value:.3f}"
+        case "percent":
+            text = f"{100 * value:+.1f}%"
+        case _:
+            text = f"{value:{ {'score': '.3f', 'signed': '+.3f', 'two_digits': '.2f'}[style] }}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """A difference with its sign (a true minus), or a dash.
+def list_words(names: Sequence[str]) -> str:
+    """Names with commas and "and".
 
-    >>> signed(-0.05), signed(0.1)
-    ('−0.050', '+0.100')
+    >>> list_words(["a", "b", "c"])
+    'a, b and c'
     """
-    return DASH if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def percent(value: float | None) -> str:
-    """A relative gain.
+def count_distinct(values: Sequence[str]) -> str:
+    """Distinct values, the most common first, with how many cells have each.
 
-    >>> percent(0.0321)
-    '+3.2%'
+    >>> count_distinct(["1", "2", "2"])
+    '2 (2 cells), 1 (1 cell)'
     """
-    return DASH if value is None else f"{signed(100 * value, 1)}%"
-
-
-def two_digits(value: float | None) -> str:
-    """A share or a mean rank.
-
-    >>> two_digits(0.5)
-    '0.50'
-    """
-    return score_text(value, 2)
-
-
-def p_text(p: float) -> str:
-    """A p-value.
-
-    >>> p_text(0.00002), p_text(0.0321)
-    ('< 0.001', '0.032')
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def amount(value: float) -> str:
-    """A quantity with three significant digits and thousands separators.
-
-    >>> amount(0.1234), amount(12.34), amount(123456.0)
-    ('0.12', '12.3', '123,456')
-    """
-    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def count(value: float) -> str:
-    """A whole number with thousands separators.
-
-    >>> count(9216)
-    '9,216'
-    """
-    return f"{value:,.0f}"
-
-
-# Files --------------------------------------------------------------------------------------------------
-
-
-def markdown(tables: Sequence[Table], level: int = 3) -> str:
-    """Tables under their titles, with their notes."""
-    return "\n".join(markdown_table(table, level) for table in tables)
-
-
-def markdown_table(table: Table, level: int) -> str:
-    """One table in Markdown."""
-    lines = [[column.head for column in table.columns], [rule(column) for column in table.columns]]
-    lines += [[inline(cell) for cell in row] for row in table.rows]
-    body = "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
-    note = f"{table.note}\n\n" if table.note else ""
-    return f"{'#' * level} {table.title}\n\n{note}{body}\n"
-
-
-def rule(column: Column) -> str:
-    """How Markdown aligns a column."""
-    return "---" if column.kind == "text" else "---:"
-
-
-def inline(cell: Cell) -> str:
-    """A cell in one line.
-
-    >>> inline(Cell("0.500", "[0.400, 0.600]", "better"))
-    '0.500 ▲ [0.400, 0.600]'
-    """
-    return " ".join(filter(None, [cell.main, MARKS[cell.mark], cell.detail]))
-
-
-def escaped(text: str) -> str:
-    """Text that cannot end a cell or begin a tag.
-
-    >>> escaped("a|b <c>")
-    'a\\\\|b &lt;c>'
-    """
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def as_csv(table: Table) -> str:
-    """One table in CSV: full numbers; an interval has three columns, its ends called low and high."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([head for column in table.columns for head in csv_heads(column)])
-    for row in table.rows:
-        writer.writerow([v for column, cell in zip(table.columns, row, strict=True) for v in csv_values(column, cell)])
-    return out.getvalue()
-
-
-def csv_heads(column: Column) -> list[str]:
-    """The heads of one column."""
-    return [column.head, f"{column.head} low", f"{column.head} high"] if column.kind == "interval" else [column.head]
-
-
-def csv_values(column: Column, cell: Cell) -> Sequence[str | float | None]:
-    """The values of one cell, empty where there is none."""
-    if column.kind == "text":
-        return [cell.main]
-    width = len(csv_heads(column))
-    return [*cell.numbers, *[None] * width][:width]
-
-
-def write_csv(tables: Sequence[Table], folder: Path) -> list[Path]:
-    """Each table as folder/NAME.csv; returns the files."""
-    from promptprior.files import write_text
-
-    paths = [folder / f"{table.name}.csv" for table in tables]
-    for table, path in zip(tables, paths, strict=True):
-        write_text(path, as_csv(table))
-    return paths
+    distinct = sorted(set(values), key=lambda v: (-values.count(v), v))
+    if len(distinct) == 1:
+        return distinct[0]
+    shown = [f"{v} ({(n := values.count(v))} cell{'s' * (n > 1)})" for v in distinct[:8]]
+    return ", ".join([*shown, "…"] if len(distinct) > 8 else shown)

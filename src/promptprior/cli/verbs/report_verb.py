@@ -45,19 +45,22 @@ def results_file(path: Path) -> Path:
 
 def write(plan: ReportPlan, files: list[Path], page: Path) -> None:
     """Write all that is asked for."""
-    from promptprior.report.page import findings, write_markdown, write_page
+    from promptprior.report.page import make_report
     from promptprior.report.results import read_rows
     from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
-    from promptprior.report.table import write_csv
-    from promptprior.report.tables import tables
 
-    found = findings([row for file in files for row in read_rows(file)], plan.baseline)
-    like = read_similarity(files[0].with_name(SIMILARITY_FILE))
-    print(write_page(found, page, plan.title, command=command_line(), task_similarity=like))
+    report = make_report(
+        [row for file in files for row in read_rows(file)],
+        plan.title,
+        baseline=plan.baseline,
+        command=command_line(),
+        task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
+    )
+    print(report.write_page(page))
     if plan.markdown:
-        print(write_markdown(found, plan.markdown, plan.title, command_line(), like))
+        print(report.write_markdown(plan.markdown))
     if plan.csv:
-        print(*write_csv(tables(found, like), plan.csv), sep="\n")
+        print(*report.write_csv(plan.csv), sep="\n")
 
 
 VERB = Verb(

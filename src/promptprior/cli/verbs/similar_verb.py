@@ -51,7 +51,7 @@ def run(plan: SimilarPlan, dry_run: bool) -> None:
     """Measure, and print the sources of each target, the most similar first."""
     from promptprior.cli.common import load_backbone
     from promptprior.compare.task_similarity import task_similarity
-    from promptprior.report.similarity_gain import ranked, write_similarity
+    from promptprior.report.similarity_gain import similar_sources, write_similarity
     from promptprior.tasks import load_task
 
     sources = [load_task(name, plan.data) for name in plan.sources]
@@ -62,7 +62,7 @@ def run(plan: SimilarPlan, dry_run: bool) -> None:
     found = task_similarity(targets, sources, backbone, plan.settings, plan.shots, plan.seed, plan.steps)
     if plan.output is not None:
         write_similarity(found, plan.output)
-    ranks = ranked(found.pairs, plan.by)
+    ranks = similar_sources(found.pairs, plan.by)
     return print(as_json(found, ranks, plan.by) if plan.json else "\n\n".join(blocks(ranks, plan.by)))
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from promptprior.report.findings import Grid, by_seed, comparisons, find, headline, overall, settings_of
-from promptprior.report.results import Row
+from promptprior.report.gains import comparisons, headline, interval_by_seed
+from promptprior.report.page import make_report
+from promptprior.report.results import Grid, Row
+from promptprior.report.scores import overall
 from promptprior.report.statistics import holm, interval, paired_permutation
 from tests.report.result_rows import grid_rows, result_row
 
@@ -121,7 +123,7 @@ def simulated(rng, effect=0.0, shared=0.0, targets=8, seeds=3):
 def rejected(rng, shared=0.0, targets=8, seeds=3):
     """Whether each test rejects one simulated null: over runs, over targets, over seeds."""
     gaps = rng.normal(0, 0.04, (targets, seeds)) + rng.normal(0, 1, seeds) * shared
-    over = by_seed({str(t): dict(enumerate(gap)) for t, gap in enumerate(gaps)})
+    over = interval_by_seed({str(t): dict(enumerate(gap)) for t, gap in enumerate(gaps)})
     ps = (paired_permutation(gaps.ravel()), paired_permutation(gaps.mean(1)))
     return [*(p <= 0.05 for p in ps), over.is_above_zero or over.is_below_zero]
 
@@ -188,11 +190,11 @@ def test_aggregates_run_over_targets_that_all_methods_have():
         *cells("prompt_tuning", "easy", [0.9]),
     ]
     found = overall(grid(rows), 16)
-    assert found.shared == ("a",)
+    assert found.targets == ("a",)
     assert {a.method: a.mean.estimate for a in found.aggregates} == pytest.approx({"prompt_tuning": 0.55, "spot": 0.75})
     assert found.ranking is None  # of one target and two methods
     nothing = overall(grid([*rows, *cells("multitask", "easy", [0.9])]), 16)
-    assert (nothing.shared, nothing.aggregates, nothing.duels) == ((), (), ())
+    assert (nothing.targets, nothing.aggregates, nothing.pairs) == ((), (), ())
 
 
 def test_aggregates_run_over_seeds_that_all_methods_have():
@@ -202,24 +204,24 @@ def test_aggregates_run_over_seeds_that_all_methods_have():
         result_row(cell="z", method="zero_shot", target="a", k=0, seed=99, steps=0, score=0.1),
     ]
     found = overall(grid(rows), 16)
-    assert found.places == {"a": {0}}
+    assert grid(rows).shared[16] == {"a": {0}}
     assert {a.method: a.mean.estimate for a in found.aggregates} == {
         "zero_shot": 0.1,
         "prompt_tuning": 0.5,
         "spot": 0.4,
     }
-    (duel,) = [d for d in found.duels if {d.first, d.second} == {"prompt_tuning", "spot"}]
-    assert duel.wins == 1
+    (pair,) = [d for d in found.pairs if {d.first, d.second} == {"prompt_tuning", "spot"}]
+    assert pair.wins == 1
     apart = [*cells("prompt_tuning", "a", [0.5]), *cells("spot", "a", [0.4, 0.6])[1:]]
-    assert overall(grid(apart), 16).places == {}
+    assert grid(apart).shared[16] == {}
 
 
-def test_ranks_and_duels_take_a_target_as_one_observation():
+def test_ranks_and_pairs_take_a_target_as_one_observation():
     rows = [*PLANTED, *(row for t in ("up", "down", "same") for row in cells("multitask", t, [0.1, 0.2] * 2))]
-    (found,) = find(grid(rows)).overall
+    found = overall(grid(rows), 16)
     assert dict(found.ranking.best_first) == pytest.approx({"spot": 4 / 3, "prompt_tuning": 5 / 3, "multitask": 3.0})
-    duel = next(d for d in found.duels if (d.first, d.second) == ("prompt_tuning", "spot"))
-    assert (duel.wins, duel.ties, duel.losses) == (1, 0, 2)
+    pair = next(d for d in found.pairs if (d.first, d.second) == ("prompt_tuning", "spot"))
+    assert (pair.wins, pair.ties, pair.losses) == (1, 0, 2)
 
 
 def test_the_last_row_of_a_place_counts_and_failures_stand_apart():
@@ -237,5 +239,33 @@ def test_the_last_row_of_a_place_counts_and_failures_stand_apart():
 
 
 def test_settings_that_differ_are_counted():
-    rows = [Row.from_json(result_row(settings={"lr": lr, "length": 16})) for lr in (0.3, 0.1, 0.3)]
-    assert settings_of(rows) == {"lr": "0.3 (2 cells), 0.1 (1 cell)", "length": "16"}
+    rows = [result_row(seed=i, settings={"lr": lr, "length": 16}) for i, lr in enumerate((0.3, 0.1, 0.3))]
+    settings = make_report(rows).settings("prompt_tuning")
+    assert settings == {"source tasks": "none", "lr": "0.3 (2 cells), 0.1 (1 cell)", "length": "16"}
+
+
+def test_intervals_never_leave_the_range_of_the_metric():
+    rows = [
+        *cells("prompt_tuning", "a", [0.05, 0.95, 0.5]),
+        *cells("spot", "a", [0.9, 0.1, 0.95]),
+        *cells("prompt_tuning", "b", [-0.9, 0.9, 0.9], metric="matthews_correlation"),
+        *cells("spot", "b", [0.9, -0.9, 0.95], metric="matthews_correlation"),
+    ]
+    g = grid(rows)
+    spot = g.intervals["spot", "a", 16]
+    assert (spot.low, spot.high) == (0.0, 1.0)
+    assert g.intervals["spot", "b", 16].low == -1.0
+    (found,) = comparisons(g)
+    ends = {d.target: (d.interval.low, d.interval.high) for d in found.targets}
+    assert ends["a"] == (-1.0, 1.0)
+    assert ends["b"] == (-2.0, 2.0)
+    assert (found.by_seed.low, found.by_seed.high) == (-1.5, 1.5)
+    foreign = grid([{**row, "metric": "from_elsewhere"} for row in rows])
+    assert foreign.intervals["spot", "a", 16].high > 1  # its range is not known
+
+
+def test_every_metric_has_its_range():
+    from promptprior.report.results import METRIC_RANGES
+    from promptprior.tasks.metrics import METRICS
+
+    assert set(METRIC_RANGES) == set(METRICS)

@@ -1,0 +1,290 @@
+"""The scores of all methods: on every target, over all targets that every method has finished, and against shots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from promptprior.report.gains import Comparison, gain_table
+from promptprior.report.plots import (
+    Control,
+    Plot,
+    error_bars,
+    escaped,
+    hover_interval,
+    hover_number,
+    method_style,
+    plot_label,
+)
+from promptprior.report.ranks import PairwiseComparison, Ranking, pairwise_comparisons, ranking, wins_table
+from promptprior.report.results import Grid
+from promptprior.report.statistics import Interval, stratified_bootstrap
+from promptprior.report.table import (
+    NO_BREAK,
+    Section,
+    Table,
+    TableCell,
+    columns,
+    format_number,
+    interval_cell,
+    number_cell,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+MEAN_TARGET = ""  # stands for the mean over targets among the targets of the few-shot curves
+
+
+@dataclass(frozen=True)
+class MethodAggregate:
+    """A method over all targets that every method has finished, at one k."""
+
+    method: str
+    mean: Interval
+    iqm: Interval
+    median: Interval
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few."""
+
+    k: int
+    targets: tuple[str, ...]
+    aggregates: tuple[MethodAggregate, ...]
+    ranking: Ranking | None
+    pairs: tuple[PairwiseComparison, ...]
+
+    @property
+    def table(self) -> Table:
+        """Mean, interquartile mean, median and mean rank of every method."""
+        ranks = dict(self.ranking.best_first) if self.ranking else {}
+        rank_note = "Ranks need three methods and two targets."
+        if self.ranking:
+            rank_note = (
+                f"Mean rank: 1 is best on every target; Friedman p {format_number(self.ranking.p, 'p_equals')}; two "
+                "methods differ by Nemenyi's test where their mean ranks are at least "
+                f"{self.ranking.critical:.2f} apart."
+            )
+        return Table(
+            f"overall-k{self.k}",
+            f"All targets, k = {self.k}",
+            f"Over {shared_words(self.targets)}. IQM is the mean of the middle half of all runs; median is the median "
+            f"target. 95% intervals resample seeds within targets. {rank_note}",
+            columns("Method", ["Mean", "IQM", "Median"], ["Mean rank"]),
+            tuple(
+                (
+                    TableCell(a.method),
+                    *(interval_cell(i) for i in (a.mean, a.iqm, a.median)),
+                    number_cell(ranks.get(a.method), "two_digits"),
+                )
+                for a in self.aggregates
+            ),
+        )
+
+
+def overall(grid: Grid, k: int) -> Overall:
+    """Aggregates, ranks and pairwise comparisons at one k."""
+    targets = tuple(grid.shared[k])
+    if not targets:
+        return Overall(k, (), (), None, ())
+    runs = {method: grid.shared_runs(method, k) for method in grid.methods}
+    means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
+    aggregates = tuple(
+        MethodAggregate(
+            method,
+            mean=stratified_bootstrap(of_method),
+            iqm=stratified_bootstrap(of_method, "iqm"),
+            median=stratified_bootstrap(of_method, "median"),
+        )
+        for method, of_method in runs.items()
+    )
+    can_rank = len(means) > 2 and len(targets) > 1
+    return Overall(k, targets, aggregates, ranking(means) if can_rank else None, pairwise_comparisons(means))
+
+
+def shared_words(targets: Sequence[str]) -> str:
+    """How many targets, and which."""
+    plural = "s" * (len(targets) > 1)
+    return f"the {len(targets)} target{plural} that every method has finished ({', '.join(targets)}), at common seeds"
+
+
+def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section, Section]:
+    """The sections over all targets and of single targets, with their plots."""
+    all_overall = {k: overall(grid, k) for k in grid.ks}
+    at_k = {k: {c.method: c for c in compared if c.k == k} for k in grid.ks}
+    parts: list[tuple[int | None, tuple[Table, ...]]] = []
+    for k, o in all_overall.items():
+        tables = [o.table] if o.targets else []
+        tables += [gain_table(grid, at_k[k], k)] if at_k[k] else []
+        if len(o.aggregates) > 1:
+            tables.append(wins_table(o.pairs, [a.method for a in o.aggregates], len(o.targets), k))
+        parts.append((k, tuple(tables)))
+    parts.append((None, _shots_tables(grid)))
+    plots = _score_plots(grid, all_overall) if grid.ks else ()
+    scores = tuple((k, (_score_table(grid, at_k[k], k),)) for k in grid.ks)
+    return Section("Over all targets", tuple(parts), plots), Section("Scores", scores)
+
+
+def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
+    """Every method on every target, or why there is no score."""
+    most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
+    failed = {(row.method, row.target, row.k) for row in grid.failed}
+
+    def score_cell(method: str, target: str) -> TableCell:
+        mean = grid.intervals.get((method, target, k))
+        if mean is None:
+            return TableCell("failed" if (method, target, k) in failed else "missing")
+        differences = compared[method].targets if method in compared else ()
+        verdict = next((d.verdict for d in differences if d.target == target), "")
+        cell = interval_cell(mean, verdict="" if verdict == "unclear" else verdict)
+        if len(grid.scores.get((method, target, k), range(most))) == most:
+            return cell
+        so_far = f"{mean.n} of {most} seeds"
+        return replace(cell, detail=so_far if mean.n == 1 else f"{cell.detail}, {so_far}")
+
+    return Table(
+        f"scores-k{k}",
+        f"Scores, k = {k}",
+        "Mean over seeds with its 95% interval (Student's t below thirty seeds, else BCa bootstrap). A triangle says "
+        f"that the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets.",
+        columns("Target", grid.methods),
+        tuple(
+            (
+                TableCell(target, f"{row.family} · {row.metric} · n{NO_BREAK}={NO_BREAK}{row.n_test}"),
+                *(score_cell(method, target) for method in grid.methods),
+            )
+            for target, row in grid.targets.items()
+        ),
+    )
+
+
+def _shots_tables(grid: Grid) -> tuple[Table, ...]:
+    """Few-shot curves: the mean of every method at every k, over targets finished everywhere."""
+    targets = [t for t in grid.targets if all(t in grid.shared[k] for k in grid.ks)]
+    if len(grid.ks) < 2 or not targets:
+        return ()
+    rows = []
+    for method in grid.methods:
+        runs = [grid.shared_runs(method, k) for k in grid.ks]
+        means = [stratified_bootstrap({t: of_k[t] for t in targets}) for of_k in runs]
+        rows.append((TableCell(method), *map(interval_cell, means)))
+    note = f"Mean over {shared_words(targets)} and at every k."
+    heads = columns("Method", [f"k = {k}" for k in grid.ks])
+    return (Table("shots", "Few-shot curves", note, heads, tuple(rows)),)
+
+
+def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, ...]:
+    """Scores by target, few-shot curves and ranks, as far as there are any."""
+    ks = Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1])
+    plots = [
+        Plot(
+            "scores",
+            "Score by method and target",
+            "Mean over seeds with its 95% interval, which may run out of the picture; ticks are single runs.",
+            "Score of each method on each target. The table of scores holds the same numbers.",
+            (ks,),
+            lambda k: score_figure(grid, k),
+        )
+    ]
+    if len(grid.ks) > 1:
+        means = {k: {a.method: a.mean for a in o.aggregates} for k, o in all_overall.items()}
+        has_means = any(means.values())
+        options = {MEAN_TARGET: "mean over targets"} if has_means else {}
+        options |= {target: target for target in grid.targets}
+        plots.append(
+            Plot(
+                "shots",
+                "Few-shot curves",
+                "Score against the number of shots k.",
+                "Score of each method against the number of shots.",
+                (Control("target", options, next(iter(options))),),
+                lambda target: shots_figure(grid, means, target),
+            )
+        )
+    rankings = {k: o.ranking for k, o in all_overall.items() if o.ranking}
+    if rankings:
+        plots.append(
+            Plot(
+                "ranks",
+                "Mean ranks",
+                "Rank over targets, 1 is best. Methods that share a shaded box lie less than Nemenyi's critical "
+                "difference apart.",
+                "Mean rank of each method. The table over all targets holds the same numbers.",
+                (Control("k", {k: str(k) for k in rankings}, max(rankings)),),
+                lambda k: rankings[k].figure(grid),
+            )
+        )
+    return tuple(plots)
+
+
+def score_figure(grid: Grid, k: int) -> "Figure":
+    """Score by method and target: one band per target, its name on top, methods one below the other inside it."""
+    from plotly.graph_objects import Figure
+
+    figure, targets, runs, ends = Figure(), list(grid.targets), [], []
+    for m, method in enumerate(grid.methods):
+        colour, symbol = method_style(grid, method)
+        name = plot_label(method)
+        intervals = {t: i for t in targets if (i := grid.intervals.get((method, t, k)))}
+        shift = 0.56 * m / (len(grid.methods) - 1) - 0.2 if len(grid.methods) > 1 else 0
+        places = {t: targets.index(t) + shift for t in intervals}
+        scores = [(t, seed, score) for t in intervals for seed, score in grid.seed_scores(method, t, k).items()]
+        runs += [score for _, _, score in scores]
+        ends += [(i.low, i.high) for i in intervals.values() if i.low is not None and i.high is not None]
+        figure.add_scatter(
+            x=[score for _, _, score in scores], y=[places[t] for t, _, _ in scores], mode="markers", name=name,
+            legendgroup=escaped(method), showlegend=False, hoverinfo="text",
+            text=[f"{escaped(method)}<br>seed {s}: {hover_number(score)}" for _, s, score in scores],
+            marker={"size": 6, "symbol": "line-ns", "opacity": 0.75, "line": {"width": 1.5, "color": colour}},
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[i.estimate for i in intervals.values()], y=list(places.values()), mode="markers", name=name,
+            legendgroup=escaped(method), hoverinfo="text",
+            text=[f"{escaped(t)}<br>{hover_interval(method, i)}" for t, i in intervals.items()],
+            marker={"size": 10, "color": colour, "symbol": symbol, "line": {"width": 1.5, "color": colour}},
+            error_x=error_bars(intervals.values(), colour),
+        )  # fmt: skip
+    # The range of all runs, and of intervals as far as they do not dwarf it: of two seeds they are many times wider.
+    low, high = min(runs, default=0.0), max(runs, default=1.0)
+    room = 0.3 * max(high - low, 0.1)
+    left = max(low - room, min([low, *(end for end, _ in ends)])) - room / 6
+    right = min(high + room, max([high, *(end for _, end in ends)])) + room / 6
+    figure.update_layout(height=110 + len(targets) * (30 + 17 * len(grid.methods)))
+    figure.update_xaxes(title="score on test", range=[left, right])
+    figure.update_yaxes(range=[len(targets) - 0.5, -0.62], showticklabels=False, showgrid=False, fixedrange=True)
+    for place, (target, row) in enumerate(grid.targets.items()):
+        words = f"<b>{plot_label(target)}</b>  {plot_label(row.metric)}"
+        figure.add_annotation(
+            text=words, xref="paper", x=0, xanchor="left", y=place - 0.4, align="left", font_size=12, showarrow=False
+        )
+        if place:
+            figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=place - 0.48, y1=place - 0.48,
+                             line={"color": "var(--line)", "width": 1})  # fmt: skip
+    return figure
+
+
+def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target: str) -> "Figure":
+    """Score against k on one target, or the mean over all of them; what trains nothing is a level line."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    for method in grid.methods:
+        of_target = {k: i for (m, t, k), i in grid.intervals.items() if (m, t) == (method, target)}
+        of_mean = {k: of_method[method] for k, of_method in means.items() if method in of_method}
+        intervals = of_mean if target == MEAN_TARGET else of_target
+        if not intervals:
+            continue
+        colour, symbol = method_style(grid, method)
+        uses_shots = any(row.k for row in grid.rows if row.method == method)
+        figure.add_scatter(
+            x=list(intervals), y=[i.estimate for i in intervals.values()], name=plot_label(method), hoverinfo="text",
+            text=[f"k = {k}<br>{hover_interval(method, i)}" for k, i in intervals.items()],
+            mode="lines+markers" if uses_shots else "lines",
+            line={"color": colour, "width": 2, "dash": "solid" if uses_shots else "dash"},
+            marker={"color": colour, "symbol": symbol, "size": 9},
+            error_y=error_bars(intervals.values(), colour) if uses_shots else None,
+        )  # fmt: skip
+    figure.update_xaxes(type="log", tickvals=grid.ks, ticktext=[str(k) for k in grid.ks], title="shots k")
+    figure.update_yaxes(title="score on test")
+    return figure
