@@ -11,6 +11,7 @@ and its permutation test draws other signs, so that the p-values of earlier repo
 statsmodels'.
 """
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -210,7 +211,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    if not len(p_values):
+        return []
+    gc.freeze()  # multipletests collects garbage at every call: 0.3 s where torch is loaded, nothing if all is frozen
+    try:
+        return multipletests(p_values, method="holm")[1].tolist()
+    finally:
+        gc.unfreeze()
 
 
 def rank_correlation(
