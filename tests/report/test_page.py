@@ -270,6 +270,8 @@ def test_every_plot_is_drawn_in_silence_and_without_the_network(browser, report)
     assert drawn(page) == {
         "scores": 8, "shots": 4, "curves": 12, "cost": 9, "adaptation": 3, "ranks": 4
     }  # fmt: skip
+    heights = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.getBoundingClientRect().height)")
+    assert min(heights) >= 200
     names = sorted(TARGETS, key=lambda name: (TARGETS[name][0], name))  # by family, then name
     shown = page.evaluate("[...document.querySelector('figure[data-plot=scores] .plot').data.at(-1).x]")
     for name, mean in zip(names, shown, strict=True):

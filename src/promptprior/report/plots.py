@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon")
 COLOURS = 8  # --m0 to --m7 of report.css
 LONGEST_NAME = 40
+HEIGHT = 440  # pixels of a figure that does not say otherwise
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Plot:
         for chosen in itertools.product(*choices):
             figure = self.draw(*(value for _, value in chosen)).to_plotly_json()
             figure["layout"].pop("template", None)  # the page holds the template once
+            figure["layout"].setdefault("height", HEIGHT)  # which plotly ignores in a template
             views["|".join(str(index) for index, _ in chosen)] = figure
         controls = [
             {"label": c.label, "options": list(c.options.values()), "start": list(c.options).index(c.start)}
@@ -72,7 +74,6 @@ def figure_template() -> dict[str, Any]:
     axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
     layout = {
         "autosize": True,
-        "height": 440,
         "dragmode": "zoom",
         "hovermode": "closest",
         "paper_bgcolor": "rgba(0,0,0,0)",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, get_args
 from promptprior.config.choices import Measure
 from promptprior.files import read_json, write_json
 from promptprior.report.gains import pair_seeds
-from promptprior.report.plots import Control, Plot, escaped, heatmap, hover_number, method_style, plot_label
+from promptprior.report.plots import (
+    LONGEST_NAME,
+    Control,
+    Plot,
+    escaped,
+    heatmap,
+    hover_number,
+    method_style,
+    plot_label,
+)
 from promptprior.report.results import BackboneName, Grid, parse
 from promptprior.report.statistics import Interval, rank_correlation
 from promptprior.report.table import Section, Table, TableCell, columns, format_number, interval_cell, number_cell
@@ -78,7 +87,9 @@ class TaskSimilarity:
         hover = [[f"{labels[s]} → {labels[t]}<br>{hover_number(known.get((s, t)))}" for t in targets] for s in sources]
         largest = max(0.01, *map(abs, known.values()))
         figure = heatmap(targets, sources, values, hover, (-largest if min(known.values()) < 0 else 0, largest))
-        figure.update_layout(height=150 + 28 * len(sources))
+        figure.update_layout(
+            height=90 + 28 * len(sources) + 5 * min(LONGEST_NAME, max(map(len, targets)))
+        )  # slanted names
         figure.update_xaxes(tickangle=-35)
         return figure
 
