@@ -32,7 +32,7 @@ def test_targets_of_a_run_make_one_map():
         "a": [0, 1, 0, 0],
         "b": [0.5, 0.5, 0, 0],
     }  # s as the first target's bank sees it
-    assert first.shares == pytest.approx([0.5, 0.5, 0, 0])
+    assert first.shares == pytest.approx((0.5, 0.5, 0, 0))
     assert (first.used, first.entropy) == (2, pytest.approx(1.0))
     assert (first.mean("rows_used"), first.mean("overlap_between_tasks"), first.mean("absent")) == (2.5, None, None)
     assert (second.used, second.entropy) == (1, pytest.approx(0.0))

@@ -14,8 +14,8 @@ from promptprior.errors import DataError, SpecError
 from promptprior.report import page as report_page
 from promptprior.report.page import make_report, write_report
 from promptprior.report.results import parse
+from promptprior.report.section import Section, Table, TableCell, columns
 from promptprior.report.similarity_gain import TaskSimilarity
-from promptprior.report.table import Section, Table, TableCell, columns
 from tests.report.result_rows import TARGETS, bank_rows, grid_rows, result_row, task_similarity
 
 CHROMIUM = shutil.which("chromium")

@@ -5,9 +5,19 @@ from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, Any
 
-from promptprior.report.plots import Control, Plot, escaped, heatmap, hover_number
+from promptprior.report.plots import escaped, heatmap
 from promptprior.report.results import Grid
-from promptprior.report.table import EMPTY, Section, Table, TableCell, columns, number_cell
+from promptprior.report.section import (
+    EMPTY,
+    Control,
+    Plot,
+    Section,
+    Table,
+    TableCell,
+    columns,
+    format_number,
+    number_cell,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -34,7 +44,9 @@ class BankUsage:
     """The banks of one method at one k and seed, a copy for each target.
 
     `diagnostics` has one mapping for each target; `map` has, for each task, the share of its texts that retrieve each
-    token. A source that every copy saw is there once, as the first target's copy retrieves for it.
+    token. A source that every copy saw is there once, as the first target's copy retrieves for it. `shares` is how
+    often each token is retrieved, averaged over tasks, `used` how many tokens some text retrieves, `entropy` that of
+    `shares` in bits: log2 of their number where all are used alike.
     """
 
     method: str
@@ -43,22 +55,9 @@ class BankUsage:
     targets: tuple[str, ...]
     diagnostics: tuple[Mapping[str, Any], ...]
     map: Mapping[str, Sequence[float]]
-
-    @property
-    def shares(self) -> list[float]:
-        """How often each token is retrieved, averaged over tasks."""
-        return [sum(of_tasks) / len(self.map) for of_tasks in zip(*self.map.values(), strict=True)]
-
-    @property
-    def used(self) -> int:
-        """How many tokens some text of some task retrieves."""
-        return sum(share > 0 for share in self.shares)
-
-    @property
-    def entropy(self) -> float:
-        """Bits of how often tokens are retrieved; log2 of their number where all are used alike."""
-        total = sum(self.shares)
-        return -sum(share / total * log2(share / total) for share in self.shares if share > 0)
+    shares: tuple[float, ...]
+    used: int
+    entropy: float
 
     def mean(self, name: str) -> float | None:
         """A number of the diagnostics, averaged over the targets that have it."""
@@ -92,7 +91,7 @@ class BankUsage:
         tokens = [token for token in order if shares[token] > 0][:MAP_TOKENS]
         values = [[of_task[token] for token in tokens] for of_task in self.map.values()]
         hover = [
-            [f"{escaped(task)}, token {token}<br>{hover_number(of_task[token])}" for token in tokens]
+            [f"{escaped(task)}, token {token}<br>{format_number(of_task[token], 'score')}" for token in tokens]
             for task, of_task in self.map.items()
         ]
         figure = heatmap([str(token) for token in tokens], list(self.map), values, hover, (0, 1))
@@ -114,8 +113,12 @@ def bank_usages(grid: Grid) -> tuple[BankUsage, ...]:
                 table.setdefault(task, shares)
         widest = max(map(len, table.values()), default=0)
         whole = {task: shares for task, shares in table.items() if len(shares) == widest}
+        shares = tuple(sum(of_tasks) / len(whole) for of_tasks in zip(*whole.values(), strict=True))
+        entropy = -sum(share / sum(shares) * log2(share / sum(shares)) for share in shares if share > 0)
         diagnostics = tuple(row.diagnostics[TOPIC] for row in of_run)
-        usages.append(BankUsage(*run, tuple(row.target for row in of_run), diagnostics, whole))
+        targets = tuple(row.target for row in of_run)
+        used = sum(share > 0 for share in shares)
+        usages.append(BankUsage(*run, targets, diagnostics, whole, shares, used, entropy))
     return tuple(usages)
 
 

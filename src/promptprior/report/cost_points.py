@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from promptprior.cost import Cost
-from promptprior.report.plots import Control, Plot, error_bars, escaped, hover_interval, method_style, plot_label
+from promptprior.report.plots import error_bars, escaped, hover_interval, method_style, plot_label
 from promptprior.report.results import Grid, Row
+from promptprior.report.section import Control, Plot, Section, Table, TableCell, columns, count_distinct, number_cell
 from promptprior.report.statistics import Interval, stratified_bootstrap
-from promptprior.report.table import Section, Table, TableCell, columns, count_distinct, number_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

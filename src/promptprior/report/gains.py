@@ -2,23 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
-from promptprior.report.results import Grid, SeedScores, metric_range
-from promptprior.report.statistics import (
-    NEAR_FLOOR,
-    SIGNIFICANT,
-    Gains,
-    Interval,
-    average_relative_gain,
-    holm,
-    interval,
-    mean_difference,
-    paired_permutation,
-    probability_of_improvement,
-)
-from promptprior.report.table import (
+from promptprior.report.results import METRIC_RANGES, Grid, SeedScores
+from promptprior.report.section import (
     NO_BREAK,
     Table,
     TableCell,
@@ -29,8 +18,22 @@ from promptprior.report.table import (
     list_words,
     number_cell,
 )
+from promptprior.report.statistics import (
+    NEAR_FLOOR,
+    SIGNIFICANT,
+    UNBOUNDED,
+    Gains,
+    Interval,
+    average_relative_gain,
+    holm,
+    interval,
+    mean_difference,
+    paired_permutation,
+    probability_of_improvement,
+)
 
 DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
+CLEAR: tuple[Verdict, ...] = ("better", "worse")
 NAMED = 4  # targets of negative transfer that the headline names with all their methods
 
 
@@ -80,20 +83,15 @@ class Comparison:
         over_runs, over_seeds = (Difference("", i).verdict for i in (self.difference, self.by_seed))
         return over_runs if over_runs == over_seeds else "unclear"
 
-    @property
-    def counts(self) -> str:
-        """Wins, losses and ties in words."""
-        ties = f", equal on {self.gains.ties}" if self.gains.ties else ""
-        return f"higher on {self.gains.wins} of {len(self.targets)} targets, lower on {self.gains.losses}{ties}"
-
 
 def comparisons(grid: Grid) -> tuple[Comparison, ...]:
-    """Every other method against the baseline at every k, on the targets and seeds both have.
+    """Every other method against the baseline at every k, on the targets and seeds both have; transfer methods first.
 
     Holm's correction runs over all of them together.
     """
     compared = []
-    for k, method in ((k, m) for k in grid.ks for m in grid.methods if m != grid.baseline):
+    others = sorted((m for m in grid.methods if m != grid.baseline), key=lambda method: method not in grid.transfer)
+    for k, method in product(grid.ks, others):
         of_baseline = {target: grid.scores.get((grid.baseline, target, k), {}) for target in grid.targets}
         pairs = {t: pair_seeds(grid.seed_scores(method, t, k), base) for t, base in of_baseline.items()}
         pairs = {target: pair for target, pair in pairs.items() if pair}
@@ -103,7 +101,8 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
         base = {t: [score for _, score in pair.values()] for t, pair in pairs.items()}
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
-        widths = {t: float(np.subtract(*metric_range(grid.targets[t].metric)[::-1])) for t in gaps}
+        ranges = {t: METRIC_RANGES.get(grid.targets[t].metric, UNBOUNDED) for t in gaps}
+        widths = {t: high - low for t, (low, high) in ranges.items()}
         p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
         compared.append(
             Comparison(
@@ -195,22 +194,19 @@ def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
             ("worse", "falls behind", "fall behind"),
             ("unclear", "shows no clear difference from", "show no clear difference from"),
         ):
-            named = [_method_words(c, len(transfer) <= DETAILED) for c in transfer if (c.k, c.verdict) == (k, verdict)]
+            named = []
+            for c in (c for c in transfer if (c.k, c.verdict) == (k, verdict)):
+                words = format_number(c.difference.estimate, "signed")
+                if len(transfer) <= DETAILED:
+                    numbers = {clear: len(c.targets_that_are(clear)) for clear in CLEAR}
+                    parts = [f"{clear} on {n}" for clear, n in numbers.items() if n] or ["better on none"]
+                    words += f"; clearly {', '.join(parts)} of {len(c.targets)} targets"
+                named.append(f"{c.method} ({words})")
             if named:
                 verb = several if len(named) > 1 else one
                 phrases.append(f"{list_words(named)} {verb} {grid.baseline} on average")
         sentences.append(f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}.")
     return [*sentences, _negative_transfer(grid, transfer)]
-
-
-def _method_words(c: Comparison, detailed: bool) -> str:
-    """A method with its mean difference and, in detail, on how many targets it is clearly better or worse."""
-    difference = format_number(c.difference.estimate, "signed")
-    if not detailed:
-        return f"{c.method} ({difference})"
-    numbers = {"better": len(c.targets_that_are("better")), "worse": len(c.targets_that_are("worse"))}
-    parts = [f"{word} on {n}" for word, n in numbers.items() if n] or ["better on none"]
-    return f"{c.method} ({difference}; clearly {', '.join(parts)} of {len(c.targets)} targets)"
 
 
 def _negative_transfer(grid: Grid, transfer: Sequence[Comparison]) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from promptprior.report.results import Grid, Row
 from promptprior.report.scores import shared_words
+from promptprior.report.section import Section, Table, TableCell, columns, interval_cell, number_cell
 from promptprior.report.statistics import Interval, mean_difference, stratified_bootstrap
-from promptprior.report.table import Section, Table, TableCell, columns, interval_cell, number_cell
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,13 @@ Dev shots chose step and learning rate, so these scores flatter every method; th
 """
 
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
 from typing import TYPE_CHECKING
 
-from promptprior.report.plots import (
-    Control,
-    Plot,
-    empty_figure,
-    error_bars,
-    escaped,
-    hover_interval,
-    method_style,
-    plot_label,
-)
+from promptprior.report.plots import empty_figure, error_bars, escaped, hover_interval, method_style, plot_label
 from promptprior.report.results import Grid
+from promptprior.report.section import Control, Plot, Section, Table, TableCell, columns, interval_cell, number_cell
 from promptprior.report.statistics import Interval, stratified_bootstrap
-from promptprior.report.table import Section, Table, TableCell, columns, interval_cell, number_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -36,10 +27,6 @@ class MeanCurve:
 
     method: str
     points: dict[int, Interval]
-
-    def reaches(self, level: float) -> int | None:
-        """The first step at which the mean is at least this; None if it never is."""
-        return next((step for step, score in self.points.items() if score.estimate >= level), None)
 
 
 @dataclass(frozen=True)
@@ -71,15 +58,12 @@ class Adaptation:
         if len(steps) < 2:
             return ()
         of_baseline = next((list(c.points.values()) for c in self.curves if c.method == baseline), None)
-        level = of_baseline[-1].estimate if of_baseline else None
-        rows = [
-            (
-                TableCell(curve.method),
-                *(interval_cell(curve.points.get(step)) for step in steps),
-                number_cell(curve.reaches(level) if level is not None else None, "count"),
-            )
-            for curve in self.curves
-        ]
+        level = of_baseline[-1].estimate if of_baseline else inf  # where nothing is reached
+        rows = []
+        for curve in self.curves:
+            first = next((step for step, score in curve.points.items() if score.estimate >= level), None)
+            means = [interval_cell(curve.points.get(step)) for step in steps]
+            rows.append((TableCell(curve.method), *means, number_cell(first, "count")))
         table = Table(
             f"adaptation-k{self.k}",
             f"Learning curves of adaptation, k = {self.k}",

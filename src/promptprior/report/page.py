@@ -7,7 +7,7 @@ bytes.
 From rows to the page: results.Grid orders the rows, gains.comparisons sets every method against the baseline, a
 function per subject makes a Section of numbers, tables and plots, and the template (assets/report.html) lays them out.
 A package adds a section of its own by the entry point group "promptprior.report_tables": a callable that takes the Grid
-and returns a table.Section, or None where it has nothing to say.
+and returns a section.Section, or None where it has nothing to say.
 """
 
 import base64
@@ -31,8 +31,7 @@ from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import figure_template
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
-from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
-from promptprior.report.table import (
+from promptprior.report.section import (
     Column,
     Section,
     Table,
@@ -42,6 +41,7 @@ from promptprior.report.table import (
     format_number,
     number_cell,
 )
+from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
 
 PLUGIN_GROUP = "promptprior.report_tables"
 Rows = Sequence[Row | Mapping[str, object]] | Path
@@ -96,6 +96,19 @@ class Report:
     def sections(self) -> tuple[Section, ...]:
         """Every section there is something to put into, in the order a reader asks; those of other packages last."""
         grid = self.grid
+        failed = [
+            (
+                TableCell(row.cell[:12]),
+                TableCell(row.method),
+                TableCell(row.target),
+                number_cell(row.k, "count"),
+                number_cell(row.seed, "plain"),
+                TableCell(row.error),
+            )
+            for row in grid.failed
+        ]
+        heads = (*columns("Cell|Method|Target", (), ["k", "Seed"]), Column("Error", "text"))
+        failures = Table("failed", "Failed cells", "", heads, tuple(failed))
         sections = [
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),
@@ -104,7 +117,7 @@ class Report:
             similarity_section(grid, self.options.get("task_similarity")),
             retrieval_section(grid),
             diagnostic_section(grid),
-            Section("Failed cells", ((None, self._failure_tables()),)),
+            Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]
         declared = plugins.load(PLUGIN_GROUP)
         for name in declared:
@@ -112,7 +125,7 @@ class Report:
             if not isinstance(section, Section | None):
                 raise SpecError(
                     f"entry point {declared.describe(name)} returned {section!r}; expected a "
-                    "promptprior.report.table.Section or None"
+                    "promptprior.report.section.Section or None"
                 )
             sections += [section] if section else []
         return tuple(section for section in sections if section.tables or section.plots)
@@ -121,11 +134,6 @@ class Report:
     def tables(self) -> tuple[Table, ...]:
         """The tables of all sections one after the other."""
         return tuple(table for section in self.sections for table in section.tables)
-
-    @property
-    def headline(self) -> list[str]:
-        """A few sentences: whether transfer helps, and where it hurts."""
-        return headline(self.grid, self.comparisons)
 
     @property
     def notices(self) -> list[str]:
@@ -170,11 +178,6 @@ class Report:
         }
         return {name: ", ".join(dict.fromkeys(values)) for name, values in several.items()}
 
-    def comparisons_at(self, k: int) -> list[Comparison]:
-        """The comparisons at one k, methods that learned from sources first."""
-        at_k = [c for c in self.comparisons if c.k == k]
-        return sorted(at_k, key=lambda c: c.method not in self.grid.transfer)
-
     def settings(self, method: str) -> dict[str, str]:
         """Sources and settings of a method as text; where cells differ, the values with how many cells have each."""
         rows = [row for row in self.grid.rows if row.method == method]
@@ -205,6 +208,7 @@ class Report:
         }
         text = environment.from_string(page).render(
             report=self,
+            headline=headline(self.grid, self.comparisons),
             grid=self.grid,
             command=self.options.get("command", ""),
             plots=plots,
@@ -220,7 +224,7 @@ class Report:
     def write_markdown(self, path: Path) -> Path:
         """Write words and tables as Markdown, for documents that quote them, and return the path."""
         notices = [notice for notice in self.notices if not notice.startswith("Unfinished")]
-        parts = [f"# {self.title}", *self.headline, *notices]
+        parts = [f"# {self.title}", *headline(self.grid, self.comparisons), *notices]
         parts.append("\n".join(f"- {name}: {value}" for name, value in self.facts.items()))
         for section in self.sections:
             if section.tables:
@@ -236,18 +240,3 @@ class Report:
         for table, path in zip(self.tables, paths, strict=True):
             write_text(path, table.to_csv())
         return paths
-
-    def _failure_tables(self) -> tuple[Table, ...]:
-        rows = [
-            (
-                TableCell(row.cell[:12]),
-                TableCell(row.method),
-                TableCell(row.target),
-                number_cell(row.k, "count"),
-                number_cell(row.seed, "plain"),
-                TableCell(row.error),
-            )
-            for row in self.grid.failed
-        ]
-        heads = (*columns("Cell|Method|Target", (), ["k", "Seed"]), Column("Error", "text"))
-        return (Table("failed", "Failed cells", "", heads, tuple(rows)),) if rows else ()

@@ -1,17 +1,12 @@
-"""What the plots of a report share: how they are described, their looks, and how methods are drawn.
-
-A plot is drawn by plotly.graph_objects in Python, once for every choice of its controls; report.js only shows the
-figure that is chosen. Colours are names of variables of report.css, so that dark mode is defined in one place.
-"""
+"""What the figures of a report share: their looks, and how methods are drawn. Colours are names of variables of
+report.css, so that dark mode is defined in one place."""
 
 import html
-import itertools
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from promptprior.report.results import Grid
+from promptprior.report.section import format_number
 from promptprior.report.statistics import Interval
 
 if TYPE_CHECKING:
@@ -20,51 +15,6 @@ if TYPE_CHECKING:
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon")
 COLOURS = 8  # --m0 to --m7 of report.css
 LONGEST_NAME = 40
-HEIGHT = 440  # pixels of a figure that does not say otherwise
-
-
-@dataclass(frozen=True)
-class Control:
-    """Something a reader chooses: its label, and the text of each value. `start` is the value chosen at first."""
-
-    label: str
-    options: Mapping[Any, str]
-    start: Any
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot: its name, title, caption, description for who cannot see it, its controls, and how it is drawn.
-
-    `draw` takes one value of every control, in order. A plot of the overview stands above all tables, another one in
-    its section.
-    """
-
-    name: str
-    title: str
-    caption: str
-    description: str
-    controls: tuple[Control, ...]
-    draw: "Callable[..., Figure]"
-    is_overview: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Labels of the controls, and a figure for each choice of their options by index, such as "0|2"."""
-        choices = [list(enumerate(control.options)) for control in self.controls]
-        views = {}
-        for chosen in itertools.product(*choices):
-            figure = self.draw(*(value for _, value in chosen)).to_plotly_json()
-            figure["layout"].pop("template", None)  # the page holds the template once
-            figure["layout"].setdefault("height", HEIGHT)  # which plotly ignores in a template
-            views["|".join(str(index) for index, _ in chosen)] = figure
-        controls = [
-            {"label": c.label, "options": list(c.options.values()), "start": list(c.options).index(c.start)}
-            for c in self.controls
-        ]
-        return {
-            "controls": controls,
-            "views": json.loads(json.dumps(views), parse_float=lambda s: float(f"{float(s):.5g}")),
-        }
 
 
 def figure_template() -> dict[str, Any]:
@@ -107,15 +57,14 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def hover_number(value: float | None) -> str:
-    """Three digits with a true minus, or a dash."""
-    return "\N{EN DASH}" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def hover_interval(method: str, i: Interval) -> str:
     """A method with its mean, interval and number of runs."""
-    ends = " (one run)" if i.low is None else f" [{hover_number(i.low)}, {hover_number(i.high)}], {i.n} runs"
-    return f"{escaped(method)}<br>{hover_number(i.estimate)}{ends}"
+    ends = (
+        " (one run)"
+        if i.low is None
+        else f" [{format_number(i.low, 'score')}, {format_number(i.high, 'score')}], {i.n} runs"
+    )
+    return f"{escaped(method)}<br>{format_number(i.estimate, 'score')}{ends}"
 
 
 def error_bars(intervals: Iterable[Interval], colour: str) -> dict[str, Any]:

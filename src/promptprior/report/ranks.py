@@ -13,8 +13,8 @@ import numpy as np
 
 from promptprior.report.plots import method_style, plot_label
 from promptprior.report.results import Grid
+from promptprior.report.section import EMPTY, NO_BREAK, Table, TableCell, columns, format_number
 from promptprior.report.statistics import SIGNIFICANT, TIE, holm, paired_permutation
-from promptprior.report.table import EMPTY, NO_BREAK, Table, TableCell, columns, format_number
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -130,7 +130,7 @@ def pairwise_comparisons(scores: Mapping[str, Sequence[float]]) -> tuple[Pairwis
     pairs = list(combinations(scores, 2))
     gaps = [np.subtract(scores[a], scores[b]) for a, b in pairs]
     corrected = holm([paired_permutation(gap.tolist()) for gap in gaps])
-    outcomes = [[int(n.sum()) for n in (gap > TIE, np.abs(gap) <= TIE, gap < -TIE)] for gap in gaps]
+    outcomes = [(int((gap > TIE).sum()), int((np.abs(gap) <= TIE).sum()), int((gap < -TIE).sum())) for gap in gaps]
     return tuple(
         PairwiseComparison(a, b, *outcome, p) for (a, b), outcome, p in zip(pairs, outcomes, corrected, strict=True)
     )

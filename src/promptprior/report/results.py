@@ -29,6 +29,8 @@ METRIC_RANGES = {
     **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
     "nll": (0.0, float("inf")),
 }
+"""The least and largest value of each metric; that of another package is unbounded. tasks.metrics needs torch: a test
+compares the names."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ class Grid:
         """Mean and interval over seeds, within the metric's range, by method, target and k."""
         places = [p for p in product(self.methods, self.targets, self.ks) if self.seed_scores(*p)]
         return {
-            (m, t, k): interval(list(self.seed_scores(m, t, k).values()), bounds=metric_range(self.targets[t].metric))
+            (m, t, k): interval(
+                list(self.seed_scores(m, t, k).values()), bounds=METRIC_RANGES.get(self.targets[t].metric, UNBOUNDED)
+            )
             for m, t, k in places
         }
 
@@ -259,14 +263,6 @@ class Grid:
         """The scores of those rows, for each target in the order of its seeds."""
         rows = self.shared_rows(method, k)
         return {t: [self.scores[r.method, r.target, r.k][r.seed] for r in of_target] for t, of_target in rows.items()}
-
-
-def metric_range(metric: str) -> tuple[float, float]:
-    """The least and largest value that a metric can take; infinite for one of another package.
-
-    tasks.metrics says the same beside its functions, but needs torch; a test compares the two.
-    """
-    return METRIC_RANGES.get(metric, UNBOUNDED)
 
 
 def parse(kind: Any, value: object, where: str) -> Any:

@@ -5,21 +5,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from promptprior.report.gains import Comparison, gain_table
-from promptprior.report.plots import (
-    Control,
-    Plot,
-    error_bars,
-    escaped,
-    hover_interval,
-    hover_number,
-    method_style,
-    plot_label,
-)
+from promptprior.report.plots import error_bars, escaped, hover_interval, method_style, plot_label
 from promptprior.report.ranks import PairwiseComparison, Ranking, pairwise_comparisons, ranking, wins_table
 from promptprior.report.results import Grid
-from promptprior.report.statistics import Interval, stratified_bootstrap
-from promptprior.report.table import (
+from promptprior.report.section import (
     NO_BREAK,
+    Control,
+    Plot,
     Section,
     Table,
     TableCell,
@@ -28,6 +20,7 @@ from promptprior.report.table import (
     interval_cell,
     number_cell,
 )
+from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -136,8 +129,7 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
         if mean is None:
             return TableCell("failed" if (method, target, k) in failed else "missing")
         differences = compared[method].targets if method in compared else ()
-        verdict = next((d.verdict for d in differences if d.target == target), "")
-        cell = interval_cell(mean, verdict="" if verdict == "unclear" else verdict)
+        cell = interval_cell(mean, verdict=next((d.verdict for d in differences if d.target == target), ""))
         if len(grid.scores.get((method, target, k), range(most))) == most:
             return cell
         so_far = f"{mean.n} of {most} seeds"
@@ -235,7 +227,7 @@ def score_figure(grid: Grid, k: int) -> "Figure":
         figure.add_scatter(
             x=[score for _, _, score in scores], y=[places[t] for t, _, _ in scores], mode="markers", name=name,
             legendgroup=escaped(method), showlegend=False, hoverinfo="text",
-            text=[f"{escaped(method)}<br>seed {s}: {hover_number(score)}" for _, s, score in scores],
+            text=[f"{escaped(method)}<br>seed {s}: {format_number(score, 'score')}" for _, s, score in scores],
             marker={"size": 6, "symbol": "line-ns", "opacity": 0.75, "line": {"width": 1.5, "color": colour}},
         )  # fmt: skip
         figure.add_scatter(

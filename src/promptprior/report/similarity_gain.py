@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, get_args
 from promptprior.config.choices import Measure
 from promptprior.files import read_json, write_json
 from promptprior.report.gains import pair_seeds
-from promptprior.report.plots import (
-    LONGEST_NAME,
+from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style, plot_label
+from promptprior.report.results import BackboneName, Grid, parse
+from promptprior.report.section import (
     Control,
     Plot,
-    escaped,
-    heatmap,
-    hover_number,
-    method_style,
-    plot_label,
+    Section,
+    Table,
+    TableCell,
+    columns,
+    format_number,
+    interval_cell,
+    number_cell,
 )
-from promptprior.report.results import BackboneName, Grid, parse
 from promptprior.report.statistics import Interval, rank_correlation
-from promptprior.report.table import Section, Table, TableCell, columns, format_number, interval_cell, number_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -82,9 +83,13 @@ class TaskSimilarity:
         sources = list(dict.fromkeys(p.source for p in self.pairs))
         targets = list(dict.fromkeys(p.target for p in self.pairs))
         known = {(p.source, p.target): getattr(p, measure) for p in self.pairs}
-        values = [[known.get((s, t)) for t in targets] for s in sources]
         labels = {name: escaped(name) for name in (*sources, *targets)}
-        hover = [[f"{labels[s]} → {labels[t]}<br>{hover_number(known.get((s, t)))}" for t in targets] for s in sources]
+        pairs = [[(s, t) for t in targets] for s in sources]
+        values = [[known.get(pair) for pair in of_source] for of_source in pairs]
+        hover = [
+            [f"{labels[s]} → {labels[t]}<br>{format_number(known.get((s, t)), 'score')}" for s, t in of_source]
+            for of_source in pairs
+        ]
         largest = max(0.01, *map(abs, known.values()))
         figure = heatmap(targets, sources, values, hover, (-largest if min(known.values()) < 0 else 0, largest))
         figure.update_layout(
@@ -166,8 +171,10 @@ def similarity_gain_correlation(
             for gain in of_method:
                 values: list[float] = [getattr(known[source, gain.target], measure) for source in gain.sources]
                 points.append((gain.target, float(sum(values) / len(values)), gain.gain))
-            targets, x, y = ([point[i] for point in points] for i in range(3))
-            correlation = rank_correlation(x, y, targets) if len(points) >= FEWEST else None
+            correlation = None
+            if len(points) >= FEWEST:
+                x, y = [value for _, value, _ in points], [value for *_, value in points]
+                correlation = rank_correlation(x, y, [target for target, _, _ in points])
             correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
     return correlations
 
@@ -244,7 +251,8 @@ def gain_figure(grid: Grid, correlations: Sequence[GainCorrelation]) -> "Figure"
             x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=name + rho,
             hoverinfo="text",
             text=[
-                f"{name} on {escaped(target)}<br>similarity {hover_number(x)}, gain {hover_number(gain)}"
+                f"{name} on {escaped(target)}<br>similarity {format_number(x, 'score')}, "
+                f"gain {format_number(gain, 'score')}"
                 for target, x, gain in c.points
             ],
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},

@@ -221,11 +221,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(
-    x: Sequence[float],
-    y: Sequence[float],
-    groups: Sequence[str] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    x: Sequence[float], y: Sequence[float], groups: Sequence[str] | None = None, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Spearman's rank correlation with a percentile interval over 4,000 resamples.
 

@@ -6,8 +6,8 @@ import io
 import pytest
 
 from promptprior.report.page import make_report
+from promptprior.report.section import Table, TableCell, columns, format_number, interval_cell, number_cell
 from promptprior.report.statistics import Interval, average_relative_gain, stratified_bootstrap
-from promptprior.report.table import Table, TableCell, columns, format_number, interval_cell, number_cell
 from tests.report.result_rows import grid_rows, result_row
 
 

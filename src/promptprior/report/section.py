@@ -1,17 +1,26 @@
-"""The tables of a comparison, and the sections they stand in: one shape for the page, for Markdown and for CSV."""
+"""What a report is made of: sections of tables (one shape for the page, for Markdown and for CSV) and plots.
+
+A plot is drawn by plotly.graph_objects in Python, once for every choice of its controls; report.js only shows the
+figure that is chosen.
+"""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.report.plots import Plot
 from promptprior.report.statistics import Interval
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Kind = Literal["text", "number", "interval"]
 Verdict = Literal["", "better", "worse", "unclear"]
 Style = Literal["score", "signed", "percent", "two_digits", "p", "p_equals", "amount", "count", "plain"]
+HEIGHT = 440  # pixels of a figure that does not say otherwise
 DASH = "\N{EN DASH}"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 VERDICT_SYMBOLS = {"better": "\N{BLACK UP-POINTING TRIANGLE}", "worse": "\N{BLACK DOWN-POINTING TRIANGLE}"}
@@ -75,6 +84,50 @@ class Table:
                 line += [cell.text] if column.kind == "text" else [*cell.numbers, *[None] * width][:width]
             writer.writerow(line)
         return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Control:
+    """Something a reader chooses: its label, and the text of each value. `start` is the value chosen at first."""
+
+    label: str
+    options: Mapping[Any, str]
+    start: Any
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot: its name, title, caption, description for who cannot see it, its controls, and how it is drawn.
+
+    `draw` takes one value of every control, in order. A plot of the overview stands above all tables, another one in
+    its section.
+    """
+
+    name: str
+    title: str
+    caption: str
+    description: str
+    controls: tuple[Control, ...]
+    draw: "Callable[..., Figure]"
+    is_overview: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Labels of the controls, and a figure for each choice of their options by index, such as "0|2"."""
+        choices = [list(enumerate(control.options)) for control in self.controls]
+        views = {}
+        for chosen in itertools.product(*choices):
+            figure = self.draw(*(value for _, value in chosen)).to_plotly_json()
+            figure["layout"].pop("template", None)  # the page holds the template once
+            figure["layout"].setdefault("height", HEIGHT)  # which plotly ignores in a template
+            views["|".join(str(index) for index, _ in chosen)] = figure
+        controls = [
+            {"label": c.label, "options": list(c.options.values()), "start": list(c.options).index(c.start)}
+            for c in self.controls
+        ]
+        return {
+            "controls": controls,
+            "views": json.loads(json.dumps(views), parse_float=lambda s: float(f"{float(s):.5g}")),
+        }
 
 
 @dataclass(frozen=True)
