@@ -61,7 +61,7 @@ class BankUsage:
 
     def mean(self, name: str) -> float | None:
         """A number of the diagnostics, averaged over the targets that have it."""
-        values = [said[name] for said in self.diagnostics if isinstance(said.get(name), int | float)]
+        values = [of_target[name] for of_target in self.diagnostics if isinstance(of_target.get(name), int | float)]
         return sum(values) / len(values) if values else None
 
     def token_tables(self) -> tuple[Table, ...]:
@@ -108,8 +108,8 @@ def bank_usages(grid: Grid) -> tuple[BankUsage, ...]:
     for run in dict.fromkeys((row.method, row.k, row.seed) for row in rows):
         of_run = [row for row in rows if (row.method, row.k, row.seed) == run]
         table: dict[str, Sequence[float]] = {}
-        for said in (row.diagnostics[TOPIC] for row in of_run):
-            for task, shares in zip(said.get("tasks", ()), said.get("map", ()), strict=True):
+        for retrieval in (row.diagnostics[TOPIC] for row in of_run):
+            for task, shares in zip(retrieval.get("tasks", ()), retrieval.get("map", ()), strict=True):
                 table.setdefault(task, shares)
         widest = max(map(len, table.values()), default=0)
         whole = {task: shares for task, shares in table.items() if len(shares) == widest}
@@ -174,7 +174,7 @@ def diagnostic_section(grid: Grid) -> Section:
     """Plain numbers of all other topics, as topic.key, averaged over the cells of each method."""
     numbers: dict[str, dict[str, list[float]]] = {}
     for row in grid.rows:
-        for name, value in number_leaves({t: said for t, said in row.diagnostics.items() if t != TOPIC}):
+        for name, value in number_leaves({topic: part for topic, part in row.diagnostics.items() if topic != TOPIC}):
             numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
     rows = [
         (TableCell(method), TableCell(name), number_cell(sum(values) / len(values), "amount"))

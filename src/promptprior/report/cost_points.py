@@ -119,7 +119,7 @@ def _pareto_table(points: Sequence[CostPoint], targets: int, k: int) -> Table:
                 TableCell(point.method),
                 number_cell(point.score.estimate, "score"),
                 *(number_cell(point.costs[unit, "share"], "amount") for unit in units),
-                *(TableCell("yes" if point in front else "") for front in fronts),
+                *(TableCell("yes" if point in best else "") for best in fronts),
             )
             for point in points
         ),
@@ -163,10 +163,10 @@ def cost_figure(grid: Grid, k: int, points: Sequence[CostPoint], unit: Unit, sha
     from plotly.graph_objects import Figure
 
     figure, users = Figure(), shared_by(grid)
-    front = pareto_front(points, unit, share)
-    if len(front) > 1:
+    best = pareto_front(points, unit, share)
+    if len(best) > 1:
         figure.add_scatter(
-            x=[p.costs[unit, share] for p in front], y=[p.score.estimate for p in front], mode="lines",
+            x=[p.costs[unit, share] for p in best], y=[p.score.estimate for p in best], mode="lines",
             name="Pareto front", hoverinfo="skip",
             line={"color": "var(--muted)", "width": 1.5, "dash": "dot", "shape": "hv"},
         )  # fmt: skip

@@ -189,7 +189,7 @@ def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
     sentences = []
     for k in sorted({c.k for c in transfer}):
         phrases = []
-        for verdict, one, several in (
+        for verdict, singular, plural in (
             ("better", "beats", "beat"),
             ("worse", "falls behind", "fall behind"),
             ("unclear", "shows no clear difference from", "show no clear difference from"),
@@ -203,7 +203,7 @@ def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
                     words += f"; clearly {', '.join(parts)} of {len(c.targets)} targets"
                 named.append(f"{c.method} ({words})")
             if named:
-                verb = several if len(named) > 1 else one
+                verb = plural if len(named) > 1 else singular
                 phrases.append(f"{list_words(named)} {verb} {grid.baseline} on average")
         sentences.append(f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}.")
     return [*sentences, _negative_transfer(grid, transfer)]

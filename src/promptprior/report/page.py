@@ -166,7 +166,7 @@ class Report:
     def facts(self) -> dict[str, str]:
         """Names and values of the header."""
         rows = self.grid.by_place.values()
-        several = {
+        values_of = {
             "Backbone": [f"{r.backbone.name} ({r.backbone.fingerprint[:12]})" for r in rows],
             "Methods": [r.method for r in rows],
             "Targets": [str(len({r.target for r in rows}))],
@@ -176,7 +176,7 @@ class Report:
             "Split": [r.split for r in rows],
             "Versions": [f"{name} {version}" for r in rows for name, version in r.versions.items()],
         }
-        return {name: ", ".join(dict.fromkeys(values)) for name, values in several.items()}
+        return {name: ", ".join(dict.fromkeys(values)) for name, values in values_of.items()}
 
     def settings(self, method: str) -> dict[str, str]:
         """Sources and settings of a method as text; where cells differ, the values with how many cells have each."""

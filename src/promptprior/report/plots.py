@@ -1,5 +1,7 @@
-"""What the figures of a report share: their looks, and how methods are drawn. Colours are names of variables of
-report.css, so that dark mode is defined in one place."""
+"""What the figures of a report share: their looks, and how methods are drawn.
+
+Colours are names of variables of report.css, so that dark mode is defined in one place.
+"""
 
 import html
 from collections.abc import Iterable, Sequence

@@ -226,12 +226,12 @@ class Grid:
     @cached_property
     def intervals(self) -> Mapping[tuple[str, str, int], Interval]:
         """Mean and interval over seeds, within the metric's range, by method, target and k."""
-        places = [p for p in product(self.methods, self.targets, self.ks) if self.seed_scores(*p)]
+        finished = [place for place in product(self.methods, self.targets, self.ks) if self.seed_scores(*place)]
         return {
             (m, t, k): interval(
                 list(self.seed_scores(m, t, k).values()), bounds=METRIC_RANGES.get(self.targets[t].metric, UNBOUNDED)
             )
-            for m, t, k in places
+            for m, t, k in finished
         }
 
     @cached_property

@@ -220,18 +220,18 @@ def score_figure(grid: Grid, k: int) -> "Figure":
         name = plot_label(method)
         intervals = {t: i for t in targets if (i := grid.intervals.get((method, t, k)))}
         shift = 0.56 * m / (len(grid.methods) - 1) - 0.2 if len(grid.methods) > 1 else 0
-        places = {t: targets.index(t) + shift for t in intervals}
+        heights = {t: targets.index(t) + shift for t in intervals}
         scores = [(t, seed, score) for t in intervals for seed, score in grid.seed_scores(method, t, k).items()]
         runs += [score for _, _, score in scores]
         ends += [(i.low, i.high) for i in intervals.values() if i.low is not None and i.high is not None]
         figure.add_scatter(
-            x=[score for _, _, score in scores], y=[places[t] for t, _, _ in scores], mode="markers", name=name,
+            x=[score for _, _, score in scores], y=[heights[t] for t, _, _ in scores], mode="markers", name=name,
             legendgroup=escaped(method), showlegend=False, hoverinfo="text",
             text=[f"{escaped(method)}<br>seed {s}: {format_number(score, 'score')}" for _, s, score in scores],
             marker={"size": 6, "symbol": "line-ns", "opacity": 0.75, "line": {"width": 1.5, "color": colour}},
         )  # fmt: skip
         figure.add_scatter(
-            x=[i.estimate for i in intervals.values()], y=list(places.values()), mode="markers", name=name,
+            x=[i.estimate for i in intervals.values()], y=list(heights.values()), mode="markers", name=name,
             legendgroup=escaped(method), hoverinfo="text",
             text=[f"{escaped(t)}<br>{hover_interval(method, i)}" for t, i in intervals.items()],
             marker={"size": 10, "color": colour, "symbol": symbol, "line": {"width": 1.5, "color": colour}},
