@@ -262,10 +262,3 @@ def test_intervals_never_leave_the_range_of_the_metric():
     assert (found.by_seed.low, found.by_seed.high) == (-1.5, 1.5)
     foreign = grid([{**row, "metric": "from_elsewhere"} for row in rows])
     assert foreign.intervals["spot", "a", 16].high > 1  # its range is not known
-
-
-def test_every_metric_has_its_range():
-    from promptprior.report.results import METRIC_RANGES
-    from promptprior.tasks.metrics import METRICS
-
-    assert set(METRIC_RANGES) == set(METRICS)

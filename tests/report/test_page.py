@@ -195,7 +195,7 @@ def test_other_packages_add_sections(tmp_path, monkeypatch):
 
 
 def test_a_report_needs_no_model_and_plotly_only_for_the_page(tmp_path):
-    heavy = ("transformers", "promptprior.compare", "promptprior.backbone", "promptprior.tasks")
+    heavy = ("transformers", "sklearn", "promptprior.compare", "promptprior.backbone", "promptprior.methods")
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in grid_rows(ks=(16,))))
     code = (
         "import sys; from pathlib import Path; from promptprior.report.page import make_report\n"

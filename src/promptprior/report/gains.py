@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from promptprior.report.results import METRIC_RANGES, Grid, SeedScores
+from promptprior.report.results import Grid, SeedScores
 from promptprior.report.section import (
     NO_BREAK,
     Table,
@@ -21,7 +21,6 @@ from promptprior.report.section import (
 from promptprior.report.statistics import (
     NEAR_FLOOR,
     SIGNIFICANT,
-    UNBOUNDED,
     Gains,
     Interval,
     average_relative_gain,
@@ -101,8 +100,7 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
         base = {t: [score for _, score in pair.values()] for t, pair in pairs.items()}
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
-        ranges = {t: METRIC_RANGES.get(grid.targets[t].metric, UNBOUNDED) for t in gaps}
-        widths = {t: high - low for t, (low, high) in ranges.items()}
+        widths = {t: grid.bounds(t)[1] - grid.bounds(t)[0] for t in gaps}
         p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
         compared.append(
             Comparison(

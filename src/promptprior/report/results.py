@@ -17,20 +17,11 @@ from promptprior.cost import Cost
 from promptprior.errors import DataError, unknown_name
 from promptprior.files import read_lines
 from promptprior.report.statistics import UNBOUNDED, Interval, interval
+from promptprior.tasks.metrics import METRICS
 
 SeedScores = Mapping[int, float]
 SharedSeeds = Mapping[str, frozenset[int]]
 """The seeds of each target that every method has finished."""
-
-METRIC_RANGES = {
-    **dict.fromkeys(("accuracy", "acc_norm", "macro_recall", "grouped_exact_match", "number_match"), (0.0, 1.0)),
-    **dict.fromkeys(("macro_f1", "f1", "f1_against_favor", "squad_f1", "exact_match", "rougeL", "bleu"), (0.0, 1.0)),
-    **dict.fromkeys(("brier", "ece"), (0.0, 1.0)),
-    **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
-    "nll": (0.0, float("inf")),
-}
-"""The least and largest value of each metric; that of another package is unbounded. tasks.metrics needs torch: a test
-compares the names."""
 
 
 @dataclass(frozen=True)
@@ -228,10 +219,7 @@ class Grid:
         """Mean and interval over seeds, within the metric's range, by method, target and k."""
         finished = [place for place in product(self.methods, self.targets, self.ks) if self.seed_scores(*place)]
         return {
-            (m, t, k): interval(
-                list(self.seed_scores(m, t, k).values()), bounds=METRIC_RANGES.get(self.targets[t].metric, UNBOUNDED)
-            )
-            for m, t, k in finished
+            (m, t, k): interval(list(self.seed_scores(m, t, k).values()), bounds=self.bounds(t)) for m, t, k in finished
         }
 
     @cached_property
@@ -244,6 +232,11 @@ class Grid:
             if all(self.seed_scores(m, target, k) for m in self.methods) and (seeds or not finished):
                 shared[k][target] = frozenset(seeds)
         return shared
+
+    def bounds(self, target: str) -> tuple[float, float]:
+        """The least and largest score of a target's metric; those of another package's metric are not known."""
+        metric = METRICS.get(self.targets[target].metric)
+        return metric.bounds if metric else UNBOUNDED
 
     def seed_scores(self, method: str, target: str, k: int) -> SeedScores:
         """Scores by seed. What needs no examples (k = 0) stands beside every k."""
