@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptprior.backbone.generate import left_padded
+from promptprior.backbone.generate import left_pad
 
 from .test_engine import random_batch, random_prompts
 from .tiny import CAUSAL, tiny
@@ -12,9 +12,9 @@ from .tiny import CAUSAL, tiny
 def test_greedy_text_is_that_of_transformers(family: str) -> None:
     backbone = tiny(family)
     batch, prompts = random_batch(6, 1, 2), random_prompts(backbone, 2, 4).detach()
-    embeds, mask = left_padded(backbone.frozen, prompts, batch)
+    padded = left_pad(backbone.frozen, prompts, batch)
     ids = backbone.frozen.model.generate(
-        inputs_embeds=embeds, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
+        inputs_embeds=padded.embeds, attention_mask=padded.mask, max_new_tokens=8, do_sample=False, pad_token_id=0
     )
     assert backbone.generate(prompts, batch, 8) == [backbone.frozen.decode(row) for row in ids.tolist()]
 
