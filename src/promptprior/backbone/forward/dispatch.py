@@ -102,7 +102,7 @@ def disagreement(frozen: Frozen, route: States) -> str | None:
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"fails ({error})"
     for what, left, right in (("losses", losses, expected), ("gradients", gradient, expected_gradient)):
-        difference = float((left - right).norm() / right.norm())
+        difference = float((left - right).detach().norm() / right.detach().norm())
         if not difference <= TOLERANCE[frozen.dtype]:
             return f"has {what} that differ from plain concatenation by {difference:.1e}"
     return None
