@@ -86,6 +86,16 @@ def test_activations_computed_again_change_nothing(family: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_chunks_and_recomputed_activations_change_nothing_where_tokens_are_hidden(family: str) -> None:
+    hidden, gradients = torch.tensor([[True, False, False, True], [False, True, False, False]]), []
+    for backbone in (tiny(family, torch.float32), tiny(family, torch.float32, max_tokens=30, recompute=True)):
+        batch, prompts = random_batch(6, 2, 2), random_prompts(backbone, 2, 4).detach().float().requires_grad_()
+        gradients.append(torch.autograd.grad(backbone.losses(prompts, batch, hidden).sum(), prompts)[0])
+        assert backbone.meter.rows == batch.rows
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+
+
 @pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("t5", 2), ("t5_gated", 2)])
 def test_the_memory_of_a_hand_written_route_is_counted_right(family: str, layers: int) -> None:
     """What autograd is asked to keep, against the count that sizes chunks."""

@@ -26,6 +26,7 @@ from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
+from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
@@ -107,6 +108,11 @@ class Backbone:
         """`losses` of a batch that is known to fit."""
         states = self.states if hidden is None else route_hiding(self.frozen, self.states, hidden)
         losses = route_losses(self.frozen, states, prompts, batch)
+        if hidden is not None and torch.isfinite(prompts).all() and not torch.isfinite(losses).all():
+            raise SpecError(
+                f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
+                "where a token sees nothing at all: leave the first token of each prompt visible"
+            )
         self.meter.count(batch, prompts.shape[1])
         return losses
 

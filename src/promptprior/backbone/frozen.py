@@ -99,22 +99,21 @@ class Frozen:
         wholes = [b + s + t for b, s, row in zip(bare, spaces, targets, strict=True) for t in row]
         end_id = self.tokenizer.eos_token_id
         tail = (end_id,) if end and end_id is not None else ()
-        bare_ids, whole_ids = (  # some tokenizers append an end token of their own
-            [ids[:-1] if ids and ids[-1] == end_id else ids for ids in self.tokenizer(strings).input_ids]
-            if strings
-            else []
-            for strings in (bare, wholes)
-        )
-        whole_iterator, tokens = iter(whole_ids), []
-        for ids, space, row in zip(bare_ids, spaces, targets, strict=True):
-            rows = []
+        whole_ids = iter(self.tokenizer(wholes).input_ids if wholes else [])
+        tokens = []
+        for ids, space, row in zip(self.tokenizer(bare).input_ids, spaces, targets, strict=True):
+            ids, rows = self.without_end(ids), []
             for target in row:
-                whole = next(whole_iterator)
+                whole = self.without_end(next(whole_ids))
                 merges = whole[: len(ids)] != ids  # across the border of text and target: read the target alone
                 rest = self.alone(space + target) if merges else whole[len(ids) :]
                 rows.append((*rest, *tail))
             tokens.append(Tokens(tuple(ids), tuple(rows)))
         return tokens
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """Ids without the end token that some tokenizers append."""
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def alone(self, text: str) -> list[int]:
         """Ids of a piece of text in the middle of a sequence: without special tokens."""

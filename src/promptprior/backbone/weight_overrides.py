@@ -54,13 +54,15 @@ class WeightedModel:
 
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
-        return torch.cat(self._pieces(weights, batch, lambda *read: route_losses(self.frozen, self.states, *read)))
+        frozen, states = self.frozen, self.states
+        losses = self._pieces(weights, batch, lambda prompt, piece: route_losses(frozen, states, prompt, piece))
+        return torch.cat(losses)
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
-        pieces = self._pieces(weights, batch, lambda *read: generate_texts(self.frozen, *read, options))
-        return [text for piece in pieces for text in piece]
+        texts = self._pieces(weights, batch, lambda prompt, piece: generate_texts(self.frozen, prompt, piece, options))
+        return [text for piece in texts for text in piece]
 
     def _pieces(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
         """What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights."""

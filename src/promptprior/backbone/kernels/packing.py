@@ -14,7 +14,7 @@ Blocks that share keys stand next to each other, so nothing is ever copied to be
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -66,7 +66,7 @@ Moved = TypeVar("Moved", Stage, Layout)
 
 def on_device(value: Moved, device: torch.device) -> Moved:
     """The same stage or layout with its tensors on another device."""
-    moved = {}
+    moved: dict[str, Any] = {}
     for field in fields(value):
         part = getattr(value, field.name)
         if isinstance(part, Tensor):
