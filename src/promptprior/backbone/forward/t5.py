@@ -149,7 +149,7 @@ def _decode_labels(
     for block in decoder.block:
         # Causal attention among a row's label positions
         h, attention = block.layer[0].layer_norm(x), block.layer[0].SelfAttention
-        q, k, v = (_by_head(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
+        q, k, v = (_split_heads(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
         weights = _softmax(q @ k.transpose(-1, -2) + bias)  # [rows, H, U, U]
         x = x + attention.o((weights @ v).transpose(1, 2).flatten(2))
         x = x + _cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, centred, centre, pads)
@@ -166,7 +166,7 @@ def _cross_attention(
 ) -> Float[Tensor, "R U D"]:
     """Attention of all rows of a text to its one encoding, which is projected only where that costs less."""
     queries = h.reshape(centred.shape[0], -1, h.shape[-1])  # [X, n, D] with n = choices * U
-    q = _by_head(attention.q(queries), attention)  # [X, H, n, d]
+    q = _split_heads(attention.q(queries), attention)  # [X, H, n, d]
     heads, count, width = q.shape[1:]
     if queries.shape[1] < attention.key_value_proj_dim:
         # Both projections on the side of the queries: each head's weights meet the queries of all texts in one product
@@ -178,13 +178,13 @@ def _cross_attention(
         mixed = (_softmax(scores, dim=1).transpose(1, 2) @ centred).unflatten(1, (heads, count))  # [X, H, n, D]
         attended = torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
     else:
-        k, v = (_by_head(linear(centred), attention) for linear in (attention.k, attention.v))  # [X, H, S, d]
+        k, v = (_split_heads(linear(centred), attention) for linear in (attention.k, attention.v))  # [X, H, S, d]
         scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
         attended = _softmax(scores) @ v
     return attention.o(attended.transpose(1, 2).flatten(2) + attention.v(centre)).view(h.shape)
 
 
-def _by_head(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:
+def _split_heads(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:
     return x.unflatten(2, (-1, attention.key_value_proj_dim)).transpose(1, 2)
 
 

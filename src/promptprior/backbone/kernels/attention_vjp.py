@@ -47,7 +47,7 @@ def attention_forward(
         weights = torch.softmax(all_scores.flatten(2, 3), dim=-1)  # [H, B, S g, K], over all parts at once
         activations.weights.append(weights)
         out: Tensor | None = None
-        for part, weight in zip(plan.parts, weights.split(_part_sizes(plan, activations), dim=-1), strict=True):
+        for part, weight in zip(plan.parts, weights.split([score.shape[-1] for score in scores], dim=-1), strict=True):
             value = _part_blocks(part, activations.values)
             more = _product_rows(weight, value) @ value
             out = more if out is None else out.add_(more.view(out.shape))
@@ -80,7 +80,7 @@ def attention_backward(
 
         # dQ sums over parts; dK and dV go back to the stage whose keys they were
         query_grad: Tensor | None = None
-        sizes = _part_sizes(plan, activations)
+        sizes = [piece.shape[-1] for piece in pieces]
         for part, weight, score in zip(
             plan.parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
         ):
@@ -104,11 +104,6 @@ def _part_blocks(part: Part, blocks: list[Blocks]) -> Blocks:
     """A part's keys (or values), among those of all stages."""
     own = blocks[part.source]
     return own if part.prompt_of is None else own.index_select(1, part.prompt_of)
-
-
-def _part_sizes(plan: StagePlan, activations: SavedAttention) -> list[int]:
-    """How many keys each part of a stage has."""
-    return [activations.values[part.source].shape[2] for part in plan.parts]
 
 
 def _product_rows(x: Tensor, keys: Blocks) -> Float[Tensor, "H Bk n last"]:

@@ -163,8 +163,8 @@ def block_backward(
         attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
     q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
 
-    h = collect(_by_token(_rotate_back(q, run.query_rotary))) @ block.q.weight  # [n, D]
-    h.addmm_(collect(_by_token(_rotate_back(k[:, :, None], run.key_rotary))), block.k.weight)
+    h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
+    h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
     h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
     if run.rows is not None:
         middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
@@ -183,24 +183,23 @@ def _by_token(x: Float[Tensor, "H N g d"]) -> Float[Tensor, "N hd"]:
     return x.permute(1, 0, 2, 3).reshape(x.shape[1], -1)
 
 
-def _rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, out: Tensor | None = None) -> Float[Tensor, "H N g d"]:
-    """Rotary positions: each pair (x_i, x_{i + d/2}) turned by its angle, into `out`, or written in head order."""
+def _rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = False) -> Float[Tensor, "H N g d"]:
+    """Rotary positions: each pair (x_i, x_{i + d/2}) turned by its angle, written in head order in the same pass.
+
+    `back`: the transpose, which turns by the opposite angle and writes token after token.
+    """
     if rotary is None:
-        return x.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+        return x if back else x.contiguous()
     cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
+    if back:
+        sin = -sin
+        out = torch.empty_like(x.permute(1, 0, 2, 3), memory_format=torch.contiguous_format).permute(1, 0, 2, 3)
+    else:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin)
     return out
-
-
-def _rotate_back(x: Float[Tensor, "H N g d"], rotary: Rotary | None) -> Float[Tensor, "H N g d"]:
-    """The transpose of `_rotate`, the opposite angle, laid out token after token."""
-    if rotary is None:
-        return x
-    out = torch.empty_like(x.permute(1, 0, 2, 3), memory_format=torch.contiguous_format).permute(1, 0, 2, 3)
-    return _rotate(x, (rotary[0], -rotary[1]), out)
 
 
 def _add_product(x: Float[Tensor, "N D"], inner: Float[Tensor, "N F"], linear: Linear) -> Float[Tensor, "N D"]:

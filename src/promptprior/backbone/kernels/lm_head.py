@@ -36,12 +36,13 @@ def logits(model: PreTrainedModel, states: Float[Tensor, "V D"]) -> Float[Tensor
 
 def state_losses(model: PreTrainedModel, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
     """Mean negative log-likelihood of each row's target, in nats, from the states that predict its tokens."""
-
-    def piece_nll(states: Float[Tensor, "v D"], targets: Int[Tensor, " v"]) -> Float[Tensor, " v"]:
-        return cross_entropy(logits(model, states), targets, reduction="none")
-
     targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
-    nll = _in_pieces(piece_nll, model, states, targets.to(states.device))
+    nll = _in_pieces(
+        lambda piece, ids: cross_entropy(logits(model, piece), ids, reduction="none"),
+        model,
+        states,
+        targets.to(states.device),
+    )
     return row_means(nll, batch.target_lengths.to(states.device))
 
 
