@@ -141,7 +141,7 @@ def packed_attention(
     # [H, N, g, d]: the g queries that share a key head stand together
     queries = query[0].view(kv_heads, heads // kv_heads, -1, width).transpose(1, 2)
     plans = causal_plans(layout, options.get("sliding_window"))
-    keys, values = ([plan.blocks(x[0]) for plan in plans] for x in (key, value))  # of each stage [H, B, S, d]
+    keys, values = ([plan.blocks(x) for plan in plans] for x in (key[0], value[0]))  # of each stage [H, B, S, d]
     prompt_keys, prompt_values = keys[0], values[0]
     if layout.prompt_tokens and layout.group_prompt is not None:  # copied only where several groups read one prompt
         prompt_keys, prompt_values = (x.index_select(1, layout.group_prompt) for x in (prompt_keys, prompt_values))
