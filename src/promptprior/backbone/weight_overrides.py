@@ -133,7 +133,10 @@ def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[st
 
 
 def lora_start(model: WeightedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """LoRA's usual start, drawn on the CPU: A uniform within one over the square root of its input, B zero."""
+    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU.
+
+    A is uniform within one over the square root of its input, B zero.
+    """
     start = {}
     for name, weight in model.start.items():
         drawn = torch.zeros(weight.shape, dtype=weight.dtype)

@@ -30,7 +30,8 @@ class MoveTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Stage, to_slots: bool, zero_pads: bool) -> Tensor:
-        """Gather. Pads repeat token 0, or are zero with `zero_pads`: as gradients they must be."""
+        """Gather [H, n, ...] to [H, B*S, ...], or back. Pads repeat token 0, or are zero with `zero_pads`: as gradients
+        they must be."""
         ctx.stage, ctx.to_slots = stage, to_slots
         if not to_slots:
             return x.index_select(1, stage.slot_of_token)
@@ -41,7 +42,7 @@ class MoveTokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient of every token's one slot; none comes back through pads, none goes to them."""
+        """The gradient of every token's one slot, [H, n, ...] or [H, B*S, ...]; pads neither give nor get any."""
         return MoveTokens.apply(gradient, ctx.stage, not ctx.to_slots, True), None, None, None
 
 
@@ -127,7 +128,7 @@ def packed_attention(
     attention_mask: Tensor | None,  # noqa: ARG001  the layout says who sees whom
     **options: Any,
 ) -> tuple[Float[Tensor, "1 N heads d"], None]:
-    """Attention of the packed sequence: each stage over the keys it may see.
+    """Attention of the packed sequence, [1, N, heads, d]: each stage over the keys it may see.
 
     `heads` query heads share H key heads. Of the interface's options it reads scaling, sliding_window and softcap.
     Raises NotImplementedError for score terms it does not know (attention sinks, learned position biases): the engine
