@@ -54,11 +54,11 @@ def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts.detach()
     run, sizes = type(backbone).chunk_losses, []
 
-    def limited(self: object, prompts: Tensor, piece: Batch, hidden: Tensor | None) -> Tensor:
+    def limited(self: object, prompts: Tensor, piece: Batch) -> Tensor:
         sizes.append(piece.texts)
         if piece.texts > 2:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
-        return run(backbone, prompts, piece, hidden)
+        return run(backbone, prompts, piece)
 
     monkeypatch.setattr(type(backbone), "chunk_losses", limited)
     with pytest.warns(UserWarning, match="7 texts at once do not fit"):

@@ -97,22 +97,22 @@ class Backbone:
         """
         if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
+        reader = self if hidden is None else replace(self, states=route_hiding(self.frozen, self.states, hidden))
         chunks = self.split(batch, prompts.shape[1])
         if torch.is_grad_enabled() and prompts.requires_grad:  # halves would stay in memory side by side
-            return torch.cat([self.chunk_losses(prompts, chunk, hidden) for chunk in chunks])
-        return torch.cat(list(backing_off(chunks, lambda chunk: self.chunk_losses(prompts, chunk, hidden))))
-
-    def chunk_losses(
-        self, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
-    ) -> Float[Tensor, " R"]:
-        """`losses` of a batch that is known to fit."""
-        states = self.states if hidden is None else route_hiding(self.frozen, self.states, hidden)
-        losses = route_losses(self.frozen, states, prompts, batch)
+            losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
+        else:
+            losses = torch.cat(list(backing_off(chunks, lambda chunk: reader.chunk_losses(prompts, chunk))))
         if hidden is not None and torch.isfinite(prompts).all() and not torch.isfinite(losses).all():
             raise SpecError(
                 f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
                 "where a token sees nothing at all: leave the first token of each prompt visible"
             )
+        return losses
+
+    def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+        """`losses` of a batch that is known to fit."""
+        losses = route_losses(self.frozen, self.states, prompts, batch)
         self.meter.count(batch, prompts.shape[1])
         return losses
 
