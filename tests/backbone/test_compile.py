@@ -11,11 +11,11 @@ import torch
 import torch.multiprocessing as mp
 from torch._dynamo.testing import CompileCounter
 
-from promptprior.backbone.forward import dispatch as routes
+from promptprior.backbone.forward import dispatch
 from promptprior.backbone.forward.dispatch import twice_differentiated
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
-from promptprior.backbone.kernels.block_vjp import compiled
+from promptprior.backbone.kernels.block_vjp import compile_kernels
 
 from .test_engine import random_batch, random_prompts
 from .tiny import tiny
@@ -28,7 +28,7 @@ def same_gradients_in_few_graphs(family: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     graphs = CompileCounter()
     plain = tiny(family, dtype)
-    fused = replace(plain, states=partial(HAND_WRITTEN[family], kernels=compiled(graphs)))
+    fused = replace(plain, states=partial(HAND_WRITTEN[family], kernels=compile_kernels(graphs)))
     for texts in (5, 2, 7, 3, 1):
         batch = random_batch(texts, 1 + texts % 2, 2, seed=texts)
         prompts = random_prompts(plain, 2, 1 + texts).detach().float().requires_grad_()
@@ -44,7 +44,7 @@ def the_same_route_uncompiled_without_a_compiler() -> None:
         raise RuntimeError("no C++ compiler")
 
     torch._dynamo.reset()
-    routes.compiled = lambda: compiled(broken)
+    dispatch.compile_kernels = lambda: compile_kernels(broken)
     with pytest.warns(UserWarning, match="llama_states, compiled, fails"):
         backbone = tiny("llama", torch.float32, check=True, compile=True)
     assert backbone.states is llama_states
@@ -63,13 +63,13 @@ def test_compiled_blocks_give_the_same_gradients_in_few_graphs_or_are_left() -> 
 
 
 def test_second_derivatives_leave_the_compiled_route() -> None:
-    route = partial(llama_states, kernels=compiled("eager"), keep=False)
+    route = partial(llama_states, kernels=compile_kernels("eager"), keep=False)
     after = twice_differentiated(route)
     assert isinstance(after, partial)
-    assert after.func is routes.packed_states
+    assert after.func is dispatch.packed_states
     assert after.keywords == {"keep": False}
-    assert twice_differentiated(partial(t5_states, kernels=compiled("eager"))).keywords.keys() == {"kernels"}
+    assert twice_differentiated(partial(t5_states, kernels=compile_kernels("eager"))).keywords.keys() == {"kernels"}
 
 
 def test_other_families_have_nothing_to_compile() -> None:
-    assert tiny("gpt2", torch.float32, compile=True).states is routes.packed_states
+    assert tiny("gpt2", torch.float32, compile=True).states is dispatch.packed_states

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from promptprior.backbone import as_backbone
-from promptprior.backbone.forward import dispatch as routes
-from promptprior.backbone.forward import llama, t5
+from promptprior.backbone.forward import dispatch, llama, t5
 from promptprior.backbone.forward.dispatch import kept_per_token
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.reference import reference_losses
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.block_vjp import kept_entries
+from promptprior.backbone.kernels.block_vjp import saved_entries
 from promptprior.notation import Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
@@ -32,20 +31,20 @@ def test_a_route_that_disagrees_is_left_with_one_warning(monkeypatch: pytest.Mon
     def wrong(frozen: Frozen, prompts: Tensor, batch: Batch, keep: bool = True) -> Tensor:
         return llama_states(frozen, 1.1 * prompts, batch, keep)
 
-    monkeypatch.setattr(routes.llama, "llama_states", wrong)
+    monkeypatch.setattr(dispatch.llama, "llama_states", wrong)
     with pytest.warns(UserWarning, match=r"tiny-llama.*the fast route wrong has losses that differ") as caught:
         backbone = tiny("llama", torch.float32, check=True)
     assert len(caught) == 1
-    assert backbone.states is routes.packed_states
+    assert backbone.states is dispatch.packed_states
 
 
 def test_a_route_that_fails_is_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> Tensor:
         raise NotImplementedError("no sinks")
 
-    monkeypatch.setattr(routes, "packed_states", broken)
+    monkeypatch.setattr(dispatch, "packed_states", broken)
     with pytest.warns(UserWarning, match="fails \\(no sinks\\)"):
-        assert tiny("gpt2", torch.float32, check=True).states is routes.concatenated_states
+        assert tiny("gpt2", torch.float32, check=True).states is dispatch.concatenated_states
 
 
 def test_what_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +86,16 @@ def test_activations_computed_again_change_nothing(family: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_chunks_and_recomputed_activations_change_nothing_where_tokens_are_hidden(family: str) -> None:
+    hidden, gradients = torch.tensor([[True, False, False, True], [False, True, False, False]]), []
+    for backbone in (tiny(family, torch.float32), tiny(family, torch.float32, max_tokens=30, recompute=True)):
+        batch, prompts = random_batch(6, 2, 2), random_prompts(backbone, 2, 4).detach().float().requires_grad_()
+        gradients.append(torch.autograd.grad(backbone.losses(prompts, batch, hidden).sum(), prompts)[0])
+        assert backbone.meter.rows == batch.rows
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
+
+
 @pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("t5", 2), ("t5_gated", 2)])
 def test_the_memory_of_a_hand_written_route_is_counted_right(family: str, layers: int) -> None:
     """What autograd is asked to keep, against the count that sizes chunks."""
@@ -106,14 +115,14 @@ def test_the_memory_of_a_hand_written_route_is_counted_right(family: str, layers
     weights = {p.data_ptr() for p in model.parameters()}
     found = sum(n for at, n in kept.items() if at not in weights)
     block = (
-        llama.block_of(model.model.layers[0], model)
+        llama.llama_block(model.model.layers[0], model)
         if family == "llama"
-        else t5.block_of(model.encoder.block[0], model)
+        else t5.t5_block(model.encoder.block[0], model)
     )
     tokens = texts * size + (length if family == "llama" else texts * length)
-    counted = kept_entries(block, keys=length + size) * tokens * layers
+    counted = saved_entries(block, keys=length + size) * tokens * layers
     assert 0.7 * counted <= found <= 1.35 * counted  # beside: the last norm, decoder and head
-    assert kept_per_token(backbone.frozen, backbone.states) == kept_entries(block)
+    assert kept_per_token(backbone.frozen, backbone.states) == saved_entries(block)
 
 
 class Int8(torch.nn.Module):
@@ -133,7 +142,7 @@ def test_a_quantised_model_takes_a_route_that_asks_for_no_weights() -> None:
     for layer in frozen.model.model.layers:
         layer.mlp.up_proj = Int8(layer.mlp.up_proj)
     backbone = as_backbone(frozen)
-    assert backbone.states is routes.packed_states
+    assert backbone.states is dispatch.packed_states
     batch, prompts = random_batch(4, 2, 2), random_prompts(backbone, 2, 3).detach().float().requires_grad_()
     found = torch.autograd.grad(backbone.losses(prompts, batch).sum(), prompts)[0]
     expected = torch.autograd.grad(reference_losses(frozen, prompts, batch).sum(), prompts)[0]

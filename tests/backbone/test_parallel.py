@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from promptprior.backbone.parallel import own_share
+from promptprior.backbone.chunking import own_share
 from promptprior.notation import Tensor
 from promptprior.processes import add_up, processes
 

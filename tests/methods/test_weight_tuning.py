@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
-from promptprior.backbone.weight_overrides import own_trunk
+from promptprior.backbone.weight_overrides import own_weights_model
 from promptprior.compare import run
 from promptprior.compare.cost_estimate import adapting_cost
 from promptprior.compare.plan import Plan
@@ -149,7 +149,7 @@ def test_the_trunk_keeps_its_weights_and_modules_even_when_training_dies(name: s
 
 
 def test_weights_are_given_back_when_what_is_asked_fails() -> None:
-    trunk = own_trunk(tiny("llama"), "vectors")
+    trunk = own_weights_model(tiny("llama"), "vectors")
     model = trunk.frozen.model
     name, weight = next(iter(trunk.start.items()))
 
@@ -158,7 +158,7 @@ def test_weights_are_given_back_when_what_is_asked_fails() -> None:
         raise RuntimeError("planted")
 
     with pytest.raises(RuntimeError, match="planted"):
-        trunk.lent({name: weight + 1}, fail)
+        trunk.call_with({name: weight + 1}, fail)
     assert model.get_parameter(name).data_ptr() == weight.data_ptr()
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptprior.backbone.frozen import DTYPES, Frozen, converted, is_quantised, load_frozen, resolve
+from promptprior.backbone.frozen import DTYPES, Frozen, load_frozen, model_folder
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, write_json
 from promptprior.notation import Float, Tensor
@@ -54,29 +54,9 @@ def write_baked(
     """Write model and tokenizer with prompts in their vocabulary, read both again and compare with the backbone.
 
     The dtype is the one the backbone is loaded in. Raises ArtifactError, and leaves a useless folder, when names are
-    unusable, the model or tokenizer has no place for new tokens, or what was written does not give the same logits.
+    unusable, the model or tokenizer has no room for new tokens, or what was written does not give the same logits.
     """
-    check_names(frozen, prompts)
-    check_model(frozen.model)
-    first = frozen.model.get_input_embeddings().weight.shape[0]
-    tokenizer, init = baked_tokenizer(frozen, {name: len(p) for name, p in prompts.items()}, first)
-    model = baked_model(frozen.model, torch.cat(list(prompts.values())), keep_tied)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if init and not ends(frozen):
-        forbid_begin(folder)
-    again = load_frozen(str(folder), name_of(frozen.dtype), str(frozen.device))
-    baked = tuple(described(frozen, again, name, prompt, init) for name, prompt in prompts.items())
-    for one, prompt in zip(baked, prompts.values(), strict=True):
-        check_same(frozen, again, one, prompt)
-    return baked
-
-
-# What can be baked
-
-
-def check_names(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]]) -> None:
-    """Raise ArtifactError for names that cannot stand in a token, and for prompts that the dtype cannot hold."""
+    model, dtype = frozen.model, str(frozen.dtype).removeprefix("torch.")
     for name, prompt in prompts.items():
         if not NAME.fullmatch(name):
             raise ArtifactError(f"prompt name {name!r} (--names): expected letters, digits, _, . and - only")
@@ -84,14 +64,10 @@ def check_names(frozen: Frozen, prompts: Mapping[str, Float[Tensor, "_ D"]]) -> 
             raise ArtifactError(f"the vocabulary already has {token(name, 0)!r}: choose another name (--names)")
         if not torch.isfinite(prompt.to(frozen.dtype)).all():
             raise ArtifactError(
-                f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {name_of(frozen.dtype)}: "
+                f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {dtype}: "
                 "bake in another dtype (--dtype float32)"
             )
-
-
-def check_model(model: PreTrainedModel) -> None:
-    """Raise ArtifactError for a model whose vocabulary is not one plain table of its own config."""
-    if is_quantised(model):
+    if getattr(model, "is_quantized", False):
         raise ArtifactError(
             f"{type(model).__name__} was loaded with packed weights, which take no new rows: bake into the model it "
             "was quantised from (--backbone), then quantise the folder"
@@ -101,30 +77,45 @@ def check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} keeps its vocabulary in a nested config; baking knows plain text models only: "
             "export as peft or npy instead"
         )
+    first = model.get_input_embeddings().weight.shape[0]  # the first new id
+    tokenizer, begin = _baked_tokenizer(frozen, {name: len(p) for name, p in prompts.items()}, first)
+    _baked_model(model, torch.cat(list(prompts.values())), keep_tied).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if begin and not frame(frozen.tokenizer)[1]:  # for engines that read this setting and no template
+        settings = folder / "tokenizer_config.json"
+        write_json(settings, {**read_json(settings), "add_bos_token": False})
+    written = load_frozen(str(folder), dtype, str(frozen.device))
+    baked = tuple(_describe(frozen, written, name, prompt) for name, prompt in prompts.items())
+    for description, prompt in zip(baked, prompts.values(), strict=True):
+        _check_logits(frozen, written, description, prompt)
+    return baked
 
 
-def token(name: str, place: int) -> str:
+def token(name: str, number: int) -> str:
     """The token of one vector of a prompt.
 
     >>> token("sst2", 0)
     '<prompt:sst2:0>'
     """
-    return f"<prompt:{name}:{place}>"
+    return f"<prompt:{name}:{number}>"
 
 
-# The tokenizer
-
-
-def baked_tokenizer(
+def _baked_tokenizer(
     frozen: Frozen, lengths: Mapping[str, int], first: int
 ) -> tuple[PreTrainedTokenizerBase, Sequence[int]]:
     """A tokenizer with a token for every vector, from id `first` on, and the begin tokens it no longer adds itself."""
     if not isinstance(frozen.tokenizer, PreTrainedTokenizerFast):
         raise ArtifactError(f"{type(frozen.tokenizer).__name__} has no tokenizer.json; baking needs a fast tokenizer")
     tokenizer = copy.deepcopy(frozen.tokenizer)
-    init, end = frame(tokenizer)
-    if init:
-        without_begin(tokenizer, end)
+    begin, end = frame(tokenizer)
+    if begin:  # put nothing before a text, and `end` after it as before
+        tokenizer.add_bos_token = False
+        tails = tokenizer.convert_ids_to_tokens(list(end))
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=["$A", *tails],
+            pair=["$A", *tails, "$B:1", *(f"{tail}:1" for tail in tails)],
+            special_tokens=list(zip(tails, end, strict=True)),
+        )
     free = max(tokenizer.get_vocab().values()) + 1
     names = [f"<unused:{i}>" for i in range(free, first)]  # rows of the table that no token had
     names += [token(name, i) for name, length in lengths.items() for i in range(length)]
@@ -134,7 +125,7 @@ def baked_tokenizer(
             f"the tokenizer of {frozen.card.name} gives new tokens ids that its model's table of {first} rows has no "
             "place for: export as peft or npy instead"
         )
-    return tokenizer, init
+    return tokenizer, begin
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -144,52 +135,45 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return whole[:at], whole[at + len(bare) :]
 
 
-def without_begin(tokenizer: PreTrainedTokenizerBase, end: Sequence[int]) -> None:
-    """Let a tokenizer put nothing before a text, and `end` after it as before."""
-    tokenizer.add_bos_token = False
-    tails = tokenizer.convert_ids_to_tokens(list(end))
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=["$A", *tails],
-        pair=["$A", *tails, "$B:1", *(f"{tail}:1" for tail in tails)],
-        special_tokens=list(zip(tails, end, strict=True)),
-    )
-
-
-def ends(frozen: Frozen) -> bool:
-    """Whether a tokenizer puts a special token after every text."""
-    return bool(frame(frozen.tokenizer)[1])
-
-
-def forbid_begin(folder: Path) -> None:
-    """Say in the tokenizer's config, for engines that do not read its template, that no begin token is added."""
-    path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path), "add_bos_token": False})
-
-
-# The model
-
-
-def baked_model(model: PreTrainedModel, rows: Float[Tensor, "n D"], keep_tied: bool = False) -> PreTrainedModel:
+def _baked_model(model: PreTrainedModel, rows: Float[Tensor, "n D"], keep_tied: bool = False) -> PreTrainedModel:
     """The same model with more rows in its vocabulary; it shares all other weights with the old one."""
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    new_table = joined(table, rows.to(table.device, torch.float64) / embedding_factor(model))
+    table, output = model.get_input_embeddings().weight.detach(), model.get_output_embeddings()
+    head = output.weight.detach()
+    new_rows = rows.to(table.device, torch.float64) / embedding_factor(model)
+    new_table = torch.cat([table, new_rows.detach().to(table)])  # [V + n, D]
     tied, state = head.data_ptr() == table.data_ptr(), model.state_dict()
-    biases = [name for name in bias_names(model) if name in state]
+    head_name = next(name for name, module in model.named_modules() if module is output)
+
+    # A bias over the vocabulary, the head's own or BART's, masks the new outputs
+    biases = [name for name in (f"{head_name}.bias", "final_logits_bias") if name in state]
     for name in biases:
         masked = torch.full_like(state[name][..., :1], torch.finfo(state[name].dtype).min / 2)
         state[name] = torch.cat([state[name], masked.expand(*state[name].shape[:-1], len(rows))], dim=-1)
     for name in [name for name, value in state.items() if value.data_ptr() == table.data_ptr()]:
         state[name] = new_table
+
+    # Without one, the new outputs get the mean of the head's rows
+    config = copy.deepcopy(model.config)
+    config.vocab_size, config.dtype = len(new_table), model.dtype
     untie = tied and not biases and not keep_tied
+    factor = 1.0
+    if untie:
+        config.tie_word_embeddings = False
+        if getattr(config, "scale_decoder_outputs", False):
+            # T5 multiplies the states before a tied head; an untied head has the factor in its weights
+            factor = config.d_model**-0.5
+            config.scale_decoder_outputs = False
     if untie or not tied:
-        factor = output_factor(model) if untie else 1.0
-        state[head_name(model)] = joined(head * factor, (head.double().mean(0) * factor).expand(len(rows), -1))
-    return rebuilt(model, baked_config(model, len(new_table), untie), state)
+        mean = (head.double().mean(0) * factor).expand(len(rows), -1)
+        state[f"{head_name}.weight"] = torch.cat([head * factor, mean.to(table)])
 
-
-def joined(table: Float[Tensor, "V D"], rows: Float[Tensor, "n D"]) -> Float[Tensor, "W D"]:
-    """A table with more rows, in its dtype."""
-    return torch.cat([table.detach(), rows.detach().to(table)])
+    with torch.device("meta"):
+        baked = type(model)(config)
+    baked.load_state_dict(state, assign=True)
+    baked.generation_config = copy.deepcopy(model.generation_config)
+    suppressed = baked.generation_config.suppress_tokens or ()
+    baked.generation_config.suppress_tokens = [*suppressed, *range(len(table), len(new_table))]
+    return baked
 
 
 def embedding_factor(model: PreTrainedModel) -> float:
@@ -197,63 +181,21 @@ def embedding_factor(model: PreTrainedModel) -> float:
     embedding = model.get_input_embeddings()
     table = embedding.weight.detach()[:4096]
     with torch.no_grad():
-        seen = embedding(torch.arange(len(table), device=table.device))
-    if torch.equal(seen, table):
+        read = embedding(torch.arange(len(table), device=table.device))
+    if torch.equal(read, table):
         return 1.0
-    return float((seen.double() * table.double()).sum() / table.double().square().sum())
+    return float((read.double() * table.double()).sum() / table.double().square().sum())
 
 
-def output_factor(model: PreTrainedModel) -> float:
-    """What T5 multiplies the states before a tied head with; an untied head has it in its weights."""
-    return model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
-
-
-def head_name(model: PreTrainedModel) -> str:
-    """The dotted name of the head's weight."""
-    head = model.get_output_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-
-
-def bias_names(model: PreTrainedModel) -> tuple[str, str]:
-    """Names that a bias over the vocabulary would have: the head's own, and BART's."""
-    return head_name(model).removesuffix("weight") + "bias", "final_logits_bias"
-
-
-def baked_config(model: PreTrainedModel, size: int, untie: bool) -> PreTrainedConfig:
-    """The config of a model with another vocabulary."""
-    config = copy.deepcopy(model.config)
-    config.vocab_size, config.dtype = size, model.dtype
-    if untie:
-        config.tie_word_embeddings = False
-        if getattr(config, "scale_decoder_outputs", False):
-            config.scale_decoder_outputs = False
-    return config
-
-
-def rebuilt(model: PreTrainedModel, config: PreTrainedConfig, state: dict[str, Tensor]) -> PreTrainedModel:
-    """A model of the same class around given weights, which are not copied."""
-    with torch.device("meta"):
-        made = type(model)(config)
-    made.load_state_dict(state, assign=True)
-    made.generation_config = copy.deepcopy(model.generation_config)
-    new = list(range(model.get_input_embeddings().weight.shape[0], config.vocab_size))
-    made.generation_config.suppress_tokens = [*(made.generation_config.suppress_tokens or ()), *new]
-    return made
-
-
-# Whether it is the same
-
-
-def described(
-    frozen: Frozen, again: Frozen, name: str, prompt: Float[Tensor, "L D"], init: Sequence[int]
-) -> BakedPrompt:
+def _describe(frozen: Frozen, written: Frozen, name: str, prompt: Float[Tensor, "L D"]) -> BakedPrompt:
     """How to write a baked prompt. Raises ArtifactError when no string gives its tokens before every text."""
+    begin, _ = frame(frozen.tokenizer)
     tokens = [token(name, i) for i in range(len(prompt))]
-    ids = [*again.tokenizer.convert_tokens_to_ids(tokens), *init]
-    bare = "".join([*tokens, *frozen.tokenizer.convert_ids_to_tokens(list(init))])
+    ids = [*written.tokenizer.convert_tokens_to_ids(tokens), *begin]
+    bare = "".join([*tokens, *frozen.tokenizer.convert_ids_to_tokens(begin)])
     for text in (bare, bare + " "):  # some tokenizers need a space where a text's first word begins
-        if all(same_tokens(frozen, again, text, ids, probe) for probe in PROBES):
-            read = again.embed(torch.tensor(ids[: len(prompt)])).to(prompt)
+        if all(same_tokens(frozen, written, text, ids, probe) for probe in PROBES):
+            read = written.embed(torch.tensor(ids[: len(prompt)])).to(prompt)
             rounding = float((read - prompt).abs().max()) / frozen.card.scale
             return BakedPrompt(name, text, tuple(ids), len(prompt), rounding)
     raise ArtifactError(
@@ -262,20 +204,24 @@ def described(
     )
 
 
-def same_tokens(frozen: Frozen, again: Frozen, text: str, ids: Sequence[int], probe: str) -> bool:
-    """Whether string and text become the prompt's tokens and the text's own."""
-    init, _ = frame(frozen.tokenizer)
-    return again.tokenizer(text + probe).input_ids == [*ids, *frozen.tokenizer(probe).input_ids[len(init) :]]
+def same_tokens(frozen: Frozen, written: Frozen, text: str, ids: Sequence[int], probe: str) -> bool:
+    """Whether the prompt's string and a text become the prompt's tokens and the text's own."""
+    begin, _ = frame(frozen.tokenizer)
+    return written.tokenizer(text + probe).input_ids == [*ids, *frozen.tokenizer(probe).input_ids[len(begin) :]]
 
 
 @torch.no_grad()
-def check_same(frozen: Frozen, again: Frozen, baked: BakedPrompt, prompt: Float[Tensor, "L D"]) -> None:
+def _check_logits(frozen: Frozen, written: Frozen, baked: BakedPrompt, prompt: Float[Tensor, "L D"]) -> None:
     """Raise ArtifactError unless text in the new model gives the logits of vectors in the old one."""
     ids = torch.tensor([frozen.tokenizer(PROBES[0]).input_ids], device=frozen.device)
     embeds = torch.cat([prompt.to(frozen.device, frozen.dtype)[None], frozen.embed(ids)], dim=1)
-    written = torch.tensor([again.tokenizer(baked.text + PROBES[0]).input_ids], device=frozen.device)
-    old = frozen.model(inputs_embeds=embeds, **decoder_start(frozen)).logits[0, -1].float()
-    new = again.model(input_ids=written, **decoder_start(frozen)).logits[0, -1].float()
+    text_ids = torch.tensor([written.tokenizer(baked.text + PROBES[0]).input_ids], device=frozen.device)
+    decoder = {}
+    if frozen.card.is_encoder_decoder:
+        start = [[frozen.model.config.decoder_start_token_id]]
+        decoder["decoder_input_ids"] = torch.tensor(start, device=frozen.device)
+    old = frozen.model(inputs_embeds=embeds, **decoder).logits[0, -1].float()
+    new = written.model(input_ids=text_ids, **decoder).logits[0, -1].float()
     difference = float((new[: len(old)] - old).abs().max() / old.abs().max())
     allowed = max(TOLERANCE, torch.finfo(frozen.dtype).eps ** 0.5)
     if not difference <= allowed:
@@ -286,21 +232,8 @@ def check_same(frozen: Frozen, again: Frozen, baked: BakedPrompt, prompt: Float[
         )
 
 
-def decoder_start(frozen: Frozen) -> dict[str, Tensor]:
-    """The first decoder token, for encoder-decoders."""
-    if not frozen.card.is_encoder_decoder:
-        return {}
-    return {"decoder_input_ids": torch.tensor([[frozen.model.config.decoder_start_token_id]], device=frozen.device)}
-
-
 def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
-    where = resolve(name)
-    config = AutoConfig.from_pretrained(converted(where) if where.endswith(".gguf") else where)
-    found = name_of(config.dtype) if config.dtype else "float32"
-    return found if found in DTYPES else "float32"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype as flags name it."""
-    return str(dtype).removeprefix("torch.")
+    config = AutoConfig.from_pretrained(model_folder(name))
+    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    return dtype if dtype in DTYPES else "float32"

@@ -1,4 +1,8 @@
-"""How many tokens fit into memory at once, and what to do when a piece does not fit after all."""
+"""How a batch is cut: into chunks that fit into memory, and over the processes of a data-parallel run.
+
+Rows are independent given the prompts, so each process computes its own texts, and sums over rows add up
+(`promptprior.processes`). Every process then makes the same update that a single one would make.
+"""
 
 import os
 import warnings
@@ -8,6 +12,8 @@ from typing import TypeVar
 import torch
 
 from promptprior.backbone.frozen import Frozen
+from promptprior.notation import Int, Tensor
+from promptprior.processes import own_place, processes
 from promptprior.tasks.sampling.batch import Batch
 
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
@@ -18,14 +24,11 @@ def token_budget(frozen: Frozen, kept: int, recompute: bool = False) -> int:
     """How many tokens fit into a share of the free memory, where each layer keeps `kept` numbers of one."""
     layers = frozen.model.config.get_text_config().num_hidden_layers
     entries = kept + layers * frozen.card.width if recompute else kept * layers
-    return max(256, int(MEMORY_SHARE * free_memory(frozen.device) / (entries * frozen.dtype.itemsize)))
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if frozen.device.type == "cuda":
+        free_bytes = torch.cuda.mem_get_info(frozen.device)[0]
+    else:
+        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(256, int(MEMORY_SHARE * free_bytes / (entries * frozen.dtype.itemsize)))
 
 
 def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
@@ -34,27 +37,36 @@ def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iter
     Says so once per piece. Raises what `run` raised when a single text does not fit.
     """
     for piece in pieces:
-        yield from fitted(piece, run)
-
-
-def fitted(piece: Batch, run: Callable[[Batch], Result]) -> Iterator[Result]:
-    """`run` of a piece, or of its halves."""
-    try:
-        done = run(piece)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if piece.texts == 1 or not out_of_memory(error):
-            raise
+        try:
+            result = run(piece)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            # On the CPU torch raises a plain RuntimeError
+            memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+            if piece.texts == 1 or not memory:
+                raise
+            fits = False
+        else:
+            fits = True
+        if fits:
+            yield result
+            continue
+        # Outside of `except`: the error's traceback would hold on to what the failed piece computed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens", stacklevel=2)
         half = piece.texts // 2
-    else:
-        yield done
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warnings.warn(f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens", stacklevel=2)
-    yield from fitted(piece.take(torch.arange(half)), run)
-    yield from fitted(piece.take(torch.arange(half, piece.texts)), run)
+        halves = (torch.arange(half), torch.arange(half, piece.texts))
+        yield from backing_off((piece.take(texts) for texts in halves), run)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def own_texts(batch: Batch) -> Int[Tensor, " K"]:
+    """The texts of this process: neighbours, so that texts of one prompt mostly stay together; maybe none."""
+    return torch.arange(batch.texts).tensor_split(processes())[own_place()]
+
+
+def own_share(batch: Batch) -> Batch | None:
+    """The batch of this process's texts, weights untouched; None where there are more processes than texts."""
+    texts = own_texts(batch)
+    if len(texts) == batch.texts:
+        return batch
+    return batch.take(texts) if len(texts) else None

@@ -1,4 +1,4 @@
-"""What the first layers of the trunk make of texts, before any prompt stands in front of them."""
+"""What the first layers of the model make of texts, before any prompt stands in front of them."""
 
 from contextlib import suppress
 from typing import Any
@@ -14,51 +14,45 @@ from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 
-class Answered(Exception):
+class LayerReached(Exception):
     """Leaves a forward pass once the wanted layer has answered."""
 
 
-def layers_of(model: PreTrainedModel) -> list[Module]:
-    """The layers that read a text, in order: the trunk's, or the encoder's."""
-    trunk = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
+    """What reads a text, the decoder or the encoder, and its layers in order."""
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    return reader, [module for module in reader.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def check_layers(backbone: Backbone, layers: int) -> None:
     """Raise SpecError for a number of layers that the model does not have."""
-    most = len(layers_of(backbone.frozen.model)) if layers else 0
+    most = len(layers_of(backbone.frozen.model)[1]) if layers else 0
     if not 0 <= layers <= most:
         raise SpecError(f"query layers {layers} (--options.query-layers): expected 0 to {most} ({backbone.card.name})")
 
 
 @torch.no_grad()
 def first_states(backbone: Backbone, batch: Batch, layers: int) -> Float[Tensor, "X T D"]:
-    """What each text alone is after the first `layers` layers, before any final norm; 0: its word embeddings.
+    """What each text by itself is after the first `layers` layers, before any final norm; 0: its word embeddings.
 
-    Entries behind a text's end mean nothing. Its share of the trunk is added to the backbone's meter.
+    Entries behind a text's end mean nothing. Its share of the model's layers is added to the backbone's meter.
     """
     words = backbone.frozen.embed(batch.text_ids)
     if layers == 0 or words.shape[1] == 0:
         return words
-    model = backbone.frozen.model
-    trunk, blocks = model.get_encoder() if model.config.is_encoder_decoder else model.base_model, layers_of(model)
+    reader, blocks = layers_of(backbone.frozen.model)
     backbone.meter.tokens += round(int(batch.text_lengths.sum()) * layers / len(blocks))
     mask = torch.arange(words.shape[1]) < batch.text_lengths[:, None].cpu()
-    return answer_of(blocks[layers - 1], trunk, inputs_embeds=words, attention_mask=mask.long().to(words.device))
+    states: list[Tensor] = []
 
+    def leave(_: Module, __: Any, output: Any) -> None:  # the layers behind this one are not run
+        states.append(output[0] if isinstance(output, tuple) else output)
+        raise LayerReached
 
-def answer_of(layer: Module, trunk: Module, **inputs: Tensor) -> Tensor:
-    """What a layer answers when the trunk reads these inputs; the layers after it are not run."""
-    answers: list[Tensor] = []
-
-    def leave(_: Module, __: Any, output: Any) -> None:
-        answers.append(output[0] if isinstance(output, tuple) else output)
-        raise Answered
-
-    handle = layer.register_forward_hook(leave)
+    handle = blocks[layers - 1].register_forward_hook(leave)
     try:
-        with suppress(Answered):
-            trunk(**inputs)
+        with suppress(LayerReached):
+            reader(inputs_embeds=words, attention_mask=mask.long().to(words.device))
     finally:
         handle.remove()
-    return answers[0]
+    return states[0]

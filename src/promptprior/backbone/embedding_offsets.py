@@ -17,9 +17,10 @@ from promptprior.tasks.sampling.batch import Batch
 class OffsetFrozen(Frozen):
     """A frozen model that knows the texts of one batch: the word and the row of `offsets` of each of their n tokens.
 
-    The last row of `offsets` is zero: that of positions without an offset.
+    Their ids start at `first_id`. The last row of `offsets` is zero: that of positions without an offset.
     """
 
+    first_id: int
     words: Int[Tensor, " n"]
     rows: Int[Tensor, " n"]
     offsets: Float[Tensor, "m D"]
@@ -27,16 +28,11 @@ class OffsetFrozen(Frozen):
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
         """Input embeddings; those of the batch's texts with their offsets."""
         ids = ids.to(self.device)
-        place = ids - own_ids(self)
-        of_text, place = place >= 0, place.clamp(min=0)
-        words = super().embed(torch.where(of_text, self.words[place], ids))
-        rows = torch.where(of_text, self.rows[place], len(self.offsets) - 1)
+        token = ids - self.first_id
+        is_text, token = token >= 0, token.clamp(min=0)
+        words = super().embed(torch.where(is_text, self.words[token], ids))
+        rows = torch.where(is_text, self.rows[token], len(self.offsets) - 1)
         return words + self.offsets.index_select(0, rows.flatten()).view(words.shape).to(words.dtype)
-
-
-def own_ids(frozen: Frozen) -> int:
-    """The first id behind the vocabulary."""
-    return frozen.model.get_input_embeddings().weight.shape[0]
 
 
 def offset_texts(frozen: Frozen, offsets: Float[Tensor, "P S D"], batch: Batch) -> tuple[Frozen, Batch]:
@@ -44,18 +40,18 @@ def offset_texts(frozen: Frozen, offsets: Float[Tensor, "P S D"], batch: Batch) 
 
     Token t of a text gets offset t; tokens from S on get none, nor do targets.
     """
-    positions, place = offsets.shape[1], torch.arange(batch.text_ids.shape[1])
-    none = offsets.shape[0] * positions
-    rows = torch.where(place < positions, batch.prompt_index.cpu()[:, None] * positions + place, none)
-    table = torch.cat([offsets.flatten(0, 1), offsets.new_zeros(1, offsets.shape[2])])
-    ids = own_ids(frozen) + torch.arange(batch.text_ids.numel()).view_as(batch.text_ids)
-    device = frozen.device
-    made = OffsetFrozen(
+    size, position = offsets.shape[1], torch.arange(batch.text_ids.shape[1])
+    no_offset = offsets.shape[0] * size
+    rows = torch.where(position < size, batch.prompt_index.cpu()[:, None] * size + position, no_offset)  # [X, T]
+    table = torch.cat([offsets.flatten(0, 1), offsets.new_zeros(1, offsets.shape[2])])  # [P S + 1, D]
+    first_id = frozen.model.get_input_embeddings().weight.shape[0]
+    reader = OffsetFrozen(
         frozen.model,
         frozen.tokenizer,
         frozen.card,
-        words=batch.text_ids.flatten().to(device),
-        rows=rows.flatten().to(device),
-        offsets=table.to(device),
+        first_id=first_id,
+        words=batch.text_ids.flatten().to(frozen.device),
+        rows=rows.flatten().to(frozen.device),
+        offsets=table.to(frozen.device),
     )
-    return made, replace(batch, text_ids=ids)
+    return reader, replace(batch, text_ids=first_id + torch.arange(batch.text_ids.numel()).view_as(batch.text_ids))

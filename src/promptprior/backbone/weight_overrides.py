@@ -1,26 +1,25 @@
-"""A trunk some of whose weights come from outside, by name: what LoRA and other references are computed with.
+"""A model some of whose weights come from outside, by name: what LoRA and BitFit are computed with.
 
-The backbone is never written to. Weights are lent to the model for the length of one call; LoRA's layers stand in a
-twin that shares every weight with the model and has modules of its own.
+The backbone is never written to. Weights replace the model's for the length of one call (torch's `functional_call`);
+LoRA's layers stand in a shared-weight copy, which has modules of its own and the very same weights.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.forward.dispatch import States, candidates, disagreement, losses_by
+from promptprior.backbone.forward.dispatch import States, candidates, disagreement, route_losses
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.generate import generated
+from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -32,11 +31,19 @@ Which = Literal["vectors", "biases"]
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, eq=False)
-class Trunk:
-    """A backbone that is lent weights. `start` are those weights as they stand, in what they are computed in.
+class FunctionalCall(torch.nn.Sequential):
+    """A module whose forward pass is any function, so that torch can replace the weights of the model inside it."""
 
-    No prompt is read: texts stand alone, as for zero_shot. Work is counted by the backbone's own meter.
+    def forward(self, function: Callable[[], Answer]) -> Answer:
+        """Call it."""
+        return function()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedModel:
+    """A backbone under other weights. `start` are those weights as they stand, in what they are computed in.
+
+    No prompt is read: texts stand by themselves, as for zero_shot. Work is counted by the backbone's own meter.
     """
 
     backbone: Backbone
@@ -47,61 +54,39 @@ class Trunk:
 
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
-
-        def piece_losses(piece: Batch) -> Float[Tensor, " R"]:
-            self.backbone.meter.count(piece, 0)
-            return losses_by(self.frozen, self.states, self.nothing, piece)
-
-        pieces = self.backbone.split(alone(batch), 0)
-        return torch.cat(self.lent(weights, lambda: [piece_losses(piece) for piece in pieces]))
+        frozen, states = self.frozen, self.states
+        losses = self._pieces(weights, batch, lambda prompt, piece: route_losses(frozen, states, prompt, piece))
+        return torch.cat(losses)
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
+        options = GenerationOptions(max_new_tokens, first_line=True)
+        texts = self._pieces(weights, batch, lambda prompt, piece: generate_texts(self.frozen, prompt, piece, options))
+        return [text for piece in texts for text in piece]
 
-        def texts() -> Iterator[str]:
-            for piece in self.backbone.split(alone(batch), 0):
+    def _pieces(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
+        """What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights."""
+        shape = (1, 0, self.backbone.width)
+        no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
+        batch = batch.reading(torch.zeros_like(batch.prompt_index))
+
+        def each_piece() -> list[Answer]:
+            answers = []
+            for piece in self.backbone.split(batch, 0):
                 self.backbone.meter.count(piece, 0)
-                yield from generated(self.frozen, self.nothing, piece, max_new_tokens, 1, first_line=True)
+                answers.append(compute(no_prompt, piece))
+            return answers
 
-        return self.lent(weights, lambda: list(texts()))
+        return self.call_with(weights, each_piece)
 
-    @property
-    def nothing(self) -> Float[Tensor, "1 0 D"]:
-        """One prompt of no tokens."""
-        return torch.zeros(1, 0, self.backbone.width, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
-
-    def lent(self, weights: Weights, ask: Callable[[], Answer]) -> Answer:
-        """What `ask` comes to while the model has these weights; its own are back afterwards, whatever happens."""
-        named = {f"model.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
-        return functional_call(Borrower(self.frozen.model), named, (ask,))
+    def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
+        """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""
+        named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
+        return functional_call(FunctionalCall(self.frozen.model), named, (function,))
 
 
-class Borrower(torch.nn.Module):
-    """A model as the part of a module whose forward pass is any question, so that torch can lend it weights."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ask: Callable[[], Answer]) -> Answer:
-        """Ask."""
-        return ask()
-
-
-def alone(batch: Batch) -> Batch:
-    """The same texts, all reading the one prompt of no tokens."""
-    return batch.reading(torch.zeros_like(batch.prompt_index))
-
-
-def open_route(frozen: Frozen) -> States:
-    """The fastest exact route whose gradient reaches the weights; those written by hand give it to prompts alone."""
-    *fast, last = (route for route in candidates(frozen) if route not in (llama_states, t5_states))
-    with torch.enable_grad():  # an exam may be the first to ask
-        return next((route for route in fast if disagreement(frozen, route) is None), last)
-
-
-def own_trunk(backbone: Backbone, which: Which) -> Trunk:
-    """A trunk that is lent its own biases, or all its vectors: biases and the scales of norms.
+def own_weights_model(backbone: Backbone, which: Which) -> WeightedModel:
+    """The backbone under other biases, or all other vectors: biases and the scales of norms.
 
     Raises SpecError for biases of a model without any.
     """
@@ -116,20 +101,25 @@ def own_trunk(backbone: Backbone, which: Which) -> Trunk:
             f"{frozen.card.name} ({frozen.card.architecture}) has no biases to train: use "
             "--options.bitfit.which vectors"
         )
-    return Trunk(backbone, frozen, open_route(frozen), start)
+    return WeightedModel(backbone, frozen, _weight_route(frozen), start)
 
 
-def lora_trunk(backbone: Backbone, rank: int, alpha: float, modules: Sequence[str]) -> Trunk:
-    """A trunk with PEFT's LoRA layers (Hu et al. 2021) on some linear modules, in a twin of the model.
+def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[str]) -> WeightedModel:
+    """A shared-weight copy of the model with PEFT's LoRA layers (Hu et al. 2021) on some linear modules.
 
     Without `modules` PEFT's own choice for the family: queries and values where they are layers of their own. Raises
     SpecError when peft is missing, or knows no such modules.
     """
-    inject, settings = peft_lora(rank, alpha, modules)
-    model = twin(backbone.frozen.model)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise SpecError("the method lora needs a package: pip install 'promptprior[peft]'") from error
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules) or None)
+    shared = backbone.frozen.model
+    model: Any = copy.deepcopy(shared, {id(tensor): tensor for tensor in (*shared.parameters(), *shared.buffers())})
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # PEFT draws a start that nobody reads
-            inject(settings, model)
+            inject_adapter_in_model(settings, model)
     except ValueError as error:
         raise SpecError(f"modules {', '.join(modules) or 'by default'} (--options.lora.modules): {error}") from error
     frozen = Frozen(model, backbone.frozen.tokenizer, backbone.frozen.card)
@@ -139,23 +129,16 @@ def lora_trunk(backbone: Backbone, rank: int, alpha: float, modules: Sequence[st
             f"modules (--options.lora.modules): {other[0].split('.lora_')[0]} is not linear; name linear ones"
         )
     start = {name: torch.zeros_like(weight, dtype=frozen.prompt_dtype) for name, weight in weights.items()}
-    return Trunk(backbone, frozen, open_route(frozen), start)
+    return WeightedModel(backbone, frozen, _weight_route(frozen), start)
 
 
-def peft_lora(rank: int, alpha: float, modules: Sequence[str]) -> tuple[Callable[..., Any], Any]:
-    """PEFT's function that puts layers into a model, and the settings of LoRA's."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise SpecError("the method lora needs a package: pip install 'promptprior[peft]'") from error
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules) or None)
-    return inject_adapter_in_model, settings
+def lora_start(model: WeightedModel, generator: torch.Generator) -> dict[str, Tensor]:
+    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU.
 
-
-def lora_start(trunk: Trunk, generator: torch.Generator) -> dict[str, Tensor]:
-    """LoRA's usual start, drawn on the CPU: A uniform within one over the square root of its input, B zero."""
+    A is uniform within one over the square root of its input, B zero.
+    """
     start = {}
-    for name, weight in trunk.start.items():
+    for name, weight in model.start.items():
         drawn = torch.zeros(weight.shape, dtype=weight.dtype)
         if ".lora_A." in name:
             torch.nn.init.kaiming_uniform_(drawn, a=sqrt(5), generator=generator)
@@ -163,6 +146,8 @@ def lora_start(trunk: Trunk, generator: torch.Generator) -> dict[str, Tensor]:
     return start
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with modules of its own and the very same weights."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+def _weight_route(frozen: Frozen) -> States:
+    """The fastest exact route whose gradient reaches the weights; those written by hand give it to prompts alone."""
+    *fast, last = (route for route in candidates(frozen) if route not in (llama_states, t5_states))
+    with torch.enable_grad():  # an evaluation may be the first to ask
+        return next((route for route in fast if disagreement(frozen, route) is None), last)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from promptprior.backbone import Backbone
-from promptprior.backbone.weight_overrides import Trunk, Which, lora_trunk, own_trunk
+from promptprior.backbone.weight_overrides import WeightedModel, Which, lora_model, own_weights_model
 
 HOLDS = "weights of the model, a reference that prompts are compared with"
 
@@ -23,9 +23,9 @@ class LoraForm:
     name: str = "lora"
     holds: ClassVar[str] = HOLDS
 
-    def answers(self, backbone: Backbone) -> Trunk:
+    def answers(self, backbone: Backbone) -> WeightedModel:
         """The model with PEFT's layers. Raises SpecError without peft, and for modules that the model does not have."""
-        return lora_trunk(backbone, self.rank, self.alpha, self.modules)
+        return lora_model(backbone, self.rank, self.alpha, self.modules)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,6 @@ class OwnForm:
     name: str = "own"
     holds: ClassVar[str] = HOLDS
 
-    def answers(self, backbone: Backbone) -> Trunk:
+    def answers(self, backbone: Backbone) -> WeightedModel:
         """The model itself. Raises SpecError for the biases of a model without any."""
-        return own_trunk(backbone, self.which)
+        return own_weights_model(backbone, self.which)

@@ -1,10 +1,11 @@
 """Causal models: the states that predict target tokens, by two exact routes.
 
-`packed_states` runs every prompt and every text once, as one sequence without padding (layout.py). It never does more
+`packed_states` runs every prompt and every text once, as one sequence without padding (packing.py). It never does more
 work than concatenation, so it is the route wherever a family's attention goes through transformers' attention
-interface. `concatenated_states` is the plain padded route for all other families.
+interface. `concatenated_states` is the plain padded route for all other families, and for hidden prompt tokens.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,8 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import packed_model
-from promptprior.backbone.kernels.packing import plan, ragged_arange
-from promptprior.notation import Float, Int, Tensor
+from promptprior.backbone.kernels.packing import on_device, plan, ragged_arange
+from promptprior.errors import SpecError
+from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -26,42 +28,71 @@ def packed_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
 ) -> Float[Tensor, "V D"]:
     """The final state that predicts each target token, row after row."""
-    layout = plan(batch, prompts.shape[1]).to(frozen.device)
+    layout = on_device(plan(batch, prompts.shape[1]), frozen.device)
     used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
-    embeds = torch.cat([used.flatten(0, 1), frozen.embed(layout.token_ids)])[None]
-    route = partial(packed_model, frozen.model, layout)
-    with route(), kept_or_recomputed(frozen.model, keep, route):
+    embeds = torch.cat([used.flatten(0, 1), frozen.embed(layout.token_ids)])[None]  # [1, N, D]
+    packed = partial(packed_model, frozen.model, layout)
+    with packed(), gradient_checkpointing(frozen.model, packed, enabled=not keep):
         out = frozen.model.base_model(inputs_embeds=embeds, position_ids=layout.position_ids[None], use_cache=False)
     return out.last_hidden_state[0].index_select(0, layout.predicts)
 
 
 def concatenated_states(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True
+    frozen: Frozen,
+    prompts: Float[Tensor, "P L D"],
+    batch: Batch,
+    keep: bool = True,
+    hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """The same states from rows of prompt, text and target, right-padded to the longest."""
-    length = prompts.shape[1]
-    ids, lengths = joined_rows(batch)
-    used = prompts[batch.prompt_index[batch.text_index]].to(frozen.device, frozen.dtype)
-    embeds = torch.cat([used, frozen.embed(ids)], dim=1)
-    mask = (torch.arange(embeds.shape[1]) < (length + lengths)[:, None]).long().to(frozen.device)
-    with kept_or_recomputed(frozen.model, keep, nullcontext):
-        out = frozen.model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
-    row = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)
-    start = length + batch.text_lengths[batch.text_index] - 1
-    place = start[row] + ragged_arange(batch.target_lengths)
-    return out.last_hidden_state[row.to(frozen.device), place.to(frozen.device)]
+    """The same states from rows of prompt, text and target, right-padded to the longest.
+
+    No position attends to the prompt tokens that are `hidden`. Raises SpecError where the model cannot hide them.
+    """
+    length, text = prompts.shape[1], batch.text_index
+    text_lengths = batch.text_lengths[text]  # [R]
+    lengths = text_lengths + batch.target_lengths - 1  # the last token of a target is predicted, never read
+    ids = torch.zeros(batch.rows, max(int(lengths.max()), 1), dtype=torch.long)
+    for row in range(batch.rows):
+        text_end, end = int(text_lengths[row]), int(lengths[row])
+        ids[row, :text_end] = batch.text_ids[int(text[row]), :text_end]
+        ids[row, text_end:end] = batch.target_ids[row, : end - text_end]
+    prompt_of_row = batch.prompt_index[text]
+    used = prompts[prompt_of_row].to(frozen.device, frozen.dtype)
+    embeds = torch.cat([used, frozen.embed(ids)], dim=1)  # [R, S, D]
+    mask = torch.arange(embeds.shape[1]) < (length + lengths)[:, None]
+    options: dict[str, Tensor] = {}
+    if hidden is not None:
+        check_hiding(frozen)
+        mask[:, :length] &= ~hidden.cpu()[prompt_of_row]
+        # Said outright: some families would count positions over the visible tokens alone
+        options["position_ids"] = torch.arange(embeds.shape[1], device=frozen.device).expand(batch.rows, -1)
+    mask = mask.long().to(frozen.device)
+    with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
+        out = frozen.model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **options)
+    row_of_token = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)  # [V]
+    position = (length + text_lengths - 1)[row_of_token] + ragged_arange(batch.target_lengths)
+    return out.last_hidden_state[row_of_token.to(frozen.device), position.to(frozen.device)]
+
+
+def check_hiding(frozen: Frozen) -> None:
+    """Raise SpecError for a causal model whose positions would move if tokens were hidden by an attention mask."""
+    if "position_ids" not in inspect.signature(frozen.model.base_model.forward).parameters:
+        raise SpecError(
+            f"hidden prompt tokens: {frozen.card.name} ({frozen.card.architecture}) takes no position_ids and counts "
+            "positions over visible tokens, so hiding some would move all others; use another backbone"
+        )
 
 
 @contextmanager
-def kept_or_recomputed(
-    model: PreTrainedModel, keep: bool, route: Callable[[], AbstractContextManager[None]]
+def gradient_checkpointing(
+    model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]], enabled: bool
 ) -> Iterator[None]:
-    """Unless `keep`, every layer called inside keeps only its input and runs again, under `route`, when its gradient
-    is asked for: by then this context has long been left."""
-    layers = [] if keep else [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), route()))
+    """Where enabled, every layer called inside keeps only its input and runs again when its gradient is asked for,
+    under `context`: by then this one has long been left."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
+    recompute = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), context()))
     # transformers' own switch needs training mode, and that would turn dropout on
-    with wrapped_forwards(layers, lambda forward: partial(again, forward)):
+    with wrapped_forwards(layers, lambda forward: partial(recompute, forward)):
         yield
 
 
@@ -69,7 +100,7 @@ def kept_or_recomputed(
 def wrapped_forwards(
     modules: Sequence[torch.nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Modules whose `forward` is wrapped inside; what others put in its place (accelerate does) is kept."""
+    """Modules whose `forward` is wrapped inside; what others put in its place (accelerate does) is restored."""
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.forward = wrap(module.forward)
@@ -81,15 +112,3 @@ def wrapped_forwards(
                 del module.forward
             else:
                 module.forward = own
-
-
-def joined_rows(batch: Batch) -> tuple[Int[Tensor, "R T"], Int[Tensor, " R"]]:
-    """Text and target of each row as one right-padded sequence, and its length without the last token."""
-    text_lengths = batch.text_lengths[batch.text_index]
-    lengths = text_lengths + batch.target_lengths - 1
-    ids = torch.zeros(batch.rows, max(int(lengths.max()), 1), dtype=torch.long)
-    for row in range(batch.rows):
-        text, answer = int(text_lengths[row]), int(batch.target_lengths[row]) - 1
-        ids[row, :text] = batch.text_ids[int(batch.text_index[row]), :text]
-        ids[row, text : text + answer] = batch.target_ids[row, :answer]
-    return ids, lengths

@@ -1,4 +1,4 @@
-"""The trunk of Llama, Mistral and Qwen2 over a packed batch, block by hand-written block."""
+"""Llama, Mistral and Qwen2 over a packed batch, block by hand-written block."""
 
 from functools import partial
 from typing import Any
@@ -8,25 +8,24 @@ from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import packed_model
-from promptprior.backbone.kernels.attention_vjp import StagePlan, causal_plans
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, Kernels, Pass, run_block
-from promptprior.backbone.kernels.packing import Layout, plan
-from promptprior.backbone.kernels.shared_inputs import Leading
+from promptprior.backbone.kernels.attention import StagePlan, causal_plans, packed_model
+from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.packing import Layout, on_device, plan
+from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 
-def serves(model: PreTrainedModel) -> bool:
+def is_llama_like(model: PreTrainedModel) -> bool:
     """Whether this file knows the model: a family it was written for, with ordinary linear layers."""
     if type(model).__name__ not in FAMILIES or model.config.hidden_act not in ACTIVATIONS:
         return False
-    return all(type(linear) is Linear for layer in model.model.layers for linear in block_of(layer, model).linears)
+    return all(type(linear) is Linear for layer in model.model.layers for linear in llama_block(layer, model).linears)
 
 
-def block_of(layer: Any, model: PreTrainedModel) -> Block:
+def llama_block(layer: Any, model: PreTrainedModel) -> Block:
     """The weights of one decoder layer."""
     attention, mlp = layer.self_attn, layer.mlp
     return Block(
@@ -49,60 +48,49 @@ def block_of(layer: Any, model: PreTrainedModel) -> Block:
 def llama_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
-    """The final state that predicts each target token, row after row."""
-    layout = plan(batch, prompts.shape[1]).to(frozen.device)
+    """The final state that predicts each target token, row after row.
+
+    Of the last layer only the states that predict something are computed.
+    """
+    model, decoder = frozen.model, frozen.model.model
+    layout = on_device(plan(batch, prompts.shape[1]), frozen.device)
     used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
     words = frozen.embed(layout.token_ids)
-    entry = Leading(None if words.requires_grad else layout.prompt_tokens)  # texts' embeddings are mostly frozen
-    x = torch.cat([used.flatten(0, 1), words])
-    trunk = frozen.model.model
-    rows, order = torch.unique(layout.predicts, return_inverse=True)
-    for work in passes(frozen.model, layout, x, entry, rows, keep, kernels):
-        x = run_block(x, work)
-    return trunk.norm(x).index_select(0, order)
+    x = torch.cat([used.flatten(0, 1), words])  # [N, D]
+    predicting, order = torch.unique(layout.predicts, return_inverse=True)
 
-
-def passes(
-    model: PreTrainedModel, layout: Layout, x: Tensor, entry: Leading, rows: Tensor, keep: bool, kernels: Kernels
-) -> list[Pass]:
-    """One pass per layer. Of the last layer only the states that predict something are computed."""
-    trunk = model.model
-    cos, sin = trunk.rotary_emb(x, position_ids=layout.position_ids[None])
+    cos, sin = decoder.rotary_emb(x, position_ids=layout.position_ids[None])  # [1, N, d]
     half = cos.shape[-1] // 2
     key_rotary = (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
-    scale = trunk.layers[0].self_attn.scaling
+    scale = decoder.layers[0].self_attn.scaling
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
-    plans: dict[int | None, list[StagePlan]] = {}
-    made: list[Pass] = []
-    for layer in trunk.layers[: model.config.num_hidden_layers]:
-        window = window_of(layer, model)
+
+    layers = decoder.layers[: model.config.num_hidden_layers]
+    plans: dict[int | None, list[StagePlan]] = {}  # masks, once for all layers with the same sliding window
+    runs = []
+    for number, layer in enumerate(layers):
+        is_mistral = type(model).__name__ == "MistralForCausalLM"
+        window = model.config.sliding_window if is_mistral else getattr(layer.self_attn, "sliding_window", None)
         if window not in plans:
             plans[window] = causal_plans(layout, window)
-        last = len(made) == model.config.num_hidden_layers - 1
-        made.append(
-            Pass(
-                block=block_of(layer, model),
-                plans=plans[window],
-                entry=Leading() if made else entry,
-                query_rotary=query_rotary,
-                key_rotary=key_rotary,
-                rows=rows if last else None,
-                keep=keep,
-                plain=partial(plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
-                kernels=kernels,
-            )
+        # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
+        first = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
+        run = BlockRun(
+            block=llama_block(layer, model),
+            plans=plans[window],
+            inputs=SharedInputs() if number else first,
+            query_rotary=query_rotary,
+            key_rotary=key_rotary,
+            rows=predicting if number == len(layers) - 1 else None,
+            keep=keep,
+            plain=partial(_plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
+            kernels=kernels,
         )
-    return made
+        runs.append(run)
+    return decoder.norm(run_blocks(x, runs)).index_select(0, order)
 
 
-def window_of(layer: Any, model: PreTrainedModel) -> int | None:
-    """The sliding window of a layer, if it has one."""
-    if type(model).__name__ == "MistralForCausalLM":
-        return model.config.sliding_window
-    return getattr(layer.self_attn, "sliding_window", None)
-
-
-def plain_layer(
+def _plain_layer(
     x: Float[Tensor, "N D"],
     layer: Any,
     model: PreTrainedModel,

@@ -1,6 +1,6 @@
 """T5 without waste: an encoder without padding, and cross-attention that never projects the encoding.
 
-The encoder runs hand-written blocks (block.py) over all texts as one ragged sequence; only attention sees padded
+The encoder runs hand-written blocks (block_vjp.py) over all texts as one ragged sequence; only attention sees padded
 blocks. The decoder reads label positions alone, all choices of a text against one encoding. With few label tokens the
 key and value projections of cross-attention move from the encoding to the queries,
 
@@ -18,30 +18,29 @@ from torch.nn import Linear
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from promptprior.backbone.forward.seq2seq import shifted
+from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import packed, unpacked
-from promptprior.backbone.kernels.attention_vjp import Part, StagePlan
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, Kernels, Pass, run_block
-from promptprior.backbone.kernels.packing import Stage, ragged_stage, ragged_take, rows_of
-from promptprior.backbone.kernels.shared_inputs import Entry, Leading, Repeated
+from promptprior.backbone.kernels.attention import Part, StagePlan, pack, unpack
+from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, ragged_take, rows_of_texts
+from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration")
 
 
-def serves(model: PreTrainedModel) -> bool:
+def is_t5_like(model: PreTrainedModel) -> bool:
     """Whether this file knows the model. In float16 T5 overflows: transformers clamps it, we do not."""
     if type(model).__name__ not in FAMILIES or model.dtype == torch.float16:
         return False
-    blocks = [block_of(block, model) for block in model.encoder.block]
+    blocks = [t5_block(block, model) for block in model.encoder.block]
     cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
     read = [*(x for block in blocks for x in block.linears), *(x for c in cross for x in (c.k, c.v))]
     return all(block.activation in ACTIVATIONS for block in blocks) and all(type(linear) is Linear for linear in read)
 
 
-def block_of(block: Any, model: PreTrainedModel) -> Block:
+def t5_block(block: Any, model: PreTrainedModel) -> Block:
     """The weights of one encoder block."""
     attention, mlp = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense
     gated = model.config.is_gated_act
@@ -66,109 +65,99 @@ def t5_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
-    encoded, stage = encoded_texts(frozen, prompts, batch, keep, kernels)
-    grid = rows_of(torch.arange(batch.texts), batch.text_index).flatten()  # rows of each text; -1 where it has fewer
-    ids = shifted(frozen, batch)[grid.clamp(min=0)].to(frozen.device)
-    states = decoded(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
-    row_place = torch.zeros(batch.rows, dtype=torch.long)
-    row_place[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
-    reads = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]
-    return states[row_place.to(frozen.device)][reads.to(frozen.device)]
+    encoded, stage = _encode_ragged(frozen, prompts, batch, keep, kernels)
+    # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
+    grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
+    ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(frozen.device)  # [X C, U]
+    states = _decode_labels(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
+    cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
+    cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
+    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
+    return states[cell_of_row.to(frozen.device)][is_target.to(frozen.device)]
 
 
-def encoded_texts(
+def _encode_ragged(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool, kernels: Kernels
 ) -> tuple[Float[Tensor, "X S D"], Stage]:
     """The encoder's output for each prompt and text, and where its tokens stand."""
-    length, encoder = prompts.shape[1], frozen.model.encoder
-    lengths = length + batch.text_lengths
-    stage = ragged_stage(torch.arange(batch.texts), lengths, 0)[0].to(frozen.device)
-    used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)
-    rows = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
+    model, encoder = frozen.model, frozen.model.encoder
+    length, text_lengths = prompts.shape[1], batch.text_lengths.cpu()
+    used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
+    embedded_prompts = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
     words = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
-    x = torch.cat([rows, words])
-    entry: Entry = repeated(length, reads, batch.text_lengths.cpu(), x)
+    x = torch.cat([embedded_prompts, words])  # [P L + words, D]: what several texts read stands here once
+
+    # Tokens stand [prompt, text, prompt, text, …]; each names the row of x that it reads
+    starts = (length + text_lengths).cumsum(0) - text_lengths - length  # [X]
+    prompt_tokens = (starts[:, None] + torch.arange(length)).flatten()  # [X L]
+    source = torch.empty(len(reads) * length + int(text_lengths.sum()), dtype=torch.long)  # [N]
+    is_text = torch.ones_like(source, dtype=torch.bool)
+    is_text[prompt_tokens] = False
+    source[prompt_tokens] = (reads[:, None] * length + torch.arange(length)).flatten()
+    source[is_text] = len(used) * length + torch.arange(int(text_lengths.sum()))
+    reads_prompt = torch.nn.functional.one_hot(reads).t().to(x)  # [P, X]
+    inputs = SharedInputs(None, source.to(x.device), prompt_tokens.to(x.device), reads_prompt)
     if words.requires_grad:  # every token wants a gradient: nothing is gained by projecting shared rows once
-        x, entry = entry.spread(x), Leading()
-    for work in passes(frozen.model, stage, entry, keep, kernels):
-        x = run_block(x, work)
-    return packed(encoder.final_layer_norm(x)[None], stage)[0], stage
+        x, inputs = inputs.spread(x), SharedInputs()
 
-
-def repeated(
-    length: int, reads: Int[Tensor, " X"], text_lengths: Int[Tensor, " X"], x: Float[Tensor, "S D"]
-) -> Repeated:
-    """How the tokens [prompt, text, prompt, text, …] read the rows x = [all prompts, all texts]."""
-    prompts = torch.nn.functional.one_hot(reads).t()
-    first = (length + text_lengths).cumsum(0) - text_lengths - length
-    places = (first[:, None] + torch.arange(length)).flatten()
-    source = torch.empty(len(reads) * length + int(text_lengths.sum()), dtype=torch.long)
-    of_text = torch.ones_like(source, dtype=torch.bool)
-    of_text[places] = False
-    source[places] = (reads[:, None] * length + torch.arange(length)).flatten()
-    source[of_text] = len(prompts) * length + torch.arange(int(text_lengths.sum()))
-    return Repeated(source.to(x.device), places.to(x.device), prompts.to(x))
-
-
-def passes(model: PreTrainedModel, stage: Stage, entry: Entry, keep: bool, kernels: Kernels) -> list[Pass]:
-    """One pass per encoder block; all share the relative positions of the first."""
-    first = model.encoder.block[0].layer[0].SelfAttention
-    bias = first.compute_bias(stage.size, stage.size).detach().contiguous()  # [1, H, S, S]; heads stood last
+    # All blocks share the relative positions of the first
+    stage, _ = ragged_stage(torch.arange(batch.texts), length + batch.text_lengths, 0)
+    stage = on_device(stage, frozen.device)
+    bias = encoder.block[0].layer[0].SelfAttention.compute_bias(stage.size, stage.size)
+    bias = bias.detach().contiguous()  # [1, H, S, S]; heads stood last
     pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
     plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
-    return [
-        Pass(
-            block=block_of(block, model),
+    runs = [
+        BlockRun(
+            block=t5_block(block, model),
             plans=[plan],
-            entry=Leading() if place else entry,
+            inputs=SharedInputs() if number else inputs,
             query_rotary=None,
             key_rotary=None,
             rows=None,
             keep=keep,
-            plain=partial(plain_block, block=block, stage=stage, bias=bias, pads=pads),
+            plain=partial(_plain_block, block=block, stage=stage, bias=bias, pads=pads),
             kernels=kernels,
         )
-        for place, block in enumerate(model.encoder.block)
+        for number, block in enumerate(encoder.block)
     ]
+    return pack(encoder.final_layer_norm(run_blocks(x, runs))[None], stage)[0], stage
 
 
-def plain_block(
+def _plain_block(
     x: Float[Tensor, "N D"], block: Any, stage: Stage, bias: Tensor, pads: Bool[Tensor, "X 1 1 S"] | None
 ) -> Float[Tensor, "N D"]:
     """The block as transformers computes it, in operations that can be differentiated twice."""
-    hidden = None if pads is None else torch.zeros_like(pads, dtype=x.dtype).masked_fill(pads, torch.finfo(x.dtype).min)
+    mask = None if pads is None else torch.zeros_like(pads, dtype=x.dtype).masked_fill(pads, torch.finfo(x.dtype).min)
     with sdpa_kernel(SDPBackend.MATH):
-        out = block(packed(x[None], stage)[0], hidden, bias)[0]
-    return unpacked(out[None], stage)[0]
+        out = block(pack(x[None], stage)[0], mask, bias)[0]
+    return unpack(out[None], stage)[0]
 
 
-def decoded(
+def _decode_labels(
     model: PreTrainedModel, ids: Int[Tensor, "rows U"], encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
 ) -> Float[Tensor, "rows U D"]:
     """The decoder's final states. Rows stand text after text, as many for each."""
     decoder = model.decoder
     x = decoder.embed_tokens(ids)
     size = ids.shape[1]
-    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)
+    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)  # [1, H, U, U]
     later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
     bias = bias.masked_fill(later, float("-inf"))
-    centre = encoded.detach().mean(dim=1, keepdim=True)
+    centre = encoded.detach().mean(dim=1, keepdim=True)  # [X, 1, D]
     centred = encoded - centre
     for block in decoder.block:
-        x = x + self_attention(block.layer[0].layer_norm(x), block.layer[0].SelfAttention, bias)
-        x = x + cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, centred, centre, pads)
+        # Causal attention among a row's label positions
+        h, attention = block.layer[0].layer_norm(x), block.layer[0].SelfAttention
+        q, k, v = (_split_heads(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
+        weights = _softmax(q @ k.transpose(-1, -2) + bias)  # [rows, H, U, U]
+        x = x + attention.o((weights @ v).transpose(1, 2).flatten(2))
+        x = x + _cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, centred, centre, pads)
         x = block.layer[2](x)
     return decoder.final_layer_norm(x)
 
 
-def self_attention(h: Float[Tensor, "R U D"], attention: Any, bias: Tensor) -> Float[Tensor, "R U D"]:
-    """Causal attention among a row's label positions."""
-    q, k, v = (by_head(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
-    weights = softmax(q @ k.transpose(-1, -2) + bias)
-    return attention.o((weights @ v).transpose(1, 2).flatten(2))
-
-
-def cross_attention(
+def _cross_attention(
     h: Float[Tensor, "R U D"],
     attention: Any,
     centred: Float[Tensor, "X S D"],
@@ -176,44 +165,29 @@ def cross_attention(
     pads: Bool[Tensor, "X S"],
 ) -> Float[Tensor, "R U D"]:
     """Attention of all rows of a text to its one encoding, which is projected only where that costs less."""
-    queries = h.reshape(centred.shape[0], -1, h.shape[-1])  # [X, choices * U, D]
-    q = by_head(attention.q(queries), attention)
-    reassociate = queries.shape[1] < attention.key_value_proj_dim
-    attend = projected_queries if reassociate else projected_keys
-    seen = attend(q, attention, centred, pads).transpose(1, 2).flatten(2)
-    return attention.o(seen + attention.v(centre)).view(h.shape)
+    queries = h.reshape(centred.shape[0], -1, h.shape[-1])  # [X, n, D] with n = choices * U
+    q = _split_heads(attention.q(queries), attention)  # [X, H, n, d]
+    heads, count, width = q.shape[1:]
+    if queries.shape[1] < attention.key_value_proj_dim:
+        # Both projections on the side of the queries: each head's weights meet the queries of all texts in one product
+        # (`@` would copy the weights for every text)
+        key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
+        wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
+        # [X, S, H n]: so the gradient of `centred` comes token after token, and adds up without being turned
+        scores = (centred @ wide.transpose(1, 2)).masked_fill(pads[:, :, None], float("-inf"))
+        mixed = (_softmax(scores, dim=1).transpose(1, 2) @ centred).unflatten(1, (heads, count))  # [X, H, n, D]
+        attended = torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
+    else:
+        k, v = (_split_heads(linear(centred), attention) for linear in (attention.k, attention.v))  # [X, H, S, d]
+        scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
+        attended = _softmax(scores) @ v
+    return attention.o(attended.transpose(1, 2).flatten(2) + attention.v(centre)).view(h.shape)
 
 
-def projected_queries(
-    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
-) -> Float[Tensor, "X H n d"]:
-    """Cross-attention with both projections moved to the side of the queries.
-
-    Each head's weights meet the queries of all texts in one product (`@` would copy the weights for every text).
-    """
-    heads, rows, width = q.shape[1], q.shape[2], q.shape[3]
-    key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
-    wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
-    # [X, S, H n]: so the gradient of `encoded` comes token after token, and adds up without being turned
-    scores = (encoded @ wide.transpose(1, 2)).masked_fill(pads[:, :, None], float("-inf"))
-    mixed = (softmax(scores, dim=1).transpose(1, 2) @ encoded).unflatten(1, (heads, rows))
-    return torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
-
-
-def projected_keys(
-    q: Float[Tensor, "X H n d"], attention: Any, encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
-) -> Float[Tensor, "X H n d"]:
-    """Cross-attention as usual: cheaper when there are many label tokens."""
-    k, v = (by_head(linear(encoded), attention) for linear in (attention.k, attention.v))
-    scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
-    return softmax(scores) @ v
-
-
-def by_head(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:
-    """Heads apart."""
+def _split_heads(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:
     return x.unflatten(2, (-1, attention.key_value_proj_dim)).transpose(1, 2)
 
 
-def softmax(scores: Tensor, dim: int = -1) -> Tensor:
+def _softmax(scores: Tensor, dim: int = -1) -> Tensor:
     """Softmax in at least float32, rounded back."""
     return torch.softmax(scores, dim=dim, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

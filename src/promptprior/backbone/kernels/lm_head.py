@@ -23,37 +23,45 @@ def logits(model: PreTrainedModel, states: Float[Tensor, "V D"]) -> Float[Tensor
     if config.is_encoder_decoder and config.tie_word_embeddings and getattr(config, "scale_decoder_outputs", False):
         states = states * config.d_model**-0.5
     out = model.get_output_embeddings()(states.contiguous())
-    bias = getattr(model, "final_logits_bias", None)  # BART
-    out = out if bias is None else out + bias.to(out.dtype)
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
-    out = out if cap is None else torch.tanh(out / cap) * cap
-    scale = getattr(model, "logit_scale", None)  # Cohere multiplies
-    out = out if scale is None else out * scale
-    scaling = getattr(config, "logits_scaling", None)  # Granite divides
-    out = out if scaling is None else out / scaling
+    if (bias := getattr(model, "final_logits_bias", None)) is not None:  # BART
+        out = out + bias.to(out.dtype)
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2 and 3
+        out = torch.tanh(out / cap) * cap
+    if (scale := getattr(model, "logit_scale", None)) is not None:  # Cohere multiplies
+        out = out * scale
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite divides
+        out = out / scaling
     return out.to(torch.promote_types(out.dtype, torch.float32))
 
 
 def state_losses(model: PreTrainedModel, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
-    """Mean negative log-likelihood of each row's target, from the states that predict its tokens."""
+    """Mean negative log-likelihood of each row's target, in nats, from the states that predict its tokens."""
     targets = batch.target_ids[torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]]
-    return row_means(token_nll(model, states, targets.to(states.device)), batch.target_lengths.to(states.device))
-
-
-def token_nll(model: PreTrainedModel, states: Float[Tensor, "V D"], targets: Int[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """Negative log-likelihood of each target token."""
-    return in_pieces(piece_nll, model, states, targets)
+    nll = _in_pieces(
+        lambda piece, ids: cross_entropy(logits(model, piece), ids, reduction="none"),
+        model,
+        states,
+        targets.to(states.device),
+    )
+    return row_means(nll, batch.target_lengths.to(states.device))
 
 
 def token_divergence(
     model: PreTrainedModel, states: Float[Tensor, "V D"], others: Float[Tensor, "V D"]
 ) -> Float[Tensor, " V"]:
-    """KL(p || q) of next tokens, p as `others` predict them and q as `states` do. `others` get no gradient."""
-    return in_pieces(piece_divergence, model, states, others.detach())
+    """KL(p || q) of next tokens in nats, p as `others` predict them and q as `states` do. `others` get no gradient."""
+
+    def piece_divergence(states: Float[Tensor, "v D"], others: Float[Tensor, "v D"]) -> Float[Tensor, " v"]:
+        q = torch.log_softmax(logits(model, states), dim=-1)
+        with torch.no_grad():
+            p = torch.log_softmax(logits(model, others), dim=-1)
+        return kl_div(q, p, reduction="none", log_target=True).sum(-1)
+
+    return _in_pieces(piece_divergence, model, states, others.detach())
 
 
-def in_pieces(
-    values_of: Callable[[PreTrainedModel, Tensor, Tensor], Float[Tensor, " v"]],
+def _in_pieces(
+    values_of: Callable[[Tensor, Tensor], Float[Tensor, " v"]],
     model: PreTrainedModel,
     states: Float[Tensor, "V D"],
     beside: Tensor,
@@ -64,24 +72,9 @@ def in_pieces(
     """
     step = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
     if len(states) <= step:
-        return values_of(model, states, beside)
+        return values_of(states, beside)
     pieces = zip(states.split(step), beside.split(step), strict=True)
-    return torch.cat([checkpoint(values_of, model, s, b, use_reentrant=False) for s, b in pieces])
-
-
-def piece_nll(model: PreTrainedModel, states: Float[Tensor, "V D"], targets: Int[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """Negative log-likelihood of each target token, all at once."""
-    return cross_entropy(logits(model, states), targets, reduction="none")
-
-
-def piece_divergence(
-    model: PreTrainedModel, states: Float[Tensor, "V D"], others: Float[Tensor, "V D"]
-) -> Float[Tensor, " V"]:
-    """KL(p || q) of next tokens, all at once."""
-    q = torch.log_softmax(logits(model, states), dim=-1)
-    with torch.no_grad():
-        p = torch.log_softmax(logits(model, others), dim=-1)
-    return kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    return torch.cat([checkpoint(values_of, s, b, use_reentrant=False) for s, b in pieces])
 
 
 def row_means(values: Float[Tensor, " V"], lengths: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
