@@ -13,7 +13,7 @@ from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.published import dept_options, dept_settings
+from promptprior.methods.published import DEPT_RANKS, published_options, published_settings
 from promptprior.methods.target_only.dept import Dept
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.offset import Offset
@@ -30,9 +30,8 @@ def backbone() -> Backbone:
 
 
 def test_the_papers_three_splits_have_as_many_numbers_as_100_tokens() -> None:
-    for brief in (40, 60, 80):
-        options = dept_options(brief)
-        offsets = options["rank"] * (options["positions"] + 768)
+    for brief, rank in DEPT_RANKS.items():
+        offsets = rank * (published_options("dept")["positions"] + 768)
         assert brief * 768 + offsets == 100 * 768
 
 
@@ -90,12 +89,12 @@ def test_free_text_is_generated_with_offsets(backbone: Backbone) -> None:
 
 
 def test_published_settings_and_options() -> None:
-    settings = dept_settings(scale=4.0)
+    settings = published_settings("dept", scale=4.0)
     assert [rate * 4.0 for rate in settings.target.learning_rates] == pytest.approx([0.3, 0.4])
-    assert settings.target.learning_rates[0] * 4.0 * dept_options()["low_rank_speed"] == pytest.approx(5e-3)
+    assert settings.target.learning_rates[0] * 4.0 * published_options("dept")["low_rank_speed"] == pytest.approx(5e-3)
     assert (settings.length, settings.target.steps) == (100, 40_000)
-    with pytest.raises(SpecError, match="there are 40, 60 and 80"):
-        dept_options(50)
+    with pytest.raises(SpecError, match="no published settings: unknown method 'deft'; did you mean 'dept'"):
+        published_options("deft")
 
 
 @pytest.mark.parametrize("options", [{"short": -1}, {"positions": 0}, {"rank": -2}, {"low_rank_speed": -0.1}])

@@ -15,7 +15,7 @@ from promptprior.evaluate import dev_scores, make_eval_set
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
 from promptprior.methods.from_sources.meta_prompt_tuning import MetaPromptTuning
-from promptprior.methods.published import meta_options, meta_settings
+from promptprior.methods.published import published_options, published_settings
 from promptprior.methods.run_context import InitialParams, stacked
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -156,13 +156,13 @@ def test_resumed_is_uninterrupted(backbone: Backbone, tmp_path: Any) -> None:
 
 def test_the_published_settings_are_there_but_for_the_inner_rate() -> None:
     for name in ("maml", "fomaml", "reptile"):
-        method = make_method(name, meta_options(name))
+        method = make_method(name, published_options(name))
         assert isinstance(method, MetaPromptTuning)
         assert method.inner_rate is None
         assert (method.shots, method.units_per_task, method.units_per_step) == (16, 5, 2)
-    assert meta_settings(0.5).source.learning_rates == (1.0,)
-    with pytest.raises(SpecError, match=r"no published settings for 'imaml'"):
-        meta_options("imaml")
+    assert published_settings("maml", 0.5).source.learning_rates == (1.0,)
+    with pytest.raises(SpecError, match=r"no published settings: unknown method 'imaml'"):
+        published_options("imaml")
     with pytest.raises(SpecError, match="reptile has no query"):
         make_method("reptile", {"query_size": 4})
 

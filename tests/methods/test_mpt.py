@@ -16,7 +16,7 @@ from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
 from promptprior.methods.from_sources.mpt import Mpt
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.published import mpt_options, mpt_settings
+from promptprior.methods.published import published_options, published_settings
 from promptprior.methods.run_context import RunContext
 from promptprior.methods.shared.curves import sample_losses
 from promptprior.objectives.distillation import Distilled
@@ -178,13 +178,13 @@ def test_one_source_is_enough(backbone: Backbone) -> None:
 
 def test_published_settings_are_the_papers_absolute_rates() -> None:
     scale = 4.0
-    settings = mpt_settings(scale, source_examples=64_000, target_examples=3_200)
+    settings = published_settings("mpt", scale, source_examples=64_000, target_examples=3_200)
     assert (settings.length, settings.mixture, settings.mixture_cap) == (100, "capped", 2**18)
     assert settings.source.learning_rates[0] * scale == pytest.approx(0.3)
-    speed = mpt_options(scale)["low_rank_speed"]
+    speed = published_options("mpt", scale)["low_rank_speed"]
     assert settings.source.learning_rates[0] * speed == pytest.approx(0.4)
     assert (settings.source.steps, settings.target.steps) == (10_000, 2_000)
-    assert isinstance(make_method("mpt", mpt_options(scale)), Mpt)
+    assert isinstance(make_method("mpt", published_options("mpt", scale)), Mpt)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Wang, Panda, Karlinsky, Feris, Sun, Kim 2023, "Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning"
 (ICLR; arXiv 2303.02861). Parameterisation decomposed, rule descent on a distilled objective. A teacher is a prompt
 tuned on one source (SPoT's source stage, all in one run). Theirs: strength 0.9, stochastic task sampling, rates 0.3
-(shared) and 0.4 (rank one), the target's start; `published.mpt_settings` has the rest. Ours: u and v start from ones,
-the layer and positions of the hidden states, how long teachers train. docs/rivals.md says why.
+(shared) and 0.4 (rank one), the target's start; `methods.published` has the rest. Ours: u and v start from ones, the
+layer and positions of the hidden states, how long teachers train. docs/rivals.md says why.
 """
 
 from collections.abc import Sequence

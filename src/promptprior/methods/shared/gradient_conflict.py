@@ -21,14 +21,12 @@ def task_cosines(
     Every task reads a copy of its own, so that one engine call a batch gives all gradients.
     """
     copies = {name: value.repeat_interleave(tasks, dim=0) for name, value in params.items()}
-    gradients = [flat(loss_and_gradient(objective, copies, read_apart(batch))[1]) for batch in batches]
+    gradients = []
+    for batch in batches:
+        by_task = replace(batch, copy_index=batch.task_index, prompt_index=batch.task_index)
+        gradients.append(flat(loss_and_gradient(objective, copies, by_task)[1]))  # [tasks, n]
     mean = torch.stack(gradients).mean(0)
     return torch.cosine_similarity(mean[:, None], mean[None], dim=2)
-
-
-def read_apart(batch: Batch) -> Batch:
-    """The batch with every text reading the copy of its task."""
-    return replace(batch, copy_index=batch.task_index, prompt_index=batch.task_index)
 
 
 def agreement_weights(cosines: Float[Tensor, "tasks tasks"]) -> Float[Tensor, " tasks"]:

@@ -115,9 +115,16 @@ def geometry(particles: Float[Tensor, "M L D"], scale: float) -> dict[str, objec
     centred = flat - flat.mean(0)
     squared = torch.cdist(centred, centred).square()
     variances = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0)
+    i, j = torch.triu_indices(len(flat), len(flat), offset=1)
+    pairs = squared[i, j]  # the bandwidth of rules.stein_kernels: their median over log(M + 1); 1 where all are equal
+    bandwidth = float(pairs.median()) / math.log(len(flat) + 1) if len(pairs) and pairs.median() > 0 else 1.0
+
+    def six_digits(matrix: Float[Tensor, "M M"]) -> list[list[float]]:
+        return [[float(f"{v:.6g}") for v in row] for row in matrix.tolist()]
+
     return {
-        "distances": rounded(squared.sqrt() / scale),
-        "kernel": rounded(torch.exp(-squared / median_scale(squared))),
+        "distances": six_digits(squared.sqrt() / scale),
+        "kernel": six_digits(torch.exp(-squared / bandwidth)),
         "spread": deviation(particles) / scale,
         "size": float(flat.mean(0).square().mean().sqrt()) / scale,
         "directions": float(variances.sum().square() / variances.square().sum()) if variances.sum() > 0 else 0.0,
@@ -128,16 +135,3 @@ def deviation(particles: Float[Tensor, "M L D"]) -> float:
     """The standard deviation of an entry across particles: the root mean square over all entries."""
     flat = particles.flatten(1).double()
     return float((flat - flat.mean(0)).square().mean().sqrt())
-
-
-def median_scale(squared: Float[Tensor, "M M"]) -> float:
-    """The bandwidth of `rules.kernels`: the median squared distance over log(M + 1); 1 where nothing is apart."""
-    count = len(squared)
-    i, j = torch.triu_indices(count, count, offset=1)
-    pairs = squared[i, j]
-    return float(pairs.median()) / math.log(count + 1) if len(pairs) and pairs.median() > 0 else 1.0
-
-
-def rounded(matrix: Float[Tensor, "M M"]) -> list[list[float]]:
-    """Six digits of every entry."""
-    return [[float(f"{v:.6g}") for v in row] for row in matrix.tolist()]
