@@ -100,8 +100,10 @@ def test_tensors_that_go_in_or_out_have_a_shape_or_a_unit() -> None:
 
 
 DIALECT = (
-    "Lab", "Exam", "Marks", "Learned", "Begun", "Beginning", "Chapter", "Screened", "Likeness", "Offer", "Duel", "Bench",
-    "Desk", "Seat", "hire", "bereaved", "Trunk", "Borrower", "lent", "twin", "fanned", "gathered", "followed", "way_back",
+    "Lab", "Exam", "Marks", "Learned", "Begun", "Beginning", "Chapter", "Screened", "Likeness", "Offer", "Duel",
+    "Bench",
+    "Desk", "Seat", "hire", "bereaved", "Trunk", "Borrower", "lent", "twin", "fanned", "gathered", "followed",
+    "way_back",
     "felt", "Before", "Kept", "kept_or_recomputed", "needs_company", "select_every", "looks", "two_speeds", "exhibits",
     "testimony", "drawings", "chapter", "foretold", "likeness", "sharers", "exam", "exams", "papers", "marks", "begun",
     "began", "opened", "told",

@@ -35,7 +35,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def published_options(name: str, scale: float = 1.0) -> dict[str, Any]:
-    """The published options of a method on a backbone of this embedding scale. Raises SpecError where there are none."""
+    """The published options of a method on a backbone of this embedding scale. Raises SpecError for others."""
     if name not in OPTIONS:
         raise SpecError("no published settings: " + unknown_name("method", name, OPTIONS))
     options = dict(OPTIONS[name])
