@@ -65,7 +65,6 @@ def test_an_estimate_draws_no_shots(backbone: Backbone, monkeypatch: pytest.Monk
         raise AssertionError("shots were drawn")
 
     monkeypatch.setattr("promptprior.tasks.sampling.draws.k_shot", refuse)
-    monkeypatch.setattr("promptprior.adapt.k_shot", refuse)
     task = choice_task("one", early)
     plan = Plan(methods=("prompt_tuning",), targets=("one",), shots=(2, 4), seeds=(1, 2, 3), settings=short())
     context = WorkerContext(plan, Tasks((), (task,), {}), backbone)
