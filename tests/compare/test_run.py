@@ -14,8 +14,10 @@ from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Fit, WorkerContext, remaining_work
+from promptprior.config.mapping import from_mapping, load_yaml
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError, TrainingError
+from promptprior.methods import make_method
 from promptprior.report.results import read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
@@ -216,6 +218,59 @@ def test_one_prior_for_all_seeds(plan: Plan, backbone: Backbone) -> None:
     assert [r.seed for r in rows] == [13, 21]
     assert {r.cost.source_rows for r in rows} == {12}
     assert all(r.settings["source_seed"] == 21 for r in rows)
+
+
+def test_rows_name_the_prior_they_started_from(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = execute.adapt
+
+    def failing(method: Any, *args: Any, **kwargs: Any) -> Any:
+        if method.name == "spot":
+            raise TrainingError("planted")
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(execute, "adapt", failing)
+    run.compare(plan, backbone, say_nothing)
+    priors = {(r.method, r.seed): r.settings.get("prior") for r in read_rows(plan.output / run.RESULTS)}
+    for method, seed in (("multitask", 13), ("multitask", 21), ("spot", 13), ("spot", 21)):
+        name = priors[method, seed]
+        assert name.startswith(f"{method}-seed{seed}-")
+        assert (plan.output / "priors" / name / "prior").is_dir()
+    assert priors["zero_shot", 0] is priors["prompt_tuning", 13] is None
+
+
+def test_cells_that_a_method_cannot_serve_are_left_out_and_said(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "it answers only tasks with three texts"
+    serves = type(make_method("spot")).serves
+    monkeypatch.setattr(
+        type(make_method("prompt_tuning")),
+        "serves",
+        lambda method, task: reason if (method.name, task.name) == ("prompt_tuning", "two") else serves(method, task),
+    )
+    plan = replace(plan, sources=("one",), targets=("two", "three"), seeds=(13,))
+    heard = list[str]()
+    preview = run.preview(plan, backbone)
+    run.compare(plan, backbone, heard.append)
+    assert f"prompt_tuning on two: left out, {reason}" in heard
+    assert f"  prompt_tuning on two: left out, {reason}" in preview.splitlines()
+    rows = read_rows(plan.output / run.RESULTS)
+    assert len(rows) == 7
+    assert all(row.is_ok for row in rows)
+    assert ("prompt_tuning", "two") not in {(row.method, row.target) for row in rows}
+    with pytest.raises(SpecError, match="nothing to compare .*three texts"):
+        run.compare(replace(plan, methods=("prompt_tuning",), targets=("two",)), backbone, say_nothing)
+
+
+def test_the_saved_plan_is_resolved_and_gives_the_same_cells(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, steps=6)
+    run.compare(plan, backbone, say_nothing)
+    saved = from_mapping(Plan, load_yaml(plan.output / "plan.yaml"), "plan.yaml")
+    assert saved.steps is None
+    assert (saved.settings.source.steps, saved.settings.target.steps) == (6, 6)
+    heard = list[str]()
+    run.compare(saved, backbone, heard.append)
+    assert "7 cells: 7 finished before, 0 to run" in heard
 
 
 ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")

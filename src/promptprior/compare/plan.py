@@ -126,13 +126,16 @@ def with_steps(settings: Settings, steps: int) -> Settings:
 
 
 def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None) -> "Backbone":
-    """The backbone that settings name in `backbone`, `dtype`, `device`, `quantize` and `compile`.
+    """The backbone that settings name in `backbone`, `dtype`, `device`, `quantize` and `compile`, loaded in silence.
 
     A `dtype` or `device` given here wins over theirs.
     """
     from promptprior.backbone import load
+    from promptprior.backbone.quiet_loading import quiet_loading
 
-    return load(plan.backbone, dtype or plan.dtype, device or plan.device, quantize=plan.quantize, compile=plan.compile)
+    where = (dtype or plan.dtype, device or plan.device)
+    with quiet_loading():
+        return load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
 
 
 @dataclass(frozen=True)

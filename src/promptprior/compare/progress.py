@@ -17,10 +17,8 @@ def say_to_stderr(line: str) -> None:
 
 
 class ProgressDisplay:
-    """Bars where `say` is the default and stderr a terminal; elsewhere lines, at most one every few seconds.
-
-    For a comparison it knows how much is `done` of a `total`, and `within` running work, in tokens (cost_estimate.py).
-    """
+    """Bars where `say` is the default and stderr a terminal, else lines. Of a comparison it knows how much is `done` of
+    a `total`, and `within` running work, in tokens (cost_estimate.py)."""
 
     every = 2.0  # seconds between two lines
 
@@ -32,9 +30,8 @@ class ProgressDisplay:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            # What is printed to the terminal meanwhile goes above the bars; a piped stdout is left alone.
-            same_terminal = sys.stdout.isatty()
-            self.bars = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=same_terminal)
+            above = sys.stdout.isatty()  # results on the same terminal go above the bars; a pipe is left alone
+            self.bars = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above)
             atexit.register(self.close)  # a run that ends early must not leave the cursor hidden
 
     def show(self, line: str, *bars: tuple[str, float], force: bool = False) -> None:
@@ -90,5 +87,5 @@ def step_text(stage: str, step: int, steps: int, info: Info) -> str:
 def duration(seconds: float) -> str:
     """A time a person reads: 75 seconds are "1 min 15 s", 7300 are "2 h 1 min"."""
     minutes, rest = divmod(round(seconds), 60)
-    hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else ""
-    return hours or (f"{minutes} min {rest} s" if minutes else f"{rest} s")
+    short = f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else short

@@ -16,7 +16,7 @@ from promptprior.backbone import Backbone
 from promptprior.compare.cost_estimate import tokens_per_second
 from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_prior
 from promptprior.compare.executors.local import run_locally
-from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
+from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
 from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
 from promptprior.compare.schedule import PRIOR_COST, Fit, Queue, Work, WorkerContext, is_fitted, remaining_work
 from promptprior.config.mapping import dump_yaml
@@ -62,6 +62,8 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         write_text(plan.output / "plan.yaml", dump_yaml(replace(plan, settings=plan.resolved(), steps=None)))
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
+        for (method, target), reason in unserved(plan, tasks).items():
+            say(f"{method} on {target}: left out, {reason}")
         if plan.similarity:
             from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
 
@@ -90,6 +92,7 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
         "targets: " + ", ".join(f"{t.name} ({len(t.split('test')[: plan.test_limit])} to test)" for t in tasks.targets),
     ]
+    lines += [f"  {m} on {t}: left out, {reason}" for (m, t), reason in unserved(plan, tasks).items()]
     left = remaining_work(context, wanted, done)
     if not left:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
@@ -103,8 +106,13 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
 
 
 def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
-    context = WorkerContext(plan, load_tasks(plan), backbone or load_backbone(plan))
-    return context, cells(plan, context.tasks, context.backbone)
+    """What work is done with, and the cells that are wanted. Raises SpecError where no method can answer any target."""
+    tasks = load_tasks(plan)
+    reasons = unserved(plan, tasks)
+    if len(reasons) == len(plan.methods) * len(tasks.targets):
+        raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(sorted(set(reasons.values())))}")
+    context = WorkerContext(plan, tasks, backbone or load_backbone(plan))
+    return context, cells(plan, tasks, context.backbone)
 
 
 def load_tasks(plan: Plan) -> Tasks:

@@ -109,6 +109,9 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
     deaths: Counter[str] = Counter()  # of workers, by the work they held
     try:
         while queue.waiting or queue.running:
+            for worker in [w for w in workers if w.is_ready and w.work is None]:
+                if work := lost.pop(0) if lost else queue.take():
+                    start_work(context, worker, work)
             if time.monotonic() - last_poll >= POLL:
                 last_poll = time.monotonic()
                 shares = worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus)
@@ -119,9 +122,6 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
                     actor = actor_class.remote(init, share)
                     workers.append(WorkerHandle(actor, actor.setup.remote()))
                 show_progress(ray, workers, progress)
-            for worker in [w for w in workers if w.is_ready and w.work is None]:
-                if work := lost.pop(0) if lost else queue.take():
-                    start_work(context, worker, work)
             owed = [worker.answer for worker in workers if not worker.is_ready or worker.work is not None]
             answered, _ = ray.wait(owed, num_returns=1, timeout=POLL) if owed else ([], [])
             if not answered:
