@@ -72,6 +72,12 @@ class FakeRay:
     is_shut_down: bool = False
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError)
 
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_: Any) -> None:
+        """Connect."""
+
     def nodes(self) -> list[dict[str, Any]]:
         return self.machines
 

@@ -19,7 +19,7 @@ import transformers as tf
 from promptprior.backbone import load
 from promptprior.compare import execute, run
 from promptprior.compare.executors import ray_driver
-from promptprior.compare.executors.ray_driver import WorkerHandle, connect, worker_shares
+from promptprior.compare.executors.ray_driver import WorkerHandle, worker_shares
 from promptprior.compare.plan import Plan, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Work, WorkerContext, remaining_work
@@ -193,7 +193,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
 
     def play(**changes: Any) -> FakeRay:
         fake = FakeRay(**{"machines": [machine(1), machine(1)], **changes})
-        monkeypatch.setattr(ray_driver, "connect", lambda _: (fake, False))
+        monkeypatch.setitem(sys.modules, "ray", fake)
         return fake
 
     return play
@@ -267,7 +267,7 @@ def test_without_a_shared_folder_workers_keep_checkpoints_of_their_own(
     real = execute.adapt
 
     def watched(*arguments: Any) -> Any:
-        seen.append(arguments[5])
+        seen.append(arguments[5].folder)
         return real(*arguments)
 
     monkeypatch.setattr(execute, "adapt", watched)
@@ -310,7 +310,20 @@ def test_a_worker_that_fits_nowhere_is_said_at_once(
     assert not (plan.output / run.RESULTS).exists()
 
 
-def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_one_line_says_what_to_install(
+    local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SpecError, match=r"pip install 'promptprior\[ray\]'"):
-        connect(None)
+        run.compare(far(local, tmp_path), say=lambda _: None)
+
+
+def test_a_cluster_that_is_not_there_is_said(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(played(), "init", refuse, raising=False)
+    with pytest.raises(SpecError, match=r"no Ray cluster could be reached at far:1 \(--address\): nobody there"):
+        run.compare(far(local, tmp_path, address="far:1"), say=lambda _: None)

@@ -25,7 +25,7 @@ class ProgressDisplay:
     def __init__(self, say: Say, total: float = 1.0) -> None:
         self.say, self.total, self.done, self.within = say, max(total, 1.0), 0.0, 0.0
         self.start, self.last_line, self.bars = time.monotonic(), -1e9, None
-        if say is say_to_stderr and sys.stderr.isatty():
+        if say is say_to_stderr and sys.stderr.isatty():  # rich is imported only where it is used
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -38,12 +38,12 @@ class ProgressDisplay:
         """Show a line, or in its place bars, each with its text and the share that is done."""
         if self.bars is not None:
             self.bars.start()
-            for i, (text, share) in enumerate(bars):
-                if i == len(self.bars.tasks):
-                    self.bars.add_task(text, total=1.0)
-                if share < self.bars.tasks[i].completed:  # another stage: its pace is its own
-                    self.bars.reset(self.bars.tasks[i].id)
-                self.bars.update(self.bars.tasks[i].id, completed=share, description=text)
+            while len(self.bars.tasks) < len(bars):
+                self.bars.add_task("", total=1.0)
+            for task, (text, share) in zip(self.bars.tasks, bars, strict=True):
+                if share < task.completed:  # another stage: its pace is its own
+                    self.bars.reset(task.id)
+                self.bars.update(task.id, completed=share, description=text)
         elif force or time.monotonic() - self.last_line >= self.every:
             self.last_line = time.monotonic()
             self.say(line)
@@ -70,8 +70,8 @@ def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Cal
 
         def watch(step: int, steps: int, info: Info) -> None:
             text, passed = f"{label} · {step_text(stage, step, steps, info)}", time.monotonic() - start
-            left = duration(passed * (steps - step) / step)
-            display.show(f"{text} · {left} left", (text, step / steps), force=step == steps)
+            line = f"{text} · {duration(passed * (steps - step) / step)} left"
+            display.show(line, (text, step / steps), force=step == steps)
 
         return watch
 
@@ -80,12 +80,11 @@ def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Cal
 
 def step_text(stage: str, step: int, steps: int, info: Info) -> str:
     """Step and mean loss of a stage."""
-    loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
-    return f"{stage} step {step}/{steps} · loss {loss:.3f}"
+    return f"{stage} step {step}/{steps} · loss {info['loss'].double().mean() if 'loss' in info else float('nan'):.3f}"
 
 
 def duration(seconds: float) -> str:
     """A time a person reads: 75 seconds are "1 min 15 s", 7300 are "2 h 1 min"."""
     minutes, rest = divmod(round(seconds), 60)
-    short = f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else short
+    hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else ""
+    return hours or (f"{minutes} min {rest} s" if minutes else f"{rest} s")

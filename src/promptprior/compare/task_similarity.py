@@ -21,7 +21,7 @@ from promptprior.config.choices import Measure
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, make_run_context
-from promptprior.methods.run_context import InitialParams, RunContext, stacked
+from promptprior.methods.run_context import InitialParams, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.objectives.objective import loss_and_gradient
 from promptprior.report.results import BackboneName
@@ -56,7 +56,20 @@ def task_similarity(
     if len(set(names)) < len(names):
         raise SpecError(f"{', '.join(sorted({n for n in names if names.count(n) > 1}))}: named twice among the tasks")
     context = make_run_context(backbone, settings or Settings(), RunControl())
-    added, gradients = _added_by_training(context, tasks, probe)  # both [C, L, D], a copy per task
+
+    # A few steps on each task's shots, all from one start, as copies of one run.
+    start = stacked([context.initial_prompt(probe.seed, "similarity")] * len(tasks))
+    tokens = [training_tokens(backbone, task, k_shot(task, probe.shots, probe.seed).train) for task in tasks]
+    stage = replace(context.settings.target, steps=probe.steps, schedule="constant")
+    pools = [Pool(texts, copy=c) for c, texts in enumerate(tokens)]
+    draws = EpisodeDraws(pools, stage.batch_size, [probe.seed] * len(tasks))
+    fingerprints = [task.fingerprint for task in tasks]
+    key = context.key("similarity", probe.shots, probe.seed, probe.steps, *fingerprints)
+    run = context.descent(key, stage, InitialParams(context.direct(), start), draws)
+    all_texts = collate([t for texts in tokens for t in texts], [c for c, texts in enumerate(tokens) for _ in texts])
+    gradients = loss_and_gradient(run.objective, start, all_texts)[1]["prompt"]  # [C, L, D], at the start
+    added = context.train(run, "similarity").last["prompt"] - start["prompt"]  # [C, L, D]
+
     tables = {
         "prompt": cosine_table(added.flatten(1)),
         "token": cosine_table(added.mean(1)),
@@ -84,23 +97,6 @@ def rank_sources(
     """The sources of one target, the most similar first."""
     pairs = task_similarity([target], sources, backbone, settings, probe).pairs
     return similar_sources(pairs, by).get(target.name, [])
-
-
-def _added_by_training(
-    context: RunContext, tasks: Sequence[Task], probe: SimilarityProbe
-) -> tuple[Float[Tensor, "C L D"], Float[Tensor, "C L D"]]:
-    """What a few steps on each task's shots add to one common start, and the gradients at that start."""
-    start = stacked([context.initial_prompt(probe.seed, "similarity")] * len(tasks))
-    tokens = [training_tokens(context.backbone, task, k_shot(task, probe.shots, probe.seed).train) for task in tasks]
-    stage = replace(context.settings.target, steps=probe.steps, schedule="constant")
-    pools = [Pool(texts, copy=c) for c, texts in enumerate(tokens)]
-    draws = EpisodeDraws(pools, stage.batch_size, [probe.seed] * len(tasks))
-    fingerprints = [task.fingerprint for task in tasks]
-    key = context.key("similarity", probe.shots, probe.seed, probe.steps, *fingerprints)
-    run = context.descent(key, stage, InitialParams(context.direct(), start), draws)
-    all_texts = collate([t for texts in tokens for t in texts], [c for c, texts in enumerate(tokens) for _ in texts])
-    _, gradient = loss_and_gradient(run.objective, start, all_texts)
-    return context.train(run, "similarity").last["prompt"] - start["prompt"], gradient["prompt"]
 
 
 def cosine_table(rows: Float[Tensor, "C n"]) -> Float[Tensor, "C C"]:

@@ -26,27 +26,6 @@ POLL = 2.0  # seconds between two looks at workers and machines
 MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
 
 
-def connect(address: str | None) -> tuple[Any, bool]:
-    """Ray, connected to the cluster at an address (by default one of this machine), and whether it was so before.
-
-    Raises SpecError when Ray is not installed or there is no cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports to nobody
-    try:
-        import ray
-    except ImportError as error:
-        raise SpecError(f"--engine ray needs a package: pip install 'promptprior[ray]' ({error})") from error
-    if ray.is_initialized():
-        return ray, True
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SpecError(
-            f"no Ray cluster could be reached at {address or 'this machine'} (--address): {error}"
-        ) from error
-    return ray, False
-
-
 def worker_shares(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> list[float]:
     """For each worker that fits into a cluster, the share of its machine's memory that it may use."""
     shares = []
@@ -70,12 +49,24 @@ class WorkerHandle:
 
 
 def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[Any, bool, WorkerInit]:
-    """Ray, whether it was connected before, and what workers get.
+    """Ray, connected to the cluster that the plan names or to one of this machine; whether it was before; what workers
+    get.
 
-    Raises SpecError when there is no cluster, or when a worker would fit on none of its machines.
+    Raises SpecError when Ray is not installed, when there is no cluster, or when no machine has room for a worker.
     """
     plan, frozen = context.plan, context.backbone.frozen
-    ray, was_connected = connect(plan.address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports to nobody
+    try:
+        import ray
+    except ImportError as error:
+        raise SpecError(f"--engine ray needs a package: pip install 'promptprior[ray]' ({error})") from error
+    if not (was_connected := ray.is_initialized()):
+        try:
+            ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = plan.address or "this machine"
+            raise SpecError(f"no Ray cluster could be reached at {where} (--address): {error}") from error
+
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
         sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
@@ -85,6 +76,7 @@ def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[An
         )
     if not plan.ray_gpus and any(m.get("GPU") for m in machines):
         progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
+
     token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
     write_text(token, "")
     # Absolute paths mean the same in every process of a machine, whatever its working folder.
