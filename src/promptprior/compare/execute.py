@@ -105,10 +105,10 @@ def _adapt_group(
         for cell in group.cells
     ]
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
-    adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
+    episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)
-    results = score_on_test(backbone, adapted, plan.test_limit)
-    diagnostics = diagnose(backbone, adapted, context.tasks.sources)
+    results = score_on_test(backbone, episodes_adapted, plan.test_limit)
+    diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
     shutil.rmtree(folder, ignore_errors=True)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
@@ -121,25 +121,25 @@ def _adapt_group(
     about_prior = {"prior": prior_numbers} if prior_numbers else {}
 
     finished = []
-    for cell, one, result, own in zip(group.cells, adapted, results, diagnostics, strict=True):
-        blank, shots = failed_row(context, cell, ""), one.episode.shots
+    for cell, adapted, result, own in zip(group.cells, episodes_adapted, results, diagnostics, strict=True):
+        blank, shots = failed_row(context, cell, ""), adapted.episode.shots
         row = replace(
             blank,
             score=float(result.scores[blank.metric]),
             scores={**{name: float(value) for name, value in result.scores.items()}, "answer_nll": result.nll},
-            dev_score=one.dev_score if cell.k else None,
-            steps=max(point["step"] for point in one.curve),
-            best_step=one.best_step if cell.k else None,
-            curve=tuple(Point(**point) for point in one.curve) if cell.k else (),
-            settings={**blank.settings, "learning_rate": one.learning_rate},
-            cost=CellCost.of(one.cost, source_cost),
-            parameters=Parameters(one.trainable, sum(p.numel() for p in one.prompt.params.values())),
+            dev_score=adapted.dev_score if cell.k else None,
+            steps=max(point["step"] for point in adapted.curve),
+            best_step=adapted.best_step if cell.k else None,
+            curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
+            settings={**blank.settings, "learning_rate": adapted.learning_rate},
+            cost=CellCost.of(adapted.cost, source_cost),
+            parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
             shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
             diagnostics={**about_prior, **own},
             status="ok",
         )
-        on_cpu = {name: value.detach().cpu() for name, value in one.prompt.params.items()}
-        finished.append(FinishedCell(row, replace(one.prompt, params=on_cpu)))
+        on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}
+        finished.append(FinishedCell(row, replace(adapted.prompt, params=on_cpu)))
     return tuple(finished)
 
 

@@ -1,7 +1,7 @@
 """How similar two tasks are, by five measures.
 
 Qin et al. 2023 relate gains to task similarity; their measure was not recovered (papers.md 3.4). Ours: all tasks train
-a prompt for a few steps on their shots, as copies of one run from one start; compared is what training ADDED to it.
+a prompt for a few steps on their shots, as copies of one run from the same start; what training ADDED is compared.
 
     prompt    cosine of the whole prompts' displacement
     token     cosine of the displacement of the average token (SPoT's task embedding, Vu et al. 2022)
