@@ -283,7 +283,7 @@ def over_default(value: object, default: object) -> object:
         if item.init and not item.metadata.get("fact")
     }
     renamed = {str(item.metadata.get("formerly")): item.name for item in fields(default)}
-    parts = {renamed.get(name, name): part for name, part in value.items()}
+    parts = {renamed.get(str(name), str(name)): part for name, part in value.items()}
     return {**whole, **{name: over_default(part, whole.get(name)) for name, part in parts.items()}}
 
 
