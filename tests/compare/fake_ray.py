@@ -1,4 +1,4 @@
-"""As much of Ray as the engine asks for, in one process: what is sent is pickled, and workers die as tests say."""
+"""As much of Ray as the executor asks for, in one process: what is sent is pickled, and workers die as tests say."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -67,10 +67,16 @@ class FakeRay:
     machines: list[dict[str, Any]]
     deaths: Sequence[int] = ()
     works: int = 0
-    hired: list[Handle] = field(default_factory=list)
+    spawned: list[Handle] = field(default_factory=list)
     killed: list[Handle] = field(default_factory=list)
     is_shut_down: bool = False
     exceptions = SimpleNamespace(RayError=RayError, RayActorError=RayActorError)
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_: Any) -> None:
+        """Connect."""
 
     def nodes(self) -> list[dict[str, Any]]:
         return self.machines
@@ -80,8 +86,8 @@ class FakeRay:
 
     def remote(self, kind: type) -> Any:
         def make(*arguments: Any) -> Handle:
-            self.hired.append(Handle(kind(*sent(arguments)), self.dies))
-            return self.hired[-1]
+            self.spawned.append(Handle(kind(*sent(arguments)), self.dies))
+            return self.spawned[-1]
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=make))
 

@@ -10,7 +10,7 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.compare import run
 from promptprior.compare.plan import Plan, Tasks, cells
-from promptprior.compare.store import RESULTS
+from promptprior.compare.run import RESULTS
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.report.results import read_rows

@@ -18,12 +18,11 @@ import transformers as tf
 
 from promptprior.backbone import load
 from promptprior.compare import execute, run
-from promptprior.compare.executors import ray_driver as engine_ray
-from promptprior.compare.executors.ray_driver import RayEngine, connected, room
+from promptprior.compare.executors import ray_driver
+from promptprior.compare.executors.ray_driver import WorkerHandle, worker_shares
 from promptprior.compare.plan import Plan, cells
-from promptprior.compare.progress import Progress
-from promptprior.compare.schedule import Work, WorkerContext, works
-from promptprior.compare.store import RESULTS
+from promptprior.compare.progress import ProgressDisplay
+from promptprior.compare.schedule import Work, WorkerContext, remaining_work
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.report.results import read_rows
@@ -56,7 +55,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         dtype="float32",
         device="cpu",
         settings=SETTINGS,
-        together=1,
+        cells_per_run=1,
         output=home / "local",
     )
 
@@ -115,7 +114,7 @@ def on(cluster: Any, plan: Plan, name: str) -> Plan:
 
 def rows_of(plan: Plan) -> dict[str, str]:
     """Every row as its bytes, without what depends on the clock, by cell."""
-    rows = [json.loads(line) for line in (plan.output / RESULTS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (plan.output / run.RESULTS).read_text().splitlines()]
     for row in rows:
         del row["cost"]["seconds"], row["cost"]["source_seconds"]
     assert len({row["cell"] for row in rows}) == len(rows), "a cell stands there twice"
@@ -133,7 +132,7 @@ def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(cluster: Any, loca
 
     def stop(line: str) -> None:
         heard.append(line)
-        if (plan.output / RESULTS).exists():
+        if (plan.output / run.RESULTS).exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -158,27 +157,26 @@ def kill(cluster: Any, node: Any) -> None:
 def test_a_killed_machine_loses_no_finished_cell_and_none_is_run_twice(
     cluster: Any, local: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, start, victims, heard = on(cluster, local, "killed"), RayEngine.start, list(cluster.worker_nodes), list[str]()
-    engines, finished, asked = list[RayEngine](), list[set[str]](), list[str]()
+    plan, start, victims = on(cluster, local, "killed"), ray_driver.start_work, list(cluster.worker_nodes)
+    heard, finished, asked, busy = list[str](), list[set[str]](), list[str](), list[WorkerHandle]()
 
-    def killing(engine: RayEngine, work: Work) -> None:
-        start(engine, work)
+    def killing(context: WorkerContext, worker: WorkerHandle, work: Work) -> None:
+        start(context, worker, work)
         asked.append(work.key)
-        if victims and len(engine.running) == 2 and (plan.output / RESULTS).exists():
-            engines.append(engine)
+        busy[:] = [other for other in busy if other.work is not None and other is not worker] + [worker]
+        if victims and len(busy) == 2 and (plan.output / run.RESULTS).exists():
             finished.append(set(rows_of(plan)))
             kill(cluster, victims.pop())
 
-    monkeypatch.setattr(RayEngine, "start", killing)
+    monkeypatch.setattr(ray_driver, "start_work", killing)
     page = run.compare(plan, say=heard.append)
     assert finished, "the machine was never killed at work"
     assert rows_of(plan) == rows_of(local)
     assert artifacts_of(plan) == artifacts_of(local)
     assert page.exists()
-    [engine] = engines
-    assert sum(engine.losses.values()) == 1
-    assert sorted(asked) == sorted([*set(asked), *engine.losses])  # only what the machine held was asked for again
-    assert any("another takes over" in line for line in heard)
+    taken_over = [line for line in heard if "another takes over" in line]
+    assert len(taken_over) == 1
+    assert len(asked) == len(set(asked)) + 1  # only what the machine held was asked for again
     assert any("workers busy" in line and "left" in line for line in heard)
     run.compare(plan, say=heard.append)
     assert f"{len(rows_of(local))} finished before, 0 to run" in " ".join(heard)
@@ -195,7 +193,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
 
     def play(**changes: Any) -> FakeRay:
         fake = FakeRay(**{"machines": [machine(1), machine(1)], **changes})
-        monkeypatch.setattr(engine_ray, "connected", lambda _: (fake, False))
+        monkeypatch.setitem(sys.modules, "ray", fake)
         return fake
 
     return play
@@ -210,8 +208,8 @@ def test_played_workers_give_the_same_files(played: Callable[..., FakeRay], loca
     run.compare(plan, say=lambda _: None)
     assert rows_of(plan) == rows_of(local)
     assert artifacts_of(plan) == artifacts_of(local)
-    assert len(fake.hired) == 2  # each loads the backbone, once
-    assert fake.killed == fake.hired
+    assert len(fake.spawned) == 2  # each loads the backbone, once
+    assert fake.killed == fake.spawned
     assert fake.is_shut_down
 
 
@@ -220,7 +218,7 @@ def test_work_of_dead_workers_is_done_by_others(played: Callable[..., FakeRay], 
     run.compare(plan, say=heard.append)
     assert rows_of(plan) == rows_of(local)
     assert artifacts_of(plan) == artifacts_of(local)
-    assert len(fake.hired) == 2 + 3
+    assert len(fake.spawned) == 2 + 3
     assert fake.works == 3 + len(works_of(local))
     assert sum("another takes over" in line for line in heard) == 3
 
@@ -229,7 +227,7 @@ def works_of(plan: Plan) -> list[Work]:
     """All pieces of a plan, as if nothing were done."""
     fresh = replace(plan, output=plan.output / "nowhere")
     tasks, backbone = run.load_tasks(plan), load(plan.backbone, plan.dtype, plan.device)
-    return works(WorkerContext(fresh, tasks, backbone), cells(fresh, tasks, backbone), ())
+    return remaining_work(WorkerContext(fresh, tasks, backbone), cells(fresh, tasks, backbone), ())
 
 
 def test_work_that_kills_its_workers_is_given_up_and_the_rest_goes_on(
@@ -238,7 +236,7 @@ def test_work_that_kills_its_workers_is_given_up_and_the_rest_goes_on(
     plan = far(local, tmp_path, methods=("prompt_tuning",), retries=0)
     played(machines=[machine(1)], deaths=(1, 2, 3))
     run.compare(plan, say=lambda _: None)
-    rows = read_rows(plan.output / RESULTS)
+    rows = read_rows(plan.output / run.RESULTS)
     assert [row.error for row in rows if not row.is_ok] == ["its worker died 3 times: The actor died unexpectedly."]
     assert len(rows) == 4
 
@@ -252,10 +250,10 @@ def test_a_machine_that_joins_is_used(played: Callable[..., FakeRay], local: Pla
             fake.machines.append(machine(2))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_ray, "POLL", 0.0)
-        patch.setattr(Progress, "every", 0.0)
+        patch.setattr(ray_driver, "POLL", 0.0)
+        patch.setattr(ProgressDisplay, "every", 0.0)
         run.compare(plan, say=join)
-    assert len(fake.hired) == 3
+    assert len(fake.spawned) == 3
     assert rows_of(plan) == rows_of(local)
 
 
@@ -265,11 +263,11 @@ def test_without_a_shared_folder_workers_keep_checkpoints_of_their_own(
     played()
     plan, seen = far(local, tmp_path, methods=("multitask",)), list[Path]()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(engine_ray, "write_text", lambda *_: None)  # so no worker sees the token
+    monkeypatch.setattr(ray_driver, "write_text", lambda *_: None)  # so no worker sees the token
     real = execute.adapt
 
     def watched(*arguments: Any) -> Any:
-        seen.append(arguments[5])
+        seen.append(arguments[5].folder)
         return real(*arguments)
 
     monkeypatch.setattr(execute, "adapt", watched)
@@ -289,15 +287,15 @@ def test_a_worker_with_another_backbone_stops_the_run(
     with pytest.raises(SpecError, match=r"a worker cannot start: .*the weights are not the same"):
         run.compare(plan, replace(other, frozen=replace(other.frozen, card=card)), lambda _: None)
     assert fake.is_shut_down
-    assert not (plan.output / RESULTS).exists()
+    assert not (plan.output / run.RESULTS).exists()
 
 
 def test_room_is_what_fits_on_each_machine() -> None:
-    assert room([machine(4), machine(1), machine(8, is_alive=False)], 1, 0) == [0.25] * 4 + [1.0]
-    assert room([machine(3)], 2, 0) == [1.0]
-    assert room([machine(16, 2)], 1, 0.5) == [0.5] * 4
-    assert room([machine(2, 4), machine(8)], 1, 1) == [1.0] * 2
-    assert room([machine(1)], 2, 0) == []
+    assert worker_shares([machine(4), machine(1), machine(8, is_alive=False)], 1, 0) == [0.25] * 4 + [1.0]
+    assert worker_shares([machine(3)], 2, 0) == [1.0]
+    assert worker_shares([machine(16, 2)], 1, 0.5) == [0.5] * 4
+    assert worker_shares([machine(2, 4), machine(8)], 1, 1) == [1.0] * 2
+    assert worker_shares([machine(1)], 2, 0) == []
 
 
 def test_a_worker_that_fits_nowhere_is_said_at_once(
@@ -309,10 +307,23 @@ def test_a_worker_that_fits_nowhere_is_said_at_once(
         SpecError, match=r"needs 1 CPU and 1 GPU of one machine \(--ray-cpus, --ray-gpus\); the cluster"
     ):
         run.compare(plan, say=lambda _: None)
-    assert not (plan.output / RESULTS).exists()
+    assert not (plan.output / run.RESULTS).exists()
 
 
-def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_one_line_says_what_to_install(
+    local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SpecError, match=r"pip install 'promptprior\[ray\]'"):
-        connected(None)
+        run.compare(far(local, tmp_path), say=lambda _: None)
+
+
+def test_a_cluster_that_is_not_there_is_said(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(played(), "init", refuse, raising=False)
+    with pytest.raises(SpecError, match=r"no Ray cluster could be reached at far:1 \(--address\): nobody there"):
+        run.compare(far(local, tmp_path, address="far:1"), say=lambda _: None)

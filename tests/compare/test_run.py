@@ -11,10 +11,13 @@ import torch
 
 from promptprior.backbone import Backbone
 from promptprior.compare import execute, run
-from promptprior.compare.plan import Plan, cells, separated
-from promptprior.compare.schedule import Fit, WorkerContext, works
+from promptprior.compare.plan import Plan, Tasks, cells
+from promptprior.compare.progress import ProgressDisplay
+from promptprior.compare.schedule import Fit, WorkerContext, remaining_work
+from promptprior.config.mapping import from_mapping, load_yaml
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError, TrainingError
+from promptprior.methods import make_method
 from promptprior.report.results import read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
@@ -60,8 +63,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     )
 
 
-def quiet(_: str) -> None:
-    """Say nothing."""
+def say_nothing(_: str) -> None:
+    """Keep progress out of the tests' output."""
 
 
 def lines(plan: Plan) -> list[dict[str, Any]]:
@@ -69,7 +72,7 @@ def lines(plan: Plan) -> list[dict[str, Any]]:
 
 
 def test_every_cell_once_with_report_priors_and_prompts(plan: Plan, backbone: Backbone) -> None:
-    page = run.compare(plan, backbone, quiet)
+    page = run.compare(plan, backbone, say_nothing)
     rows = read_rows(plan.output / run.RESULTS)
     assert [(r.method, r.k, r.seed) for r in rows] == [
         ("zero_shot", 0, 0),
@@ -93,7 +96,7 @@ def test_every_cell_once_with_report_priors_and_prompts(plan: Plan, backbone: Ba
 def test_finished_cells_are_not_run_again_and_a_changed_setting_reuses_none(
     plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.compare(plan, backbone, quiet)
+    run.compare(plan, backbone, say_nothing)
     before = lines(plan)
 
     def refuse(*_: object, **__: object) -> None:
@@ -102,11 +105,11 @@ def test_finished_cells_are_not_run_again_and_a_changed_setting_reuses_none(
     with monkeypatch.context() as patch:
         patch.setattr(execute, "adapt", refuse)
         patch.setattr(execute, "fit", refuse)
-        run.compare(plan, backbone, quiet)
+        run.compare(plan, backbone, say_nothing)
     assert lines(plan) == before
 
     longer = replace(SHORT, target=replace(SHORT.target, steps=3))
-    run.compare(replace(plan, settings=longer), backbone, quiet)
+    run.compare(replace(plan, settings=longer), backbone, say_nothing)
     new = lines(plan)[len(before) :]
     assert {r["method"] for r in new} == {"zero_shot", "prompt_tuning", "multitask", "spot"}
     assert len({r["cell"] for r in lines(plan)}) == 2 * len(before)
@@ -114,14 +117,14 @@ def test_finished_cells_are_not_run_again_and_a_changed_setting_reuses_none(
 
 def test_one_missing_target_does_not_change_the_other_cells_keys(plan: Plan, backbone: Backbone) -> None:
     def keys(targets: Sequence[str]) -> set[str]:
-        tasks = separated([TASKS["one"]], [TASKS[t] for t in targets])
+        tasks = Tasks((TASKS["one"],), tuple(TASKS[t] for t in targets), {})
         return {c.key for c in cells(replace(plan, sources=("one",)), tasks, backbone)}
 
     assert keys(["three"]) < keys(["three", "two"])
 
 
 def test_compiled_cells_are_others(plan: Plan, backbone: Backbone) -> None:
-    tasks = separated([TASKS["one"]], [TASKS["two"]])
+    tasks = Tasks((TASKS["one"],), (TASKS["two"],), {})
     here = replace(plan, sources=("one",))
     plain, compiled = (cells(p, tasks, backbone) for p in (here, replace(here, compile=True)))
     assert {c.key for c in plain}.isdisjoint(c.key for c in compiled)
@@ -139,15 +142,18 @@ def test_a_failing_group_is_recorded_and_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(execute, "adapt", failing)
-        run.compare(plan, backbone, quiet)
+        run.compare(plan, backbone, say_nothing)
     bad = [r for r in read_rows(plan.output / run.RESULTS) if not r.is_ok]
     assert {(r.method, r.error) for r in bad} == {("multitask", "TrainingError: planted")}
-    run.compare(plan, backbone, quiet)
+    run.compare(plan, backbone, say_nothing)
     assert all(r.is_ok for r in read_rows(plan.output / run.RESULTS))
 
 
-def test_killed_between_two_runs_the_rest_is_the_same(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
-    run.compare(plan, backbone, quiet)
+def test_killed_between_two_runs_the_rest_is_the_same(
+    plan: Plan, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgressDisplay, "every", 0.0)
+    run.compare(plan, backbone, say_nothing)
 
     class Killed(BaseException):
         """Like SIGKILL, nothing in the library catches it."""
@@ -162,7 +168,7 @@ def test_killed_between_two_runs_the_rest_is_the_same(plan: Plan, backbone: Back
     other = replace(plan, output=tmp_path / "other")
     with pytest.raises(Killed):
         run.compare(other, backbone, die)
-    run.compare(other, backbone, quiet)
+    run.compare(other, backbone, say_nothing)
 
     def results(p: Plan) -> list[tuple[object, ...]]:
         return sorted((r["cell"], r["score"], r["dev_score"], r["best_step"]) for r in lines(p))
@@ -170,17 +176,19 @@ def test_killed_between_two_runs_the_rest_is_the_same(plan: Plan, backbone: Back
     assert results(other) == results(plan)
 
 
-def test_sources_lose_the_texts_of_targets(plan: Plan) -> None:
+def test_sources_lose_the_texts_of_targets(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     leak = TASKS["three"].examples["test"][0]
     source = replace(
         TASKS["one"],
         examples={**TASKS["one"].examples, "train": (*TASKS["one"].examples["train"], replace(leak, id="x"))},
     )
-    tasks = separated([source], [TASKS["three"]])
+    known = {**TASKS, "leaky": source, "again": TASKS["three"]}
+    monkeypatch.setattr(run, "load_task", lambda name, *_: known[name])
+    tasks = run.load_tasks(replace(plan, sources=("leaky",)))
     assert tasks.left_out == {"one": 1}
     assert leak.text not in {e.text for e in tasks.sources[0].examples["train"]}
     with pytest.raises(SpecError, match="the same task stands on both sides"):
-        separated([TASKS["three"]], [TASKS["three"]])
+        run.load_tasks(replace(plan, sources=("again",)))
 
 
 @pytest.mark.parametrize(
@@ -204,12 +212,65 @@ def test_a_wrong_plan_fails_before_anything_is_loaded(plan: Plan, change: dict[s
 
 def test_one_prior_for_all_seeds(plan: Plan, backbone: Backbone) -> None:
     plan = replace(plan, methods=("multitask",), source_seed=21)
-    run.compare(plan, backbone, quiet)
+    run.compare(plan, backbone, say_nothing)
     rows = read_rows(plan.output / run.RESULTS)
     assert [p.name.rsplit("-", 1)[0] for p in (plan.output / "priors").iterdir()] == ["multitask-seed21"]
     assert [r.seed for r in rows] == [13, 21]
     assert {r.cost.source_rows for r in rows} == {12}
     assert all(r.settings["source_seed"] == 21 for r in rows)
+
+
+def test_rows_name_the_prior_they_started_from(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = execute.adapt
+
+    def failing(method: Any, *args: Any, **kwargs: Any) -> Any:
+        if method.name == "spot":
+            raise TrainingError("planted")
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(execute, "adapt", failing)
+    run.compare(plan, backbone, say_nothing)
+    priors = {(r.method, r.seed): r.settings.get("prior") for r in read_rows(plan.output / run.RESULTS)}
+    for method, seed in (("multitask", 13), ("multitask", 21), ("spot", 13), ("spot", 21)):
+        name = priors[method, seed]
+        assert name.startswith(f"{method}-seed{seed}-")
+        assert (plan.output / "priors" / name / "prior").is_dir()
+    assert priors["zero_shot", 0] is priors["prompt_tuning", 13] is None
+
+
+def test_cells_that_a_method_cannot_serve_are_left_out_and_said(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "it answers only tasks with three texts"
+    serves = type(make_method("spot")).serves
+    monkeypatch.setattr(
+        type(make_method("prompt_tuning")),
+        "serves",
+        lambda method, task: reason if (method.name, task.name) == ("prompt_tuning", "two") else serves(method, task),
+    )
+    plan = replace(plan, sources=("one",), targets=("two", "three"), seeds=(13,))
+    heard = list[str]()
+    preview = run.preview(plan, backbone)
+    run.compare(plan, backbone, heard.append)
+    assert f"prompt_tuning on two: left out, {reason}" in heard
+    assert f"  prompt_tuning on two: left out, {reason}" in preview.splitlines()
+    rows = read_rows(plan.output / run.RESULTS)
+    assert len(rows) == 7
+    assert all(row.is_ok for row in rows)
+    assert ("prompt_tuning", "two") not in {(row.method, row.target) for row in rows}
+    with pytest.raises(SpecError, match=r"nothing to compare .*three texts"):
+        run.compare(replace(plan, methods=("prompt_tuning",), targets=("two",)), backbone, say_nothing)
+
+
+def test_the_saved_plan_is_resolved_and_gives_the_same_cells(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, steps=6)
+    run.compare(plan, backbone, say_nothing)
+    saved = from_mapping(Plan, load_yaml(plan.output / "plan.yaml"), "plan.yaml")
+    assert saved.steps is None
+    assert (saved.settings.source.steps, saved.settings.target.steps) == (6, 6)
+    heard = list[str]()
+    run.compare(saved, backbone, heard.append)
+    assert "7 cells: 7 finished before, 0 to run" in heard
 
 
 ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")
@@ -228,9 +289,9 @@ def test_arms_that_differ_only_on_targets_share_a_prior(
     few = {name: {"particles": 2} for name in ARMS[:3]}
     plan = replace(plan, methods=ARMS, seeds=(13,), options=few)
     tasks = run.load_tasks(plan)
-    left = works(WorkerContext(plan, tasks, backbone), cells(plan, tasks, backbone), ())
+    left = remaining_work(WorkerContext(plan, tasks, backbone), cells(plan, tasks, backbone), ())
     assert [w.method.name for w in left if isinstance(w, Fit)] == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
-    run.compare(plan, backbone, quiet)
+    run.compare(plan, backbone, say_nothing)
     assert fits == ["bmtpt", "bmtpt_chains", "bmtpt_single"]
     rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
     assert all(r.is_ok for r in rows.values())
@@ -238,9 +299,11 @@ def test_arms_that_differ_only_on_targets_share_a_prior(
 
     wide = {**few, "bmtpt": {"particles": 2, "prior_width": (5.0,)}}
     longer = replace(SHORT, target=replace(SHORT.target, steps=3))
-    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, quiet)
+    run.compare(
+        replace(plan, methods=ARMS[:1], options={"bmtpt": wide["bmtpt"]}, settings=longer), backbone, say_nothing
+    )
     assert len(fits) == 3
-    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, quiet)
+    run.compare(replace(plan, methods=ARMS[:1], options={"bmtpt": {"particles": 3}}), backbone, say_nothing)
     assert fits[3:] == ["bmtpt"]
 
 
@@ -248,8 +311,8 @@ def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbo
     options = {name: {"particles": 2} for name in ARMS[:2]}
     both = replace(plan, methods=ARMS[:2], seeds=(13,), options=options)
     alone = replace(both, methods=ARMS[1:2], options={ARMS[1]: options[ARMS[1]]}, output=tmp_path / "alone")
-    run.compare(both, backbone, quiet)
-    run.compare(alone, backbone, quiet)
+    run.compare(both, backbone, say_nothing)
+    run.compare(alone, backbone, say_nothing)
 
     def result(p: Plan) -> list[tuple[object, ...]]:
         return [(r.cell, r.scores, r.curve) for r in read_rows(p.output / run.RESULTS) if r.method == ARMS[1]]
@@ -259,7 +322,7 @@ def test_a_shared_prior_gives_what_an_own_one_would(plan: Plan, backbone: Backbo
 
 def test_rows_say_what_a_bank_retrieves_and_other_methods_say_nothing(plan: Plan, backbone: Backbone) -> None:
     plan = replace(plan, methods=("multitask", "tpt"), seeds=(13,), options={"tpt": {"bank_size": 6, "retrieve": 2}})
-    run.compare(plan, backbone, quiet)
+    run.compare(plan, backbone, say_nothing)
     rows = {r.method: r for r in read_rows(plan.output / run.RESULTS)}
     assert rows["multitask"].diagnostics == {}
     said = rows["tpt"].diagnostics

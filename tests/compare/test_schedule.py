@@ -11,7 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import text_costs
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Cell, Plan, cells
-from promptprior.compare.schedule import COST, Fit, Group, Queue, Work, WorkerContext, parts, works
+from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Queue, Work, WorkerContext, remaining_work
 from promptprior.errors import SpecError, TrainingError
 from promptprior.notation import Tensor
 from promptprior.report.results import read_rows
@@ -42,20 +42,20 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 @pytest.fixture
-def worker_context(plan: Plan, backbone: Backbone) -> WorkerContext:
+def context(plan: Plan, backbone: Backbone) -> WorkerContext:
     return WorkerContext(plan, run.load_tasks(plan), backbone)
 
 
-def wanted(worker_context: WorkerContext) -> list[Cell]:
-    return cells(worker_context.plan, worker_context.tasks, worker_context.backbone)
+def wanted(context: WorkerContext) -> list[Cell]:
+    return cells(context.plan, context.tasks, context.backbone)
 
 
-def told(left: list[Work]) -> list[tuple[str, int, int]]:
+def summary(left: list[Work]) -> list[tuple[str, int, int]]:
     return [(w.method.name, w.seed, len(w.cells) if isinstance(w, Group) else 0) for w in left]
 
 
-def test_fits_stand_before_the_groups_that_need_them(worker_context: WorkerContext) -> None:
-    assert told(works(worker_context, wanted(worker_context), ())) == [
+def test_fits_stand_before_the_groups_that_need_them(context: WorkerContext) -> None:
+    assert summary(remaining_work(context, wanted(context), ())) == [
         ("zero_shot", 0, 3),
         ("multitask", 13, 0),
         ("multitask", 13, 3),
@@ -64,32 +64,33 @@ def test_fits_stand_before_the_groups_that_need_them(worker_context: WorkerConte
     ]
 
 
-@pytest.mark.parametrize(("together", "sizes"), [(1, [1] * 7), (3, [3, 2, 2]), (4, [4, 3]), (7, [7]), (32, [7])])
-def test_parts_are_even_and_bounded(worker_context: WorkerContext, together: int, sizes: list[int]) -> None:
-    some = [replace(wanted(worker_context)[-1], key=str(i)) for i in range(7)]
-    made = list(parts(some, together))
-    assert [cell for part in made for cell in part] == some
-    assert max(map(len, made)) - min(map(len, made)) <= 1
-    assert sorted(map(len, made), reverse=True) == sizes
+@pytest.mark.parametrize(("cells_per_run", "sizes"), [(1, [1] * 7), (3, [3, 2, 2]), (4, [4, 3]), (7, [7]), (32, [7])])
+def test_groups_are_even_and_bounded(context: WorkerContext, cells_per_run: int, sizes: list[int]) -> None:
+    context = replace(context, plan=replace(context.plan, cells_per_run=cells_per_run))
+    seven = [replace(wanted(context)[-1], key=str(i)) for i in range(7)]
+    groups = [work.cells for work in remaining_work(context, seven, ()) if isinstance(work, Group)]
+    assert [cell for group in groups for cell in group] == seven
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert sorted(map(len, groups), reverse=True) == sizes
 
 
-def test_what_is_done_does_not_change_what_runs_together(worker_context: WorkerContext) -> None:
-    worker_context = replace(worker_context, plan=replace(worker_context.plan, together=2))
-    all_cells = wanted(worker_context)
-    whole = [w for w in works(worker_context, all_cells, ()) if isinstance(w, Group)]
+def test_what_is_done_does_not_change_what_runs_together(context: WorkerContext) -> None:
+    context = replace(context, plan=replace(context.plan, cells_per_run=2))
+    all_cells = wanted(context)
+    whole = [w for w in remaining_work(context, all_cells, ()) if isinstance(w, Group)]
     assert [len(w.cells) for w in whole] == [1, 2] * 3
     done = {whole[1].cells[0].key}
-    left = [w for w in works(worker_context, all_cells, done) if isinstance(w, Group)]
+    left = [w for w in remaining_work(context, all_cells, done) if isinstance(w, Group)]
     assert [c.key for c in left[1].cells] == [whole[1].cells[1].key]
     assert [w.key for w in [left[0], *left[2:]]] == [w.key for w in [whole[0], *whole[2:]]]
 
 
-def test_targets_that_train_together_are_never_apart(worker_context: WorkerContext) -> None:
+def test_targets_that_train_together_are_never_apart(context: WorkerContext) -> None:
     options = {"bmtpt": {"particles": 2, "joint_steps": 1}}
-    plan = replace(worker_context.plan, methods=("bmtpt",), seeds=(13,), together=1, options=options)
-    worker_context = replace(worker_context, plan=plan)
-    all_cells = wanted(worker_context)
-    (fit, group) = works(worker_context, all_cells, {all_cells[0].key})
+    plan = replace(context.plan, methods=("bmtpt",), seeds=(13,), cells_per_run=1, options=options)
+    context = replace(context, plan=plan)
+    all_cells = wanted(context)
+    (fit, group) = remaining_work(context, all_cells, {all_cells[0].key})
     assert isinstance(fit, Fit)
     assert isinstance(group, Group)
     assert list(group.cells) == all_cells
@@ -98,37 +99,37 @@ def test_targets_that_train_together_are_never_apart(worker_context: WorkerConte
     assert queue.fail(group) == []
     assert queue.waiting == [group]
     assert queue.fail(group) == all_cells[1:]
-    fewer = replace(worker_context, tasks=replace(worker_context.tasks, targets=worker_context.tasks.targets[:2]))
+    fewer = replace(context, tasks=replace(context.tasks, targets=context.tasks.targets[:2]))
     assert {c.key for c in wanted(fewer)}.isdisjoint(c.key for c in all_cells)
-    run.compare(plan, worker_context.backbone, lambda _: None)
+    run.compare(plan, context.backbone, lambda _: None)
     lines = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
     (plan.output / run.RESULTS).write_text("".join(lines[:1]))
-    run.compare(plan, worker_context.backbone, lambda _: None)
+    run.compare(plan, context.backbone, lambda _: None)
     again = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
     assert again[0] == lines[0]
     assert [json.loads(line)["cell"] for line in again] == [c.key for c in all_cells]
     assert [json.loads(line)["scores"] for line in again] == [json.loads(line)["scores"] for line in lines]
 
 
-def test_a_group_waits_for_its_prior(worker_context: WorkerContext) -> None:
-    queue = Queue(works(worker_context, wanted(worker_context), ()), retries=0)
+def test_a_group_waits_for_its_prior(context: WorkerContext) -> None:
+    queue = Queue(remaining_work(context, wanted(context), ()), retries=0)
     taken = [queue.take(), queue.take(), queue.take()]
-    assert told([w for w in taken if w]) == [("zero_shot", 0, 3), ("multitask", 13, 0), ("multitask", 21, 0)]
+    assert summary([w for w in taken if w]) == [("zero_shot", 0, 3), ("multitask", 13, 0), ("multitask", 21, 0)]
     assert queue.take() is None
     fit = taken[2]
     assert isinstance(fit, Fit)
     fit.folder.mkdir(parents=True)
-    (fit.folder / COST).write_text("{}")
-    assert told([w for w in [queue.take()] if w]) == [("multitask", 21, 3)]
+    (fit.folder / PRIOR_COST).write_text("{}")
+    assert summary([w for w in [queue.take()] if w]) == [("multitask", 21, 3)]
 
 
-def test_failed_cells_come_again_one_by_one_and_no_more_often_than_said(worker_context: WorkerContext) -> None:
-    left = works(worker_context, wanted(worker_context), ())
+def test_failed_cells_come_again_one_by_one_and_no_more_often_than_said(context: WorkerContext) -> None:
+    left = remaining_work(context, wanted(context), ())
     queue = Queue(left[:1], retries=2)
     group = queue.take()
     assert isinstance(group, Group)
     assert queue.fail(group) == []
-    assert told(queue.waiting) == [("zero_shot", 0, 1)] * 3
+    assert summary(queue.waiting) == [("zero_shot", 0, 1)] * 3
     assert sum(w.tokens for w in queue.waiting) == pytest.approx(group.tokens)
     single = queue.take()
     assert isinstance(single, Group)
@@ -138,19 +139,19 @@ def test_failed_cells_come_again_one_by_one_and_no_more_often_than_said(worker_c
     assert Queue([], retries=0).fail(group) == list(group.cells)
 
 
-def test_a_prior_that_cannot_be_fitted_takes_its_groups_with_it(worker_context: WorkerContext) -> None:
-    queue = Queue(works(worker_context, wanted(worker_context), ())[1:], retries=1)
+def test_a_prior_that_cannot_be_fitted_takes_its_groups_with_it(context: WorkerContext) -> None:
+    queue = Queue(remaining_work(context, wanted(context), ())[1:], retries=1)
     fit = queue.take()
     assert fit is not None
     assert queue.fail(fit) == []
     assert queue.waiting[-1] is fit
     queue.waiting.remove(fit)
     assert [(c.method.name, c.seed) for c in queue.fail(fit)] == [("multitask", 13)] * 3
-    assert told(queue.waiting) == [("multitask", 21, 0), ("multitask", 21, 3)]
+    assert summary(queue.waiting) == [("multitask", 21, 0), ("multitask", 21, 3)]
 
 
-def test_together_changes_no_result(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
-    apart = replace(plan, together=1, output=tmp_path / "apart")
+def test_cells_per_run_changes_no_result(plan: Plan, backbone: Backbone, tmp_path: Path) -> None:
+    apart = replace(plan, cells_per_run=1, output=tmp_path / "apart")
     run.compare(plan, backbone, lambda _: None)
     run.compare(apart, backbone, lambda _: None)
     one, other = (read_rows(p.output / run.RESULTS) for p in (plan, apart))
@@ -230,7 +231,7 @@ def test_a_fit_that_always_fails_is_told_in_the_rows_that_needed_it(
     assert len(rows) == 9
 
 
-@pytest.mark.parametrize("change", [{"together": 0}, {"retries": -1}, {"ray_cpus": 0.0}, {"ray_gpus": -0.5}])
+@pytest.mark.parametrize("change", [{"cells_per_run": 0}, {"retries": -1}, {"ray_cpus": 0.0}, {"ray_gpus": -0.5}])
 def test_settings_of_work_that_nothing_could_run_with(plan: Plan, change: dict[str, float]) -> None:
     with pytest.raises(SpecError, match=f"--{next(iter(change)).replace('_', '-')}"):
         replace(plan, **change)

@@ -7,12 +7,12 @@ import torch
 
 from promptprior.compare.task_similarity import (
     MEASURES,
-    answers,
-    cosines,
-    overlaps,
+    SimilarityProbe,
+    cosine_table,
+    jaccard_table,
     rank_sources,
-    similarities,
-    template,
+    task_similarity,
+    template_words,
 )
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
@@ -28,7 +28,8 @@ UP = choice_task("up", always(0), ("up", "down"))
 
 def test_the_like_source_comes_first_by_every_learned_measure() -> None:
     for measure in ("gradient", "prompt", "token"):
-        ranked = rank_sources(ALSO_YES, [UP, YES], tiny("gpt2", torch.float32), QUICK, measure, shots=8, steps=4)  # type: ignore[arg-type]
+        probe = SimilarityProbe(shots=8, steps=4)
+        ranked = rank_sources(ALSO_YES, [UP, YES], tiny("gpt2", torch.float32), QUICK, measure, probe)  # type: ignore[arg-type]
         assert [one.source for one in ranked] == ["yes", "up"]
         assert getattr(ranked[0], measure) > getattr(ranked[1], measure) + 0.05
     assert (ranked[0].label, ranked[1].label) == (1, 0)
@@ -36,25 +37,31 @@ def test_the_like_source_comes_first_by_every_learned_measure() -> None:
 
 def test_a_task_is_wholly_like_itself_under_another_name_and_names_are_unique() -> None:
     # the draw of shots depends on the name, so only overlaps are exactly one
-    (same,) = similarities([replace(YES, name="twin")], [YES], tiny("gpt2", torch.float32), QUICK, shots=8, steps=2)
+    again, probe = replace(YES, name="again"), SimilarityProbe(shots=8, steps=2)
+    (same,) = task_similarity([again], [YES], tiny("gpt2", torch.float32), QUICK, probe).pairs
     assert same.label == 1
     assert same.gradient > 0.5
     with pytest.raises(SpecError, match="yes: named twice"):
-        similarities([YES], [YES], tiny("gpt2", torch.float32), QUICK)
+        task_similarity([YES], [YES], tiny("gpt2", torch.float32), QUICK)
     assert [f.name for f in fields(same)] == ["source", "target", *MEASURES]
 
 
-def test_template_and_answers() -> None:
+def test_template_words() -> None:
     texts = ["Review: good film. Mood:", "Review: bad film. Mood:", "Review: dull play. Mood:"]
     task = Task("t", "multiple_choice", ("acc",), {"train": tuple(Example(x, x, "Fine!") for x in texts)})
-    assert template(task) == {"review", "mood"}
-    assert answers(task) == {"fine"}
+    assert template_words(task) == {"review", "mood"}
+
+
+def test_answers_are_compared_normalised() -> None:
+    shouted = choice_task("shouted", always(0), ("Yes!", "No!"))
+    (pair,) = task_similarity([shouted], [YES], tiny("gpt2", torch.float32), QUICK, SimilarityProbe(steps=1)).pairs
+    assert pair.label == 1
 
 
 def test_cosines_and_overlaps() -> None:
-    table = cosines(torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]))
+    table = cosine_table(torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0]]))
     assert table.tolist() == [[1, 0, -1, 0], [0, 1, 0, 0], [-1, 0, 1, 0], [0, 0, 0, 0]]
-    assert overlaps([frozenset("ab"), frozenset("bc"), frozenset()]).tolist() == [
+    assert jaccard_table([frozenset("ab"), frozenset("bc"), frozenset()]).tolist() == [
         [1, 1 / 3, 0],
         [1 / 3, 1, 0],
         [0, 0, 0],

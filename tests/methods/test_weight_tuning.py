@@ -17,7 +17,7 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.backbone.weight_overrides import own_weights_model
 from promptprior.compare import run
-from promptprior.compare.cost_estimate import adapting_cost
+from promptprior.compare.cost_estimate import adapting_cost, target_size
 from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
@@ -330,9 +330,9 @@ def test_demonstrations_have_the_tokens_they_have_in_front_of_a_text() -> None:
 
 
 def test_the_cost_of_demonstrations_is_that_of_reading() -> None:
-    backbone, one_shot = tiny("llama"), (CHOICE, 2, 13, settings(steps=1000), 8)
-    shown, trained = (adapting_cost(backbone, make_method(n), *one_shot) for n in ("in_context", "lora"))
-    free = adapting_cost(backbone, make_method("zero_shot"), *one_shot)
+    two_shots = (target_size(tiny("llama"), CHOICE), 2, settings(steps=1000), 8)
+    shown, trained = (adapting_cost(make_method(n), *two_shots) for n in ("in_context", "lora"))
+    free = adapting_cost(make_method("zero_shot"), *two_shots)
     assert free < shown < 3 * free < trained / 100
 
 

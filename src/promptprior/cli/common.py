@@ -3,51 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from promptprior.artifacts.artifact import is_foreign
 from promptprior.artifacts.header import HEADER_FILE, Header, read_header
-from promptprior.backbone import Backbone, load
+from promptprior.backbone import Backbone
 from promptprior.compare.cost_estimate import tokens_per_second
+from promptprior.compare.plan import load_backbone
 from promptprior.compare.progress import duration, watch_steps
 from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError
 from promptprior.tasks import Task
 from promptprior.watch import WatchStage, tensorboard, together
-
-
-class BackbonePlan(Protocol):
-    """Settings that name a backbone."""
-
-    @property
-    def backbone(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """What it computes in."""
-        ...
-
-    @property
-    def device(self) -> str | None:
-        """Where."""
-        ...
-
-    @property
-    def quantize(self) -> str | None:
-        """In how many bits its weights are kept."""
-        ...
-
-    @property
-    def compile(self) -> bool:
-        """Whether its elementwise work is compiled."""
-        ...
-
-
-def load_backbone(plan: BackbonePlan) -> Backbone:
-    """The backbone that settings name."""
-    return load(plan.backbone, plan.dtype, plan.device, quantize=plan.quantize, compile=plan.compile)
 
 
 def watcher(label: str, folder: Path | None) -> WatchStage:
@@ -109,3 +76,16 @@ def filled(given: Mapping[str, object], below: Mapping[str, object]) -> dict[str
         both = isinstance(value, Mapping) and isinstance(under, Mapping)
         merged[key] = filled(value, under) if both else value  # type: ignore[arg-type]
     return merged
+
+
+__all__ = [
+    "artifact_folder",
+    "cost_line",
+    "filled",
+    "header_at",
+    "load_backbone",
+    "options_in",
+    "settings_in",
+    "watcher",
+    "with_source_steps",
+]

@@ -3,148 +3,163 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from traceback import extract_tb
+from typing import Any
 
-import torch
-
-from promptprior.adapt import Adapted, adapt, diagnose, make_episode, score_on_test
-from promptprior.artifacts.artifact import Prior, versions
-from promptprior.compare.plan import Cell, Plan
-from promptprior.compare.schedule import Fit, Group, WorkerContext
-from promptprior.compare.store import Finished, Fitted
+from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
+from promptprior.artifacts.artifact import Prior, Prompt, versions
+from promptprior.backbone import BackboneCard
+from promptprior.compare.plan import Cell
+from promptprior.compare.progress import step_text
+from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Work, WorkerContext, prior_folder
 from promptprior.config.mapping import to_mapping
-from promptprior.config.training import Settings
 from promptprior.cost import Cost
-from promptprior.evaluate import EvalResult
+from promptprior.errors import PromptpriorError
+from promptprior.files import read_json
 from promptprior.fit import RunControl, fit
-from promptprior.methods import Episode
 from promptprior.methods.shared.source_prompts import source_labels
-from promptprior.notation import Params
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
+from promptprior.rules.rule import Info
+from promptprior.train import Watch
 from promptprior.watch import WatchStage, tensorboard, together
 
-
-def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
-    """Fit a prior, checkpointed and saved in a folder."""
-    start = time.monotonic()
-    settings = worker_context.plan.resolved()
-    heard = watched(worker_context.plan, f"fit-{folder.name}", watch)
-    prior = fit(
-        work.method,
-        worker_context.tasks.sources,
-        worker_context.backbone,
-        settings,
-        work.seed,
-        RunControl(folder, heard),
-    )
-    counted = prior.header.diagnostics["cost"]
-    assert isinstance(counted, dict)
-    cost = Cost(time.monotonic() - start, int(counted["rows"]), int(counted["tokens"]))
-    return Fitted(replace(prior, params=on_cpu(prior.params)), cost)
+OnProgress = Callable[[str, float], None]
+"""Called with what a piece of work does at the moment, and the share of it that is done."""
 
 
-def adapt_group(
-    worker_context: WorkerContext,
+@dataclass(frozen=True)
+class FittedPrior:
+    """A prior, and what fitting it cost."""
+
+    prior: Prior
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class FinishedCell:
+    """A cell's result and its prompt."""
+
+    row: Row
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why work failed, in a line."""
+
+    error: str
+
+
+Result = FittedPrior | tuple[FinishedCell, ...] | Failure
+
+
+def do_work(
+    context: WorkerContext, work: Work, fitted: FittedPrior | None, folder: Path, on_progress: OnProgress
+) -> Result:
+    """Do a piece of work, checkpointed in a folder. A failure of any kind is a result too: other work goes on."""
+
+    def watch_stage(stage: str) -> Watch:
+        def watch(step: int, steps: int, info: Info) -> None:
+            share = step / max(steps, 1) if stage != "probe" else 0.0  # probing comes before the stage that counts
+            on_progress(step_text(stage, step, steps, info), share)
+
+        return watch
+
+    try:
+        watch: WatchStage = watch_stage
+        if context.plan.tensorboard is not None:
+            log = f"adapt-{work.method.name}-seed{work.seed}-{work.key[:8]}"
+            log = f"fit-{folder.name}" if isinstance(work, Fit) else log
+            watch = together([watch_stage, tensorboard(context.plan.tensorboard / log)])
+        if isinstance(work, Group):
+            return _adapt_group(context, work, fitted, folder, watch, on_progress)
+        start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()
+        prior = fit(work.method, sources, context.backbone, settings, work.seed, RunControl(folder, watch))
+        counted: Any = prior.header.diagnostics["cost"]
+        cost = Cost(time.monotonic() - start, int(counted["rows"]), int(counted["tokens"]))
+        on_cpu = {name: value.detach().cpu() for name, value in prior.params.items()}  # to be sent without a GPU
+        return FittedPrior(replace(prior, params=on_cpu), cost)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if not isinstance(error, PromptpriorError) and error.__traceback__ is not None:
+            place = extract_tb(error.__traceback__)[-1]
+            text += f" ({Path(place.filename).name}, line {place.lineno})"
+        return Failure(text)
+
+
+def _adapt_group(
+    context: WorkerContext,
     group: Group,
-    fitted: Fitted | None,
+    fitted: FittedPrior | None,
     folder: Path,
     watch: WatchStage,
-    testing: Callable[[], None],
-) -> tuple[Finished, ...]:
+    on_progress: OnProgress,
+) -> tuple[FinishedCell, ...]:
     """Adapt the cells of a group together, then test them; the checkpoints in the folder go when all is done."""
-    plan, backbone = worker_context.plan, worker_context.backbone
-    settings = plan.resolved()
-    episodes = [episode_of(cell, plan, settings) for cell in group.cells]
-    prior, source = (fitted.prior, fitted.cost) if fitted else (None, Cost())
-    heard = watched(plan, f"adapt-{group.method.name}-seed{group.seed}-{group.key[:8]}", watch)
-    done = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, heard))
-    testing()
-    results = score_on_test(backbone, done, plan.test_limit)
-    told = diagnose(backbone, done, worker_context.tasks.sources)
+    plan, backbone, settings = context.plan, context.backbone, context.plan.resolved()
+    # A method that uses no shots is given the plan's first ones, which it does not see.
+    episodes = [
+        make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings.dev_limit)
+        for cell in group.cells
+    ]
+    prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
+    episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
+    on_progress("testing", 1.0)
+    results = score_on_test(backbone, episodes_adapted, plan.test_limit)
+    diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
     shutil.rmtree(folder, ignore_errors=True)
-    return tuple(
-        Finished(
-            good_row(worker_context, cell, adapted, evaluate_requests, source, {**prior_numbers(prior), **says}),
-            replace(adapted.prompt, params=on_cpu(adapted.prompt.params)),
+
+    # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
+    prior_numbers: dict[str, object] = {}
+    for topic, value in (prior.header.diagnostics if prior else {}).items():
+        if isinstance(value, Mapping):
+            value = {name: number for name, number in value.items() if isinstance(number, int | float)}
+        if topic != "cost" and value and isinstance(value, int | float | Mapping):  # the row has the cost already
+            prior_numbers[topic] = value
+    about_prior = {"prior": prior_numbers} if prior_numbers else {}
+
+    finished = []
+    for cell, adapted, result, own in zip(group.cells, episodes_adapted, results, diagnostics, strict=True):
+        blank, shots = failed_row(context, cell, ""), adapted.episode.shots
+        row = replace(
+            blank,
+            score=float(result.scores[blank.metric]),
+            scores={**{name: float(value) for name, value in result.scores.items()}, "answer_nll": result.nll},
+            dev_score=adapted.dev_score if cell.k else None,
+            steps=max(point["step"] for point in adapted.curve),
+            best_step=adapted.best_step if cell.k else None,
+            curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
+            settings={**blank.settings, "learning_rate": adapted.learning_rate},
+            cost=CellCost.of(adapted.cost, source_cost),
+            parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
+            shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
+            diagnostics={**about_prior, **own},
+            status="ok",
         )
-        for cell, adapted, evaluate_requests, says in zip(group.cells, done, results, told, strict=True)
-    )
+        on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}
+        finished.append(FinishedCell(row, replace(adapted.prompt, params=on_cpu)))
+    return tuple(finished)
 
 
-def episode_of(cell: Cell, plan: Plan, settings: Settings) -> Episode:
-    """The episode of a cell. A method that uses no shots is given the plan's first ones, which it does not see."""
-    return make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings.dev_limit)
+def failed_row(context: WorkerContext, cell: Cell, error: str) -> Row:
+    """The row of a cell that failed: everything but a score.
 
-
-def prior_numbers(prior: Prior | None) -> dict[str, object]:
-    """What a prior says of itself in plain numbers, by topic, as the topic "prior" of the results that start from it.
-
-    Curves, maps and words stay with the prior; its cost stands in the row already.
+    `settings["prior"]` is the id of the prior it would start from: the name of its folder, method-seedN-hash.
     """
-    told = dict(prior.header.diagnostics) if prior else {}
-    told.pop("cost", None)
-    topics = {name: numbers_in(value) if isinstance(value, Mapping) else value for name, value in told.items()}
-    kept = {name: value for name, value in topics.items() if value and isinstance(value, int | float | Mapping)}
-    return {"prior": kept} if kept else {}
-
-
-def numbers_in(topic: Mapping[str, object]) -> dict[str, int | float]:
-    """The plain numbers of one topic."""
-    return {name: value for name, value in topic.items() if isinstance(value, int | float)}
-
-
-def watched(plan: Plan, name: str, watch: WatchStage) -> WatchStage:
-    """Who watches, and TensorBoard where the plan names a folder."""
-    return watch if plan.tensorboard is None else together([watch, tensorboard(plan.tensorboard / name)])
-
-
-def on_cpu(params: Params) -> Params:
-    """Parameters that can be sent to a machine without a GPU."""
-    with torch.no_grad():
-        return {name: value.detach().cpu() for name, value in params.items()}
-
-
-def good_row(
-    worker_context: WorkerContext,
-    cell: Cell,
-    adapted: Adapted,
-    evaluate_requests: EvalResult,
-    source: Cost,
-    diagnostics: Mapping[str, object],
-) -> Row:
-    """The row of a finished cell."""
-    metric = cell.target.metrics[0]
-    blank = failed_row(worker_context, cell, "")
-    shots = adapted.episode.shots
-    stored = sum(p.numel() for p in adapted.prompt.params.values())
-    ids = ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else ShotIds((), ())
-    return replace(
-        blank,
-        score=float(evaluate_requests.scores[metric]),
-        scores={name: float(value) for name, value in evaluate_requests.scores.items()}
-        | {"answer_nll": evaluate_requests.nll},
-        dev_score=adapted.dev_score if cell.k else None,
-        steps=max(point["step"] for point in adapted.curve),
-        best_step=adapted.best_step if cell.k else None,
-        curve=tuple(Point(**point) for point in adapted.curve) if cell.k else (),
-        settings={**blank.settings, "learning_rate": adapted.learning_rate},
-        cost=CellCost.of(adapted.cost, source),
-        parameters=Parameters(adapted.trainable, stored),
-        shots=ids,
-        diagnostics=diagnostics,
-        status="ok",
-        error="",
-    )
-
-
-def failed_row(worker_context: WorkerContext, cell: Cell, error: str) -> Row:
-    """The row of a cell that failed: everything but a score."""
-    plan, card, target = worker_context.plan, worker_context.backbone.card, cell.target
-    dtype = str(worker_context.backbone.frozen.dtype)
+    plan, card, target, method = context.plan, context.backbone.card, cell.target, cell.method
+    settings = {
+        **to_mapping(plan.resolved()),
+        "source_seed": plan.source_seed,
+        "method": to_mapping(method),
+        "dtype": str(context.backbone.frozen.dtype),
+    }
+    if method.needs_sources:
+        settings["prior"] = prior_folder(context, method, plan.prior_seed(cell.seed)).name
     return Row(
         cell=cell.key,
-        method=cell.method.name,
+        method=method.name,
         target=target.name,
         family=target.family,
         k=cell.k,
@@ -157,10 +172,10 @@ def failed_row(worker_context: WorkerContext, cell: Cell, error: str) -> Row:
         steps=0,
         best_step=None,
         curve=(),
-        settings={**flat_settings(plan), "method": to_mapping(cell.method), "dtype": dtype},
+        settings=settings,
         cost=CellCost.of(Cost(), Cost()),
         parameters=Parameters(0, 0),
-        sources=source_labels(cell.method, worker_context.tasks.sources),
+        sources=source_labels(method, context.tasks.sources),
         n_test=len(target.split("test")[: plan.test_limit]),
         backbone=BackboneName(card.name, card.fingerprint),
         shots=ShotIds((), ()),
@@ -170,6 +185,8 @@ def failed_row(worker_context: WorkerContext, cell: Cell, error: str) -> Row:
     )
 
 
-def flat_settings(plan: Plan) -> dict[str, object]:
-    """The settings a cell ran with, as plain values."""
-    return {**to_mapping(plan.resolved()), "source_seed": plan.source_seed}
+def load_prior(folder: Path | None, backbone: BackboneCard) -> FittedPrior | None:
+    """A prior that was saved; None for none. Raises ArtifactError when it is damaged or of another backbone."""
+    if folder is None:
+        return None
+    return FittedPrior(Prior.from_pretrained(folder / "prior", backbone), Cost(**read_json(folder / PRIOR_COST)))

@@ -1,9 +1,9 @@
-"""Progress and time left of a comparison, from the tokens its stages will cost."""
+"""How far work is, on stderr: bars on a terminal (rich), elsewhere a plain line every few seconds."""
 
+import atexit
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
@@ -12,76 +12,79 @@ Say = Callable[[str], None]
 
 
 def say_to_stderr(line: str) -> None:
-    """One line of progress; on a terminal each replaces the last."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line[:150]}", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    """One line on stderr; while bars are shown there, rich puts it above them."""
+    print(line, file=sys.stderr, flush=True)
 
 
-@dataclass
-class Progress:
-    """How far a comparison is. `total`, `done` and `within` (what running work has done by now) count tokens as
-    estimate.py does; the pace gives the time left."""
+class ProgressDisplay:
+    """Bars where `say` is the default and stderr a terminal, else lines. Of a comparison it knows how much is `done` of
+    a `total`, and `within` running work, in tokens (cost_estimate.py)."""
 
-    total: float
-    say: Say = say_to_stderr
-    every: float = 2.0
-    done: float = 0.0
-    within: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    said: float = field(default=-1e9)
+    every = 2.0  # seconds between two lines
 
-    def reached(self, left: float) -> None:
-        """What is left when work is over."""
-        self.done, self.within = self.total - left, 0.0
+    def __init__(self, say: Say, total: float = 1.0) -> None:
+        self.say, self.total, self.done, self.within = say, max(total, 1.0), 0.0, 0.0
+        self.start, self.last_line, self.bars = time.monotonic(), -1e9, None
+        if say is say_to_stderr and sys.stderr.isatty():  # rich is imported only where it is used
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    def tell(self, text: str, force: bool = False) -> None:
-        """Say how far we are, unless something was said just now."""
-        now = time.monotonic()
-        if force or now - self.said >= self.every:
-            self.said = now
-            self.say(f"{100 * self.share:3.0f}% {text} · {self.left(now)}")
+            columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            above = sys.stdout.isatty()  # results on the same terminal go above the bars; a pipe is left alone
+            self.bars = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above)
+            atexit.register(self.close)  # a run that ends early must not leave the cursor hidden
 
-    @property
-    def share(self) -> float:
-        """Share of the work done, parts of running work included."""
-        return min(1.0, (self.done + self.within) / max(self.total, 1.0))
+    def show(self, line: str, *bars: tuple[str, float], force: bool = False) -> None:
+        """Show a line, or in its place bars, each with its text and the share that is done."""
+        if self.bars is not None:
+            self.bars.start()
+            while len(self.bars.tasks) < len(bars):
+                self.bars.add_task("", total=1.0)
+            for task, (text, share) in zip(self.bars.tasks, bars, strict=True):
+                if share < task.completed:  # another stage: its pace is its own
+                    self.bars.reset(task.id)
+                self.bars.update(task.id, completed=share, description=text)
+        elif force or time.monotonic() - self.last_line >= self.every:
+            self.last_line = time.monotonic()
+            self.say(line)
 
-    def left(self, now: float) -> str:
-        """Time left at the pace so far."""
-        share, passed = self.share, now - self.started
-        return f"{duration(passed * (1 - share) / share)} left" if share > 0.01 else "time left unknown yet"
+    def tell(self, text: str, stage_share: float) -> None:
+        """Show how much of a comparison is done and the time left, and how far the stage at hand is."""
+        share, passed = min(1.0, (self.done + self.within) / self.total), time.monotonic() - self.start
+        left = f"{duration(passed * (1 - share) / share)} left" if share > 0.01 else "time left unknown yet"
+        self.show(f"{100 * share:3.0f}% {text} · {left}", ("all work", share), (text, stage_share))
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self.bars is not None:
+            self.bars.stop()
 
 
 def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Callable[[str], Watch]:
     """A watcher for runs that stand alone: the step, the loss and the time left."""
+    display = ProgressDisplay(say)
+    display.every = every
 
-    def watcher(stage: str) -> Watch:
-        started, said = time.monotonic(), -every
+    def watch_stage(stage: str) -> Watch:
+        start = time.monotonic()
 
         def watch(step: int, steps: int, info: Info) -> None:
-            nonlocal said
-            passed = time.monotonic() - started
-            if passed - said < every and step < steps:
-                return
-            said = passed
-            left = duration(passed * (steps - step) / step)
-            loss = float(info["loss"].double().mean()) if "loss" in info else float("nan")
-            say(f"{label} · {stage} step {step}/{steps} · loss {loss:.3f} · {left} left")
+            text, passed = f"{label} · {step_text(stage, step, steps, info)}", time.monotonic() - start
+            line = f"{text} · {duration(passed * (steps - step) / step)} left"
+            display.show(line, (text, step / steps), force=step == steps)
 
         return watch
 
-    return watcher
+    return watch_stage
+
+
+def step_text(stage: str, step: int, steps: int, info: Info) -> str:
+    """Step and mean loss of a stage."""
+    return f"{stage} step {step}/{steps} · loss {info['loss'].double().mean() if 'loss' in info else float('nan'):.3f}"
 
 
 def duration(seconds: float) -> str:
-    """A time a person reads.
-
-    >>> duration(75), duration(5), duration(7300)
-    ('1 min 15 s', '5 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    """A time a person reads: 75 seconds are "1 min 15 s", 7300 are "2 h 1 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else ""
+    return hours or (f"{minutes} min {rest} s" if minutes else f"{rest} s")

@@ -1,31 +1,35 @@
 """Running a comparison: fit each method's prior per seed, adapt its episodes as copies of one run, test, write.
 
 Results are one JSON line per cell in results.jsonl, written by this process as soon as they are known, whoever did the
-work. Killed at any moment and started again, finished cells are kept, and unfinished work resumes from its checkpoint.
+work. If interrupted, rerun it: finished cells are kept, and unfinished work resumes from its checkpoint.
 """
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from promptprior.artifacts.header import HEADER_FILE
 from promptprior.backbone import Backbone
-from promptprior.compare.execute import failed_row
-from promptprior.compare.executors.executor import Engine, Failure, Result
-from promptprior.compare.executors.local import LocalEngine
-from promptprior.compare.plan import Cell, Plan, Tasks, cells, separated
-from promptprior.compare.progress import Progress, Say, duration, say_to_stderr
-from promptprior.compare.schedule import Fit, Group, Queue, Work, WorkerContext, is_kept, works
-from promptprior.compare.store import RESULTS, Fitted, finished_rows, keep_finished, keep_prior, keep_row, kept_prior
+from promptprior.compare.cost_estimate import tokens_per_second
+from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_prior
+from promptprior.compare.executors.local import run_locally
+from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
+from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
+from promptprior.compare.schedule import PRIOR_COST, Fit, Queue, Work, WorkerContext, is_fitted, remaining_work
 from promptprior.config.mapping import dump_yaml
-from promptprior.files import claimed, write_text
+from promptprior.errors import SpecError
+from promptprior.files import append_line, claimed, write_json, write_text
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, load_task
+from promptprior.tasks.task import normalised
 from promptprior.watch import tensorboard
 
-REPORT = "report.html"
+RESULTS = "results.jsonl"
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
 
@@ -37,137 +41,151 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
     ArtifactError while another comparison writes to the same folder.
     """
     if plan.tensorboard is not None:
-        tensorboard(plan.tensorboard)
-    tasks = load_tasks(plan)
-    worker_context = WorkerContext(plan, tasks, backbone or plan.load_backbone())
-    wanted = cells(plan, tasks, worker_context.backbone)
+        tensorboard(plan.tensorboard)  # raises now where its package is missing
+    context, wanted = _load(plan, backbone)
+    tasks, path = context.tasks, plan.output / SIMILARITY_FILE
+
+    def write() -> Path:
+        """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
+        rows = read_rows(plan.output / RESULTS)
+        by_cell = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
+        return write_report(
+            [by_cell[cell.key] for cell in wanted if cell.key in by_cell],
+            plan.output / "report.html",
+            "promptprior comparison",
+            expected=len(wanted),
+            command=command,
+            task_similarity=read_similarity(path),
+        )
+
     with claimed(plan.output):
-        return run_plan(worker_context, wanted, say, command)
+        write_text(plan.output / "plan.yaml", dump_yaml(replace(plan, settings=plan.resolved(), steps=None)))
+        for name, count in tasks.left_out.items():
+            say(f"source {name}: {count} training examples left out because a target holds the same text")
+        for (method, target), reason in unserved(plan, tasks).items():
+            say(f"{method} on {target}: left out, {reason}")
+        if plan.similarity:
+            from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
+
+            measured, pairs = read_similarity(path), {(s.name, t.name) for s in tasks.sources for t in tasks.targets}
+            if measured is None or not pairs <= {(pair.source, pair.target) for pair in measured.pairs}:
+                say(f"similarity of {len(tasks.sources)} sources and {len(tasks.targets)} targets")
+                probe = SimilarityProbe(shots=plan.shots[-1], seed=plan.seeds[0])
+                similarity = task_similarity(tasks.targets, tasks.sources, context.backbone, plan.resolved(), probe)
+                write_similarity(similarity, path)
+        done = _finished_keys(plan)
+        finished = sum(cell.key in done for cell in wanted)
+        say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
+        if left := remaining_work(context, wanted, done):
+            _run_work(context, left, write, say)
+        return write()
 
 
-def run_plan(worker_context: WorkerContext, wanted: Sequence[Cell], say: Say, command: str) -> Path:
-    """Run what is missing of a plan whose folder nobody else writes to."""
-    plan, tasks = worker_context.plan, worker_context.tasks
-    write_text(plan.output / "plan.yaml", dump_yaml(plan))
-    for name, count in tasks.left_out.items():
-        say(f"source {name}: {count} training examples left out because a target holds the same text")
-    if plan.similarity:
-        keep_likeness(worker_context, say)
-    done = finished_rows(plan.output, wanted)
-    say(f"{len(wanted)} cells: {len(done)} finished before, {len(wanted) - len(done)} to run")
-    run_works(worker_context, works(worker_context, wanted, done), lambda: report(plan, wanted, command), say)
-    return report(plan, wanted, command)
+def preview(plan: Plan, backbone: Backbone | None = None) -> str:
+    """A page on the fits and cells that are missing, with estimated tokens and time; runs nothing."""
+    context, wanted = _load(plan, backbone)
+    tasks, done, card = context.tasks, _finished_keys(plan), context.backbone.card
+    finished = sum(cell.key in done for cell in wanted)
+    lines = [
+        f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run",
+        f"backbone {card.name} ({card.fingerprint}), {context.backbone.frozen.dtype}",
+        "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
+        "targets: " + ", ".join(f"{t.name} ({len(t.split('test')[: plan.test_limit])} to test)" for t in tasks.targets),
+    ]
+    lines += [f"  {m} on {t}: left out, {reason}" for (m, t), reason in unserved(plan, tasks).items()]
+    left = remaining_work(context, wanted, done)
+    if not left:
+        return "\n".join([*lines, "nothing to run; the report would be written again"])
+    for work in left:
+        does = "fit" if isinstance(work, Fit) else f"adapt and test {len(work.cells)} cells"
+        lines.append(f"  {work.label}: {does} {work.tokens:,.0f} tokens")
+    pace = tokens_per_second(context.backbone, tasks.targets[0], plan.resolved().length)
+    total = sum(work.tokens for work in left)
+    time_needed = f"{duration(total / pace)} at {pace:,.0f} tokens a second in one process"
+    return "\n".join([*lines, f"about {total:,.0f} tokens, {time_needed}"])
+
+
+def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
+    """What work is done with, and the cells that are wanted. Raises SpecError where no method can answer any target."""
+    tasks = load_tasks(plan)
+    reasons = unserved(plan, tasks)
+    if len(reasons) == len(plan.methods) * len(tasks.targets):
+        raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(sorted(set(reasons.values())))}")
+    context = WorkerContext(plan, tasks, backbone or load_backbone(plan))
+    return context, cells(plan, tasks, context.backbone)
 
 
 def load_tasks(plan: Plan) -> Tasks:
-    """The tasks of a plan, checked, and sources cleaned of the targets' texts."""
+    """The tasks of a plan, checked; sources lose the examples whose normalised text stands in a target.
+
+    Raises SpecError for a task on both sides.
+    """
     limits: dict[Split, int] | None = {"train": plan.train_limit} if plan.train_limit else None
     sources = [load_task(name, plan.data, limits) for name in plan.sources]
     targets = [load_task(name, plan.data) for name in plan.targets]
     for target in targets:
-        target.split("test")
-    return separated(sources, targets)
+        target.split("test")  # raises now where there is none
+    on_both_sides = {t.fingerprint for t in targets} & {s.fingerprint for s in sources}
+    if on_both_sides:
+        names = sorted(s.name for s in sources if s.fingerprint in on_both_sides)
+        raise SpecError(f"{', '.join(names)} (--sources, --targets): the same task stands on both sides")
+    target_texts = {normalised(e.text) for t in targets for split in t.examples.values() for e in split}
+    cleaned, left_out = [], {}
+    for source in sources:
+        examples = {
+            split: tuple(e for e in rows if normalised(e.text) not in target_texts)
+            for split, rows in source.examples.items()
+        }
+        dropped = len(source.examples["train"]) - len(examples["train"])
+        if dropped:
+            left_out[source.name] = dropped
+        cleaned.append(replace(source, examples=examples) if dropped else source)
+    return Tasks(tuple(cleaned), tuple(targets), left_out)
 
 
-def keep_likeness(worker_context: WorkerContext, say: Say) -> None:
-    """Measure how like sources and targets are and keep it beside the results, unless it is there already."""
-    from promptprior.compare.task_similarity import task_similarity
-
-    plan, tasks, path = worker_context.plan, worker_context.tasks, worker_context.plan.output / SIMILARITY_FILE
-    kept = read_similarity(path)
-    wanted = {(s.name, t.name) for s in tasks.sources for t in tasks.targets}
-    if kept is not None and wanted <= {(pair.source, pair.target) for pair in kept.pairs}:
-        return
-    say(f"similarity of {len(tasks.sources)} sources and {len(tasks.targets)} targets")
-    shots, seed = plan.shots[-1], plan.seeds[0]
-    write_similarity(
-        task_similarity(tasks.targets, tasks.sources, worker_context.backbone, plan.resolved(), shots, seed), path
-    )
+def _finished_keys(plan: Plan) -> set[str]:
+    """Keys of the cells that have a good row on disk."""
+    return {row.cell for row in read_rows(plan.output / RESULTS) if row.is_ok}
 
 
-def report(plan: Plan, wanted: Sequence[Cell], command: str) -> Path:
-    """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
-    rows = read_rows(plan.output / RESULTS)
-    known = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
-    return write_report(
-        [known[cell.key] for cell in wanted if cell.key in known],
-        plan.output / REPORT,
-        "promptprior comparison",
-        expected=len(wanted),
-        command=command,
-        task_similarity=read_similarity(plan.output / SIMILARITY_FILE),
-    )
-
-
-def run_works(worker_context: WorkerContext, left: list[Work], write: Callable[[], Path], say: Say) -> None:
-    """Do all work that is left, and keep the report up to date."""
-    if not left:
-        return
-    check_priors(worker_context, left)
-    progress, pages = Progress(sum(work.tokens for work in left), say), Pages(write)
-    queue = Queue(left, worker_context.plan.retries)
-    engine = engine_for(worker_context, progress, len(left))
-    try:
-        while queue.waiting or engine.running:
-            while engine.has_room and (work := queue.take()):
-                engine.start(work)
-            over = engine.wait()
-            if over:
-                has_new_rows = settle(worker_context, queue, *over, say)
-                progress.reached(sum(work.tokens for work in [*queue.waiting, *engine.running]))
-                if has_new_rows:
-                    pages.refresh()
-    finally:
-        engine.close()
-    say(f"all done in {duration(time.monotonic() - progress.started)}")
-
-
-def check_priors(worker_context: WorkerContext, left: Sequence[Work]) -> None:
-    """Raise ArtifactError for a kept prior that is damaged, before any work."""
+def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], say: Say) -> None:
+    """Do all work that is left, save what comes of it, and keep the report up to date."""
+    output, card = context.plan.output, context.backbone.card
     for folder in {work.prior for work in left if not isinstance(work, Fit) and work.prior}:
-        if is_kept(folder):
-            kept_prior(folder, worker_context.backbone.card)
-
-
-def engine_for(worker_context: WorkerContext, progress: Progress, most: int) -> Engine:
-    """The engine that the plan names, for at most so many pieces of work."""
-    if worker_context.plan.engine == "ray":
-        from promptprior.compare.executors.ray_driver import ray_engine
-
-        return ray_engine(worker_context, progress, most)
-    return LocalEngine(worker_context, progress)
-
-
-def settle(worker_context: WorkerContext, queue: Queue, work: Work, result: Result, say: Say) -> bool:
-    """Write down what work came to: a prior, results, or, when it has failed too often, its cells' error. Whether there
-    are new rows."""
-    if isinstance(result, Failure):
-        given_up = queue.fail(work)
-        say(f"{work.label}: failed{'' if given_up else ', to be tried again'}: {result.error}")
-        for cell in given_up:
-            keep_row(worker_context.plan.output, failed_row(worker_context, cell, result.error))
-        return bool(given_up)
-    if isinstance(result, Fitted):
-        assert isinstance(work, Fit)
-        keep_prior(work.folder, result)
-        return False
-    assert isinstance(work, Group)
-    keep_finished(worker_context.plan.output, [one for one in result if one.row.cell not in work.known])
-    return True
-
-
-@dataclass
-class Pages:
-    """The report, refreshed after new results, but for a small share of the time only."""
-
-    write: Callable[[], Path]
-    spent: float = 0.0
-    ended: float = -1e9
-
-    def refresh(self) -> None:
-        """Write the report, unless the last one is too near for what it took."""
-        start = time.monotonic()
-        if start - self.ended >= self.spent / REPORT_SHARE:
-            self.write()
-            self.ended = time.monotonic()
-            self.spent = self.ended - start
+        if is_fitted(folder):
+            load_prior(folder, card)  # raises ArtifactError for a damaged one, before any work
+    progress, queue = ProgressDisplay(say, sum(work.tokens for work in left)), Queue(left, context.plan.retries)
+    executor, report_seconds, report_end = run_locally, 0.0, -1e9
+    if context.plan.engine == "ray":
+        from promptprior.compare.executors.ray_driver import run_on_ray as executor
+    with closing(progress), closing(executor(context, queue, progress)) as results:
+        for work, result in results:
+            queue.running.remove(work)
+            has_new_rows = not isinstance(work, Fit)
+            if isinstance(result, Failure):
+                given_up = queue.fail(work)
+                say(f"{work.label}: failed{'' if given_up else ', to be tried again'}: {result.error}")
+                for cell in given_up:
+                    append_line(output / RESULTS, failed_row(context, cell, result.error).to_json())
+                has_new_rows = bool(given_up)
+            elif isinstance(work, Fit):
+                assert isinstance(result, FittedPrior)
+                if not (work.folder / "prior" / HEADER_FILE).exists():  # fitted on a machine without this folder
+                    result.prior.save_pretrained(work.folder / "prior")
+                write_json(work.folder / PRIOR_COST, asdict(result.cost))  # last: the prior is complete (is_fitted)
+                shutil.rmtree(work.folder / "checkpoints", ignore_errors=True)
+            else:
+                assert isinstance(result, tuple)
+                for finished in result:
+                    if finished.row.cell not in work.known:
+                        # The prompt comes before its row: a row says that all of its cell is there.
+                        finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
+                        append_line(output / RESULTS, finished.row.to_json())
+            progress.done = progress.total - sum(work.tokens for work in [*queue.waiting, *queue.running])
+            progress.within = 0.0
+            if has_new_rows and time.monotonic() - report_end >= report_seconds / REPORT_SHARE:
+                report_start = time.monotonic()
+                write()
+                report_end = time.monotonic()
+                report_seconds = report_end - report_start
+    say(f"all done in {duration(time.monotonic() - progress.start)}")

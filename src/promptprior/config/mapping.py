@@ -282,7 +282,9 @@ def over_default(value: object, default: object) -> object:
         for item in fields(default)
         if item.init and not item.metadata.get("fact")
     }
-    return {**whole, **{name: over_default(part, whole.get(name)) for name, part in value.items()}}
+    renamed = {str(item.metadata.get("formerly")): item.name for item in fields(default)}
+    parts = {renamed.get(str(name), str(name)): part for name, part in value.items()}
+    return {**whole, **{name: over_default(part, whole.get(name)) for name, part in parts.items()}}
 
 
 PLAIN: dict[object, str] = {

@@ -36,7 +36,7 @@ class Training:
         0, "steps between evaluations on dev; 0: only before the first and after the last", formerly="select_every"
     )
     eval_steps: tuple[int, ...] = setting(
-        (), "further steps at which dev is asked: 1,2,5,10,20,50 draws a learning curve"
+        (), "further steps at which dev is asked: 1,2,5,10,20,50 draws a learning curve", formerly="looks"
     )
     patience: int | None = setting(None, "evaluations on dev without improvement before stopping")
 

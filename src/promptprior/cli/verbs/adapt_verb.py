@@ -41,13 +41,14 @@ def run(plan: AdaptPlan, dry_run: bool) -> None:
 def preview(plan: AdaptPlan, method: "Method", settings: "Settings", backbone: "Backbone", episode: "Episode") -> str:
     """What would run, and its cost."""
     from promptprior.cli.common import cost_line
-    from promptprior.compare.cost_estimate import adapting_cost
+    from promptprior.compare.cost_estimate import adapting_cost, target_size
     from promptprior.methods.target_only.prompt_tuning import PromptTuning
 
     tested = len(episode.task.split("test")[: plan.test_limit])
-    cost = adapting_cost(backbone, method, episode.task, plan.shots, plan.seed, settings, tested)
+    size = target_size(backbone, episode.task)
+    cost = adapting_cost(method, size, plan.shots, settings, tested)
     if plan.guard:
-        cost += adapting_cost(backbone, PromptTuning(), episode.task, plan.shots, plan.seed, settings, 0)
+        cost += adapting_cost(PromptTuning(), size, plan.shots, settings, 0)
     shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
     return (
         f"adapt {method.name} to {episode.task.name}: {shots}, {settings.target.steps} steps, {tested} to test\n"

@@ -12,8 +12,7 @@ PRESETS = Path(__file__).parents[2] / "compare" / "presets"
 
 def run(plan: Plan, dry_run: bool) -> None:
     """Run what is missing of a comparison, or say what that is."""
-    from promptprior.compare.preview import preview
-    from promptprior.compare.run import compare
+    from promptprior.compare.run import compare, preview
 
     if dry_run:
         return print(preview(plan))

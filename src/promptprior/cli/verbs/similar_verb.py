@@ -50,7 +50,7 @@ class SimilarPlan:
 def run(plan: SimilarPlan, dry_run: bool) -> None:
     """Measure, and print the sources of each target, the most similar first."""
     from promptprior.cli.common import load_backbone
-    from promptprior.compare.task_similarity import task_similarity
+    from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
     from promptprior.report.similarity_gain import similar_sources, write_similarity
     from promptprior.tasks import load_task
 
@@ -59,7 +59,8 @@ def run(plan: SimilarPlan, dry_run: bool) -> None:
     backbone = load_backbone(plan)
     if dry_run:
         return print(price(plan, backbone, [*sources, *targets]))
-    found = task_similarity(targets, sources, backbone, plan.settings, plan.shots, plan.seed, plan.steps)
+    probe = SimilarityProbe(plan.shots, plan.seed, plan.steps)
+    found = task_similarity(targets, sources, backbone, plan.settings, probe)
     if plan.output is not None:
         write_similarity(found, plan.output)
     ranks = similar_sources(found.pairs, plan.by)

@@ -1,4 +1,4 @@
-"""A worker process of the Ray engine: loads the backbone once, then does one piece of work at a time."""
+"""A worker process of the Ray executor: loads the backbone once, then does one piece of work at a time."""
 
 import socket
 import tempfile
@@ -10,17 +10,16 @@ import torch
 
 from promptprior.artifacts.artifact import versions
 from promptprior.backbone import BackboneCard
-from promptprior.compare.executors.executor import Result, attempt
-from promptprior.compare.plan import Cell, Plan, Tasks, cells
-from promptprior.compare.schedule import Fit, Group, Work, WorkerContext
-from promptprior.compare.store import Fitted
+from promptprior.compare.execute import FittedPrior, Result, do_work
+from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
+from promptprior.compare.schedule import Group, Work, WorkerContext
 from promptprior.errors import PromptpriorError, SpecError
 
 
 @dataclass(frozen=True)
 class WorkerInit:
-    """What a worker is told once. `dtype`, `card` and `version` are those of the process that was started; `token` is a
-    file that stands there: who sees it shares the output folder."""
+    """What a worker gets once. `dtype`, `card` and `version` are those of the driver, the process that the user
+    started; `token` is a file that stands there: a worker that sees it shares the output folder."""
 
     plan: Plan
     tasks: Tasks
@@ -32,86 +31,62 @@ class WorkerInit:
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """A piece of work without its cells' tasks, which every worker has, and where its checkpoints would be."""
+    """A piece of work with the keys of its cells in place of the cells, since every worker has the tasks already; and
+    the folder for its checkpoints."""
 
     work: Work
     cells: tuple[str, ...]
     folder: Path
 
 
-def ordered(work: Work, folder: Path) -> WorkerTask:
-    """Work as it is sent."""
-    if isinstance(work, Fit):
-        return WorkerTask(work, (), folder)
-    return WorkerTask(replace(work, cells=()), tuple(cell.key for cell in work.cells), folder)
-
-
 class Worker:
-    """One process with a backbone. Ray calls `look` while `do` runs."""
+    """One process with a backbone. Ray calls `progress` while `do` runs."""
 
-    def __init__(self, desk: WorkerInit, share: float) -> None:
-        self.desk, self.share = desk, share
-        self.worker_context: WorkerContext | None = None
+    def __init__(self, init: WorkerInit, memory_share: float) -> None:
+        self.init, self.memory_share = init, memory_share
+        self.context: WorkerContext | None = None
         self.cells: Mapping[str, Cell] = {}
-        self.said = ("starting", 0.0)
+        self.last_progress = ("starting", 0.0)
 
-    def sit(self) -> str:
-        """Load the backbone and name the cells. Returns what is wrong here, or nothing."""
+    def setup(self) -> str:
+        """Load the backbone and name the cells. Returns what is wrong here, or an empty string.
+
+        What is wrong is another version of the library, another backbone, or a backbone that cannot be loaded.
+        """
+        init, plan, here = self.init, self.init.plan, str(versions()["promptprior"])
         try:
-            self.worker_context = make_bench(self.desk, self.share)
+            if here != init.version:
+                raise SpecError(f"promptprior is {here} here and {init.version} where the comparison was started")
+            backbone = load_backbone(plan, init.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
+            if backbone.card.fingerprint != init.card.fingerprint:
+                raise SpecError(
+                    f"backbone {plan.backbone!r} (--backbone) has fingerprint {backbone.card.fingerprint} here and "
+                    f"{init.card.fingerprint} where the comparison was started: the weights are not the same"
+                )
         except PromptpriorError as error:
             return f"{socket.gethostname()}: {error}"
-        plan, tasks = self.desk.plan, self.desk.tasks
-        self.cells = {cell.key: cell for cell in cells(plan, tasks, self.worker_context.backbone)}
+        frozen = replace(backbone.frozen, card=init.card)  # rows name it as the driver does
+        backbone = replace(backbone, frozen=frozen, max_tokens=max(256, int(self.memory_share * backbone.max_tokens)))
+        self.context = WorkerContext(plan, init.tasks, backbone)
+        self.cells = {cell.key: cell for cell in cells(plan, init.tasks, backbone)}
         return ""
 
-    def do(self, order: WorkerTask, fitted: Fitted | None) -> Result:
+    def do(self, task: WorkerTask, fitted: FittedPrior | None) -> Result:
         """Do a piece of work."""
-        assert self.worker_context is not None
-        torch.set_num_threads(threads(self.desk.plan))  # of this thread: each has its own number
-        return attempt(self.worker_context, self.work(order), fitted, self.folder(order), self.tell)
+        assert self.context is not None
+        torch.set_num_threads(max(1, int(self.init.plan.ray_cpus)))  # here, since each thread has its own number
+        work, folder = task.work, task.folder
+        if isinstance(work, Group):
+            work = replace(work, cells=tuple(self.cells[key] for key in task.cells))
+        # Checkpoints go into the output folder if it is shared, so that another worker can resume from them.
+        if not self.init.token.exists():
+            folder = Path(tempfile.gettempdir()) / self.init.token.name / folder.name
 
-    def work(self, order: WorkerTask) -> Work:
-        """An order with its cells again."""
-        if isinstance(order.work, Group):
-            return replace(order.work, cells=tuple(self.cells[key] for key in order.cells))
-        return order.work
+        def on_progress(text: str, share: float) -> None:
+            self.last_progress = (text, share)
 
-    def folder(self, order: WorkerTask) -> Path:
-        """Where checkpoints go: into the output folder if it is shared, so that whoever is next can go on from them."""
-        if self.desk.token.exists():
-            return order.folder
-        return Path(tempfile.gettempdir()) / self.desk.token.name / order.folder.name
+        return do_work(self.context, work, fitted, folder, on_progress)
 
-    def tell(self, text: str, share: float) -> None:
-        """Keep what the work said last."""
-        self.said = (text, share)
-
-    def look(self) -> tuple[str, float]:
-        """What the work said last, and which share of it is done."""
-        return self.said
-
-
-def make_bench(desk: WorkerInit, share: float) -> WorkerContext:
-    """Plan, tasks and backbone, the same as in the process that was started, but for its share of the memory.
-
-    Raises SpecError when the library or the backbone is another one here.
-    """
-    here = str(versions()["promptprior"])
-    if here != desk.version:
-        raise SpecError(f"promptprior is {here} here and {desk.version} where the comparison was started")
-    plan = desk.plan
-    backbone = plan.load_backbone(desk.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
-    if backbone.card.fingerprint != desk.card.fingerprint:
-        raise SpecError(
-            f"backbone {plan.backbone!r} (--backbone) has fingerprint {backbone.card.fingerprint} here and "
-            f"{desk.card.fingerprint} where the comparison was started: the weights are not the same"
-        )
-    frozen = replace(backbone.frozen, card=desk.card)
-    most = max(256, int(share * backbone.max_tokens))
-    return WorkerContext(plan, desk.tasks, replace(backbone, frozen=frozen, max_tokens=most))
-
-
-def threads(plan: Plan) -> int:
-    """Threads of a worker: its CPU cores."""
-    return max(1, int(plan.ray_cpus))
+    def progress(self) -> tuple[str, float]:
+        """What the work does at the moment, and which share of it is done."""
+        return self.last_progress

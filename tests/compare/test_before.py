@@ -1,0 +1,66 @@
+"""Results of an older commit are still valid: the same keys, the same folders, and nothing is run again."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptprior.backbone import load
+from promptprior.compare import execute, run
+from promptprior.compare.plan import Plan, cells
+from promptprior.compare.schedule import WorkerContext, prior_folder
+from promptprior.config.mapping import from_mapping, load_yaml
+from promptprior.report.results import read_rows
+
+BEFORE = Path(__file__).parents[1] / "fixtures" / "before"
+KEYS = json.loads((BEFORE / "keys.json").read_text())
+
+
+@pytest.fixture
+def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the older commit left behind, as the working folder: its plans have relative paths."""
+    shutil.copytree(BEFORE, tmp_path / "before")
+    monkeypatch.chdir(tmp_path / "before")
+    return tmp_path / "before"
+
+
+def plan_from_file(path: Path) -> Plan:
+    return from_mapping(Plan, load_yaml(path), str(path))
+
+
+def test_a_finished_comparison_is_not_run_again(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    monkeypatch.setattr(execute, "adapt", refuse)
+    monkeypatch.setattr(execute, "fit", refuse)
+    heard, results = list[str](), before / "results" / "results.jsonl"
+    lines = results.read_text()
+    saved = plan_from_file(before / "results" / "plan.yaml")
+    page = run.compare(saved, say=heard.append)
+    count = len(read_rows(results))
+    assert f"{count} cells: {count} finished before, 0 to run" in heard
+    assert page.exists()
+    assert results.read_text() == lines
+    again = plan_from_file(before / "results" / "plan.yaml")  # written anew, with today's names
+    assert (again.cells_per_run, again.resolved()) == (saved.cells_per_run, saved.resolved())
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_cell_and_prior_has_its_old_key(before: Path, name: str) -> None:
+    stored: dict[str, Any] = KEYS[name]
+    plan = from_mapping(Plan, stored["plan"], name)
+    tasks = run.load_tasks(replace(plan, train_limit=None))  # the keys were stored without a limit
+    backbone = load("backbone", dtype="float32", device="cpu")
+    keys = [[c.method.name, c.target.name, c.k, c.seed, c.key] for c in cells(plan, tasks, backbone)]
+    assert keys == stored["cells"]
+    context = WorkerContext(plan, tasks, backbone)
+    priors = {
+        method.name: prior_folder(context, method, plan.seeds[0]).name
+        for method in plan.make_methods()
+        if method.needs_sources
+    }
+    assert priors == stored["priors"]
