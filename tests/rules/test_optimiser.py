@@ -8,8 +8,9 @@ import torch
 from transformers import Adafactor as PublishedAdafactor
 
 from promptprior.errors import SpecError
-from promptprior.notation import Params
-from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, clipped, optimiser
+from promptprior.notation import Memory, Params
+from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, optimiser, optimiser_step
+from promptprior.rules.rule import State
 
 SHAPES = {"prompt": (5, 7), "gate": (3,), "depth": ()}
 COPIES, STEPS = 3, 8
@@ -35,6 +36,18 @@ def moved(made: Optimiser, params: Params, given: list[Params]) -> Params:
     for step, gradient in enumerate(given):
         params, memory = made.update(gradient, memory, params, step)
     return params
+
+
+class Recording(Sgd):
+    """Hands the gradient back in place of moved params."""
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        return gradient, memory
+
+
+def clipped(gradient: Params, most: float | None) -> tuple[Params, torch.Tensor]:
+    state, info = optimiser_step(Recording(Rate((1.0,))), most, State(some(0), {}), gradient, {})
+    return state.params, info["gradient_norm"]
 
 
 def one(params: Params, copy: int) -> Params:

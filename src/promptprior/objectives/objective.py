@@ -91,52 +91,47 @@ def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch
 
 
 def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tuple[Float[Tensor, " C"], Params]:
-    """Every copy's mean loss, and the gradient of it and of the objective's own penalty.
+    """Every copy's mean loss in nats, and the gradient of it and of the objective's own penalty.
 
-    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get alone.
+    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get by itself.
     """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    inputs = list(leaves.values())
 
-    def of(piece: Batch) -> list[Tensor]:
+    def of_piece(piece: Batch) -> list[Tensor]:
         loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
-        parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        parts = torch.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
         return [loss.detach(), *parts]
 
-    first = next(iter(leaves.values()))
-    like = [first.new_zeros(copies), *leaves.values()]
-    loss, *parts = summed(of, like, objective, leaves, replace(batch, weight=mean_weights(batch, copies)))
-    penalty = penalty_gradient(objective, leaves, batch)
-    return loss, {name: penalty[name] + part for name, part in zip(leaves, parts, strict=True)}
+    like = [inputs[0].new_zeros(copies), *inputs]
+    weighted = replace(batch, weight=mean_weights(batch, copies))
+    loss, *gradient = sum_over_pieces(of_piece, like, objective, leaves, weighted)
+    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
+    if penalty is not None:
+        added = torch.autograd.grad(penalty.sum(), inputs, allow_unused=True, materialize_grads=True)
+        gradient = [part + other for part, other in zip(gradient, added, strict=True)]
+    return loss, dict(zip(leaves, gradient, strict=True))
 
 
-def summed(
-    of: Callable[[Batch], Sequence[Tensor]],
+def sum_over_pieces(
+    of_piece: Callable[[Batch], Sequence[Tensor]],
     like: Sequence[Tensor],
     objective: Objective,
     params: Params,
     batch: Batch,
     share: float = 1.0,
 ) -> list[Tensor]:
-    """The sum of what `of` makes of each piece of a batch, tensors shaped `like` these; `of` must add up over texts.
+    """The sum of `of_piece` over the pieces of a batch, tensors shaped `like` these; `of_piece` must add up over texts.
 
     Texts are split over processes, and each process's into pieces that fit into a share of memory. A piece that does
-    not fit after all is halved and begun again; nothing of it has been added by then.
+    not fit after all is halved and tried again; nothing of it has been added by then.
     """
     totals = [torch.zeros_like(t) for t in like]
     mine = own_share(batch)
     pieces = objective.split(params, mine, share) if mine is not None else ()
-    for values in backing_off(pieces, of):
+    for values in backing_off(pieces, of_piece):
         for total, value in zip(totals, values, strict=True):
             total += value
     add_up(totals)
     return totals
-
-
-def penalty_gradient(objective: Objective, leaves: Params, batch: Batch) -> Params:
-    """The gradient of an objective's own penalty; zeros where it has none."""
-    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
-    if penalty is None:
-        return {name: torch.zeros_like(value) for name, value in leaves.items()}
-    parts = torch.autograd.grad(penalty.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, parts, strict=True))
