@@ -22,7 +22,7 @@ from promptprior.methods import Episode
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.notation import Params
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
-from promptprior.watch import WatchStage, tensorboard, together
+from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 
 def fit_prior(worker_context: WorkerContext, work: Fit, folder: Path, watch: WatchStage) -> Fitted:
@@ -96,7 +96,7 @@ def numbers_in(topic: Mapping[str, object]) -> dict[str, int | float]:
 
 def watched(plan: Plan, name: str, watch: WatchStage) -> WatchStage:
     """Who watches, and TensorBoard where the plan names a folder."""
-    return watch if plan.tensorboard is None else together([watch, tensorboard(plan.tensorboard / name)])
+    return watch if plan.tensorboard is None else combine_watchers([watch, tensorboard(plan.tensorboard / name)])
 
 
 def on_cpu(params: Params) -> Params:

@@ -1,4 +1,4 @@
-"""What a rule lowers: each row's loss as a function of params, and its gradient in bounded memory."""
+"""What a rule minimises: each row's loss as a function of params, and its gradient in bounded memory."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,11 @@ class Objective(Protocol):
     """Losses of rows under params, and the cut of a batch into pieces that fit into memory."""
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-        """Each row's loss."""
+        """Each row's loss, in nats."""
         ...
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
-        """The batch in pieces that fit into a share of the memory under these params; their rows are the batch's, in
-        order."""
+        """The batch in pieces that fit into a share of the memory; their rows are the batch's, in order."""
         ...
 
 
@@ -34,7 +33,7 @@ class PromptObjective:
     parameterisation: Parameterisation
 
     def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Float[Tensor, "P L D"], Batch]:
-        """What reads the batch, the prompts, and the batch with the prompt of each text."""
+        """The backbone that reads the batch, the prompts, and the batch with the prompt of each text."""
         form = self.parameterisation
         prompts, index = form.prompts(params, batch)
         backbone, read = self.backbone, batch.reading(index)
@@ -45,13 +44,13 @@ class PromptObjective:
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token.
 
-        Without gradients texts that read one prompt stand together, so that no two pieces compute it but neighbours.
+        Without gradients texts are sorted by prompt, so that a prompt is computed by as few pieces as possible.
         """
         backbone, prompts, read = self.reading(params, batch)
         if torch.is_grad_enabled():  # in training `split` has cut the batch before
             return backbone.losses(prompts, read)
-        together, rows = read.reordered(read.prompt_index.argsort(stable=True))
-        losses = backbone.losses(prompts, together)
+        by_prompt, rows = read.reordered(read.prompt_index.argsort(stable=True))
+        losses = backbone.losses(prompts, by_prompt)
         return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
@@ -73,7 +72,7 @@ class PromptObjective:
 
 
 def copies_of(params: Params) -> int:
-    """C."""
+    """C, the number of copies."""
     return next(iter(params.values())).shape[0]
 
 
@@ -93,7 +92,7 @@ def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch
 def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tuple[Float[Tensor, " C"], Params]:
     """Every copy's mean loss in nats, and the gradient of it and of the objective's own penalty.
 
-    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get by itself.
+    Losses go piece by piece, the penalty sees the whole batch; a copy's result does not depend on the others.
     """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}

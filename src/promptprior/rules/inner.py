@@ -14,7 +14,7 @@ and likewise for m and f by their chain rules. For SGD this is a - u H a, the pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -27,28 +27,6 @@ from promptprior.tasks.sampling.batch import Batch
 LEAST_MOVE = 1e-4  # root mean square of an entry's move, in units of the embedding scale: less changes nothing
 
 
-class InnerOptimiser(Protocol):
-    """Directions of a differentiable optimiser; a step is `unit` times the direction."""
-
-    @property
-    def scale(self) -> float:
-        """The embedding scale."""
-        ...
-
-    @property
-    def unit(self) -> float:
-        """How far a step of direction 1 goes, in absolute terms."""
-        ...
-
-    def init(self, params: Params) -> Memory:
-        """What to remember before the first step."""
-        ...
-
-    def direction(self, gradient: Params, memory: Memory, step: int) -> tuple[Params, Memory]:
-        """Which way to go, and what to remember; differentiable in gradient and memory."""
-        ...
-
-
 @dataclass(frozen=True)
 class InnerSgd:
     """Gradient descent in units of the embedding scale: a step is rate * scale^2 * gradient."""
@@ -58,7 +36,7 @@ class InnerSgd:
 
     @property
     def unit(self) -> float:
-        """Rate times squared scale."""
+        """How far a step of direction 1 goes, in absolute terms."""
         return self.rate * self.scale**2
 
     def init(self, params: Params) -> Memory:  # noqa: ARG002
@@ -66,7 +44,7 @@ class InnerSgd:
         return {}
 
     def direction(self, gradient: Params, memory: Memory, step: int) -> tuple[Params, Memory]:  # noqa: ARG002
-        """The gradient."""
+        """The gradient, and nothing to remember."""
         return gradient, {}
 
 
@@ -86,7 +64,7 @@ class InnerAdam:
 
     @property
     def unit(self) -> float:
-        """Rate times scale."""
+        """How far a step of direction 1 goes, in absolute terms."""
         return self.rate * self.scale
 
     def init(self, params: Params) -> Memory:
@@ -94,7 +72,7 @@ class InnerAdam:
         return {f"{moment}/{n}": torch.zeros_like(p) for moment in ("mean", "square") for n, p in params.items()}
 
     def direction(self, gradient: Params, memory: Memory, step: int) -> tuple[Params, Memory]:
-        """m / sqrt(v + eps^2), both corrected for their start at zero."""
+        """m / sqrt(v + eps^2), both corrected for their start at zero; differentiable in gradient and memory."""
         direction: Params = {}
         moments: Memory = {}
         for name, g in gradient.items():
@@ -107,6 +85,8 @@ class InnerAdam:
 
 
 InnerKind = Literal["sgd", "adam"]
+InnerOptimiser = InnerSgd | InnerAdam
+"""A differentiable optimiser: a step is `unit`, an absolute length, times `direction`."""
 
 
 def inner_optimiser(kind: InnerKind, rate: float, scale: float) -> InnerOptimiser:
