@@ -234,14 +234,14 @@ def test_patience_stops_when_all_copies_have_waited() -> None:
 def test_a_copy_out_of_patience_is_done_whatever_the_others_do() -> None:
     """Copies of one run equal runs of one copy: by itself copy 0 would have stopped before its late improvement."""
     places = ((5.0, 9.0), (6.0, 8.0), (6.0, 7.0), (1.0, 6.0), (1.0, 5.0))
-    together = train(walk(places, patience=2))
-    assert together.best is not None
+    joint = train(walk(places, patience=2))
+    assert joint.best is not None
     for copy in range(2):
         alone = train(walk(tuple((p[copy],) for p in places), patience=2))
         assert alone.best is not None
-        assert together.best.step[copy] == alone.best.step[0]
-        assert torch.equal(together.params["prompt"][copy], alone.params["prompt"][0])
-    assert together.best.step == (0, 4)
+        assert joint.best.step[copy] == alone.best.step[0]
+        assert torch.equal(joint.params["prompt"][copy], alone.params["prompt"][0])
+    assert joint.best.step == (0, 4)
 
 
 def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:

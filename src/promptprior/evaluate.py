@@ -225,7 +225,7 @@ def score_ensemble(
     if len(targets) > 1:
         names = ", ".join(sorted({name for name, _ in targets}))
         raise DataError(
-            f"prompts that answer together must be of one target; got several ({names}): score each target's apart"
+            f"prompts that answer together must be of one target; got several ({names}): score each target's separately"
         )
     examples = task.split("test")[:limit]
     answers = [predict(prompt, task, backbone, examples) for prompt in prompts]

@@ -105,7 +105,7 @@ def train(
     Several processes make the same steps; the first one writes and calls `watch`.
     """
     meter = run.objective.backbone.meter
-    begin, rows, tokens = time.monotonic(), meter.rows, meter.tokens
+    start_time, rows, tokens = time.monotonic(), meter.rows, meter.tokens
     resumed = _restore(run, folder) if folder is not None and (folder / "state.json").exists() else None
     if resumed is None:
         progress = Progress(run.rule.init({name: value.detach().clone() for name, value in run.params.items()}))
@@ -118,7 +118,7 @@ def train(
     def with_cost(progress: Progress) -> Progress:
         """The progress with its cost up to now, added over all processes."""
         read = torch.tensor([meter.rows - rows, meter.tokens - tokens])
-        seconds = time.monotonic() - begin
+        seconds = time.monotonic() - start_time
         add_up([read])
         return replace(progress, cost=earlier + Cost(seconds, *read.tolist()))
 

@@ -78,22 +78,22 @@ ORACLES: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copy", range(COPIES))
 def test_every_copy_moves_as_the_published_optimiser_moves_it(kind: str, copy: int) -> None:
-    together = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
+    joint = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
     for name, expected in theirs(ORACLES[kind], copy).items():
-        torch.testing.assert_close(together[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(joint[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_together_equal_copies_apart(kind: str) -> None:
     """Bit for bit, also where every copy has its own rate."""
     rates = (0.01, 0.1, 1.0)
-    together = moved(KINDS[kind](Rate(rates)), some(0), gradients())
+    joint = moved(KINDS[kind](Rate(rates)), some(0), gradients())
     for copy in range(COPIES):
         alone = moved(
             KINDS[kind](Rate(rates[copy : copy + 1])), one(some(0), copy), [one(g, copy) for g in gradients()]
         )
         for name, value in alone.items():
-            assert torch.equal(together[name][copy : copy + 1], value), name
+            assert torch.equal(joint[name][copy : copy + 1], value), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ and likewise for m and f by their chain rules. For SGD this is a - u H a, the pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -33,11 +33,7 @@ class InnerSgd:
 
     rate: float
     scale: float = 1.0
-
-    @property
-    def unit(self) -> float:
-        """How far a step of direction 1 goes, in absolute terms."""
-        return self.rate * self.scale**2
+    scale_power: ClassVar[int] = 2
 
     def init(self, params: Params) -> Memory:  # noqa: ARG002
         """Nothing."""
@@ -61,11 +57,7 @@ class InnerAdam:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-
-    @property
-    def unit(self) -> float:
-        """How far a step of direction 1 goes, in absolute terms."""
-        return self.rate * self.scale
+    scale_power: ClassVar[int] = 1
 
     def init(self, params: Params) -> Memory:
         """Zero moments."""
@@ -86,7 +78,7 @@ class InnerAdam:
 
 InnerKind = Literal["sgd", "adam"]
 InnerOptimiser = InnerSgd | InnerAdam
-"""A differentiable optimiser: a step is `unit`, an absolute length, times `direction`."""
+"""A differentiable optimiser: a step is rate * scale ** scale_power times `direction`."""
 
 
 def inner_optimiser(kind: InnerKind, rate: float, scale: float) -> InnerOptimiser:
@@ -146,7 +138,8 @@ class Inner:
         """One step: the adapted params, the memory, and the direction times multipliers. Differentiable in all."""
         direction, memory = self.optimiser.direction(gradient, memory, step)
         scaled = {n: lr_multipliers[n] * d if n in lr_multipliers else d for n, d in direction.items()}
-        return {n: p - self.optimiser.unit * scaled[n] for n, p in params.items()}, memory, scaled
+        unit = self.optimiser.rate * self.optimiser.scale**self.optimiser.scale_power  # the step of direction 1
+        return {n: p - unit * scaled[n] for n, p in params.items()}, memory, scaled
 
     def run(
         self,
