@@ -154,8 +154,9 @@ class Inner:
         `lr_multipliers` multiply the rate of every element (Meta-SGD). `pull` adds pull / 2 |p - start|^2 to the loss
         (iMAML); `backward` does not know of it.
         """
-        params, memory = start, self.optimiser.init(self.adapted_part(start))
-        total = {name: torch.zeros_like(value) for name, value in self.adapted_part(start).items()}
+        params, own = start, self.adapted_part(start)
+        memory = self.optimiser.init(own)
+        total = {name: torch.zeros_like(value) for name, value in own.items()}
         records, losses = [], []
         for step, batch in enumerate(batches):
             loss, gradient = loss_and_gradient(objective, params, batch)
@@ -187,7 +188,7 @@ class Inner:
         of_multipliers = {name: torch.zeros_like(value) for name, value in multipliers.items()}
         for step in reversed(range(len(trajectory.steps))):
             record = trajectory.steps[step]
-            # the step itself again, with a graph from its gradient, its memory and the multipliers
+            # the step itself again, with a graph from what it was made of: g, m and f of the docstring above
             sources = [
                 {name: value.detach().requires_grad_() for name, value in tensors.items()}
                 for tensors in (record.gradient, record.memory, multipliers)
@@ -202,9 +203,10 @@ class Inner:
                     materialize_grads=True,
                 )
             )
+            # `of_gradient` is b; the cotangents of memory and multipliers go on to the step before
             of_gradient, of_memory, of_rates = ({name: next(parts) for name in tensors} for tensors in sources)
             of_multipliers = {name: value + of_rates[name] for name, value in of_multipliers.items()}
-            if order == 2:
+            if order == 2:  # a + H b
                 product = hessian_product(objective, record.params, record.batch, of_gradient)
                 cotangent = {name: value + product[name] for name, value in cotangent.items()}
             else:
