@@ -1,7 +1,9 @@
 """Averages of params: against a plain loop, in the training loop, through checkpoints and around other wrappers."""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from promptprior.notation import Params, Tensor
 from promptprior.rules.averaging import Averaging
 from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import AdamW, Rate, Sgd
-from promptprior.rules.rule import Rule, State, answer
+from promptprior.rules.rule import Info, Rule, State, answer
+from promptprior.tasks.sampling.batch import Batch
 from promptprior.train import Trained, train
 from tests.rules.meta_toys import Toy, numbers, wave
 from tests.test_train import Killed, assert_same, killing, real_run, walk
@@ -83,9 +86,60 @@ def test_dev_judges_the_average_and_the_run_returns_it() -> None:
     assert torch.equal(unselected.params["prompt"], unselected.answer["prompt"])
 
 
-@pytest.mark.parametrize("rule", [lambda r: Averaging(r, 0.9), lambda r: Averaging(Averaging(r, 0.5), None, 3)])
+@dataclass(frozen=True)
+class Noised:
+    """An objective whose params carry noise that the step decides."""
+
+    objective: Any
+    seed: int
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        g = torch.Generator().manual_seed(self.seed)
+        noised = {n: p + 0.01 * torch.randn(p.shape, generator=g).to(p) for n, p in params.items()}
+        return self.objective.losses(noised, batch)
+
+    def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
+        return self.objective.split(params, batch, share)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A wrapper that remembers nothing: the rule it holds sees noised params."""
+
+    rule: Rule
+
+    def init(self, params: Params) -> State:
+        return self.rule.init(params)
+
+    def step(self, state: State, batch: Any, objective: Any) -> tuple[State, Info]:
+        return self.rule.step(state, batch, Noised(objective, state.step))
+
+    def answer(self, state: State) -> Params:
+        return answer(self.rule, state)
+
+
+WRAPPERS: dict[str, Callable[[Rule], Rule]] = {
+    "average": lambda rule: Averaging(rule, 0.9),
+    "average of averages": lambda rule: Averaging(Averaging(rule, 0.5), None, 3),
+    "average of a noisy rule": lambda rule: Averaging(Noise(rule)),
+    "noise around an average": lambda rule: Noise(Averaging(rule)),
+}
+
+
+def test_a_wrapper_without_memory_hands_all_through() -> None:
+    for one, other in zip(states(Noise(Averaging(RULE))), states(Averaging(Noise(RULE))), strict=True):
+        assert one.params.keys() == other.params.keys()
+        assert one.memory.keys() == other.memory.keys()
+        assert all(torch.equal(value, other.memory[name]) for name, value in one.memory.items())
+        assert torch.equal(answer(Noise(Averaging(RULE)), one)["prompt"], other.memory["average/prompt"])
+    assert not torch.equal(states(Noise(RULE))[-1].params["prompt"], states(RULE)[-1].params["prompt"])
+
+
+@pytest.mark.parametrize("rule", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("deaths", [(1,), (4, 5)])
-def test_a_killed_run_resumes_bit_for_bit(rule, deaths: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(
+    rule: Callable[[Rule], Rule], deaths: tuple[int, ...], tmp_path: Path
+) -> None:
     run = replace(real_run(), rule=rule(real_run().rule))
     whole: Trained = train(run, tmp_path / "whole")
     for at in deaths:
