@@ -9,7 +9,7 @@ import torch
 
 from promptprior.backbone.engine import Backbone
 from promptprior.backbone.forward.reference import reference_losses
-from promptprior.evaluate import EvalSet, answered, dev_scores, eval_set_losses, evaluate_requests, make_eval_set
+from promptprior.evaluate import EvalSet, dev_scores, eval_set_losses, evaluate_requests, make_eval_set, predictions_of
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -37,7 +37,7 @@ def world(family: str = "llama", **options: int) -> tuple[PromptObjective, Param
 
 
 def predictions(objective: PromptObjective, params: Params, eval_sets: list[EvalSet]) -> list[list[Prediction]]:
-    return answered(objective, params, eval_sets, eval_set_losses(objective, params, eval_sets), generate=True)
+    return predictions_of(objective, params, eval_sets, eval_set_losses(objective, params, eval_sets))
 
 
 def brute_force(backbone: Backbone, prompt: torch.Tensor, task: Task, example: Example) -> list[float]:
@@ -56,7 +56,7 @@ def test_ranking_is_what_one_forward_pass_per_choice_says(family: str) -> None:
     objective, params = world(family)
     task = choice_task("long", lambda w: len(w) % 4, LONG, size=6)
     eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
-    marks = evaluate_requests(objective, params, eval_sets)
+    results = evaluate_requests(objective, params, eval_sets)
     answers = predictions(objective, params, eval_sets)
     for copy in range(COPIES):
         sums = [brute_force(objective.backbone, params["prompt"][copy], task, e) for e in eval_sets[copy].examples]
@@ -69,9 +69,9 @@ def test_ranking_is_what_one_forward_pass_per_choice_says(family: str) -> None:
             s[e.label or 0] + math.log(sum(math.exp(-v) for v in s))
             for s, e in zip(sums, eval_sets[0].examples, strict=True)
         ]
-        assert marks[copy].nll == pytest.approx(sum(right) / len(right), abs=1e-9)
+        assert results[copy].nll == pytest.approx(sum(right) / len(right), abs=1e-9)
         hits = [p.choice == e.label for p, e in zip(answers[copy], eval_sets[copy].examples, strict=True)]
-        assert marks[copy].scores["accuracy"] == pytest.approx(sum(hits) / len(hits))
+        assert results[copy].scores["accuracy"] == pytest.approx(sum(hits) / len(hits))
     assert len({p.choice for p in answers[0]} | {p.choice for p in answers[1]}) > 1
 
 
@@ -170,7 +170,7 @@ def test_an_empty_answer_is_wrong_and_the_first_line_counts(monkeypatch: pytest.
     assert evaluate_requests(objective, params, [eval_set])[0].scores["exact_match"] == pytest.approx(1 / 3)
 
 
-def test_generation_reads_each_exams_own_prompt() -> None:
+def test_generation_reads_the_prompt_of_each_evaluation_set() -> None:
     objective, params = world()
     task = text_task("shout", str.upper, size=3)
     eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in (1, 0)]
@@ -182,7 +182,7 @@ def test_generation_reads_each_exams_own_prompt() -> None:
             assert prediction.choice is None
 
 
-def test_exams_hold_every_choice_or_the_right_answer() -> None:
+def test_evaluation_sets_hold_every_choice_or_the_right_answer() -> None:
     objective, _ = world()
     choices = choice_task("c", early, size=2)
     free = text_task("t", str.upper, size=2)

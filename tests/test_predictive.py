@@ -7,9 +7,8 @@ import torch
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.errors import DataError
-from promptprior.evaluate import evaluate, predict
+from promptprior.evaluate import abstention, abstention_curve, average_predictions, evaluate, predict
 from promptprior.methods import make_method
-from promptprior.predictive import abstention, abstention_curve, averaged
 from promptprior.tasks.metrics import Prediction
 from promptprior.tasks.task import Example
 from tests.backbone.tiny import tiny
@@ -29,7 +28,7 @@ def prediction(example: int, probability: float) -> Prediction:
 
 def test_probabilities_are_averaged_not_votes() -> None:
     answers = [[prediction(0, p)] for p in (0.4, 0.4, 0.9)]
-    made = averaged(EXAMPLES[:1], answers)[0]
+    made = average_predictions(EXAMPLES[:1], answers)[0]
     assert (made.choice, made.text) == (1, "yes")
     assert math.exp(-made.choice_nll[1]) == pytest.approx(1.7 / 3)
     assert sum(math.exp(-nll) for nll in made.choice_nll) == pytest.approx(1)
@@ -37,7 +36,7 @@ def test_probabilities_are_averaged_not_votes() -> None:
 
 def test_free_text_cannot_be_averaged() -> None:
     with pytest.raises(DataError, match="example '0': free text has no probabilities"):
-        averaged(EXAMPLES[:1], [[Prediction("0", "hello")]])
+        average_predictions(EXAMPLES[:1], [[Prediction("0", "hello")]])
 
 
 def test_abstention_answers_the_confident_first() -> None:

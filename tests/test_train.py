@@ -232,16 +232,16 @@ def test_patience_stops_when_all_copies_have_waited() -> None:
 
 
 def test_a_copy_out_of_patience_is_done_whatever_the_others_do() -> None:
-    """Together equals apart: copy 0 alone would have stopped before its late improvement."""
+    """Copies of one run equal runs of one copy: by itself copy 0 would have stopped before its late improvement."""
     places = ((5.0, 9.0), (6.0, 8.0), (6.0, 7.0), (1.0, 6.0), (1.0, 5.0))
-    together = train(walk(places, patience=2))
-    assert together.best is not None
+    joint = train(walk(places, patience=2))
+    assert joint.best is not None
     for copy in range(2):
         alone = train(walk(tuple((p[copy],) for p in places), patience=2))
         assert alone.best is not None
-        assert together.best.step[copy] == alone.best.step[0]
-        assert torch.equal(together.params["prompt"][copy], alone.params["prompt"][0])
-    assert together.best.step == (0, 4)
+        assert joint.best.step[copy] == alone.best.step[0]
+        assert torch.equal(joint.params["prompt"][copy], alone.params["prompt"][0])
+    assert joint.best.step == (0, 4)
 
 
 def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
@@ -281,6 +281,32 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     other = replace(real_run(), params={"prompt": real_run().params["prompt"] + 1})
     with pytest.raises(TrainingError, match="started from other parameters"):
         train(other, tmp_path / "run")
+
+
+def forget_format(folder: Path) -> None:
+    """Make a checkpoint one of the older format, which did not name its format."""
+    meaning = json.loads((folder / "state.json").read_text())
+    assert meaning.pop("format") == 2
+    (folder / "state.json").write_text(json.dumps(meaning))
+
+
+def test_a_checkpoint_of_the_older_format_resumes_bit_for_bit(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(real_run(), tmp_path / "run", killing(5), checkpoint_seconds=0)
+    forget_format(tmp_path / "run")
+    assert_same(train(real_run(), tmp_path / "run", killing(4)), train(real_run()))
+
+
+@pytest.mark.parametrize("other", ["key", "start"])
+def test_an_older_checkpoint_of_another_run_is_discarded_with_a_warning(tmp_path: Path, other: str) -> None:
+    run = real_run()
+    start = {"prompt": run.params["prompt"] + 1}
+    train(real_run(seed=21) if other == "key" else replace(run, params=start), tmp_path / "run")
+    forget_format(tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"run holds a checkpoint of .* older format and discarded"):
+        done = train(run, tmp_path / "run")
+    assert_same(done, train(run))
+    assert json.loads((tmp_path / "run/state.json").read_text())["format"] == 2
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

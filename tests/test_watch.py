@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptprior.watch import tensorboard, together
+from promptprior.watch import combine_watchers, tensorboard
 
 
 def test_tensorboard_holds_what_was_reported(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_tensorboard_holds_what_was_reported(tmp_path: Path) -> None:
 
 def test_all_watchers_hear_and_stages_without_a_watcher_are_quiet() -> None:
     heard: list[int] = []
-    watch = together([lambda _: lambda step, steps, info: heard.append(step), lambda _: None])("any")
+    watch = combine_watchers([lambda _: lambda step, steps, info: heard.append(step), lambda _: None])("any")
     assert watch is not None
     watch(7, 9, {})
     assert heard == [7]

@@ -339,7 +339,7 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
             task, size = a.episode.task, copies_of(a.prompt.params)
             if task.fingerprint not in eval_sets:
                 eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
-            requests.append(replace(eval_sets[task.fingerprint], copy=first, together=size))
+            requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size))
             first += size
         params = {name: torch.cat([a.prompt.params[name] for a in group]) for name in group[0].prompt.params}
         results.update(zip(places, evaluate_requests(objective, params, requests), strict=True))

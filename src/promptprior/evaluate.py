@@ -1,12 +1,16 @@
 """Honest scores of prompts: choices are ranked by their likelihood, free text is generated, metrics are the task's own.
 
-Everything is batched over copies: the dev sets of all episodes, or the test sets of all targets, are one exam paper.
+Everything is batched over copies: the dev sets of all episodes, or the test sets of all targets, are answered at once.
+Several prompts of one target can answer as an ensemble, the posterior predictive (ours: BMTPT keeps one prompt):
+
+    p(y | x) = mean over prompts of p(y | x, prompt), over the choices of each example
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from promptprior.artifacts.artifact import Prompt
@@ -18,17 +22,20 @@ from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.processes import add_up
 from promptprior.tasks.metrics import Prediction, score
-from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
 
 TEXTS_AT_ONCE = 512  # texts collated together; the engine cuts them further to fit its memory
+
+TargetNLL = list[list[float]]
+"""Of an evaluation set: for every text, the summed NLL of each of its targets, in nats."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
     """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer.
 
-    `together` copies, from `copy` on, answer by the mean of their probabilities: a posterior predictive.
+    With `ensemble_size` above 1 as many copies, from `copy` on, answer by the mean of their probabilities.
     """
 
     task: Task
@@ -36,36 +43,23 @@ class EvalSet:
     tokens: Sequence[Tokens]
     copy: int = 0
     task_index: int = 0
-    together: int = 1
-
-
-def make_eval_set(
-    objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
-) -> EvalSet:
-    """An exam, tokenised once."""
-    encode = ranking_tokens if task.is_choice else training_tokens
-    return EvalSet(task, examples, encode(objective.backbone, task, examples), copy, task_index)
+    ensemble_size: int = 1
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an exam came to: the task's metrics, and the mean loss that selection falls back on (nats)."""
+    """The task's metrics on an evaluation set, and the mean loss that selection falls back on (nats)."""
 
     scores: dict[str, float]
     nll: float
 
 
-@torch.no_grad()
-def evaluate_requests(
-    objective: Answering, params: Params, eval_sets: Sequence[EvalSet], generate: bool = True
-) -> list[EvalResult]:
-    """Scores of all exams. Without `generate`, free-text exams have no scores, only their NLL."""
-    losses = eval_set_losses(objective, params, eval_sets)
-    answers = answered(objective, params, eval_sets, losses, generate)
-    return [
-        EvalResult(score(e.task, e.examples, p) if p else {}, right_answer_nll(e, nll))
-        for e, nll, p in zip(eval_sets, losses, answers, strict=True)
-    ]
+def make_eval_set(
+    objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
+) -> EvalSet:
+    """An evaluation set, tokenised once."""
+    encode = ranking_tokens if task.is_choice else training_tokens
+    return EvalSet(task, examples, encode(objective.backbone, task, examples), copy, task_index)
 
 
 def evaluate(
@@ -77,7 +71,7 @@ def evaluate(
     """
     objective = prompt_objective(prompt, backbone)
     eval_set = make_eval_set(objective, task, task.split(split)[:limit])
-    return evaluate_requests(objective, prompt.params, [replace(eval_set, together=copies_of(prompt.params))])[0]
+    return evaluate_requests(objective, prompt.params, [replace(eval_set, ensemble_size=copies_of(prompt.params))])[0]
 
 
 @torch.no_grad()
@@ -87,10 +81,9 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
     Raises ArtifactError for a prompt of another backbone.
     """
     objective = prompt_objective(prompt, backbone)
-    params, eval_set = prompt.params, make_eval_set(objective, task, examples)
-    eval_sets = [replace(eval_set, together=copies_of(params))]
-    losses = eval_set_losses(objective, params, eval_sets) if task.is_choice else [[]]
-    return answered(objective, params, eval_sets, losses, generate=True)[0]
+    eval_sets = [replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))]
+    nll = eval_set_losses(objective, prompt.params, eval_sets) if task.is_choice else [[]]
+    return predictions_of(objective, prompt.params, eval_sets, nll)[0]
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
@@ -101,48 +94,107 @@ def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
     return objective_of(backbone, form)
 
 
-def answered(
-    objective: Answering,
-    params: Params,
-    eval_sets: Sequence[EvalSet],
-    losses: Sequence[Sequence[Sequence[float]]],
-    generate: bool,
-) -> list[list[Prediction]]:
-    """Predictions from the losses of choices; free text is generated, or left out."""
-    free = [eval_set for eval_set in eval_sets if generate and not eval_set.task.is_choice]
-    if several := [eval_set.task.name for eval_set in free if eval_set.together > 1]:
-        raise DataError(
-            f"{several[0]}: prompts that answer together average probabilities of choices; this is free text"
-        )
-    texts = iter(generated_texts(objective, params, free))
-    out = []
-    for eval_set, nll in zip(eval_sets, losses, strict=True):
-        if eval_set.task.is_choice:
-            out.append(ranked(eval_set, nll))
-        else:
-            out.append(written(eval_set, next(texts)) if generate else [])
-    return out
-
-
-def ranked(eval_set: EvalSet, nll: Sequence[Sequence[float]]) -> list[Prediction]:
-    """Predictions of a choice exam from the summed NLL of every choice."""
-    out = []
-    for example, tokens, per_choice in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
-        best = min(range(len(per_choice)), key=per_choice.__getitem__)
-        lengths = tuple(map(len, tokens.targets))
-        out.append(Prediction(example.id, example.choices[best], best, tuple(per_choice), lengths))
-    return out
-
-
-def written(eval_set: EvalSet, texts: Sequence[str]) -> list[Prediction]:
-    """Predictions of a free-text exam: the first line of what was generated."""
+@torch.no_grad()
+def evaluate_requests(
+    objective: Answering, params: Params, eval_sets: Sequence[EvalSet], generate: bool = True
+) -> list[EvalResult]:
+    """Scores of all evaluation sets. Without `generate`, those of free text have no scores, only their NLL."""
+    losses = eval_set_losses(objective, params, eval_sets)
+    answers = predictions_of(objective, params, eval_sets, losses, generate)
     return [
-        Prediction(example.id, (text.strip().splitlines() or [""])[0].strip())
-        for example, text in zip(eval_set.examples, texts, strict=True)
+        EvalResult(score(e.task, e.examples, predictions) if predictions else {}, right_answer_nll(e, nll))
+        for e, nll, predictions in zip(eval_sets, losses, answers, strict=True)
     ]
 
 
-def right_answer_nll(eval_set: EvalSet, nll: Sequence[Sequence[float]]) -> float:
+def dev_scores(
+    objective: Answering, eval_sets: Sequence[EvalSet], params: Params
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
+    results = evaluate_requests(objective, params, eval_sets, generate=False)
+    values = [r.scores.get(e.task.metrics[0], 0.0) for r, e in zip(results, eval_sets, strict=True)]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor([r.nll for r in results], dtype=torch.float64)
+
+
+def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[TargetNLL]:
+    """Summed NLL in nats of every target of every text of every evaluation set, in float64.
+
+    For an ensemble it is minus the log of the mean probability. Texts are split over processes.
+    """
+    members = [replace(e, copy=e.copy + c, ensemble_size=1) for e in eval_sets for c in range(e.ensemble_size)]
+    texts = [(m, x) for m, member in enumerate(members) for x in range(len(member.tokens))]
+    texts.sort(key=lambda text: (members[text[0]].copy, len(members[text[0]].tokens[text[1]])))  # little padding
+    by_member: list[TargetNLL] = [[[] for _ in member.tokens] for member in members]
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        chunk = texts[start : start + TEXTS_AT_ONCE]
+        batch = collate(
+            [members[m].tokens[x] for m, x in chunk],
+            [members[m].copy for m, _ in chunk],
+            [members[m].task_index for m, _ in chunk],
+        )
+        losses = torch.zeros(batch.rows, dtype=torch.float64)  # [R]
+        mine = own_texts(batch)
+        if len(mine):
+            losses[torch.isin(batch.text_index, mine)] = objective.losses(params, batch.take(mine)).cpu().double()
+        add_up([losses])
+        sums = iter((losses * batch.target_lengths).tolist())
+        for m, x in chunk:
+            by_member[m][x] = [next(sums) for _ in members[m].tokens[x].targets]
+    remaining = iter(by_member)
+    ensembles = [[next(remaining) for _ in range(e.ensemble_size)] for e in eval_sets]
+    return [
+        own[0] if len(own) == 1 else [mean_probability(of_text) for of_text in zip(*own, strict=True)]
+        for own in ensembles
+    ]
+
+
+def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
+    """Minus the log of each choice's mean probability, from the NLL of every choice of one text under each prompt.
+
+    Probabilities are normalised over the choices; a free text has one target and nothing to be normalised over.
+
+    >>> [round(value, 6) for value in mean_probability([[0.0, 0.0], [7.0, 7.0]])]  # -log(1/2)
+    [0.693147, 0.693147]
+    """
+    table = -torch.tensor(nll, dtype=torch.float64)  # [prompts, choices]
+    logs = torch.log_softmax(table, dim=1) if table.shape[1] > 1 else table
+    return (math.log(len(nll)) - torch.logsumexp(logs, dim=0)).tolist()
+
+
+def predictions_of(
+    objective: Answering,
+    params: Params,
+    eval_sets: Sequence[EvalSet],
+    losses: Sequence[TargetNLL],
+    generate: bool = True,
+) -> list[list[Prediction]]:
+    """The likeliest choices, given the losses of all; for free text the first line that is generated, or nothing.
+
+    Raises DataError for an ensemble that should generate.
+    """
+    out = []
+    for e in eval_sets:
+        if generate and not e.task.is_choice and e.ensemble_size > 1:
+            raise DataError(
+                f"{e.task.name}: prompts that answer together average probabilities of choices; this is free text"
+            )
+    for e, nll in zip(eval_sets, losses, strict=True):
+        predictions = []
+        if e.task.is_choice:
+            for example, tokens, of_choices in zip(e.examples, e.tokens, nll, strict=True):
+                best = min(range(len(of_choices)), key=of_choices.__getitem__)
+                lengths = tuple(map(len, tokens.targets))
+                predictions.append(Prediction(example.id, example.choices[best], best, tuple(of_choices), lengths))
+        elif generate:
+            batch = collate(e.tokens, [e.copy] * len(e.tokens), [e.task_index] * len(e.tokens))
+            texts = objective.generate(params, batch, e.task.max_gen_toks)
+            first_lines = [(text.strip().splitlines() or [""])[0].strip() for text in texts]
+            predictions = [Prediction(x.id, line) for x, line in zip(e.examples, first_lines, strict=True)]
+        out.append(predictions)
+    return out
+
+
+def right_answer_nll(eval_set: EvalSet, nll: TargetNLL) -> float:
     """Mean NLL of the right answers: among the choices (normalised over them), or per token of free text."""
     total = 0.0
     for example, tokens, values in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
@@ -153,79 +205,76 @@ def right_answer_nll(eval_set: EvalSet, nll: Sequence[Sequence[float]]) -> float
     return total / len(eval_set.examples)
 
 
-def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[list[float]]]:
-    """Summed NLL of every target of every text of every exam; of copies that answer together, of their mean."""
-    apart = [
-        replace(eval_set, copy=eval_set.copy + c, together=1)
-        for eval_set in eval_sets
-        for c in range(eval_set.together)
-    ]
-    found = iter(copy_losses(objective, params, apart))
-    return [averaged([next(found) for _ in range(eval_set.together)]) for eval_set in eval_sets]
+@dataclass(frozen=True)
+class EnsembleResult:
+    """Test scores of each prompt and of their ensemble, and what abstaining gains: (share answered, accuracy on it)."""
+
+    members: tuple[dict[str, float], ...]
+    ensemble: dict[str, float]
+    abstention: tuple[tuple[float, float], ...]
 
 
-def averaged(nll: Sequence[list[list[float]]]) -> list[list[float]]:
-    """Minus the logarithm of the mean over copies of each choice's probability, normalised over a text's choices.
+def score_ensemble(
+    backbone: Backbone, task: Task, prompts: Sequence[Prompt], limit: int | None = None
+) -> EnsembleResult:
+    """Scores of prompts adapted to one target, each and as an ensemble, on the test split of a task.
 
-    >>> averaged([[[0.0, 9.0]]])
-    [[0.0, 9.0]]
+    Raises DataError for prompts of several targets, and for free text.
     """
-    return nll[0] if len(nll) == 1 else [mean_probability(texts) for texts in zip(*nll, strict=True)]
-
-
-def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
-    """The same for one text: one sequence of choices for each copy. Free text has nothing to be normalised over."""
-    table = -torch.tensor(nll, dtype=torch.float64)
-    logs = torch.log_softmax(table, dim=1) if table.shape[1] > 1 else table
-    return (math.log(len(nll)) - torch.logsumexp(logs, dim=0)).tolist()
-
-
-def copy_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[list[float]]]:
-    """Summed NLL of every target of every text of exams that one copy each answers."""
-    flat = [(e, x) for e, eval_set in enumerate(eval_sets) for x in range(len(eval_set.tokens))]
-    order = sorted(
-        range(len(flat)), key=lambda i: (eval_sets[flat[i][0]].copy, len(eval_sets[flat[i][0]].tokens[flat[i][1]]))
+    targets = {(t.name, t.fingerprint) for p in prompts for t in p.header.tasks if t.role == "target"}
+    if len(targets) > 1:
+        names = ", ".join(sorted({name for name, _ in targets}))
+        raise DataError(
+            f"prompts that answer together must be of one target; got several ({names}): score each target's separately"
+        )
+    examples = task.split("test")[:limit]
+    answers = [predict(prompt, task, backbone, examples) for prompt in prompts]
+    averages = average_predictions(examples, answers)
+    return EnsembleResult(
+        tuple(score(task, examples, predictions) for predictions in answers),
+        score(task, examples, averages),
+        tuple(abstention_curve(examples, averages)),
     )
-    out: list[list[list[float]]] = [[[] for _ in eval_set.tokens] for eval_set in eval_sets]
-    for start in range(0, len(order), TEXTS_AT_ONCE):
-        places = [flat[i] for i in order[start : start + TEXTS_AT_ONCE]]
-        batch = collate(
-            [eval_sets[e].tokens[x] for e, x in places],
-            [eval_sets[e].copy for e, _ in places],
-            [eval_sets[e].task_index for e, _ in places],
-        )
-        sums = batch_losses(objective, params, batch) * batch.target_lengths
-        values = iter(sums.tolist())
-        for e, x in places:
-            out[e][x] = [next(values) for _ in eval_sets[e].tokens[x].targets]
-    return out
 
 
-def batch_losses(objective: Answering, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-    """Each row's loss in float64 on the CPU, the texts split over processes."""
-    losses = torch.zeros(batch.rows, dtype=torch.float64)
-    mine = own_texts(batch)
-    if len(mine):
-        losses[torch.isin(batch.text_index, mine)] = objective.losses(params, batch.take(mine)).cpu().double()
-    add_up([losses])
-    return losses
+def average_predictions(examples: Sequence[Example], answers: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+    """One prediction for each example from those of several prompts: mean probabilities of its choices.
+
+    `choice_nll` is then minus the logarithm of the mean, normalised over the choices. Raises DataError for free text.
+    """
+    averages = []
+    for example, predictions in zip(examples, zip(*answers, strict=True), strict=True):
+        if not predictions[0].choice_nll:
+            raise DataError(f"example {example.id!r}: free text has no probabilities to average; use a choice task")
+        nll = mean_probability([p.choice_nll for p in predictions])
+        best = nll.index(min(nll))
+        averages.append(replace(predictions[0], choice=best, text=example.choices[best], choice_nll=tuple(nll)))
+    return averages
 
 
-def generated_texts(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[list[str]]:
-    """Greedy text after every text of every exam."""
-    out = []
-    for eval_set in eval_sets:
-        batch = collate(
-            eval_set.tokens, [eval_set.copy] * len(eval_set.tokens), [eval_set.task_index] * len(eval_set.tokens)
-        )
-        out.append(objective.generate(params, batch, eval_set.task.max_gen_toks))
-    return out
+def abstention(
+    prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None
+) -> list[tuple[float, float]]:
+    """Accuracy of a prompt on the tenth of a split that it is most confident of, on two tenths, … and on all.
+
+    Raises DataError for free text, which has no confidence.
+    """
+    if not task.is_choice:
+        raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
+    examples = task.split(split)[:limit]
+    curve = abstention_curve(examples, predict(prompt, task, backbone, examples))
+    counts = sorted({max(1, round(len(curve) * tenth / 10)) for tenth in range(1, 11)})
+    return [curve[count - 1] for count in counts]
 
 
-def dev_scores(
-    objective: Answering, eval_sets: Sequence[EvalSet], params: Params
-) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
-    results = evaluate_requests(objective, params, eval_sets, generate=False)
-    values = [m.scores.get(e.task.metrics[0], 0.0) for m, e in zip(results, eval_sets, strict=True)]
-    return torch.tensor(values, dtype=torch.float64), torch.tensor([m.nll for m in results], dtype=torch.float64)
+def abstention_curve(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[tuple[float, float]]:
+    """Accuracy on the most confident share of examples, for every share: answer less, be right more often.
+
+    >>> abstention_curve(examples, predictions)[-1]  # doctest: +SKIP
+    (1.0, 0.81)
+    """
+    confidence = np.array([float(torch.softmax(-torch.tensor(p.choice_nll), 0).max()) for p in predictions])
+    right = np.array([p.choice == e.label for p, e in zip(predictions, examples, strict=True)], dtype=float)
+    order = np.argsort(-confidence, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    return [(float(n / len(order)), float(s / n)) for n, s in zip(count, right[order].cumsum(), strict=True)]

@@ -17,7 +17,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import eval_set_losses, make_eval_set, prompt_objective, ranked, right_answer_nll
+from promptprior.evaluate import eval_set_losses, make_eval_set, predictions_of, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, score
@@ -122,7 +122,7 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
         right_answer_nll(replace(eval_set, examples=[example], tokens=[tokens]), [values])
         for example, tokens, values in zip(dev, eval_set.tokens, losses, strict=True)
     ]
-    predictions = tuple(ranked(eval_set, losses)) if task.is_choice else ()
+    predictions = tuple(predictions_of(objective, adapted.prompt.params, [eval_set], [losses], generate=False)[0])
     value = score(task, dev, predictions)[task.metrics[0]] if predictions else None
     return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
 

@@ -1,4 +1,4 @@
-"""Who may watch training steps besides the log that every checkpoint keeps: TensorBoard, and several at once."""
+"""Who watches training steps besides the log that every checkpoint keeps: TensorBoard, and several watchers at once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def tensorboard(folder: Path) -> WatchStage:
             "TensorBoard logs (--tensorboard) need a package: pip install 'promptprior[tensorboard]'"
         ) from error
 
-    def stage(name: str) -> Watch | None:
+    def watch_stage(name: str) -> Watch | None:
         if not is_first():
             return None
         writer = SummaryWriter(str(folder / name))
@@ -41,20 +41,19 @@ def tensorboard(folder: Path) -> WatchStage:
 
         return watch
 
-    return stage
+    return watch_stage
 
 
-def together(watchers: Sequence[WatchStage]) -> WatchStage:
-    """Several watchers as one."""
+def combine_watchers(watchers: Sequence[WatchStage]) -> WatchStage:
+    """Several watchers as one; those that do not watch a stage are left out of it."""
 
-    def stage(name: str) -> Watch:
-        made = [make(name) for make in watchers]
-        each = [one for one in made if one is not None]
+    def watch_stage(name: str) -> Watch:
+        watches = [watch for watcher in watchers if (watch := watcher(name)) is not None]
 
-        def watch(step: int, steps: int, info: Info) -> None:
-            for one in each:
-                one(step, steps, info)
+        def watch_all(step: int, steps: int, info: Info) -> None:
+            for watch in watches:
+                watch(step, steps, info)
 
-        return watch
+        return watch_all
 
-    return stage
+    return watch_stage

@@ -12,13 +12,12 @@ from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
-from promptprior.evaluate import evaluate, predict
+from promptprior.evaluate import evaluate, predict, score_ensemble
 from promptprior.fit import fit
 from promptprior.methods import METHODS, make_method
 from promptprior.methods.from_sources.bmtpt import Bmtpt
 from promptprior.methods.run_context import RunContext
 from promptprior.notation import Tensor
-from promptprior.predictive import score_together
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short, text_task
 
@@ -176,7 +175,7 @@ def test_the_posterior_predictive_is_what_particles_adapted_alone_answer_togethe
     for made, mark, episode in zip(done, marks, episodes, strict=True):
         apart = adapt(Bmtpt(particles=3), [episode] * 3, backbone, prior_copies(prior), settings)
         torch.testing.assert_close(made.prompt.params["prompt"], torch.stack(prompts_of(apart)), rtol=1e-4, atol=1e-5)
-        together = score_together(backbone, apart, limit=8).together
+        together = score_ensemble(backbone, episode.task, [a.prompt for a in apart], limit=8).ensemble
         assert mark.scores == pytest.approx(together, abs=1e-6)
         assert {"nll", "ece", "brier"} <= mark.scores.keys()
         assert made.trainable == 3 * apart[0].trainable
@@ -239,11 +238,11 @@ def test_every_particle_adapted_and_averaged(backbone: Backbone, prior: Prior) -
     method = Bmtpt(particles=3)
     episode = make_episode(TARGETS[0], 2, 13)
     done = adapt(method, [episode] * 3, backbone, prior_copies(prior), short())
-    made = score_together(backbone, done, limit=8)
-    assert len(made.alone) == 3
-    assert {"nll", "ece", "brier"} <= made.together.keys()
-    assert made.together["nll"] <= max(one["nll"] for one in made.alone) + 1e-9  # Jensen
-    assert made.abstention[-1] == (1.0, pytest.approx(made.together["accuracy"]))
+    made = score_ensemble(backbone, TARGETS[0], [a.prompt for a in done], limit=8)
+    assert len(made.members) == 3
+    assert {"nll", "ece", "brier"} <= made.ensemble.keys()
+    assert made.ensemble["nll"] <= max(one["nll"] for one in made.members) + 1e-9  # Jensen
+    assert made.abstention[-1] == (1.0, pytest.approx(made.ensemble["accuracy"]))
 
 
 @pytest.mark.parametrize("budget", ["steps", "batch"])

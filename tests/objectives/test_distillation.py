@@ -139,7 +139,7 @@ def test_both_parts_are_there_and_never_negative() -> None:
     states = made.backbone.target_states(
         made.parameterisation.prompts(params, batch())[0], batch().reading(torch.tensor(TASK_OF))
     )
-    taught = made.taught_states(batch())
+    taught = made.backbone.target_states(made.teachers, batch().reading(batch().task_index))
     assert bool((made.backbone.divergences(states, taught, batch()) > 0).all())
     assert float(made.backbone.divergences(states, states, batch()).abs().max()) < 1e-12
     plain = made.backbone.state_losses(states, batch())

@@ -1,4 +1,4 @@
-"""Descent: copies together walk exactly where they would walk alone."""
+"""Descent: copies of one run move exactly as in runs of their own."""
 
 import pytest
 import torch
@@ -55,20 +55,20 @@ def test_twenty_joint_steps_of_four_copies_are_four_separate_runs(kind: type[Opt
     def rule(rates: tuple[float, ...]) -> Descent:
         return Descent(kind(Rate(rates, scale, "linear", STEPS, warmup=2)), clip=0.5)  # type: ignore[call-arg]
 
-    together, losses = walk(
+    joint, losses = walk(
         rule(RATES),
         made,
         {"prompt": start.clone()},
         EpisodeDraws([Pool(p, copy=c) for c, p in enumerate(pools)], 2, seeds),
     )
     for c in range(4):
-        alone, own = walk(
+        single, own = walk(
             rule(RATES[c : c + 1]), made, {"prompt": start[c : c + 1]}, EpisodeDraws([Pool(pools[c])], 2, [seeds[c]])
         )
-        torch.testing.assert_close(together.params["prompt"][c], alone.params["prompt"][0], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(joint.params["prompt"][c], single.params["prompt"][0], rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(torch.stack(losses)[:, c], torch.stack(own)[:, 0], rtol=1e-7, atol=1e-9)
-        assert bool((together.params["prompt"][c] != start[c]).all())
-    assert together.step == STEPS
+        assert bool((joint.params["prompt"][c] != start[c]).all())
+    assert joint.step == STEPS
 
 
 def test_the_penalty_adds_its_own_gradient_to_every_copy() -> None:

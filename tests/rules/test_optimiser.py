@@ -8,8 +8,9 @@ import torch
 from transformers import Adafactor as PublishedAdafactor
 
 from promptprior.errors import SpecError
-from promptprior.notation import Params
-from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, clipped, optimiser
+from promptprior.notation import Memory, Params
+from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, optimiser, optimiser_step
+from promptprior.rules.rule import State
 
 SHAPES = {"prompt": (5, 7), "gate": (3,), "depth": ()}
 COPIES, STEPS = 3, 8
@@ -35,6 +36,18 @@ def moved(made: Optimiser, params: Params, given: list[Params]) -> Params:
     for step, gradient in enumerate(given):
         params, memory = made.update(gradient, memory, params, step)
     return params
+
+
+class Recording(Sgd):
+    """Hands the gradient back in place of moved params."""
+
+    def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
+        return gradient, memory
+
+
+def clipped(gradient: Params, most: float | None) -> tuple[Params, torch.Tensor]:
+    state, info = optimiser_step(Recording(Rate((1.0,))), most, State(some(0), {}), gradient, {})
+    return state.params, info["gradient_norm"]
 
 
 def one(params: Params, copy: int) -> Params:
@@ -65,22 +78,22 @@ ORACLES: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copy", range(COPIES))
 def test_every_copy_moves_as_the_published_optimiser_moves_it(kind: str, copy: int) -> None:
-    together = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
+    joint = moved(KINDS[kind](Rate((0.05,))), some(0), gradients())
     for name, expected in theirs(ORACLES[kind], copy).items():
-        torch.testing.assert_close(together[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(joint[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_together_equal_copies_apart(kind: str) -> None:
     """Bit for bit, also where every copy has its own rate."""
     rates = (0.01, 0.1, 1.0)
-    together = moved(KINDS[kind](Rate(rates)), some(0), gradients())
+    joint = moved(KINDS[kind](Rate(rates)), some(0), gradients())
     for copy in range(COPIES):
         alone = moved(
             KINDS[kind](Rate(rates[copy : copy + 1])), one(some(0), copy), [one(g, copy) for g in gradients()]
         )
         for name, value in alone.items():
-            assert torch.equal(together[name][copy : copy + 1], value), name
+            assert torch.equal(joint[name][copy : copy + 1], value), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
 from promptprior.rules.descent import Descent
-from promptprior.rules.inner import Inner, InnerAdam, InnerSgd, fanned
+from promptprior.rules.inner import Inner, InnerAdam, InnerSgd, broadcast_to_units
 from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd
 from promptprior.rules.reptile import Reptile
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
@@ -70,12 +70,12 @@ def test_displacement_survives_the_rounding_of_large_prompts() -> None:
     params = {"prompt": 15 + torch.rand(1, 2, 2)}
     gradients = Toy(lambda p, v: 1e-3 * (p["prompt"] * v).sum())
     batch = meta_numbers(10, units=2)
-    path = Inner(InnerSgd(3e-5)).path(gradients, fanned(params, batch.owner), batch.inner)
-    assert torch.equal(path.end["prompt"], path.start["prompt"])  # what the authors' code subtracted
+    trajectory = Inner(InnerSgd(3e-5)).run(gradients, broadcast_to_units(params, batch.owner), batch.inner)
+    assert torch.equal(trajectory.end["prompt"], trajectory.start["prompt"])  # what the authors' code subtracted
     means = torch.zeros(2)
     for b in batch.inner:
         means += torch.stack([b.text_ids[b.copy_index == u, 0].float().mean() for u in range(2)])
-    assert torch.allclose(path.displacement["prompt"], (1e-3 * means)[:, None, None].expand(2, 2, 2), rtol=1e-5)
+    assert torch.allclose(trajectory.displacement["prompt"], (1e-3 * means)[:, None, None].expand(2, 2, 2), rtol=1e-5)
     rule = Reptile(Sgd(Rate((1.0,))), Inner(InnerSgd(3e-5)))
     with pytest.raises(TrainingError, match="moved 2 of 2 units"):  # and such a rate is refused all the same
         rule.step(rule.init(params), batch, gradients)

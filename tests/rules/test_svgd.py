@@ -21,9 +21,10 @@ from promptprior.rules.stein_kernels import (
     PerToken,
     Projected,
     Rbf,
+    block_forces,
     flat,
     make_kernel,
-    median_bandwidth,
+    off_diagonal,
     squared_distances,
 )
 from promptprior.rules.svgd import Repulsion, Svgd
@@ -177,7 +178,11 @@ def test_repulsion_pushes_two_particles_apart_along_their_line() -> None:
 
 def test_one_far_particle_does_not_make_the_bandwidth_vanish() -> None:
     x = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)[None, :, None]
-    assert float(median_bandwidth(squared_distances(x - x.mean(1, keepdim=True)))) > 0
+    squared = squared_distances(x - x.mean(1, keepdim=True))
+    pairs = off_diagonal(squared)
+    *_, similarity, _ = block_forces(x, torch.zeros_like(x))
+    kernel = torch.exp(-pairs / (pairs.mean() / math.log(6)))  # the median is 0, so the mean stands in
+    assert float(similarity) == pytest.approx(float(kernel.mean()))
 
 
 def test_float32_keeps_six_digits_at_the_size_of_a_prompt() -> None:

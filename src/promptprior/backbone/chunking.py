@@ -13,7 +13,7 @@ import torch
 
 from promptprior.backbone.frozen import Frozen
 from promptprior.notation import Int, Tensor
-from promptprior.processes import own_place, processes
+from promptprior.processes import process_rank, processes
 from promptprior.tasks.sampling.batch import Batch
 
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
@@ -61,7 +61,7 @@ def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iter
 
 def own_texts(batch: Batch) -> Int[Tensor, " K"]:
     """The texts of this process: neighbours, so that texts of one prompt mostly stay together; maybe none."""
-    return torch.arange(batch.texts).tensor_split(processes())[own_place()]
+    return torch.arange(batch.texts).tensor_split(processes())[process_rank()]
 
 
 def own_share(batch: Batch) -> Batch | None:

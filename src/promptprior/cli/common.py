@@ -14,13 +14,13 @@ from promptprior.compare.progress import duration, watch_steps
 from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError
 from promptprior.tasks import Task
-from promptprior.watch import WatchStage, tensorboard, together
+from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 
 def watcher(label: str, folder: Path | None) -> WatchStage:
     """Lines of progress, and TensorBoard where a folder is given. Raises SpecError when its package is missing."""
     lines = watch_steps(label)
-    return lines if folder is None else together([lines, tensorboard(folder)])
+    return lines if folder is None else combine_watchers([lines, tensorboard(folder)])
 
 
 def with_source_steps(settings: Settings, steps: int | None) -> Settings:

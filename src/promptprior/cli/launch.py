@@ -24,7 +24,7 @@ def all_processes(verb: Verb) -> Iterator[None]:
             f"{verb.name} runs in one process, and this job has {started} (WORLD_SIZE): start it without torchrun or "
             "accelerate; fit, adapt, evaluate and predict can be split"
         )
-    from promptprior.processes import is_first, joined_processes
+    from promptprior.processes import is_first, process_group
 
-    with joined_processes(), open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+    with process_group(), open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
         yield

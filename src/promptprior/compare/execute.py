@@ -23,7 +23,7 @@ from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
-from promptprior.watch import WatchStage, tensorboard, together
+from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 OnProgress = Callable[[str, float], None]
 """Called with what a piece of work does at the moment, and the share of it that is done."""
@@ -72,7 +72,7 @@ def do_work(
         if context.plan.tensorboard is not None:
             log = f"adapt-{work.method.name}-seed{work.seed}-{work.key[:8]}"
             log = f"fit-{folder.name}" if isinstance(work, Fit) else log
-            watch = together([watch_stage, tensorboard(context.plan.tensorboard / log)])
+            watch = combine_watchers([watch_stage, tensorboard(context.plan.tensorboard / log)])
         if isinstance(work, Group):
             return _adapt_group(context, work, fitted, folder, watch, on_progress)
         start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()

@@ -57,7 +57,7 @@ def published_settings(name: str, scale: float, source_examples: int = 0, target
         target = replace(plain, steps=-(-20 * target_examples // 32), eval_every=500)
         return Settings(length=100, mixture="capped", source=source, target=target)
     if name == "dept":
-        rates = (0.3 / scale, 0.4 / scale)
+        rates: tuple[float, ...] = (0.3 / scale, 0.4 / scale)
         target = Training(steps=40_000, batch_size=32, learning_rates=rates, warmup=500, eval_every=1000)
         return Settings(length=100, target=target)
     plain = Training(optimiser="adafactor", schedule="constant", weight_decay=1e-5)

@@ -1,1 +1,1 @@
-"""From params to losses and gradients: what a rule lowers."""
+"""From params to losses and gradients: what a rule minimises."""

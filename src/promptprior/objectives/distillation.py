@@ -25,19 +25,11 @@ class Distilled(PromptObjective):
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Each row's loss with its distance from the teacher, in nats per token (and squared units of final states)."""
         backbone, prompts, read = self.reading(params, batch)
-        taught = self.taught_states(batch)  # first: it keeps nothing, so that memory peaks with the student alone
-        states = backbone.target_states(prompts, read)
-        apart = backbone.divergences(states, taught, batch) + distances(states, taught, batch)
-        return backbone.state_losses(states, batch) + self.strength * apart
-
-    @torch.no_grad()
-    def taught_states(self, batch: Batch) -> Float[Tensor, "V D"]:
-        """The final states under the teachers."""
-        return self.backbone.target_states(self.teachers, batch.reading(batch.task_index))
-
-
-def distances(states: Float[Tensor, "V D"], taught: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
-    """Mean squared difference of final states, over each row's target tokens and all entries."""
-    wide = torch.promote_types(states.dtype, torch.float32)
-    squares = (states.to(wide) - taught.to(wide)).square().mean(-1)
-    return row_means(squares, batch.target_lengths.to(squares.device))
+        with torch.no_grad():  # first: it keeps nothing, so that memory peaks with the student alone
+            taught = self.backbone.target_states(self.teachers, batch.reading(batch.task_index))  # [V, D]
+        states = backbone.target_states(prompts, read)  # [V, D], V target tokens of all rows
+        divergence = backbone.divergences(states, taught, batch)  # [R]
+        wide = torch.promote_types(states.dtype, torch.float32)
+        squares = (states.to(wide) - taught.to(wide)).square().mean(-1)  # [V]
+        difference = divergence + row_means(squares, batch.target_lengths.to(squares.device))  # [R]
+        return backbone.state_losses(states, batch) + self.strength * difference

@@ -1,4 +1,4 @@
-"""What a rule lowers: each row's loss as a function of params, and its gradient in bounded memory."""
+"""What a rule minimises: each row's loss as a function of params, and its gradient in bounded memory."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,11 @@ class Objective(Protocol):
     """Losses of rows under params, and the cut of a batch into pieces that fit into memory."""
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-        """Each row's loss."""
+        """Each row's loss, in nats."""
         ...
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
-        """The batch in pieces that fit into a share of the memory under these params; their rows are the batch's, in
-        order."""
+        """The batch in pieces that fit into a share of the memory; their rows are the batch's, in order."""
         ...
 
 
@@ -34,7 +33,7 @@ class PromptObjective:
     parameterisation: Parameterisation
 
     def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Float[Tensor, "P L D"], Batch]:
-        """What reads the batch, the prompts, and the batch with the prompt of each text."""
+        """The backbone that reads the batch, the prompts, and the batch with the prompt of each text."""
         form = self.parameterisation
         prompts, index = form.prompts(params, batch)
         backbone, read = self.backbone, batch.reading(index)
@@ -45,13 +44,13 @@ class PromptObjective:
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token.
 
-        Without gradients texts that read one prompt stand together, so that no two pieces compute it but neighbours.
+        Without gradients texts are sorted by prompt, so that a prompt is computed by as few pieces as possible.
         """
         backbone, prompts, read = self.reading(params, batch)
         if torch.is_grad_enabled():  # in training `split` has cut the batch before
             return backbone.losses(prompts, read)
-        together, rows = read.reordered(read.prompt_index.argsort(stable=True))
-        losses = backbone.losses(prompts, together)
+        by_prompt, rows = read.reordered(read.prompt_index.argsort(stable=True))
+        losses = backbone.losses(prompts, by_prompt)
         return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
@@ -73,7 +72,7 @@ class PromptObjective:
 
 
 def copies_of(params: Params) -> int:
-    """C."""
+    """C, the number of copies."""
     return next(iter(params.values())).shape[0]
 
 
@@ -91,52 +90,47 @@ def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch
 
 
 def loss_and_gradient(objective: Objective, params: Params, batch: Batch) -> tuple[Float[Tensor, " C"], Params]:
-    """Every copy's mean loss, and the gradient of it and of the objective's own penalty.
+    """Every copy's mean loss in nats, and the gradient of it and of the objective's own penalty.
 
-    Losses go piece by piece, the penalty sees the whole batch; every copy gets exactly what it would get alone.
+    Losses go piece by piece, the penalty sees the whole batch; a copy's result does not depend on the others.
     """
     copies = copies_of(params)
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    inputs = list(leaves.values())
 
-    def of(piece: Batch) -> list[Tensor]:
+    def of_piece(piece: Batch) -> list[Tensor]:
         loss = copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies)
-        parts = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        parts = torch.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
         return [loss.detach(), *parts]
 
-    first = next(iter(leaves.values()))
-    like = [first.new_zeros(copies), *leaves.values()]
-    loss, *parts = summed(of, like, objective, leaves, replace(batch, weight=mean_weights(batch, copies)))
-    penalty = penalty_gradient(objective, leaves, batch)
-    return loss, {name: penalty[name] + part for name, part in zip(leaves, parts, strict=True)}
+    like = [inputs[0].new_zeros(copies), *inputs]
+    weighted = replace(batch, weight=mean_weights(batch, copies))
+    loss, *gradient = sum_over_pieces(of_piece, like, objective, leaves, weighted)
+    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
+    if penalty is not None:
+        added = torch.autograd.grad(penalty.sum(), inputs, allow_unused=True, materialize_grads=True)
+        gradient = [part + other for part, other in zip(gradient, added, strict=True)]
+    return loss, dict(zip(leaves, gradient, strict=True))
 
 
-def summed(
-    of: Callable[[Batch], Sequence[Tensor]],
+def sum_over_pieces(
+    of_piece: Callable[[Batch], Sequence[Tensor]],
     like: Sequence[Tensor],
     objective: Objective,
     params: Params,
     batch: Batch,
     share: float = 1.0,
 ) -> list[Tensor]:
-    """The sum of what `of` makes of each piece of a batch, tensors shaped `like` these; `of` must add up over texts.
+    """The sum of `of_piece` over the pieces of a batch, tensors shaped `like` these; `of_piece` must add up over texts.
 
     Texts are split over processes, and each process's into pieces that fit into a share of memory. A piece that does
-    not fit after all is halved and begun again; nothing of it has been added by then.
+    not fit after all is halved and tried again; nothing of it has been added by then.
     """
     totals = [torch.zeros_like(t) for t in like]
     mine = own_share(batch)
     pieces = objective.split(params, mine, share) if mine is not None else ()
-    for values in backing_off(pieces, of):
+    for values in backing_off(pieces, of_piece):
         for total, value in zip(totals, values, strict=True):
             total += value
     add_up(totals)
     return totals
-
-
-def penalty_gradient(objective: Objective, leaves: Params, batch: Batch) -> Params:
-    """The gradient of an objective's own penalty; zeros where it has none."""
-    penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
-    if penalty is None:
-        return {name: torch.zeros_like(value) for name, value in leaves.items()}
-    parts = torch.autograd.grad(penalty.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, parts, strict=True))

@@ -1,12 +1,12 @@
 """Losses of forms that answer without a prompt (weights of the model, say), and the objective of any form.
 
-A rule, an exam and the training loop see no difference: params are named tensors with a leading copies axis.
+A rule, an evaluation set and the training loop see no difference: params are named tensors with a leading copies axis.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
@@ -16,8 +16,6 @@ from promptprior.objectives.objective import Objective, PromptObjective
 from promptprior.parameterisations.parameterisation import AnsweringForm, Answers
 from promptprior.parameterisations.registry import Form
 from promptprior.tasks.sampling.batch import Batch
-
-Result = TypeVar("Result")
 
 
 class Answering(Objective, Protocol):
@@ -35,29 +33,32 @@ class Answering(Objective, Protocol):
 
 @dataclass(frozen=True)
 class WeightObjective:
-    """The losses of a form that answers by itself: each copy's texts apart, since copies share no computation."""
+    """The losses of a form that answers by itself: copy after copy, since copies share no computation."""
 
     backbone: Backbone
     form: AnsweringForm
 
     @cached_property
     def answers(self) -> Answers:
-        """Made once."""
+        """What computes under the params of one copy, made once."""
         return self.form.answers(self.backbone)
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token."""
-        weights = unstacked(params)
-        parts = by_copy(batch, lambda copy, texts: self.answers.losses(weights[copy], texts))
-        rows = torch.cat([(batch.row_copy == copy).nonzero().flatten() for copy, _ in parts])
-        return torch.cat([losses for _, losses in parts])[rows.argsort()]
+        parts = [
+            (self.answers.losses(own, texts), (batch.row_copy == copy).nonzero().flatten())
+            for copy, own, texts in _by_copy(params, batch)
+        ]
+        losses, rows = (torch.cat(each) for each in zip(*parts, strict=True))
+        return losses[rows.argsort()]
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
-        weights = unstacked(params)
-        parts = by_copy(batch, lambda copy, texts: self.answers.generate(weights[copy], texts, max_new_tokens))
-        texts = torch.cat([(batch.copy_index == copy).nonzero().flatten() for copy, _ in parts]).tolist()
-        return [text for _, text in sorted(zip(texts, (t for _, some in parts for t in some), strict=True))]
+        text_of: dict[int, str] = {}
+        for copy, own, texts in _by_copy(params, batch):
+            indices = (batch.copy_index == copy).nonzero().flatten().tolist()
+            text_of |= zip(indices, self.answers.generate(own, texts, max_new_tokens), strict=True)
+        return [text_of[text] for text in range(batch.texts)]
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:  # noqa: ARG002
         """Pieces within a share of the backbone's memory budget; nothing in front of a text is shared with others."""
@@ -70,13 +71,9 @@ def objective_of(backbone: Backbone, form: Form) -> Answering:
     return WeightObjective(backbone, form) if isinstance(form, AnsweringForm) else PromptObjective(backbone, form)
 
 
-def unstacked(params: Params) -> list[Mapping[str, Tensor]]:
-    """The weights of each copy."""
+def _by_copy(params: Params, batch: Batch) -> Iterator[tuple[int, Params, Batch]]:
+    """Each copy that a batch reads, its params without the copies axis, and its texts."""
     each = {name: value.unbind(0) for name, value in params.items()}  # one gradient for all copies, not one for each
-    return [dict(zip(each, values, strict=True)) for values in zip(*each.values(), strict=True)]
-
-
-def by_copy(batch: Batch, of: Callable[[int, Batch], Result]) -> list[tuple[int, Result]]:
-    """What `of` makes of the texts of each copy in a batch."""
-    copies = batch.copy_index.unique().tolist()
-    return [(copy, of(copy, batch.take((batch.copy_index == copy).nonzero().flatten()))) for copy in copies]
+    for copy in batch.copy_index.unique().tolist():
+        texts = (batch.copy_index == copy).nonzero().flatten()
+        yield copy, {name: values[copy] for name, values in each.items()}, batch.take(texts)

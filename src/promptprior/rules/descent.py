@@ -11,7 +11,7 @@ import torch
 
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, loss_and_gradient
-from promptprior.rules.optimiser import Optimiser, clipped
+from promptprior.rules.optimiser import Optimiser, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.tasks.sampling.batch import Batch
 
@@ -28,24 +28,22 @@ class Descent:
     penalty: Penalty | None = None
 
     def init(self, params: Params) -> State:
-        """Nothing remembered yet."""
+        """The optimiser's memory before its first step."""
         return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
-        """One step of every copy."""
+        """One step of every copy; "loss" is reported without the penalty, both in nats."""
         loss, gradient = loss_and_gradient(objective, state.params, batch)
         info: dict[str, Tensor] = {"loss": loss}
         if self.penalty is not None:
             info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
-        gradient, info["gradient_norm"] = clipped(gradient, self.clip)
-        params, memory = self.optimiser.update(gradient, state.memory, state.params, state.step)
-        return State(params, memory, state.step + 1), info
+        return optimiser_step(self.optimiser, self.clip, state, gradient, info)
 
 
 def with_penalty(penalty: Penalty, params: Params, gradient: Params) -> tuple[Float[Tensor, " C"], Params]:
     """The penalty of every copy, and the gradient with the penalty's added."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    value = penalty(leaves)
+    value = penalty(leaves)  # [C]
     parts = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
-    added = {n: g if p is None else g + p for (n, g), p in zip(gradient.items(), parts, strict=True)}
-    return value.detach(), added
+    total = {n: g if p is None else g + p for (n, g), p in zip(gradient.items(), parts, strict=True)}
+    return value.detach(), total

@@ -1,8 +1,8 @@
-"""Optimisers as pure functions of params with a leading copies axis: every copy moves as if it were alone.
+"""Optimisers as pure functions of params with a leading copies axis: every copy moves as if it trained by itself.
 
 Learning rates are in units of the backbone's embedding scale s. AdamW and Adafactor, whose steps have the size of the
-rate, move an entry by about rate * s; SGD descends in p / s, so its step is rate * s^2 * gradient. State stays
-in the params' dtype, at least float32.
+rate, move an entry by about rate * s; SGD descends in p / s, so its step is rate * s^2 * gradient. Memory stays in the
+params' dtype.
 """
 
 import math
@@ -16,14 +16,15 @@ from promptprior.config.choices import OptimiserKind, ScheduleKind
 from promptprior.config.training import Training
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Memory, Params, Tensor
+from promptprior.rules.rule import Info, State
 
 
 @dataclass(frozen=True)
 class Rate:
     """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
 
-    `lr_multipliers` multiply the rate of single parameters by name (the two speeds of decomposed prompts), or of every element
-    of one (Meta-SGD); `scale` is the embedding scale.
+    `lr_multipliers` multiply the rate of single parameters by name (decomposed prompts have two speeds), or of every
+    element of one (Meta-SGD); `scale` is the embedding scale.
     """
 
     base: tuple[float, ...]
@@ -36,7 +37,7 @@ class Rate:
     def at(self, step: int, name: str, like: Tensor) -> Float[Tensor, "C *s"]:
         """The rate of one parameter at a step, shaped to multiply it; in units of the embedding scale."""
         base = torch.tensor(self.base, dtype=like.dtype, device=like.device) * self.multiplier(step)
-        copies = base.expand(like.shape[0]).view(-1, *[1] * (like.dim() - 1))
+        copies = base.expand(like.shape[0]).view(-1, *[1] * (like.dim() - 1))  # [C, 1, …]
         return copies * self.lr_multipliers.get(name, 1.0)
 
     def multiplier(self, step: int) -> float:
@@ -60,7 +61,7 @@ def stage_rate(
 
 
 class Optimiser(Protocol):
-    """Init and update over named tensors."""
+    """Init and update over named tensors, each with a leading copies axis."""
 
     def init(self, params: Params) -> Memory:
         """What to remember before the first step."""
@@ -79,7 +80,7 @@ class Sgd:
     momentum: float = 0.0
 
     def init(self, params: Params) -> Memory:
-        """Nothing, or a velocity."""
+        """A velocity of zero with momentum, nothing without."""
         return {f"velocity/{n}": torch.zeros_like(p) for n, p in params.items()} if self.momentum else {}
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
@@ -88,8 +89,8 @@ class Sgd:
         if self.momentum:
             velocity = {n: self.momentum * memory[f"velocity/{n}"] + g for n, g in gradient.items()}
         unit = self.rate.scale**2
-        moved = {n: p - self.rate.at(step, n, p) * unit * velocity[n] for n, p in params.items()}
-        return moved, {f"velocity/{n}": v for n, v in velocity.items()} if self.momentum else {}
+        updated = {n: p - self.rate.at(step, n, p) * unit * velocity[n] for n, p in params.items()}
+        return updated, {f"velocity/{n}": v for n, v in velocity.items()} if self.momentum else {}
 
 
 @dataclass(frozen=True)
@@ -104,23 +105,22 @@ class AdamW:
 
     def init(self, params: Params) -> Memory:
         """Zero moments."""
-        zeros = {f"mean/{n}": torch.zeros_like(p) for n, p in params.items()}
-        return zeros | {f"square/{n}": torch.zeros_like(p) for n, p in params.items()}
+        return {f"{moment}/{n}": torch.zeros_like(p) for moment in ("mean", "square") for n, p in params.items()}
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
-        """p (1 - rate decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start."""
-        moved: Params = {}
-        after: Memory = {}
+        """p (1 - rate decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start at zero."""
+        updated: Params = {}
+        moments: Memory = {}
         for name, p in params.items():
             g = gradient[name]
             mean = torch.lerp(memory[f"mean/{name}"], g, 1 - self.beta1)
             square = torch.lerp(memory[f"square/{name}"], g * g, 1 - self.beta2)
             rate = self.rate.at(step, name, p)
-            unbiased = square.div(1 - self.beta2 ** (step + 1)).sqrt() + self.eps
-            direction = mean / (1 - self.beta1 ** (step + 1)) / unbiased
-            moved[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
-            after |= {f"mean/{name}": mean, f"square/{name}": square}
-        return moved, after
+            root = square.div(1 - self.beta2 ** (step + 1)).sqrt() + self.eps
+            direction = mean / (1 - self.beta1 ** (step + 1)) / root
+            updated[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
+            moments |= {f"mean/{name}": mean, f"square/{name}": square}
+        return updated, moments
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Adafactor:
     weight_decay: float = 1e-5
 
     def init(self, params: Params) -> Memory:
-        """Zero row and column means; whole second moments for vectors."""
+        """Zero row and column means; whole second moments for params of fewer than three axes, copies included."""
         memory: Memory = {}
         for name, p in params.items():
             if p.dim() >= 3:
@@ -147,31 +147,29 @@ class Adafactor:
         return memory
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
-        """p (1 - rate decay) - rate s u, with u the clipped, factored-normalised gradient."""
-        moved: Params = {}
-        after: Memory = {}
+        """p (1 - rate decay) - rate s u, with u = g / sqrt(second moment), clipped."""
+        updated: Params = {}
+        moments: Memory = {}
         keep = 1 - (step + 1) ** -self.decay
         for name, p in params.items():
-            normalised, kept = self.normalise(gradient[name], memory, name, keep)
+            g = gradient[name]
+            square = g * g + self.eps
+            if f"square/{name}" in memory:
+                whole = torch.lerp(memory[f"square/{name}"], square, 1 - keep)
+                direction = g * whole.rsqrt()
+                moments[f"square/{name}"] = whole
+            else:
+                row = torch.lerp(memory[f"row/{name}"], square.mean(-1), 1 - keep)
+                column = torch.lerp(memory[f"column/{name}"], square.mean(-2), 1 - keep)
+                relative = (row / row.mean(-1, keepdim=True)).rsqrt()
+                direction = g * relative[..., None] * column.rsqrt()[..., None, :]
+                moments |= {f"row/{name}": row, f"column/{name}": column}
             axes = tuple(range(1, p.dim()))
-            size = normalised.square().mean(axes, keepdim=True).sqrt() if axes else normalised.abs()
-            clipped = normalised / (size / self.clip).clamp(min=1)
+            size = direction.square().mean(axes, keepdim=True).sqrt() if axes else direction.abs()
+            direction = direction / (size / self.clip).clamp(min=1)
             rate = self.rate.at(step, name, p)
-            moved[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * clipped
-            after |= kept
-        return moved, after
-
-    def normalise(self, g: Tensor, memory: Memory, name: str, keep: float) -> tuple[Tensor, Memory]:
-        """The gradient over the square root of its second moment, and that moment."""
-        square = g * g + self.eps
-        if f"square/{name}" in memory:
-            whole = torch.lerp(memory[f"square/{name}"], square, 1 - keep)
-            return g * whole.rsqrt(), {f"square/{name}": whole}
-        row = torch.lerp(memory[f"row/{name}"], square.mean(-1), 1 - keep)
-        column = torch.lerp(memory[f"column/{name}"], square.mean(-2), 1 - keep)
-        relative = (row / row.mean(-1, keepdim=True)).rsqrt()
-        kept = {f"row/{name}": row, f"column/{name}": column}
-        return g * relative[..., None] * column.rsqrt()[..., None, :], kept
+            updated[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
+        return updated, moments
 
 
 def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser:
@@ -183,11 +181,16 @@ def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser
     return AdamW(rate, weight_decay=weight_decay) if kind == "adamw" else Adafactor(rate, weight_decay=weight_decay)
 
 
-def clipped(gradient: Params, most: float | None) -> tuple[Params, Float[Tensor, " C"]]:
-    """Each copy's gradient scaled down to norm `most` over all parameters, and the norm it had."""
-    squares = [g.reshape(len(g), -1).square().sum(1) for g in gradient.values()]
-    norm = torch.stack(squares).sum(0).sqrt()
-    if most is None:
-        return gradient, norm
-    factor = (most / norm.clamp(min=1e-12)).clamp(max=1)
-    return {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in gradient.items()}, norm
+def optimiser_step(
+    optimiser: Optimiser, clip: float | None, state: State, gradient: Params, info: Info
+) -> tuple[State, Info]:
+    """What every rule ends with: the optimiser's step along a gradient, scaled down to norm `clip` copy by copy.
+
+    The norm runs over all parameters of a copy; "gradient_norm" reports it before clipping, Float[C].
+    """
+    norm = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradient.values()]).sum(0).sqrt()  # [C]
+    if clip is not None:
+        factor = (clip / norm.clamp(min=1e-12)).clamp(max=1)
+        gradient = {n: g * factor.view(-1, *[1] * (g.dim() - 1)) for n, g in gradient.items()}
+    params, memory = optimiser.update(gradient, state.memory, state.params, state.step)
+    return State(params, memory, state.step + 1), {**info, "gradient_norm": norm}

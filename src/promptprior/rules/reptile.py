@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from promptprior.notation import Params
 from promptprior.objectives.objective import Objective, copies_of
-from promptprior.rules.inner import Inner, check_moved, fanned, followed, gathered, moves, owner_mean
-from promptprior.rules.optimiser import Optimiser
+from promptprior.rules.inner import Inner, broadcast_to_units, mean_over_units
+from promptprior.rules.optimiser import Optimiser, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.tasks.sampling.meta_draws import MetaBatch
 
@@ -24,7 +24,7 @@ class Reptile:
     clip: float | None = None
 
     def init(self, params: Params) -> State:
-        """Nothing remembered yet."""
+        """The optimiser's memory before its first step."""
         return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: MetaBatch, objective: Objective) -> tuple[State, Info]:
@@ -33,15 +33,10 @@ class Reptile:
         Raises TrainingError when the first meta-update's inner steps move nothing.
         """
         copies = copies_of(state.params)
-        path = self.inner.path(objective, fanned(state.params, batch.owner), batch.inner)
-        move = moves(path, self.inner.optimiser.scale)
-        if state.step == 0:
-            check_moved(move, self.inner.optimiser)
-        gradient = self.whole(gathered(path.displacement, batch.owner, copies), state.params)
-        units = {"loss": path.losses[0], "adapted_loss": path.losses[-1], "moved": move}
-        info = {name: owner_mean(value, batch.owner, copies) for name, value in units.items()}
-        return followed(state, gradient, info, self.optimiser, self.clip)
-
-    def whole(self, displacement: Params, params: Params) -> Params:
-        """A displacement for every name: zero where nothing was adapted."""
-        return {name: displacement.get(name, value.new_zeros(value.shape)) for name, value in params.items()}
+        trajectory = self.inner.run(objective, broadcast_to_units(state.params, batch.owner), batch.inner)
+        moved = self.inner.distance(trajectory, check=state.step == 0)
+        units = {"loss": trajectory.losses[0], "adapted_loss": trajectory.losses[-1], "moved": moved}
+        displacement = mean_over_units(trajectory.displacement, batch.owner, copies)
+        # what no inner step adapts has no displacement and stays
+        gradient = {name: displacement.get(name, value.new_zeros(value.shape)) for name, value in state.params.items()}
+        return optimiser_step(self.optimiser, self.clip, state, gradient, mean_over_units(units, batch.owner, copies))

@@ -1,8 +1,8 @@
-"""The contract of a rule: pure steps over a state that fits into one file."""
+"""The contract of a rule: pure steps over a state that fits into one checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from typing_extensions import TypeVar
 
@@ -26,7 +26,12 @@ class State:
 
 
 class Rule(Protocol[Drawn]):
-    """How params move. A rule sees only named tensors with a leading copies axis, what is drawn and an objective."""
+    """How params move. A rule sees only named tensors with a leading copies axis, what is drawn and an objective.
+
+    Rules compose by wrapping: a wrapper holds a rule and calls its `init`, `step` and `answer`. `memory` is saved and
+    resumed by name, so a wrapper that remembers something puts it under a prefix of its own, and what the wrapped rule
+    remembers under another (rules/averaging.py). A wrapper that remembers nothing hands the state through.
+    """
 
     def init(self, params: Params) -> State:
         """The state before the first step."""
@@ -35,3 +40,17 @@ class Rule(Protocol[Drawn]):
     def step(self, state: State, batch: Drawn, objective: Objective) -> tuple[State, Info]:
         """One step: the next state and what to log. The given state is left as it was."""
         ...
+
+
+@runtime_checkable
+class AnswersApart(Protocol):
+    """Optional for a rule: the parameters that dev judges and a run returns are others than those that move."""
+
+    def answer(self, state: State) -> Params:
+        """The answering parameters, with the names and shapes of `state.params`."""
+        ...
+
+
+def answer(rule: Rule[Any], state: State) -> Params:
+    """The parameters that answer at this state: what the rule says (an average, say), by default `state.params`."""
+    return rule.answer(state) if isinstance(rule, AnswersApart) else state.params

@@ -12,7 +12,7 @@ unit Gaussian is log(M + 1) / d (docs/bmtpt.md derives it), so small blocks keep
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 
@@ -36,7 +36,6 @@ class Stein:
     squared: Float[Tensor, "M M"]
 
 
-@runtime_checkable
 class Kernel(Protocol):
     """What the rule asks of a kernel."""
 
@@ -62,9 +61,8 @@ class Rbf:
 
     def stein(self, params: Params, gradient: Params) -> Stein:
         """Both forces."""
-        forces = block_forces(flat(params)[None], flat(gradient)[None])
-        attraction, repulsion = unflat(forces.attraction[0], params), unflat(forces.repulsion[0], params)
-        return Stein(attraction, repulsion, forces.similarity, forces.squared)
+        attraction, repulsion, similarity, squared = block_forces(flat(params)[None], flat(gradient)[None])
+        return Stein(unflat(attraction[0], params), unflat(repulsion[0], params), similarity, squared)
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,25 @@ class PerToken:
 
     def stein(self, params: Params, gradient: Params) -> Stein:
         """Both forces."""
-        attraction, repulsion, similarity, squared = {}, {}, [], []
+        forces: tuple[Params, Params] = ({}, {})  # attraction, repulsion
+        similarities, squares = [], []
         for name, value in params.items():
-            forces = block_forces(positions(value, self.block), positions(gradient[name], self.block))
-            attraction[name] = unpositions(forces.attraction, value)
-            repulsion[name] = unpositions(forces.repulsion, value)
-            similarity.append(forces.similarity)
-            squared.append(forces.squared)
-        return Stein(attraction, repulsion, torch.stack(similarity).mean(), torch.stack(squared).sum(0))
+            positions = value.shape[1] if value.dim() >= 3 else 1
+            width = self.block or value[0].numel() // positions
+            blocks = []
+            for tensor in (value, gradient[name]):
+                wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+                rows = wide.reshape(len(wide), positions, -1)  # [M, positions, n]
+                padded = torch.nn.functional.pad(rows, (0, -rows.shape[2] % width))  # zeros change no distance
+                blocks.append(padded.reshape(len(wide), -1, width).transpose(0, 1))  # [B, M, width]
+            *both, similarity, squared = block_forces(*blocks)
+            for force, moved in zip(forces, both, strict=True):
+                rows = moved.transpose(0, 1).reshape(len(value), positions, -1)  # [M, positions, n and padding]
+                unpadded = rows[:, :, : value[0].numel() // positions]
+                force[name] = unpadded.reshape(value.shape).to(value)
+            similarities.append(similarity)
+            squares.append(squared)
+        return Stein(*forces, torch.stack(similarities).mean(), torch.stack(squares).sum(0))
 
 
 @dataclass(frozen=True)
@@ -105,59 +114,51 @@ class Projected:
         """Both forces: those of RBF, with their part inside the subspace exchanged for that of the inner kernel."""
         x, g = flat(params), flat(gradient)
         basis = self.basis(g)
-        outer = block_forces(x[None], g[None])
-        inner = block_forces((x @ basis)[None], (g @ basis)[None])
-        return Stein(
-            unflat(exchanged(outer.attraction[0], inner.attraction[0], basis), params),
-            unflat(exchanged(outer.repulsion[0], inner.repulsion[0], basis), params),
-            inner.similarity,
-            outer.squared,
+        *outer, _, squared = block_forces(x[None], g[None])
+        *inner, similarity, _ = block_forces((x @ basis)[None], (g @ basis)[None])
+        attraction, repulsion = (
+            unflat(whole[0] + (part[0] - whole[0] @ basis) @ basis.T, params)
+            for whole, part in zip(outer, inner, strict=True)
         )
+        return Stein(attraction, repulsion, similarity, squared)
 
     def basis(self, gradient: Float[Tensor, "M n"]) -> Float[Tensor, "n p"]:
         """Orthonormal columns that span the subspace."""
         if self.subspace == "gradient":
             return torch.linalg.qr(gradient.T)[0]
-        count = min(self.dimensions, gradient.shape[1])
-        return random_basis(self.seed, gradient.shape[1], count).to(gradient)
+        size = gradient.shape[1]
+        return _random_basis(self.seed, size, min(self.dimensions, size)).to(gradient)
 
 
-@lru_cache(maxsize=4)
-def random_basis(seed: int, size: int, dimensions: int) -> Float[Tensor, "n p"]:
-    """A random orthonormal basis; the same for the same arguments."""
+@lru_cache(maxsize=4)  # the decomposition is dear, and every step asks for the same one
+def _random_basis(seed: int, size: int, dimensions: int) -> Float[Tensor, "n p"]:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(size, dimensions, generator=generator, dtype=torch.float64))[0]
 
 
-def exchanged(outer: Float[Tensor, "M n"], inner: Float[Tensor, "M p"], basis: Float[Tensor, "n p"]) -> Tensor:
-    """`outer` with its coordinates in the subspace replaced, Float[M, n]."""
-    return outer + (inner - outer @ basis) @ basis.T
+def block_forces(
+    x: Float[Tensor, "B M n"], gradient: Float[Tensor, "B M n"]
+) -> tuple[Float[Tensor, "B M n"], Float[Tensor, "B M n"], Float[Tensor, ""], Float[Tensor, "M M"]]:
+    """Attraction, repulsion, mean off-diagonal kernel value and squared distances over all blocks.
 
-
-@dataclass(frozen=True)
-class Forces:
-    """Both forces in every block, the mean off-diagonal kernel value, and squared distances over all blocks."""
-
-    attraction: Float[Tensor, "B M n"]
-    repulsion: Float[Tensor, "B M n"]
-    similarity: Float[Tensor, ""]
-    squared: Float[Tensor, "M M"]
-
-
-def block_forces(x: Float[Tensor, "B M n"], gradient: Float[Tensor, "B M n"]) -> Forces:
-    """Attraction and repulsion in every block, from M x M matrices alone."""
+    Everything comes from M x M matrices. The bandwidth is med^2 / log(M + 1), the median over pairs of squared
+    distances: Liu & Wang 2016 divide by log M; M + 1 is safe for few particles.
+    """
     particles = x.shape[1]
     centred = x - x.mean(1, keepdim=True)
-    squared = squared_distances(centred)
-    bandwidth = median_bandwidth(squared)
+    squared = squared_distances(centred)  # [B, M, M]
+    bandwidth = squared.new_ones(len(squared))  # [B]; 1 where no two particles differ
+    if particles > 1:
+        pairs = off_diagonal(squared)
+        median = torch.quantile(pairs, 0.5, dim=1)
+        mean = pairs.mean(1)  # for when more than half of the pairs coincide, but not all
+        chosen = torch.where(median > 0, median, mean)
+        bandwidth = torch.where(chosen > 0, chosen / math.log(particles + 1), 1)
     kernel = torch.exp(-squared / bandwidth[:, None, None])
-    away = (torch.diag_embed(kernel.sum(2)) - kernel) * (2 / bandwidth / particles)[:, None, None]
-    return Forces(
-        attraction=(kernel / particles) @ gradient,
-        repulsion=away @ centred,
-        similarity=off_diagonal(kernel).mean() if particles > 1 else kernel.new_zeros(()),
-        squared=squared.sum(0),
-    )
+    # sum_j grad_{x_j} k(x_j, x_i) = (2/h) sum_j k_ij (x_i - x_j): a Laplacian of the kernel times the particles
+    laplacian = (torch.diag_embed(kernel.sum(2)) - kernel) * (2 / bandwidth / particles)[:, None, None]
+    similarity = off_diagonal(kernel).mean() if particles > 1 else kernel.new_zeros(())
+    return (kernel / particles) @ gradient, laplacian @ centred, similarity, squared.sum(0)
 
 
 def squared_distances(centred: Float[Tensor, "B M n"]) -> Float[Tensor, "B M M"]:
@@ -171,27 +172,10 @@ def squared_distances(centred: Float[Tensor, "B M n"]) -> Float[Tensor, "B M M"]
     return squared.masked_fill(torch.eye(squared.shape[1], dtype=torch.bool, device=squared.device), 0)
 
 
-def median_bandwidth(squared: Float[Tensor, "B M M"]) -> Float[Tensor, " B"]:
-    """med^2 / log(M + 1), the median over pairs of squared distances; 1 where no pair is apart.
-
-    Liu & Wang 2016 divide by log M; M + 1 is safe for few particles.
-    """
-    particles = squared.shape[1]
-    if particles < 2:
-        return squared.new_ones(len(squared))
-    median = torch.quantile(off_diagonal(squared), 0.5, dim=1)
-    mean = off_diagonal(squared).mean(1)  # more than half of the pairs coincide, but not all
-    chosen = torch.where(median > 0, median, mean)
-    return torch.where(chosen > 0, chosen / math.log(particles + 1), 1)
-
-
 def off_diagonal(matrix: Float[Tensor, "B M M"]) -> Float[Tensor, "B pairs"]:
     """The entries above the diagonal."""
     i, j = torch.triu_indices(matrix.shape[1], matrix.shape[1], offset=1, device=matrix.device)
     return matrix[:, i, j]
-
-
-# Parameters as vectors and blocks
 
 
 def flat(params: Params) -> Float[Tensor, "M n"]:
@@ -205,22 +189,6 @@ def unflat(joint: Float[Tensor, "M n"], like: Params) -> Params:
     """The inverse of `flat`."""
     parts = joint.split([value[0].numel() for value in like.values()], dim=1)
     return {name: part.reshape(value.shape).to(value) for part, (name, value) in zip(parts, like.items(), strict=True)}
-
-
-def positions(value: Tensor, block: int = 0) -> Float[Tensor, "B M n"]:
-    """The blocks of one tensor; the last block of a position is filled up with zeros."""
-    wide = value.to(torch.promote_types(value.dtype, torch.float32))
-    rows = wide.flatten(2) if value.dim() >= 3 else wide.reshape(len(value), 1, -1)
-    width = block or rows.shape[2]
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[2] % width))
-    return padded.reshape(len(value), -1, width).transpose(0, 1)
-
-
-def unpositions(blocks: Float[Tensor, "B M n"], like: Tensor) -> Tensor:
-    """The inverse of `positions`."""
-    rows = like.shape[1] if like.dim() >= 3 else 1
-    joined = blocks.transpose(0, 1).reshape(len(like), rows, -1)
-    return joined[:, :, : like[0].numel() // rows].reshape(like.shape).to(like)
 
 
 def make_kernel(kind: KernelKind, block: int = 0, dimensions: int = 16, seed: int = 0) -> Kernel:

@@ -17,7 +17,7 @@ import torch
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.descent import Penalty, with_penalty
-from promptprior.rules.optimiser import Optimiser, clipped
+from promptprior.rules.optimiser import Optimiser, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.rules.stein_kernels import Kernel, Rbf, Stein, off_diagonal
 from promptprior.tasks.sampling.batch import Batch
@@ -65,11 +65,11 @@ class Svgd:
     scale: float = 1.0
 
     def init(self, params: Params) -> State:
-        """Nothing remembered yet."""
+        """The optimiser's memory before its first step."""
         return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
-        """One step of every particle on one batch, which must be of copy 0."""
+        """One step of every particle on one batch, all of whose texts must be of copy 0."""
         read = reweighted(batch, self.task_weights).tile(copies_of(state.params))
         loss, gradient = loss_and_gradient(objective, state.params, read)
         info: dict[str, Tensor] = {"loss": loss}
@@ -77,43 +77,36 @@ class Svgd:
             info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
         forces = self.kernel.stein(state.params, gradient)
         factor = self.repulsion.at(state.step) / self.count
-        info |= diagnostics(forces, factor, self.scale)
-        direction, info["gradient_norm"] = clipped(total(forces, factor), self.clip)
-        params, memory = self.optimiser.update(direction, state.memory, state.params, state.step)
-        return State(params, memory, state.step + 1), info
+        info |= force_statistics(forces, factor, self.scale)
+        # minus the Stein direction: attraction less the weighted repulsion
+        direction = {name: pull - factor * forces.repulsion[name] for name, pull in forces.attraction.items()}
+        return optimiser_step(self.optimiser, self.clip, state, direction, info)
 
 
 def reweighted(batch: Batch, task_weights: Sequence[float] | None) -> Batch:
-    """The batch with every row's weight multiplied by its task's."""
+    """The batch with every row's weight multiplied by its task's; as it is without weights."""
     if task_weights is None:
         return batch
-    lr_multipliers = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
-    return replace(batch, weight=batch.weight * lr_multipliers[batch.row_task])
+    by_task = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
+    return replace(batch, weight=batch.weight * by_task[batch.row_task])
 
 
-def total(forces: Stein, factor: float) -> Params:
-    """Minus the Stein direction: attraction less the weighted repulsion."""
-    return {name: pull - factor * forces.repulsion[name] for name, pull in forces.attraction.items()}
-
-
-def diagnostics(forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
-    """Whether the particles are more than separate chains, and whether they are still apart.
+def force_statistics(forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
+    """Whether the particles are more than separate chains, and whether they have collapsed.
 
     `repulsion_ratio` is the norm of all repulsion over that of all attraction, `kernel` the mean off-diagonal value,
     `distance` the mean distance of two particles and `spread` the standard deviation of an entry across particles,
     both in units of the embedding scale.
     """
-    push, pull = norm(forces.repulsion), norm(forces.attraction)
+    push, pull = (
+        torch.stack([value.norm() for value in force.values()]).norm()
+        for force in (forces.repulsion, forces.attraction)
+    )
     particles, entries = len(forces.squared), sum(value[0].numel() for value in forces.attraction.values())
-    apart = off_diagonal(forces.squared[None]).sqrt()
+    distances = off_diagonal(forces.squared[None]).sqrt()  # [1, pairs]
     return {
         "repulsion_ratio": factor * push / pull.clamp(min=torch.finfo(pull.dtype).tiny),
         "kernel": forces.similarity,
-        "distance": (apart.mean() if particles > 1 else apart.sum()) / scale,
+        "distance": (distances.mean() if particles > 1 else distances.sum()) / scale,
         "spread": (forces.squared.sum() / 2 / particles**2 / entries).sqrt() / scale,
     }
-
-
-def norm(params: Params) -> Float[Tensor, ""]:
-    """Of all numbers together."""
-    return torch.stack([value.norm() for value in params.values()]).norm()

@@ -13,9 +13,8 @@ def run(plan: EvaluatePlan, dry_run: bool) -> None:
     from promptprior.artifacts.artifact import Prompt
     from promptprior.cli.common import load_backbone
     from promptprior.cli.score_lines import score_lines
-    from promptprior.evaluate import evaluate
+    from promptprior.evaluate import abstention, evaluate
     from promptprior.files import write_json
-    from promptprior.predictive import abstention
     from promptprior.tasks import load_task
 
     task = load_task(plan.target, plan.data)

@@ -26,7 +26,7 @@ from promptprior.methods.run_context import Episode, InitialParams, RunContext, 
 from promptprior.methods.shared.bank_setup import BankRecipe
 from promptprior.methods.shared.curves import loss_curve
 from promptprior.methods.shared.meta_learner import MetaRecipe
-from promptprior.rules.maml import FACTORS, with_factors
+from promptprior.rules.maml import MULTIPLIER, with_multipliers
 from promptprior.tasks.task import Task
 
 
@@ -44,7 +44,7 @@ class MetaPromptTuning(MetaRecipe):
         else:
             initial = InitialParams(context.direct(), stacked([context.initial_prompt(seed, self.name)]))
         if self.rule == "meta_sgd":
-            initial = replace(initial, params=with_factors(initial.params))  # a factor of 1 for every element
+            initial = replace(initial, params=with_multipliers(initial.params))  # a factor of 1 for every element
         key = context.key(self, seed, *(t.fingerprint for t in sources))
         run = self.source_run(context, initial, sources, seed, key)
         done = context.train(run, "source")
@@ -64,7 +64,7 @@ class MetaPromptTuning(MetaRecipe):
         params = stacked([prior.params["prompt"][0].to(device) for prior in priors])
         if self.rule != "meta_sgd":
             return AdaptationInit(context.direct(), params)
-        factors = torch.stack([prior.params[f"{FACTORS}prompt"][0] for prior in priors])
+        factors = torch.stack([prior.params[f"{MULTIPLIER}prompt"][0] for prior in priors])
         return AdaptationInit(context.direct(), params, lr_multipliers={"prompt": factors.to(device)})
 
 

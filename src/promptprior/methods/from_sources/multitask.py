@@ -25,7 +25,10 @@ class Multitask(Recipe):
     name: str = fact("multitask")
     needs_sources: bool = fact(True, init=False)
     times: int = option(  # it came later than multitask; multitask_long always had it
-        1, "factor on the source steps", least=1, omit_from_hash_if=lambda arm: arm.name == "multitask" and arm.times == 1
+        1,
+        "factor on the source steps",
+        least=1,
+        omit_from_hash_if=lambda arm: arm.name == "multitask" and arm.times == 1,
     )
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:

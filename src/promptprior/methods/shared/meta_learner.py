@@ -10,7 +10,7 @@ from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import InitialParams, RunContext
 from promptprior.objectives.objective import PromptObjective
 from promptprior.rules.inner import Inner, InnerKind, inner_optimiser
-from promptprior.rules.maml import FACTORS, Implicit, Maml, apart
+from promptprior.rules.maml import MULTIPLIER, Implicit, Maml, split_multipliers
 from promptprior.rules.optimiser import Optimiser, optimiser, stage_rate
 from promptprior.rules.reptile import Reptile
 from promptprior.rules.rule import Rule
@@ -121,10 +121,10 @@ class MetaRecipe(Recipe):
             rows = stage.steps * stage.batch_size
             stage = replace(stage, steps=max(1, rows // (count * rule.rows_per_unit(sizes))))
 
-        speeds = {name: FACTOR_SPEED / scale for name in initial.params if name.startswith(FACTORS)}
+        speeds = {name: FACTOR_SPEED / scale for name in initial.params if name.startswith(MULTIPLIER)}
         rate = stage_rate(stage, stage.learning_rates[:1], scale, {**speeds, **initial.lr_multipliers})
         inner_rate = INNER_RATES[self.inner_optimiser] if self.inner_rate is None else self.inner_rate
-        free = tuple(name for name in apart(initial.params)[0] if name not in initial.lr_multipliers)
+        free = tuple(name for name in split_multipliers(initial.params)[0] if name not in initial.lr_multipliers)
         inner = Inner(inner_optimiser(self.inner_optimiser, inner_rate, scale), self.inner_names or free)
         outer = optimiser(stage.optimiser, rate, stage.weight_decay)
         objective = PromptObjective(context.backbone, initial.parameterisation)
