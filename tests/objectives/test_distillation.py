@@ -7,6 +7,7 @@ import torch
 
 from promptprior.backbone import Backbone
 from promptprior.backbone.kernels import lm_head as head
+from promptprior.errors import SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.distillation import Distilled
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
@@ -119,6 +120,17 @@ def test_a_student_that_is_its_teacher_pays_only_its_loss() -> None:
     torch.testing.assert_close(
         same.losses(params, batch()), PromptObjective(backbone, form).losses(params, batch()), rtol=1e-10, atol=1e-10
     )
+
+
+def test_hidden_tokens_cannot_be_distilled() -> None:
+    class Blanked(Decomposed):
+        def hidden(self, params: Params, batch: Batch) -> Tensor:
+            return torch.zeros(TASKS, LENGTH, dtype=torch.bool)
+
+    made = distilled(tiny("llama"))
+    blanked = replace(made, parameterisation=Blanked(LENGTH, made.backbone.width, TASKS))
+    with pytest.raises(SpecError, match="'decomposed' hides prompt tokens; distillation"):
+        blanked.losses(student(made.backbone), batch())
 
 
 def test_strength_zero_is_plain_training() -> None:

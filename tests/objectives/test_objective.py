@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from promptprior.backbone.forward.reference import reference_losses
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, copy_losses, loss_and_gradient, mean_weights
 from promptprior.parameterisations.direct import Direct
@@ -106,6 +107,56 @@ def test_params_are_left_as_they_were() -> None:
     assert torch.equal(params["prompt"], kept)
     assert not params["prompt"].requires_grad
     assert params["prompt"].grad is None
+
+
+@dataclass(frozen=True)
+class Blanked(Direct):
+    """A prompt whose first token nobody reads in copy 0, and whose second nobody reads in copy 1."""
+
+    def hidden(self, params: Params, batch: Batch) -> Tensor:
+        hidden = torch.zeros(params["prompt"].shape[:2], dtype=torch.bool)
+        hidden[0, 0] = hidden[1, 1] = True
+        return hidden
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_hidden_tokens_are_those_that_the_parameterisation_names(family: str) -> None:
+    backbone, batch = tiny(family, max_tokens=40), random_batch(8, READS)
+    made = PromptObjective(backbone, Blanked(LENGTH, backbone.width))
+    params = prompts(made)
+    hidden = made.parameterisation.hidden(params, batch)  # type: ignore[attr-defined]
+    leaf = params["prompt"].clone().requires_grad_()
+    expected = reference_losses(backbone.frozen, leaf, batch, hidden)
+    with torch.no_grad():
+        torch.testing.assert_close(made.losses(params, batch), expected, rtol=1e-7, atol=1e-9)
+    loss, gradient = loss_and_gradient(made, params, batch)
+    means = [expected[batch.row_copy == c].mean() for c in range(2)]
+    torch.testing.assert_close(loss[:2], torch.stack(means).detach(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        gradient["prompt"], torch.autograd.grad(torch.stack(means).sum(), leaf)[0], rtol=1e-6, atol=1e-9
+    )
+    assert float(gradient["prompt"][hidden].abs().max()) == 0
+    assert float(gradient["prompt"][:2][~hidden[:2]].abs().min(0).values.max()) > 0
+    plain = PromptObjective(backbone, Direct(LENGTH, backbone.width)).losses(params, batch)
+    assert bool((made.losses(params, batch) - plain).abs().min() > 1e-6)
+    assert made.generate(params, batch, 5) == backbone.generate(
+        params["prompt"], batch, 5, first_line=True, hidden=hidden
+    )
+
+
+def test_hessian_products_leave_hidden_tokens_out() -> None:
+    backbone, batch = tiny("llama"), random_batch(8, READS)
+    made = PromptObjective(backbone, Blanked(LENGTH, backbone.width))
+    params, step = prompts(made), 1e-5
+    g = torch.Generator().manual_seed(2)
+    vector = {"prompt": torch.randn(params["prompt"].shape, generator=g, dtype=torch.float64)}
+    up, down = (
+        loss_and_gradient(made, {"prompt": params["prompt"] + s * vector["prompt"]}, batch)[1]["prompt"]
+        for s in (step, -step)
+    )
+    found = hessian_product(made, params, batch, vector)["prompt"]
+    assert (found - (up - down) / (2 * step)).norm() <= 1e-5 * found.norm()
+    assert float(found[0, 0].abs().max()) == 0
 
 
 class Cramped(torch.autograd.Function):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from promptprior.backbone.kernels.lm_head import row_means
+from promptprior.errors import SpecError
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.tasks.sampling.batch import Batch
@@ -23,8 +24,16 @@ class Distilled(PromptObjective):
     strength: float
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-        """Each row's loss with its distance from the teacher, in nats per token (and squared units of final states)."""
-        backbone, prompts, read = self.reading(params, batch)
+        """Each row's loss with its distance from the teacher, in nats per token (and squared units of final states).
+
+        Raises SpecError for a parameterisation that hides tokens: final states are read without a mask.
+        """
+        backbone, prompts, read, hidden = self.reading(params, batch)
+        if hidden is not None:
+            raise SpecError(
+                f"parameterisation {self.parameterisation.name!r} hides prompt tokens; distillation (MPT) cannot: use "
+                "one that hides none, or a method without teachers"
+            )
         with torch.no_grad():  # first: it keeps nothing, so that memory peaks with the student alone
             taught = self.backbone.target_states(self.teachers, batch.reading(batch.task_index))  # [V, D]
         states = backbone.target_states(prompts, read)  # [V, D], V target tokens of all rows

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from promptprior.backbone import Backbone, backing_off, own_share
-from promptprior.notation import Float, Params, Tensor
+from promptprior.notation import Bool, Float, Params, Tensor
 from promptprior.parameterisations.parameterisation import Offsetting, Parameterisation, Penalised
 from promptprior.processes import add_up
 from promptprior.tasks.sampling.batch import Batch
@@ -25,6 +25,18 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Masking(Protocol):
+    """Optional for a parameterisation: some tokens of its prompts are hidden from the rows that read them.
+
+    No position attends to a hidden token; all others keep their positions. Such batches take the plain padded route.
+    """
+
+    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"]:
+        """True for hidden tokens of the prompts that `prompts(params, batch)` makes."""
+        ...
+
+
 @dataclass(frozen=True)
 class PromptObjective:
     """The losses of a backbone that reads the prompts a parameterisation makes."""
@@ -32,31 +44,34 @@ class PromptObjective:
     backbone: Backbone
     parameterisation: Parameterisation
 
-    def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Float[Tensor, "P L D"], Batch]:
-        """The backbone that reads the batch, the prompts, and the batch with the prompt of each text."""
+    def reading(
+        self, params: Params, batch: Batch
+    ) -> tuple[Backbone, Float[Tensor, "P L D"], Batch, Bool[Tensor, "P L"] | None]:
+        """The backbone that reads the batch, the prompts, the batch with the prompt of each text, and hidden tokens."""
         form = self.parameterisation
         prompts, index = form.prompts(params, batch)
         backbone, read = self.backbone, batch.reading(index)
         if isinstance(form, Offsetting):
             backbone, read = backbone.with_offsets(form.offsets(params), read)
-        return backbone, prompts, read
+        hidden = form.hidden(params, batch) if isinstance(form, Masking) else None
+        return backbone, prompts, read, hidden
 
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token.
 
         Without gradients texts are sorted by prompt, so that a prompt is computed by as few pieces as possible.
         """
-        backbone, prompts, read = self.reading(params, batch)
+        backbone, prompts, read, hidden = self.reading(params, batch)
         if torch.is_grad_enabled():  # in training `split` has cut the batch before
-            return backbone.losses(prompts, read)
+            return backbone.losses(prompts, read, hidden)
         by_prompt, rows = read.reordered(read.prompt_index.argsort(stable=True))
-        losses = backbone.losses(prompts, by_prompt)
+        losses = backbone.losses(prompts, by_prompt, hidden)
         return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
-        backbone, prompts, read = self.reading(params, batch)
-        return backbone.generate(prompts, read, max_new_tokens, 1, True)
+        backbone, prompts, read, hidden = self.reading(params, batch)
+        return backbone.generate(prompts, read, max_new_tokens, first_line=True, hidden=hidden)
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
