@@ -96,10 +96,7 @@ class Recipe:
         raise SpecError(f"method {self.name!r} has no prior to fit; use it with adapt or compare")
 
     def source_recipe(self) -> "Recipe":
-        """The recipe that fits this one's priors: itself, with the options that only targets see at their defaults.
-
-        Equal source recipes fit equal priors, under whatever name.
-        """
+        """The recipe that fits this one's priors, with target options at their defaults; equal ones share a prior."""
         defaults = {f.name: f.default for f in fields(self) if f.metadata.get("target") and f.default is not MISSING}
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
 
@@ -121,5 +118,4 @@ class Recipe:
         return getattr(self, "joint_steps", 0) > 0
 
 
-Method = Recipe
-"""What fit, adapt and compare take."""
+Method = Recipe  # what fit, adapt and compare take

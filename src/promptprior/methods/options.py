@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
 from promptprior.config.mapping import from_mapping
 from promptprior.errors import SpecError
@@ -20,37 +20,33 @@ def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], 
     )
 
 
-def option(
-    default: Any,
-    text: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    at_least_one: bool = False,
-    target: bool = False,
-    omit_from_hash_if: Callable[[Any], bool] | None = None,
-    omit_from_hash_if_default: bool = False,
-) -> Any:
-    """A choice of the recipe, with the line that help shows and its bounds (of every element, for tuples; None passes).
+class OptionRules(TypedDict, total=False):
+    """What an option's value must be, and when it is left out of hashes.
 
-    `target`: only targets see it, so that arms which differ in nothing else share a prior. An option that came later is
-    left out of hashes at its default, or where `omit_from_hash_if(recipe)`.
+    least, above                 bounds of the number, or of every element of a tuple; None passes
+    at_least_one                 an empty tuple is refused
+    omit_from_hash_if_default    the option came later than results: at its default it is no part of their hashes
+    omit_from_hash_if            the same, where this is true of the recipe
     """
-    metadata = {
-        "help": text,
-        "least": least,
-        "above": above,
-        "at_least_one": at_least_one,
-        "target": target,
-        "omit_from_hash_if_default": omit_from_hash_if_default,
-        "omit_from_hash_if": omit_from_hash_if,
-    }
-    return field(default=default, kw_only=True, metadata=metadata)
+
+    least: float
+    above: float
+    at_least_one: bool
+    omit_from_hash_if_default: bool
+    omit_from_hash_if: Callable[[Any], bool]
 
 
-def target_option(default: Any, text: str, **bounds: Any) -> Any:
+def option(default: Any, text: str, *, target: bool = False, **rules: Unpack[OptionRules]) -> Any:
+    """A choice of the recipe, with the line that help shows.
+
+    `target`: only targets see it, so that arms which differ in nothing else share a prior.
+    """
+    return field(default=default, kw_only=True, metadata={"help": text, "target": target, **rules})
+
+
+def target_option(default: Any, text: str, **rules: Unpack[OptionRules]) -> Any:
     """An option that only targets see: it is no part of what decides a prior."""
-    return option(default, text, target=True, **bounds)
+    return option(default, text, target=True, **rules)
 
 
 def check_bounds(recipe: Any) -> None:

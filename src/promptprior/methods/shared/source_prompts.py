@@ -90,8 +90,8 @@ def prompt_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise SpecError(f"source prompt {path} (--options.source-prompts): no such file or folder")
-        marks = ("adapter_config.json", "promptprior.json", "prior")
-        if path.is_file() or any((path / mark).exists() for mark in marks):
+        signs = ("adapter_config.json", "promptprior.json", "prior")  # of a folder that is a prompt itself
+        if path.is_file() or any((path / sign).exists() for sign in signs):
             files.append(path)
             continue
         inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
