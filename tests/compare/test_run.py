@@ -251,9 +251,12 @@ def test_cells_that_a_method_cannot_serve_are_left_out_and_said(
     plan = replace(plan, sources=("one",), targets=("two", "three"), seeds=(13,))
     heard = list[str]()
     preview = run.preview(plan, backbone)
-    run.compare(plan, backbone, heard.append)
-    assert f"prompt_tuning on two: left out, {reason}" in heard
-    assert f"  prompt_tuning on two: left out, {reason}" in preview.splitlines()
+    page = run.compare(plan, backbone, heard.append)
+    line = f"prompt_tuning on two: {reason}"
+    assert f"left out: {line}" in heard
+    assert f"  left out: {line}" in preview.splitlines()
+    assert f"Left out: {line}." in page.read_text()
+    assert "Failed cells" not in page.read_text()
     rows = read_rows(plan.output / run.RESULTS)
     assert len(rows) == 7
     assert all(row.is_ok for row in rows)

@@ -158,11 +158,10 @@ class Cell:
     seed: int
 
 
-def unserved(plan: Plan, tasks: Tasks) -> dict[tuple[str, str], str]:
-    """Why a method cannot answer a target, by the names of both: a comparison leaves these cells out."""
+def unserved(plan: Plan, tasks: Tasks) -> list[str]:
+    """Which methods cannot answer which targets, and why, a line each: a comparison leaves these cells out."""
     pairs = product(plan.make_methods(), tasks.targets)
-    reasons = ((method.name, target.name, method.serves(target)) for method, target in pairs)
-    return {(method, target): reason for method, target, reason in reasons if reason is not None}
+    return [f"{m.name} on {t.name}: {reason}" for m, t in pairs if (reason := m.serves(t)) is not None]
 
 
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:

@@ -44,6 +44,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         tensorboard(plan.tensorboard)  # raises now where its package is missing
     context, wanted = _load(plan, backbone)
     tasks, path = context.tasks, plan.output / SIMILARITY_FILE
+    left_out = unserved(plan, tasks)
 
     def write() -> Path:
         """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
@@ -56,14 +57,15 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
             expected=len(wanted),
             command=command,
             task_similarity=read_similarity(path),
+            left_out=left_out,
         )
 
     with claimed(plan.output):
         write_text(plan.output / "plan.yaml", dump_yaml(replace(plan, settings=plan.resolved(), steps=None)))
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
-        for (method, target), reason in unserved(plan, tasks).items():
-            say(f"{method} on {target}: left out, {reason}")
+        for line in left_out:
+            say(f"left out: {line}")
         if plan.similarity:
             from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
 
@@ -92,7 +94,7 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
         "targets: " + ", ".join(f"{t.name} ({len(t.split('test')[: plan.test_limit])} to test)" for t in tasks.targets),
     ]
-    lines += [f"  {m} on {t}: left out, {reason}" for (m, t), reason in unserved(plan, tasks).items()]
+    lines += [f"  left out: {line}" for line in unserved(plan, tasks)]
     left = remaining_work(context, wanted, done)
     if not left:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
@@ -108,9 +110,9 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
 def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
     """What work is done with, and the cells that are wanted. Raises SpecError where no method can answer any target."""
     tasks = load_tasks(plan)
-    reasons = unserved(plan, tasks)
-    if len(reasons) == len(plan.methods) * len(tasks.targets):
-        raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(sorted(set(reasons.values())))}")
+    left_out = unserved(plan, tasks)
+    if len(left_out) == len(plan.methods) * len(tasks.targets):
+        raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(left_out)}")
     context = WorkerContext(plan, tasks, backbone or load_backbone(plan))
     return context, cells(plan, tasks, context.backbone)
 

@@ -52,13 +52,14 @@ class ReportOptions(TypedDict, total=False):
 
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
     report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
-    where that was measured.
+    where that was measured, `left_out` which cells the grid does without, and why, a line each.
     """
 
     baseline: str
     expected: int | None
     command: str
     task_similarity: TaskSimilarity | None
+    left_out: Sequence[str]
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -160,6 +161,7 @@ class Report:
             )
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
+        notices += [f"Left out: {line}." for line in self.options.get("left_out", ())]
         return notices
 
     @property
