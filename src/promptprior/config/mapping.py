@@ -143,6 +143,20 @@ def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str])
     return result
 
 
+def merge_settings(given: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """A mapping laid over another one, nested mappings too.
+
+    >>> merge_settings({"a": {"x": 1}}, {"a": {"x": 0, "y": 2}, "b": 3})
+    {'a': {'x': 1, 'y': 2}, 'b': 3}
+    """
+    merged = dict(defaults)
+    for key, value in given.items():
+        below = defaults.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge_settings(value, below) if both else value  # type: ignore[arg-type]
+    return merged
+
+
 # From plain values ---------------------------------------------------------------------------------------
 
 

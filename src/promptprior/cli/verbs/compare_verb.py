@@ -3,24 +3,22 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from promptprior.cli.plan_file import command_line
+from promptprior.cli.output import command_line
 from promptprior.cli.verb import Verb
 from promptprior.compare.plan import Plan
 
 PRESETS = Path(__file__).parents[2] / "compare" / "presets"
 
 
-def run(plan: Plan, dry_run: bool) -> None:
+def run_comparison(plan: Plan, dry_run: bool) -> None:
     """Run what is missing of a comparison, or say what that is."""
     from promptprior.compare.run import compare, preview
 
-    if dry_run:
-        return print(preview(plan))
-    return print(compare(plan, command=command_line()))
+    print(preview(plan) if dry_run else compare(plan, command=command_line()))
 
 
-def defaults(given: Mapping[str, object]) -> dict[str, object]:
-    """Sources and targets of the partition that is named."""
+def tasks_of_partition(given: Mapping[str, object]) -> dict[str, object]:
+    """The settings with sources and targets of the partition that is named."""
     if "partition" not in given:
         return dict(given)
     from promptprior.tasks.loading.partitions import from_partition
@@ -31,9 +29,9 @@ def defaults(given: Mapping[str, object]) -> dict[str, object]:
 VERB = Verb(
     "compare",
     Plan,
-    run,
+    run_comparison,
     "promptprior compare --data DIR --methods prompt_tuning,multitask --sources sst2,trec --targets subj \\\n"
     "      --shots 16 --seeds 13,21 --steps 30 --output runs/first",
-    defaults=defaults,
+    defaults=tasks_of_partition,
     presets=PRESETS,
 )
