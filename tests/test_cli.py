@@ -497,7 +497,9 @@ def test_bash_completes_verbs_and_flags(cli: Cli, tmp_path: Path):
 
 def complete(script: Path, *words: str) -> set[str]:
     """What bash offers after some words."""
-    ask = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_promptprior {words[0]} "
+    ask = (
+        f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_promptprior {words[0]} "
+    )
     ask += f"'{words[-1]}' {words[-2]}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     return set(done.stdout.split())

@@ -39,7 +39,9 @@ def describe_methods() -> dict[str, MethodDescription]:
         method = recipe() if isinstance(recipe, type) else recipe
         about, own = inspect.getdoc(inspect.getmodule(cls)) or "", inspect.getdoc(cls) or ""
         # "(Finn et al. 2017)" of the class, or what stands before the first year in its module's docstring
-        cited = re.search(r"\(([^()]+ (?:19|20)\d\d)\)", own) or re.search(r"^(.+? (?:19|20)\d\d)\b", about, re.MULTILINE)
+        cited = re.search(r"\(([^()]+ (?:19|20)\d\d)\)", own) or re.search(
+            r"^(.+? (?:19|20)\d\d)\b", about, re.MULTILINE
+        )
         described[name] = MethodDescription(
             name=name,
             line=(own or about).splitlines()[0],
