@@ -15,7 +15,7 @@ from promptprior.config.mapping import (
     dump_yaml,
     flag,
     from_mapping,
-    settings_of,
+    list_settings,
     stable_hash,
     to_mapping,
 )
@@ -179,7 +179,7 @@ def test_wrong_flags_name_themselves(name, text, message):
 
 
 def test_settings_list_every_flag_with_type_default_and_help():
-    listed = {s.flag: s for s in settings_of(Job)}
+    listed = {s.flag: s for s in list_settings(Job)}
     assert listed["--method"].default is None
     assert (listed["--length"].kind, listed["--length"].default, listed["--length"].help) == (
         "a whole number", "20", "soft tokens",
@@ -316,9 +316,9 @@ def test_part_of_a_nested_config_leaves_the_rest_at_the_defaults_of_its_field():
 
 
 def test_help_shows_the_defaults_that_count():
-    assert {s.flag: s.default for s in settings_of(Career)}["--first.steps"] == "200"
-    assert {s.flag: s.default for s in settings_of(Career)}["--job.rule.learning-rate"] == "0.1"
-    assert {s.flag: s.default for s in settings_of(Career)}["--job.method"] == '"spot"'
+    assert {s.flag: s.default for s in list_settings(Career)}["--first.steps"] == "200"
+    assert {s.flag: s.default for s in list_settings(Career)}["--job.rule.learning-rate"] == "0.1"
+    assert {s.flag: s.default for s in list_settings(Career)}["--job.method"] == '"spot"'
 
 
 @pytest.mark.parametrize("text", ["yes", "1e-3", "null", "~", "", "0o7", "a: b\n# c", "1.0", "true", "- x", "é"])

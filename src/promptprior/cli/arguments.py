@@ -8,7 +8,7 @@ from pathlib import Path
 
 from promptprior import plugins
 from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
-from promptprior.config.mapping import Setting, settings_of
+from promptprior.config.mapping import Setting, list_settings
 from promptprior.config.training import setting
 from promptprior.errors import SpecError, unknown_name
 
@@ -31,7 +31,7 @@ class EveryVerb:
 
 def common_settings(verb: Verb) -> list[Setting]:
     """The flags of EveryVerb that a verb has."""
-    return [s for s in settings_of(EveryVerb) if s.key != "preset" or verb.presets is not None]
+    return [s for s in list_settings(EveryVerb) if s.key != "preset" or verb.presets is not None]
 
 
 def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -39,7 +39,7 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
 
     Raises SpecError for a flag that is unknown, ambiguous, given twice or without its value.
     """
-    known = [*settings_of(verb.settings), *common_settings(verb)]
+    known = [*list_settings(verb.settings), *common_settings(verb)]
     positional: list[str] = []
     flags: dict[str, str] = {}
     left = list(words)
@@ -98,7 +98,7 @@ def verb_parser(verb: Verb, parser: argparse.ArgumentParser) -> argparse.Argumen
     parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(
         prog, max_help_position=28, width=max(60, min(shutil.get_terminal_size().columns, 110))
     )
-    settings = list(settings_of(verb.settings))
+    settings = list(list_settings(verb.settings))
     shared = [s for s in settings if s.key.startswith("settings.")]
     parts: Mapping[str, Iterable[Setting]] = {
         "settings": [s for s in settings if s not in shared],

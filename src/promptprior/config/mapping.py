@@ -58,7 +58,7 @@ def flag(key: str, prefix: str = "--") -> str:
     return prefix + key.removeprefix("settings.").replace("_", "-")
 
 
-def settings_of(cls: type[Config], key: str = "", default: object = MISSING) -> Iterator[Setting]:
+def list_settings(cls: type[Config], key: str = "", default: object = MISSING) -> Iterator[Setting]:
     """Every setting of a config, nested ones under their dotted keys, in the order written.
 
     `default` is the config whose values are the defaults, where a field of that type has one of its own.
@@ -67,7 +67,7 @@ def settings_of(cls: type[Config], key: str = "", default: object = MISSING) -> 
         value = _default_of(item) if default is MISSING else getattr(default, name)
         dotted = f"{key}.{name}" if key else name
         if is_dataclass(hint):
-            yield from settings_of(hint, dotted, value)  # type: ignore[arg-type]
+            yield from list_settings(hint, dotted, value)  # type: ignore[arg-type]
         else:
             text = None if value is MISSING else json.dumps(to_mapping(value), ensure_ascii=False)
             yield Setting(dotted, kind_name(hint), text, item.metadata.get("help", ""))
@@ -293,18 +293,15 @@ def _converted(value: Any, hint: Any, place: _Place) -> Any:
     if origin in (Union, types.UnionType):
         if types.NoneType in inner and (value is None or (type(value) is FlagText and value in ("null", "none"))):
             return None
-        *others, last = (member for member in inner if member is not types.NoneType)
-        for member in others:
+        members, errors = [member for member in inner if member is not types.NoneType], []
+        for member in members:
             try:
                 return _converted(value, member, place)
-            except SpecError:
-                continue
-        try:
-            return _converted(value, last, place)
-        except SpecError as error:
-            if not others or isinstance(value, list | Mapping):  # its parts say what is wrong
-                raise
-            raise place.error(f"is {value!r}; expected {kind_name(hint)}") from error
+            except SpecError as error:
+                errors.append(error)
+        if len(members) == 1 or isinstance(value, list | Mapping):  # its parts say what is wrong
+            raise errors[-1]
+        raise place.error(f"is {value!r}; expected {kind_name(hint)}")
     if type(value) is FlagText:
         value = _meaning(value, hint)
     if origin is tuple:

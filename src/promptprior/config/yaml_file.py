@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, SafeConstructor
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
@@ -43,7 +44,7 @@ class _CoreResolver(VersionedResolver):
 class _CautiousResolver(VersionedResolver):
     """For writing: quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
-    versioned_resolver: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    versioned_resolver: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012
 
 
 for _, _tag, _pattern, _starts in implicit_resolvers:

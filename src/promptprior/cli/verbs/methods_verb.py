@@ -2,58 +2,57 @@
 
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from promptprior.cli.output import format_table
 from promptprior.cli.verb import Verb
-from promptprior.config.mapping import Setting, settings_of
+from promptprior.config.mapping import Setting, list_settings
 from promptprior.config.training import setting
 from promptprior.errors import SpecError, unknown_name
 
-FACTS = ("name", "needs_sources", "uses_shots")  # what a method is, not how it is tuned
-READ_ELSEWHERE = ("help", "formerly", "omit_from_hash_if_default")
+CITATION = re.compile(r"[A-Z][\w-]+(?:,? (?:[A-Z][\w-]+|et al\.))* (?:19|20)\d\d")  # "Finn et al. 2017"
 
 
 @dataclass(frozen=True)
 class MethodDescription:
-    """What help says about a method; `about` is the docstring of its module, which cites its paper."""
+    """What help says about a method. `about` is the docstring of its module, `bounds` are those of its options."""
 
-    name: str
     line: str
     paper: str
     about: str
     needs_sources: bool
     uses_shots: bool
     options: tuple[Setting, ...]
-    bounds: dict[str, str]  # by option: "least 1"
+    bounds: Mapping[str, str]
 
 
 def describe_methods() -> dict[str, MethodDescription]:
-    """Every method by name, as its class and the fields of it say."""
+    """Every method by name, from its recipe and the fields of its class."""
     from promptprior.methods import METHODS
+    from promptprior.methods.options import option_fields
 
     described = {}
     for name, recipe in METHODS.items():
-        cls = recipe if isinstance(recipe, type) else type(recipe)
-        method = recipe() if isinstance(recipe, type) else recipe
-        about, own = inspect.getdoc(inspect.getmodule(cls)) or "", inspect.getdoc(cls) or ""
-        # "(Finn et al. 2017)" of the class, or what stands before the first year in its module's docstring
-        cited = re.search(r"\(([^()]+ (?:19|20)\d\d)\)", own) or re.search(
-            r"^(.+? (?:19|20)\d\d)\b", about, re.MULTILINE
-        )
+        about, own = inspect.getdoc(inspect.getmodule(type(recipe))) or "", inspect.getdoc(type(recipe)) or ""
+        cited = CITATION.search(own) or CITATION.search(about)
+        changed, bounds = [], {}
+        for item in option_fields(recipe):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if getattr(recipe, item.name) != default:  # what makes a control arm of the recipe
+                changed.append(f"{item.name.replace('_', '-')} {getattr(recipe, item.name)}")
+            least, above = item.metadata.get("least"), item.metadata.get("above")
+            bounds[item.name] = "" if least is None else f", at least {least:g}"
+            bounds[item.name] += "" if above is None else f", more than {above:g}"
         described[name] = MethodDescription(
-            name=name,
-            line=(own or about).splitlines()[0],
-            paper=cited[1] if cited else "",
+            line=(own or about).splitlines()[0] + (f" ({', '.join(changed)})" if changed else ""),
+            paper=cited[0] if cited else "",
             about=about,
-            needs_sources=bool(method.needs_sources),
-            uses_shots=bool(method.uses_shots),
-            options=tuple(s for s in settings_of(cls, default=method) if s.key not in FACTS),
-            bounds={
-                field.name: ", ".join(f"{key} {v}" for key, v in field.metadata.items() if key not in READ_ELSEWHERE)
-                for field in cls.__dataclass_fields__.values()
-            },
+            needs_sources=recipe.needs_sources,
+            uses_shots=recipe.uses_shots,
+            options=tuple(list_settings(type(recipe), default=recipe)),
+            bounds=bounds,
         )
     return described
 
@@ -73,20 +72,23 @@ class MethodsPlan:
         """List all methods, or show one with its paper and options. Raises SpecError for an unknown name."""
         methods = describe_methods()
         if self.action == "list":
-            rows = [[m.name, "yes" if m.needs_sources else "no", m.paper, m.line] for m in methods.values()]
+            rows = []
+            for name, method in methods.items():
+                authors = method.paper.split(", ")
+                paper = f"{authors[0]} et al. {method.paper[-4:]}" if len(authors) > 2 else method.paper
+                rows.append([name, "yes" if method.needs_sources else "no", paper, method.line])
             return print(format_table(["method", "sources", "paper", "what it does"], rows))
         if self.name not in methods:
             raise SpecError(unknown_name("method", self.name, methods) + " (promptprior methods list)")
         method = methods[self.name]
         learns = "learns a prior from source tasks" if method.needs_sources else "needs no sources"
         shots = "uses the target's shots" if method.uses_shots else "uses no shots"
-        print(f"{method.name}: {method.line}\n{learns}; {shots}\n\n{method.about}\n")
+        print(f"{self.name}: {method.line}\n{learns}; {shots}\n\n{method.about}\n")
         if not method.options:
-            return print("no options")
+            return print("It has no options.")
         print(f"options (fit and adapt: --options.KEY; compare: --options.{self.name}.KEY)")
         for option in method.options:
-            bounds = method.bounds.get(option.key)
-            expected = f"{option.kind}, {bounds}" if bounds else option.kind
+            expected = option.kind + method.bounds[option.key]
             print(f"  {option.key.replace('_', '-')} = {option.default}\n      {option.help} ({expected})")
         return None
 

@@ -208,10 +208,10 @@ def render(spec: TaskSpec, rows: Rows) -> tuple[Example, ...]:
     label outside the list.
     """
     kept = ((row, rows.place(i)) for i, row in enumerate(rows.values))
-    return tuple(_render_row(spec, row, where) for row, where in kept if passes(spec, row, where))
+    return tuple(_render_row(spec, row, where) for row, where in kept if keeps_row(spec, row, where))
 
 
-def passes(spec: TaskSpec, row: Row, where: str) -> bool:
+def keeps_row(spec: TaskSpec, row: Row, where: str) -> bool:
     """Whether doc_filter keeps a row; text is judged by the words true and false."""
     template = spec.templates.filter
     if template is None:
