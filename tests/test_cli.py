@@ -18,7 +18,7 @@ import torch
 import transformers as tf
 
 from promptprior.cli import main
-from promptprior.cli.arguments import common_settings, read_words
+from promptprior.cli.arguments import read_words
 from promptprior.cli.verb import PLUGINS, VERBS, Verb, find_verb
 from promptprior.compare.plan import Plan
 from promptprior.config.mapping import from_mapping, list_settings
@@ -528,7 +528,8 @@ def test_help_needs_no_torch():
     """Neither the overview nor any verb's: that is the difference between an instant and seconds."""
     asked = [[], *([verb, "--help"] for verb in VERBS)]
     heavy = {"torch", "transformers", "numpy"}
-    code = f"import sys; from promptprior.cli import main; [main(w) for w in {asked}]; sys.exit(bool({heavy} & {{*sys.modules}}))"
+    code = f"import sys; from promptprior.cli import main; [main(words) for words in {asked}]; "
+    code += f"sys.exit(bool({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
     assert "--target.learning-rates" in done.stdout
@@ -538,9 +539,9 @@ def test_help_needs_no_torch():
 def test_every_setting_of_a_verb_has_a_help_text_and_a_default(cli: Cli, verb: str):
     code, out, _ = cli(verb, "--help")
     assert code == 0
-    for setting in list_settings(find_verb(verb).settings):
-        assert f"  {setting.flag} " in out or f"  {setting.flag}\n" in out
-        assert setting.help, setting.flag
+    for item in list_settings(find_verb(verb).settings):
+        assert f"  {item.flag} " in out or f"  {item.flag}\n" in out
+        assert item.help, item.flag
     assert cli("help", verb)[1] == out
 
 

@@ -81,8 +81,9 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
 
     A field with `omit_from_hash_if_default` in its metadata is left out while it has its default, and one with
     `omit_from_hash_if` while that function of the config says so: a setting that came later changes no hash of what was
-    made before it. A `fact` of a method is written though it is no setting. `for_hash` writes a renamed field under its first name (its
-    metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
+    made before it. A `fact` of a method is written though no setting changes it. `for_hash` writes a renamed field
+    under its first name (its metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that
+    JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {
