@@ -19,6 +19,7 @@ from promptprior.config.mapping import (
     stable_hash,
     to_mapping,
 )
+from promptprior.config.training import Settings
 from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import SpecError
 
@@ -337,3 +338,15 @@ def test_flags_deep_in_a_free_mapping_are_read_and_can_be_written() -> None:
     made = from_mapping(Free, given, "command line")
     assert made.options == {"rule": "svgd", "rule_options": {"particles": 3}}
     assert "particles: 3" in dump_yaml(made)
+
+
+def test_old_names_of_settings_are_read_at_any_depth_and_hashed_still():
+    old = {"target": {"select_every": 3, "looks": [1, 2]}}
+    made = from_mapping(Settings, old, "plan.yaml")
+    assert (made.target.eval_every, made.target.eval_steps) == (3, (1, 2))
+    assert made.target.steps == Settings().target.steps
+    assert to_mapping(made)["target"]["eval_every"] == 3
+    assert to_mapping(made, for_hash=True)["target"] | old["target"] == to_mapping(made, for_hash=True)["target"]
+    both = {"target": {"select_every": 3, "eval_every": 4}}
+    with pytest.raises(SpecError, match=r"in 'target': unknown key 'select_every'; did you mean 'eval_every'"):
+        from_mapping(Settings, both, "plan.yaml")

@@ -123,7 +123,8 @@ def test_reading_results_needs_no_torch() -> None:
 
 def test_public_names_are_functions_even_after_their_files_are_imported() -> None:
     files = "promptprior.adapt, promptprior.fit, promptprior.evaluate, promptprior.compare.run"
-    code = f"import promptprior as pp, {files}; assert all(map(callable, (pp.adapt, pp.fit, pp.evaluate, pp.compare))); "
+    code = f"import promptprior as pp, {files}; "
+    code += "assert all(map(callable, (pp.adapt, pp.fit, pp.evaluate, pp.compare))); "
     code += "from promptprior import compare; assert callable(compare); assert {'fit', 'Plan'} <= {*dir(pp)}; "
     code += "assert not [name for name in pp.__all__ if not hasattr(pp, name)]"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SOURCE.parent)}, check=True)
