@@ -56,6 +56,15 @@ class Verb:
     presets: Path | None = None
 
 
+def tasks_of_partition(given: Mapping[str, object], sides: tuple[str, ...]) -> dict[str, object]:
+    """The settings with sources, or sources and targets, of the partition that they name."""
+    if "partition" not in given:
+        return dict(given)
+    from promptprior.tasks.loading.partitions import from_partition
+
+    return from_partition(given, sides)
+
+
 def find_verb(name: str) -> Verb:
     """A verb by its name, ours or another package's. Raises SpecError, with near names, for an unknown one."""
     if name in VERBS:

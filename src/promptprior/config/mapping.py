@@ -6,7 +6,7 @@ what they mean; nothing is registered anywhere. Reading is strict: every key kno
 
 import hashlib
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -209,8 +209,8 @@ def from_mapping(
             value = mapping[name]
             if type(value) is not hint or hint is float:  # most values of most files need no more
                 if isinstance(value, Mapping):
-                    value = _over_default(value, _default_of(item))
-                value = _converted(value, hint, place / name)
+                    value = _complete_by_default(value, _default_of(item))
+                value = _convert(value, hint, place / name)
             values[name] = value
         elif _default_of(item) is MISSING:
             missing.append(name)
@@ -248,13 +248,13 @@ def _with_newer_names(cls: type[Config], mapping: Mapping[str, object]) -> Mappi
     return {name if newer.get(name, name) in mapping else newer[name]: value for name, value in mapping.items()}
 
 
-def _over_default(value: object, default: object) -> object:
+def _complete_by_default(value: object, default: object) -> object:
     # Part of a nested config, completed by the default of its field.
     if not (isinstance(value, Mapping) and is_dataclass(default)):
         return value
     whole = {name: getattr(default, name) for name in _known_fields(type(default))}  # type: ignore[arg-type]
     given = _with_newer_names(type(default), value)  # type: ignore[arg-type]
-    return {**whole, **{name: _over_default(part, whole.get(name)) for name, part in given.items()}}
+    return {**whole, **{name: _complete_by_default(part, whole.get(name)) for name, part in given.items()}}
 
 
 PLAIN: dict[object, str] = {
@@ -289,7 +289,7 @@ def kind_name(hint: Any) -> str:
     return "'key: value' settings"
 
 
-def _converted(value: Any, hint: Any, place: _Place) -> Any:
+def _convert(value: Any, hint: Any, place: _Place) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         if types.NoneType in inner and (value is None or (type(value) is FlagText and value in ("null", "none"))):
@@ -297,14 +297,14 @@ def _converted(value: Any, hint: Any, place: _Place) -> Any:
         members, errors = [member for member in inner if member is not types.NoneType], []
         for member in members:
             try:
-                return _converted(value, member, place)
+                return _convert(value, member, place)
             except SpecError as error:
                 errors.append(error)
         if len(members) == 1 or isinstance(value, list | Mapping):  # its parts say what is wrong
             raise errors[-1]
         raise place.error(f"is {value!r}; expected {kind_name(hint)}")
     if type(value) is FlagText:
-        value = _meaning(value, hint)
+        value = _read_flag_text(value, hint)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise place.error(f"is {value!r}; expected a list, like [a, b]")
@@ -312,7 +312,7 @@ def _converted(value: Any, hint: Any, place: _Place) -> Any:
             raise place.error(f"has {len(value)} items; expected {len(inner)}")
         hints = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
         return tuple(
-            item if type(item) is each and each in (str, int) else _converted(item, each, place.item(i))
+            item if type(item) is each and each in (str, int) else _convert(item, each, place.item(i))
             for i, (item, each) in enumerate(zip(value, hints, strict=True))
         )
     if isinstance(hint, type) and is_dataclass(hint):
@@ -325,16 +325,16 @@ def _converted(value: Any, hint: Any, place: _Place) -> Any:
         if not isinstance(value, Mapping):
             raise place.error(f"is {value!r}; expected 'key: value' settings")
         if inner[1] in (Any, object):
-            return {str(name): _free_value(item) for name, item in value.items()}
-        return {str(name): _converted(item, inner[1], place / str(name)) for name, item in value.items()}
+            return {str(name): _read_flags_inside(item) for name, item in value.items()}
+        return {str(name): _convert(item, inner[1], place / str(name)) for name, item in value.items()}
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in inner):  # 1 is not true
             return value
         raise place.error(f"is an {unknown_name('choice', str(value), map(str, inner))}")
-    return _plain_value(value, hint, place)
+    return _convert_plain(value, hint, place)
 
 
-def _meaning(text: FlagText, hint: Any) -> Any:
+def _read_flag_text(text: FlagText, hint: Any) -> Any:
     # A flag's text is itself, a comma-separated list, or YAML, as its setting wants it.
     plain = str(text)
     if hint in (str, Path) or (typing.get_origin(hint) is Literal and plain in typing.get_args(hint)):
@@ -345,23 +345,23 @@ def _meaning(text: FlagText, hint: Any) -> Any:
         return plain.lower() == "true"
     try:
         return parse_yaml(plain)
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         return plain
 
 
-def _free_value(value: Any) -> Any:
+def _read_flags_inside(value: Any) -> Any:
     # Flags may stand in it, however deep.
     if isinstance(value, Mapping):
-        return {name: _free_value(part) for name, part in value.items()}
-    return _meaning(value, Any) if type(value) is FlagText else value
+        return {name: _read_flags_inside(part) for name, part in value.items()}
+    return _read_flag_text(value, Any) if type(value) is FlagText else value
 
 
-def _plain_value(value: Any, hint: Any, place: _Place) -> Any:
+def _convert_plain(value: Any, hint: Any, place: _Place) -> Any:
     if hint not in PLAIN:
         raise TypeError(f"{place.key}: a config field cannot have the type {hint!r}")
     if hint in (Any, object):
-        return _free_value(value)
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return _read_flags_inside(value)
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)

@@ -81,7 +81,9 @@ def with_options(recipe: R, options: Mapping[str, object], where: str, flags: st
     try:
         return replace(recipe, **changes)  # type: ignore[type-var]  # a dataclass
     except SpecError as error:
-        raise SpecError(f"{where}: {error}".replace("--options.", flags)) from error
+        # bounds are checked by the recipe, which does not know whether options stand under its name (compare) or not
+        text = str(error).replace(f"--options.{cast(Any, recipe).name}.", "--options.").replace("--options.", flags)
+        raise SpecError(f"{where}: {text}") from error
 
 
 def option_fields(recipe: Any) -> list[Field[Any]]:

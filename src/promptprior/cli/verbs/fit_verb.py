@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from promptprior.cli.output import save_plan
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Shared
 from promptprior.config.training import Settings, setting
@@ -68,20 +69,11 @@ class FitPlan:
         return print(self.output / "prior")
 
 
-def sources_of_partition(given: Mapping[str, object]) -> dict[str, object]:
-    """The settings with the sources of the partition that is named."""
-    if "partition" not in given:
-        return dict(given)
-    from promptprior.tasks.loading.partitions import from_partition
-
-    return from_partition(given, ("sources",))
-
-
 VERB = Verb(
     "fit",
     FitPlan,
     FitPlan.run,
     "promptprior fit --method multitask --sources noun_polarity,verb_polarity --steps 100 --output runs/prior",
-    defaults=sources_of_partition,
+    defaults=partial(tasks_of_partition, sides=("sources",)),
     is_parallel=True,
 )

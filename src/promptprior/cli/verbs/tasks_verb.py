@@ -1,17 +1,13 @@
 """promptprior tasks: list what there is, show one task, check a spec or a data folder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from promptprior.cli.output import format_table
 from promptprior.cli.verb import DATA, Verb
 from promptprior.config.training import setting
 from promptprior.errors import DataError, PromptpriorError, SpecError
-
-if TYPE_CHECKING:
-    from promptprior.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -29,18 +25,33 @@ class TasksPlan:
 
     def run(self, dry_run: bool) -> None:  # noqa: ARG002 - reading costs nothing
         """List, show or check. Raises SpecError for a family without tasks, DataError where a check fails."""
-        from promptprior.tasks import available, load_task
+        from promptprior.tasks import available
 
         if self.action == "check":
             return self.check()
         if self.action == "show":
-            return print("\n".join(_task_lines(load_task(self.name, self.data))))
+            return self.show()
         cards = [card for card in available(self.data) if self.family in ("", card.family)]
         if not cards:
             raise SpecError(f"no task of family {self.family!r} (--family)")
         answers = {"generate_until": "free text", "multiple_choice": "choice"}
         rows = [[c.name, c.source, c.family, answers[c.output_type], ",".join(c.metrics)] for c in cards]
         return print(format_table(["task", "from", "family", "answer", "metrics"], rows))
+
+    def show(self) -> None:
+        """Print a task's sizes and its first training examples, as the model reads them."""
+        from promptprior.tasks import load_task
+
+        task = load_task(self.name, self.data)
+        answers = ", ".join(task.label_names) or ("choices of each example" if task.is_choice else "free text")
+        print(f"{task.name}  family {task.family}  version {task.version}  fingerprint {task.fingerprint}")
+        print(f"metrics   {', '.join(task.metrics)}")
+        print(f"answers   {answers}")
+        print(f"examples  {', '.join(f'{name} {len(split)}' for name, split in task.examples.items())}")
+        print(f"from      {task.origin}")
+        print(f"licence   {task.licence or 'not stated'}")
+        for example in task.split("train")[:2]:
+            print(f"\n{example.text}[{task.target_delimiter}{example.target}]")
 
     def check(self) -> None:
         """Check one task, or every task folder in a folder. Raises DataError when there is an error."""
@@ -61,18 +72,6 @@ class TasksPlan:
             print("\n       ".join(lines))
         if bad:
             raise DataError(f"{len(bad)} of {len(names)} cannot be used: {', '.join(bad[:10])}")
-
-
-def _task_lines(task: "Task") -> Iterator[str]:
-    # Its sizes and its first training examples, as the model reads them.
-    yield f"{task.name}  family {task.family}  version {task.version}  fingerprint {task.fingerprint}"
-    yield f"metrics   {', '.join(task.metrics)}"
-    yield f"answers   {', '.join(task.label_names) or ('choices of each example' if task.is_choice else 'free text')}"
-    yield f"examples  {', '.join(f'{name} {len(split)}' for name, split in task.examples.items())}"
-    yield f"from      {task.origin}"
-    yield f"licence   {task.licence or 'not stated'}"
-    for example in task.split("train")[:2]:
-        yield f"\n{example.text}[{task.target_delimiter}{example.target}]"
 
 
 VERB = Verb("tasks", TasksPlan, TasksPlan.run, "promptprior tasks list --data DIR", positional=("action", "name"))
