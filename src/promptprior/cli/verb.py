@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from promptprior import plugins
 from promptprior.config.mapping import Config
@@ -56,7 +56,7 @@ class Verb:
     presets: Path | None = None
 
 
-def tasks_of_partition(given: Mapping[str, object], sides: tuple[str, ...]) -> dict[str, object]:
+def tasks_of_partition(given: Mapping[str, object], sides: tuple[Literal["sources", "targets"], ...]) -> dict[str, object]:
     """The settings with sources, or sources and targets, of the partition that they name."""
     if "partition" not in given:
         return dict(given)
