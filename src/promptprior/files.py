@@ -58,7 +58,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """`write_bytes` of a safetensors file; equal tensors give equal bytes, whatever device they are on."""
+    """`write_bytes` of a safetensors file: tensors of any shape, equal ones as equal bytes, from whatever device."""
     import torch
     from safetensors import torch as safetensors
 
@@ -150,7 +150,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file, in memory of their own, on the CPU.
+    """The tensors of a safetensors file, of the shapes they were written with, in memory of their own on the CPU.
 
     Raises ArtifactError when the file is missing or damaged and, unless `finite` is False, when a tensor
     holds NaN or Inf.
@@ -172,7 +172,7 @@ def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
 
 
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
-    """Raise ArtifactError naming the first tensor that holds NaN or Inf."""
+    """Raise ArtifactError naming the first tensor, of whatever shape, that holds NaN or Inf."""
     import torch
 
     for name, value in tensors.items():

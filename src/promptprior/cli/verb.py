@@ -56,7 +56,9 @@ class Verb:
     presets: Path | None = None
 
 
-def tasks_of_partition(given: Mapping[str, object], sides: tuple[Literal["sources", "targets"], ...]) -> dict[str, object]:
+def tasks_of_partition(
+    given: Mapping[str, object], sides: tuple[Literal["sources", "targets"], ...]
+) -> dict[str, object]:
     """The settings with sources, or sources and targets, of the partition that they name."""
     if "partition" not in given:
         return dict(given)
