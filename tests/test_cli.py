@@ -478,7 +478,7 @@ GREET = Verb("greet", GreetPlan, GreetPlan.run, "promptprior greet you", positio
 
 def test_another_package_adds_a_verb(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     point = EntryPoint("greet", f"{__name__}:GREET", PLUGINS)
-    monkeypatch.setattr("promptprior.plugins._entry_points", lambda group: (point,) if group == PLUGINS else ())
+    monkeypatch.setattr("promptprior.plugins._entry_points", lambda group, _: (point,) if group == PLUGINS else ())
     assert cli("greet", "you", "--dry-run") == (0, "hello you, True\n", "")
     assert "\n  greet     " in cli("--help")[1]
     assert "--whom TEXT" in cli("greet", "--help")[1]

@@ -31,7 +31,7 @@ def is_first() -> bool:
 
 
 def add_up(tensors: "Sequence[Tensor]") -> None:
-    """Replace tensors of any shape by their sums over all processes, in one message, in float64; all get the same bits."""
+    """Replace tensors of any shape by their sums over all processes, in one float64 message; all get the same bits."""
     if processes() == 1 or not tensors:
         return
     import torch
