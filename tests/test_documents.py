@@ -1,12 +1,13 @@
-"""README, docs and examples do what they say, on a tiny model; what they name exists, and they use the field's words."""
+"""README, docs and examples do what they say, on a tiny model; what they name exists, in the field's words."""
 
+import contextlib
 import importlib.util
+import io
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from tests.backbone.tiny import config, tokenizer
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").glob("*.md")), *REPOSITORY.glob("examples/*.md")]
 STUDIES = [path for path in sorted((REPOSITORY / "docs" / "studies").glob("*.md")) if "_tables" not in path.stem]
-GENERATED = "builtin_suite.md"  # benchmarks/builtin_suite.py writes it
 
 
 def name_of(path: Path) -> str:
@@ -84,7 +84,6 @@ def test_the_methods_that_documents_name_exist():
 
 
 ROOTS = [REPOSITORY / root for root in ("", "src", "src/promptprior", "src/promptprior/backbone", "tests")]
-ELSEWHERE = {"mine.py", "own_csv.py"}
 
 
 def spelled_out(name: str) -> Iterator[str]:
@@ -95,26 +94,25 @@ def spelled_out(name: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_the_files_that_documents_name_exist(path: Path):
-    for span in re.findall(r"`([\w./{},]+/[\w./{},]*\.(?:py|pyi|yaml))`", path.read_text(encoding="utf-8")):
+    for span in re.findall(r"`([\w.{},]{2,}/[\w./{},]*\.(?:py|pyi|yaml))`", path.read_text(encoding="utf-8")):
         for name in spelled_out(span):
             assert any((root / name).exists() for root in ROOTS), f"{path.name}: no file {name}"
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Every command of the library in a document: its verb and the flags it is given."""
+    """Every command of the library in the code of a document: its verb and the flags it is given."""
     joined = re.sub(r"\\\n\s*", "", text)
-    for line in re.findall(r"(?:^|`|  )promptprior ([^`\n]*)", joined, re.MULTILINE):
-        verb, *words = re.split(r"\s+#\s", line)[0].split() or [""]
-        if re.fullmatch(r"[a-z]+", verb):
+    blocks = re.findall(r"^```bash\n(.*?)^```", joined, re.DOTALL | re.MULTILINE)
+    indented, spans = re.findall(r"^    (.*)", joined, re.MULTILINE), re.findall(r"`([^`\n]+)`", joined)
+    for line in [*"\n".join(blocks).splitlines(), *indented, *spans]:
+        program, verb, *words = [*re.split(r"\s+#\s", line)[0].split(), "", ""]
+        if program == "promptprior" and re.fullmatch(r"[a-z]+", verb):
             yield verb, [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
 
 
 @cache
-def help_flags(verb: str, capsys_out: object = None) -> frozenset[str]:
-    """The flags that the help of a verb lists."""
-    import contextlib
-    import io
-
+def help_flags(verb: str) -> frozenset[str]:
+    """The flags that the help of a verb lists; none for a word that is no verb."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main([verb, "--help"])
     return frozenset(re.findall(r"--[a-z][\w.-]*", out.getvalue()))
@@ -126,7 +124,7 @@ def is_flag(flag: str, known: frozenset[str]) -> bool:
         method, key = ([*flag.split(".")[1:], ""])[:2]
         recipes = [METHODS[method]] if method in METHODS else METHODS.values() if not key else []
         option = (key or method).replace("-", "_")
-        return "NAME" in flag or any(option in {f.name for f in fields(recipe)} for recipe in recipes)
+        return method == "NAME" or any(option in {f.name for f in fields(recipe)} for recipe in recipes)
     return flag in known or any(name.endswith(f".{flag[2:]}") for name in known)
 
 
