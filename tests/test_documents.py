@@ -134,7 +134,7 @@ def test_the_commands_of_documents_have_only_flags_that_exist(path: Path):
         known = help_flags(verb)
         assert known, f"{path.name}: no verb {verb}"
         for flag in flags:
-            assert is_flag(flag, known), f"{path.name}: {verb} has no flag {flag}"
+            assert is_flag(flag, known | EVERYWHERE), f"{path.name}: {verb} has no flag {flag}"
 
 
 OTHER_TOOLS = {
@@ -152,6 +152,23 @@ def test_the_flags_that_documents_name_exist(path: Path):
     for span in re.findall(r"`(--[^`]+)`", path.read_text(encoding="utf-8")):
         for flag in re.findall(r"--[a-z][\w.-]*", span):
             assert is_flag(flag, known), f"{path.name}: no flag {flag}"
+
+
+ENTRY_POINTS = {f"promptprior.{group}" for group in ("metrics", "report_tables", "verbs")}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_the_python_names_of_documents_exist(path: Path):
+    text = re.sub(r"\bpp\.", "promptprior.", path.read_text(encoding="utf-8"))
+    for name in set(re.findall(r"`(promptprior\.[a-zA-Z_.]+)(?=[`(\[])", text)) - ENTRY_POINTS - {"promptprior.json"}:
+        parts = name.split(".")
+        for end in range(len(parts), 0, -1):
+            with contextlib.suppress(ModuleNotFoundError):
+                value = importlib.import_module(".".join(parts[:end]))
+                break
+        for attribute in parts[end:]:
+            assert hasattr(value, attribute), f"{path.name}: no {name}"
+            value = getattr(value, attribute)
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *STUDIES], ids=name_of)
