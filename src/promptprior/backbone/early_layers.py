@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.engine import Backbone
-from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -22,13 +21,6 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
     """What reads a text, the decoder or the encoder, and its layers in order."""
     reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     return reader, [module for module in reader.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def check_layers(backbone: Backbone, layers: int) -> None:
-    """Raise SpecError for a number of layers that the model does not have."""
-    most = len(layers_of(backbone.frozen.model)[1]) if layers else 0
-    if not 0 <= layers <= most:
-        raise SpecError(f"query layers {layers} (--options.query-layers): expected 0 to {most} ({backbone.card.name})")
 
 
 @torch.no_grad()

@@ -29,12 +29,7 @@ from promptprior.tasks.sampling.batch import Tokens
 SMOLLM2 = "smollm2"
 ENDLESS = 10**9  # tokenizers that know no limit name one of 10^30
 PROBES = 32  # entries of every weight that the fingerprint reads
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +89,7 @@ class Frozen:
                 Tokens(tuple(ids), tuple(tuple(next(target_ids)) for _ in row))
                 for ids, row in zip(text_ids, targets, strict=True)
             ]
+
         bare = [text.rstrip() for text in texts]
         spaces = [text[len(short) :] or delimiter for text, short in zip(texts, bare, strict=True)]
         wholes = [b + s + t for b, s, row in zip(bare, spaces, targets, strict=True) for t in row]
@@ -125,7 +121,11 @@ class Frozen:
 
 
 def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Frozen:
-    """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later."""
+    """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later.
+
+    The fingerprint is taken over architecture, vocabulary and a sample of every weight. Freeze a model before any cast,
+    so that it does not depend on the dtype or device the model then runs in.
+    """
     model.requires_grad_(False)
     model.eval()
     model.train = lambda *_: model  # eval mode always
@@ -134,31 +134,24 @@ def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     sample = torch.arange(0, rows, max(1, rows // 4096), device=embedding.weight.device)
     with torch.no_grad():
         scale = float(embedding(sample).double().std())  # as the model's own forward pass sees the entries
+
+    digest = hashlib.sha256(type(model).__name__.encode())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    digest.update(json.dumps(vocabulary).encode())
+    for weight_name, weight in sorted(model.state_dict().items()):
+        flat = weight.flatten()
+        entries = flat[:: max(1, flat.numel() // PROBES)][:PROBES].float().cpu().numpy()
+        digest.update(f"{weight_name}{list(weight.shape)}".encode())
+        digest.update(entries.astype("<f4").tobytes())
     card = BackboneCard(
         name=name,
         architecture=type(model).__name__,
         is_encoder_decoder=bool(model.config.is_encoder_decoder),
-        fingerprint=fingerprint(model, tokenizer),
+        fingerprint=digest.hexdigest()[:16],
         width=width,
         scale=float(f"{scale:.6g}"),
     )
     return Frozen(model, tokenizer, card)
-
-
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sixteen hex digits over architecture, vocabulary and a sample of every weight, as stored on load.
-
-    Taken before any cast, so that it does not depend on the dtype or device the model then runs in.
-    """
-    seen = hashlib.sha256(type(model).__name__.encode())
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    seen.update(json.dumps(vocabulary).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.flatten()
-        sample = flat[:: max(1, flat.numel() // PROBES)][:PROBES].float().cpu().numpy()
-        seen.update(f"{name}{list(weight.shape)}".encode())
-        seen.update(sample.astype("<f4").tobytes())
-    return seen.hexdigest()[:16]
 
 
 def load_frozen(name: str, dtype: str, device: str, revision: str | None = None, quantize: str | None = None) -> Frozen:
@@ -178,14 +171,12 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
         is_stored_quantised = getattr(config, "quantization_config", None) is not None
         if quantize is not None or is_stored_quantised:  # in its dtype and in place at once
             options = {"dtype": chosen, "device_map": {"": device}}
-        if not is_stored_quantised and quantize == "8bit":
-            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        elif not is_stored_quantised and quantize == "4bit":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=chosen
-            )
-        elif not is_stored_quantised and quantize is not None:
-            raise SpecError(f"quantize {quantize!r} (--quantize): expected 8bit or 4bit")
+        if quantize is not None and not is_stored_quantised:
+            if quantize not in ("8bit", "4bit"):
+                raise SpecError(f"quantize {quantize!r} (--quantize): expected 8bit or 4bit")
+            four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": chosen}
+            bits = four_bit if quantize == "4bit" else {"load_in_8bit": True}
+            options["quantization_config"] = BitsAndBytesConfig(**bits)
         model = auto_class.from_pretrained(folder, revision=revision, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (ImportError, OSError, ValueError) as error:

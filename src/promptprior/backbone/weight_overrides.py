@@ -15,11 +15,12 @@ import torch
 from torch.func import functional_call
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.forward.dispatch import States, candidates, disagreement, route_losses
+from promptprior.backbone.forward.dispatch import States, candidates, disagreement
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
+from promptprior.backbone.kernels.lm_head import state_losses
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -34,8 +35,7 @@ Answer = TypeVar("Answer")
 class FunctionalCall(torch.nn.Sequential):
     """A module whose forward pass is any function, so that torch can replace the weights of the model inside it."""
 
-    def forward(self, function: Callable[[], Answer]) -> Answer:
-        """Call it."""
+    def forward(self, function: Callable[[], Answer]) -> Answer:  # noqa: D102
         return function()
 
 
@@ -55,29 +55,27 @@ class WeightedModel:
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
         frozen, states = self.frozen, self.states
-        losses = self._pieces(weights, batch, lambda prompt, piece: route_losses(frozen, states, prompt, piece))
-        return torch.cat(losses)
+        return torch.cat(
+            self._each_piece(
+                weights, batch, lambda p, piece: state_losses(frozen.model, states(frozen, p, piece), piece)
+            )
+        )
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
-        texts = self._pieces(weights, batch, lambda prompt, piece: generate_texts(self.frozen, prompt, piece, options))
+        texts = self._each_piece(weights, batch, lambda p, piece: generate_texts(self.frozen, p, piece, options))
         return [text for piece in texts for text in piece]
 
-    def _pieces(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
-        """What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights."""
+    def _each_piece(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
+        # What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights
         shape = (1, 0, self.backbone.width)
         no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
-        batch = batch.reading(torch.zeros_like(batch.prompt_index))
-
-        def each_piece() -> list[Answer]:
-            answers = []
-            for piece in self.backbone.split(batch, 0):
-                self.backbone.meter.count(piece, 0)
-                answers.append(compute(no_prompt, piece))
-            return answers
-
-        return self.call_with(weights, each_piece)
+        pieces = list(self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), 0))
+        answers = self.call_with(weights, lambda: [compute(no_prompt, piece) for piece in pieces])
+        for piece in pieces:
+            self.backbone.meter.count(piece, 0)
+        return answers
 
     def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
         """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""

@@ -4,25 +4,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import StagePlan, causal_plans, packed_model
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, run_blocks
 from promptprior.backbone.kernels.packing import Layout, on_device, plan
 from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-
-
-def is_llama_like(model: PreTrainedModel) -> bool:
-    """Whether this file knows the model: a family it was written for, with ordinary linear layers."""
-    if type(model).__name__ not in FAMILIES or model.config.hidden_act not in ACTIVATIONS:
-        return False
-    return all(type(linear) is Linear for layer in model.model.layers for linear in llama_block(layer, model).linears)
 
 
 def llama_block(layer: Any, model: PreTrainedModel) -> Block:

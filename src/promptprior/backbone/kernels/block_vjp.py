@@ -118,7 +118,31 @@ class BlockFunction(torch.autograd.Function):
             out = out if run.rows is None else out.index_select(0, run.rows)
             return torch.autograd.grad(out, x, gradient, create_graph=True)[0], None
         activations = tree_unflatten(leaves, ctx.structure) if run.keep else block_forward(x, run)[1]
-        return block_backward(gradient, x, activations, run), None
+
+        # The forward pass read backwards: of y = x W' the gradient is dx = dy W; a residual's is added in the norm's
+        block, collect, kernels = run.block, run.inputs.collect, run.kernels
+        inner = gradient @ block.down.weight  # [V, F]
+        if block.gate is None:
+            h = ACTIVATIONS[block.activation][1](inner, activations.up) @ block.up.weight  # [V, D]
+        else:
+            up, gate = kernels.activate_backward(inner, activations.gate, activations.up, block.activation)
+            h = (up @ block.up.weight).addmm_(gate, block.gate.weight)
+        middle = kernels.rms_backward(h, activations.middle, block.mlp_norm, activations.middle_scale, gradient)
+
+        tokens = run.plans[-1].end
+        attended = middle @ block.o.weight  # [V, H g d]
+        if run.rows is not None:  # tokens whose output was not needed get no gradient
+            attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
+        q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
+
+        h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
+        h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
+        h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
+        if run.rows is not None:
+            middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
+        n = len(h)  # rows that want no gradient get zero
+        trained = kernels.rms_backward(h, x[:n], block.norm, activations.scale[:n], collect(middle))
+        return trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])]), None
 
 
 def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor, "V D"], SavedActivations]:
@@ -139,38 +163,6 @@ def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor,
     inner = kernels.activate(gate, None if block.gate is None else up, block.activation)
     activations = SavedActivations(scale, middle, middle_scale, gate, up, attention)
     return _add_product(middle, inner, block.down), activations
-
-
-def block_backward(
-    gradient: Float[Tensor, "V D"], x: Float[Tensor, "S D"], activations: SavedActivations, run: BlockRun
-) -> Float[Tensor, "S D"]:
-    """The gradient of the block's input, zero for rows that want none: the forward pass read backwards.
-
-    Of y = x W' the gradient is dx = dy W. A residual's gradient is added inside the norm's.
-    """
-    block, collect, kernels = run.block, run.inputs.collect, run.kernels
-    inner = gradient @ block.down.weight  # [V, F]
-    if block.gate is None:
-        h = ACTIVATIONS[block.activation][1](inner, activations.up) @ block.up.weight  # [V, D]
-    else:
-        up, gate = kernels.activate_backward(inner, activations.gate, activations.up, block.activation)
-        h = (up @ block.up.weight).addmm_(gate, block.gate.weight)
-    middle = kernels.rms_backward(h, activations.middle, block.mlp_norm, activations.middle_scale, gradient)  # [V, D]
-
-    tokens = run.plans[-1].end
-    attended = middle @ block.o.weight  # [V, H g d]
-    if run.rows is not None:  # tokens whose output was not needed get no gradient
-        attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
-    q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
-
-    h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
-    h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
-    h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
-    if run.rows is not None:
-        middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
-    n = len(h)
-    trained = kernels.rms_backward(h, x[:n], block.norm, activations.scale[:n], collect(middle))
-    return trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])])
 
 
 def _by_head(x: Float[Tensor, "N hd"], heads: int, kv_heads: int) -> Float[Tensor, "H N g d"]:
@@ -225,15 +217,12 @@ def rms_backward(
     return weighted.mul_(scale).addcmul_(wide, along).add_(residual).to(x.dtype)
 
 
-def relu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient of ReLU in place, [*n]. `x` may be its input or its output: both are positive where it passes."""
-    return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
-
-
+# By name: the activation, and its gradient [*n] from (gradient, input). ReLU's is in place and takes its output as well
+# as its input: both are positive where it passes
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "silu": (F.silu, torch.ops.aten.silu_backward),
     "gelu_new": (gelu_tanh, gelu_tanh_backward),
-    "relu": (F.relu, relu_backward),
+    "relu": (F.relu, lambda dy, x: torch.ops.aten.threshold_backward.grad_input(dy, x, 0, grad_input=dy)),
 }
 
 

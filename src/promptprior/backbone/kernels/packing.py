@@ -107,7 +107,8 @@ def plan(batch: Batch, length: int) -> Layout:
         rows = suffix_rows[suffix_rows >= 0]
         offset = length + batch.text_lengths[text]  # [R]; the position of an answer's first token
         suffixes, suffix_start = ragged_stage(suffix_rows, answers, offset)
-        token_ids.append(ragged_take(batch.target_ids[rows], answers[rows]))
+        is_read = torch.arange(batch.target_ids.shape[1]) < answers[rows][:, None]
+        token_ids.append(batch.target_ids[rows][is_read])
         positions.append(ragged_arange(answers[rows]) + offset[rows].repeat_interleave(answers[rows]))
 
     # The state that predicts a target's first token ends the text (an empty text: the prompt); the others are read
@@ -194,8 +195,3 @@ def ragged_arange(lengths: Int[Tensor, " X"]) -> Int[Tensor, " n"]:
     """
     starts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
-
-
-def ragged_take(ids: Int[Tensor, "X T"], lengths: Int[Tensor, " X"]) -> Int[Tensor, " n"]:
-    """The first `lengths[x]` entries of every row, one after the other."""
-    return ids[torch.arange(ids.shape[1]) < lengths[:, None]]
