@@ -15,18 +15,18 @@ from typing import TypedDict, Unpack
 import torch
 
 from promptprior.backbone.chunking import backing_off
-from promptprior.backbone.embedding_offsets import OffsetFrozen
 from promptprior.backbone.forward.causal import concatenated_states, packed_states
 from promptprior.backbone.forward.dispatch import States, chosen_route, kept_per_token
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.seq2seq import encoder_decoder_states
-from promptprior.backbone.frozen import Frozen, load_frozen
+from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
+from promptprior.tasks.task import Example, Task
 
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
@@ -263,3 +263,15 @@ def load(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return as_backbone(load_frozen(name, dtype, device, revision, quantize), **options)
+
+
+def training_tokens(backbone: Backbone, task: Task, examples: Sequence[Example]) -> list[Tokens]:
+    """Each example's text with its right answer; a free-text answer also teaches where to end."""
+    return backbone.tokens(
+        [e.text for e in examples], [[e.target] for e in examples], task.target_delimiter, end=not task.is_choice
+    )
+
+
+def ranking_tokens(backbone: Backbone, task: Task, examples: Sequence[Example]) -> list[Tokens]:
+    """Each example's text with all its choices, in label order."""
+    return backbone.tokens([e.text for e in examples], [e.choices for e in examples], task.target_delimiter)

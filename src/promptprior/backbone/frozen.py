@@ -120,6 +120,30 @@ class Frozen:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
+@dataclass(frozen=True, eq=False)
+class OffsetFrozen(Frozen):
+    """A frozen model that adds something to the embeddings of one batch's texts, through the one door all routes use.
+
+    Every text token of the batch has an id of its own, from `first_id` on, behind the vocabulary; it is embedded as the
+    token's word plus its row of `offsets` (the last row is zero: that of positions without an offset). Routes only ever
+    embed ids, so none of them knows.
+    """
+
+    first_id: int
+    words: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+    offsets: Float[Tensor, "m D"]
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """Input embeddings; those of the batch's texts with their offsets."""
+        ids = ids.to(self.device)
+        token = ids - self.first_id
+        is_text, token = token >= 0, token.clamp(min=0)
+        words = super().embed(torch.where(is_text, self.words[token], ids))
+        rows = torch.where(is_text, self.rows[token], len(self.offsets) - 1)
+        return words + self.offsets.index_select(0, rows.flatten()).view(words.shape).to(words.dtype)
+
+
 def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Frozen:
     """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later.
 

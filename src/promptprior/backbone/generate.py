@@ -17,7 +17,7 @@ from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.lm_head import logits
 from promptprior.errors import SpecError
-from promptprior.notation import Bool, Float, Tensor
+from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -47,8 +47,8 @@ def generate_texts(
         elif hidden is not None:
             raise SpecError("hidden prompt tokens: beam search would move positions; generate with one beam")
         else:
-            padded = left_pad(frozen, prompts, batch)
-            inputs = {"inputs_embeds": padded.embeds, "attention_mask": padded.mask}
+            embeds, mask, _ = left_pad(frozen, prompts, batch)
+            inputs = {"inputs_embeds": embeds, "attention_mask": mask}
         pad, end = frozen.tokenizer.pad_token_id, frozen.tokenizer.eos_token_id
         ids = frozen.model.generate(
             **inputs,
@@ -60,8 +60,8 @@ def generate_texts(
         return [frozen.decode(row) for row in ids.tolist()]
 
     # The most likely token, again and again; rows leave the batch when they end
-    padded = left_pad(frozen, prompts, batch, hidden)
-    inputs, mask, positions = {"inputs_embeds": padded.embeds}, padded.mask, padded.positions
+    embeds, mask, positions = left_pad(frozen, prompts, batch, hidden)
+    inputs = {"inputs_embeds": embeds}
     named = frozen.model.generation_config.eos_token_id
     ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
     decoder, cache = frozen.model.base_model, DynamicCache(config=frozen.model.config)
@@ -89,19 +89,10 @@ def generate_texts(
     return [frozen.decode(row) for row in texts]
 
 
-@dataclass(frozen=True)
-class LeftPadded:
-    """Rows of prompt and text that end together: embeddings [X, S, D], attention mask and positions [X, S]."""
-
-    embeds: Tensor
-    mask: Tensor
-    positions: Tensor
-
-
 def left_pad(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
-) -> LeftPadded:
-    """Prompt and text of each of X texts, with pads before the prompt.
+) -> tuple[Float[Tensor, "X S D"], Int[Tensor, "X S"], Int[Tensor, "X S"]]:
+    """Embeddings, attention mask and positions of rows of prompt and text that end together.
 
     Pads between prompt and text would change positions (peft issue 1093), so they go in front of both. Prompt tokens
     that are `hidden` keep their positions and leave the mask.
@@ -120,4 +111,4 @@ def left_pad(
         check_hiding(frozen)
         columns = starts[:, None] + torch.arange(length)  # [X, L]
         mask = mask.scatter(1, columns, ~hidden.cpu()[batch.prompt_index.cpu()])
-    return LeftPadded(padded, mask.long().to(frozen.device), positions.to(frozen.device))
+    return padded, mask.long().to(frozen.device), positions.to(frozen.device)

@@ -8,9 +8,8 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import StagePlan, causal_plans, packed_model
-from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
 from promptprior.backbone.kernels.packing import Layout, on_device, plan
-from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -58,19 +57,19 @@ def llama_states(
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
 
     layers = decoder.layers[: model.config.num_hidden_layers]
+    is_mistral = type(model).__name__ == "MistralForCausalLM"
+    # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
+    inputs = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
     plans: dict[int | None, list[StagePlan]] = {}  # masks, once for all layers with the same sliding window
     runs = []
     for number, layer in enumerate(layers):
-        is_mistral = type(model).__name__ == "MistralForCausalLM"
         window = model.config.sliding_window if is_mistral else getattr(layer.self_attn, "sliding_window", None)
         if window not in plans:
             plans[window] = causal_plans(layout, window)
-        # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
-        first = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
         run = BlockRun(
             block=llama_block(layer, model),
             plans=plans[window],
-            inputs=SharedInputs() if number else first,
+            inputs=SharedInputs() if number else inputs,
             query_rotary=query_rotary,
             key_rotary=key_rotary,
             rows=predicting if number == len(layers) - 1 else None,

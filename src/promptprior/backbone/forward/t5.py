@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import Part, StagePlan, pack, unpack
-from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
 from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, rows_of_texts
-from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -54,25 +53,10 @@ def t5_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
-    encoded, stage = _encode_ragged(frozen, prompts, batch, keep, kernels)
-    # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
-    grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
-    ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(frozen.device)  # [X C, U]
-    states = _decode_labels(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
-    cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
-    cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
-    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
-    return states[cell_of_row.to(frozen.device)][is_target.to(frozen.device)]
-
-
-def _encode_ragged(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool, kernels: Kernels
-) -> tuple[Float[Tensor, "X S D"], Stage]:
-    """The encoder's output for each prompt and text, and where its tokens stand."""
-    model, encoder = frozen.model, frozen.model.encoder
+    model, encoder, device = frozen.model, frozen.model.encoder, frozen.device
     length, text_lengths = prompts.shape[1], batch.text_lengths.cpu()
     used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
-    embedded_prompts = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
+    embedded_prompts = prompts.to(device)[used].to(frozen.dtype).flatten(0, 1)
     words = frozen.embed(batch.text_ids[torch.arange(batch.text_ids.shape[1]) < batch.text_lengths[:, None]])
     x = torch.cat([embedded_prompts, words])  # [P L + words, D]: what several texts read stands here once
 
@@ -85,32 +69,31 @@ def _encode_ragged(
     source[prompt_tokens] = (reads[:, None] * length + torch.arange(length)).flatten()
     source[is_text] = len(used) * length + torch.arange(int(text_lengths.sum()))
     reads_prompt = torch.nn.functional.one_hot(reads).t().to(x)  # [P, X]
-    inputs = SharedInputs(None, source.to(x.device), prompt_tokens.to(x.device), reads_prompt)
+    inputs = SharedInputs(None, source.to(device), prompt_tokens.to(device), reads_prompt)
     if words.requires_grad:  # every token wants a gradient: nothing is gained by projecting shared rows once
         x, inputs = inputs.spread(x), SharedInputs()
 
     # All blocks share the relative positions of the first
-    stage, _ = ragged_stage(torch.arange(batch.texts), length + batch.text_lengths, 0)
-    stage = on_device(stage, frozen.device)
+    stage = on_device(ragged_stage(torch.arange(batch.texts), length + batch.text_lengths, 0)[0], device)
     bias = encoder.block[0].layer[0].SelfAttention.compute_bias(stage.size, stage.size)
     bias = bias.detach().contiguous()  # [1, H, S, S]; heads stood last
     pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
-    plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
-    runs = [
-        BlockRun(
-            block=t5_block(block, model),
-            plans=[plan],
-            inputs=SharedInputs() if number else inputs,
-            query_rotary=None,
-            key_rotary=None,
-            rows=None,
-            keep=keep,
-            plain=partial(_plain_block, block=block, stage=stage, bias=bias, pads=pads),
-            kernels=kernels,
-        )
-        for number, block in enumerate(encoder.block)
-    ]
-    return pack(encoder.final_layer_norm(run_blocks(x, runs))[None], stage)[0], stage
+    plans = [StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])]
+    runs = []
+    for number, block in enumerate(encoder.block):
+        weights, first = t5_block(block, model), inputs if number == 0 else SharedInputs()
+        plain = partial(_plain_block, block=block, stage=stage, bias=bias, pads=pads)
+        runs.append(BlockRun(weights, plans, first, plain, keep, kernels))
+    encoded = pack(encoder.final_layer_norm(run_blocks(x, runs))[None], stage)[0]  # [X, S, D]
+
+    # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
+    grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
+    ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(device)  # [X C, U]
+    states = _decode_labels(model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
+    cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
+    cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
+    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
+    return states[cell_of_row.to(device)][is_target.to(device)]
 
 
 def _plain_block(
