@@ -59,8 +59,13 @@ class Header:
 
 def versions() -> dict[str, object]:
     """The versions of Python and of the libraries that decide what numbers come out."""
-    names = ("promptprior", "torch", "transformers", "safetensors")
-    return {"python": python_version(), **{name: _installed_version(name) for name in names}}
+    installed: dict[str, object] = {"python": python_version()}
+    for name in ("promptprior", "torch", "transformers", "safetensors"):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:  # a checkout that is only on the path
+            installed[name] = "none"
+    return installed
 
 
 def header_mapping(header: Header, params: Params) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
         raise ArtifactError(f"{path}: expected a JSON object; got {type(mapping).__name__}: copy it again")
     if (file_version := mapping.get("format_version")) != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format_version is {file_version!r}; promptprior {_installed_version('promptprior')} reads "
+            f"{path}: format_version is {file_version!r}; promptprior {versions()['promptprior']} reads "
             f"{FORMAT_VERSION}: install the promptprior that wrote it"
         )
     tensors = mapping.pop("tensors", None)
@@ -136,10 +141,3 @@ def _finite_or_text(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite_or_text(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is only on the path
-        return "none"

@@ -11,9 +11,8 @@
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +42,9 @@ PROMPT_NAMES = (
 )
 """Parts of dotted names that say "this tensor is the prompt"."""
 
+ORIGINS: Mapping[str, Origin] = {".npy": "npy", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".safetensors": "safetensors"}
+FORMATS = f"{', '.join(ORIGINS)} files, PEFT adapter folders and folders of promptprior"
+
 
 @dataclass(frozen=True, eq=False)
 class FoundPrompt:
@@ -67,12 +69,24 @@ def find_prompt(path: Path | str, backbone: BackboneCard | None = None, tensor: 
     several prompts, anything but numbers, or NaN, and when the prompt does not fit `backbone` (where that is given).
     """
     path, name = Path(path), ""
-    if path.is_dir():
-        found = _find_in_folder(path, backbone)
-    elif path.suffix in READERS:
-        origin, reader = READERS[path.suffix]
-        name, prompt = _choose_matrix(reader(path), tensor, path)
-        found = FoundPrompt(prompt, origin, {"tensor": name} if name else {})
+    folder = path if (path / HEADER_FILE).exists() else path / "prior"  # a folder of ours, or the prior that fit wrote
+    if (folder / HEADER_FILE).exists():
+        artifact = load_any(folder, backbone)
+        known = {"method": artifact.header.method, "tasks": [task.name for task in artifact.header.tasks]}
+        found = FoundPrompt(single_prompt(artifact, str(folder)), artifact.header.origin, known)
+    elif is_foreign(path):
+        config, prompt = peft.read_adapter(path)
+        if backbone is not None:
+            peft.check_fits(config, prompt, backbone, path)
+        names = ("peft_type", "task_type", "base_model_name_or_path", "num_virtual_tokens")
+        found = FoundPrompt(prompt.clone(), "peft", {name: config[name] for name in names if name in config})
+    elif path.is_dir():
+        readable = sorted(p.name for p in path.iterdir() if p.suffix in ORIGINS)
+        hint = f"name the file: {', '.join(readable[:5])}" if readable else f"readable are {FORMATS}"
+        raise ArtifactError(f"{path} has neither {HEADER_FILE} nor {peft.CONFIG_FILE}, so it is no prompt; {hint}")
+    elif path.suffix in ORIGINS:
+        name, prompt = _choose_matrix(_read_file(path), tensor, path)
+        found = FoundPrompt(prompt, ORIGINS[path.suffix], {"tensor": name} if name else {})
     else:
         raise ArtifactError(f"{path}: prompts are not read from this kind of file; readable are {FORMATS}")
     check_finite({name or "prompt": found.prompt}, str(path))
@@ -100,25 +114,6 @@ def import_prompt(
     return Prompt(header, {"prompt": found.prompt[None].clone()})
 
 
-def _find_in_folder(folder: Path, backbone: BackboneCard | None) -> FoundPrompt:
-    prior = folder / "prior"  # what fit wrote
-    if not (folder / HEADER_FILE).exists() and (prior / HEADER_FILE).exists():
-        folder = prior
-    if (folder / HEADER_FILE).exists():
-        artifact = load_any(folder, backbone)
-        known = {"method": artifact.header.method, "tasks": [task.name for task in artifact.header.tasks]}
-        return FoundPrompt(single_prompt(artifact, str(folder)), artifact.header.origin, known)
-    if is_foreign(folder):
-        config, prompt = peft.read_adapter(folder)
-        if backbone is not None:
-            peft.check_fits(config, prompt, backbone, folder)
-        names = ("peft_type", "task_type", "base_model_name_or_path", "num_virtual_tokens")
-        return FoundPrompt(prompt.clone(), "peft", {name: config[name] for name in names if name in config})
-    readable = sorted(p.name for p in folder.iterdir() if p.suffix in READERS)
-    hint = f"name the file: {', '.join(readable[:5])}" if readable else f"readable are {FORMATS}"
-    raise ArtifactError(f"{folder} has neither {HEADER_FILE} nor {peft.CONFIG_FILE}, so it is no prompt; {hint}")
-
-
 def _choose_matrix(tensors: Mapping[str, Tensor], wanted: str | None, path: Path) -> tuple[str, Float[Tensor, "L D"]]:
     """The name and the [L, D] float32 of the tensor that is the prompt: the wanted, the only, or the likely one."""
     names = [f"{name or '(unnamed)'} {list(value.shape)}" for name, value in tensors.items()]
@@ -144,15 +139,26 @@ def _choose_matrix(tensors: Mapping[str, Tensor], wanted: str | None, path: Path
     return name, matrix.to(torch.float32, copy=True).contiguous()
 
 
-def _read_numpy(path: Path) -> dict[str, Tensor]:
-    """The one array of a .npy file, under the name ""."""
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by dotted names; "" is a bare tensor or array. Whether they are finite is checked later."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path, finite=False)
+    read_bytes(path)  # says what is there instead where that is no file
+    kind = ".npy" if path.suffix == ".npy" else ".pt"
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        read_bytes(path)  # says what is there instead
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise _unreadable(path, error, ".npy", "pickle" in str(error)) from error
+        if kind == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
+                return dict(named_tensors(torch.load(path, map_location="cpu", weights_only=True)))
+    except Exception as error:  # damaged files raise half a dozen kinds
+        if isinstance(error, pickle.UnpicklingError) or (kind == ".npy" and "pickle" in str(error)):
+            raise ArtifactError(
+                f"{path}: it holds Python objects, not numbers alone, or is no {kind} file; unpickling them could run "
+                "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
+            ) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{path}: not a whole {kind} file ({reason[0]}): copy it again") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
         # numpy knows no bfloat16 and stores it as two raw bytes
         return {"": torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)}
@@ -163,27 +169,6 @@ def _read_numpy(path: Path) -> dict[str, Tensor]:
     return {"": torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))}
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote, by dotted names; "" is a bare tensor."""
-    read_bytes(path)  # says what is there instead
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise half a dozen kinds
-        raise _unreadable(path, error, ".pt", isinstance(error, pickle.UnpicklingError)) from error
-    return dict(named_tensors(content))
-
-
-def _unreadable(path: Path, error: Exception, kind: str, holds_objects: bool) -> ArtifactError:
-    if holds_objects:
-        return ArtifactError(
-            f"{path}: it holds Python objects, not numbers alone, or is no {kind} file; unpickling them could run "
-            "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
-        )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return ArtifactError(f"{path}: not a whole {kind} file ({reason[0]}): copy it again")
-
-
 def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in nested containers, with its dotted name."""
     if isinstance(content, Tensor):
@@ -191,14 +176,3 @@ def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor
     elif isinstance(content, Mapping | list | tuple):
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
             yield from named_tensors(value, f"{name}.{key}" if name else str(key))
-
-
-Reader = Callable[[Path], dict[str, Tensor]]
-READERS: Mapping[str, tuple[Origin, Reader]] = {
-    ".npy": ("npy", _read_numpy),
-    ".pt": ("pt", _read_torch),
-    ".pth": ("pt", _read_torch),
-    ".bin": ("pt", _read_torch),
-    ".safetensors": ("safetensors", partial(read_tensors, finite=False)),  # whether it is finite is checked later
-}
-FORMATS = f"{', '.join(READERS)} files, PEFT adapter folders and folders of promptprior"

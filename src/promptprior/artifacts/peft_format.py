@@ -24,25 +24,18 @@ TASK_TYPES = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}  # by is_encoder_decoder
 def write_adapter(folder: Path, prompt: Float[Tensor, "L D"], backbone: BackboneCard) -> None:
     """Write the two files of a PEFT prompt-tuning adapter."""
     config = {  # every key PEFT writes; it fills in those that are null from the model at load time
-        "auto_mapping": None,
+        **dict.fromkeys(("auto_mapping", "modules_to_save", "num_attention_heads", "num_layers", "peft_version")),
+        **dict.fromkeys(("prompt_tuning_init_text", "revision", "tokenizer_kwargs", "tokenizer_name_or_path")),
         "base_model_name_or_path": backbone.name,
         "inference_mode": True,
-        "modules_to_save": None,
-        "num_attention_heads": None,
-        "num_layers": None,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": prompt.shape[0],
         "peft_type": "PROMPT_TUNING",
-        "peft_version": None,
         "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "revision": None,
         "task_type": TASK_TYPES[backbone.is_encoder_decoder],
         "token_dim": backbone.width,
-        "tokenizer_kwargs": None,
-        "tokenizer_name_or_path": None,
     }
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
     write_tensors(folder / TENSORS_FILE, {TENSOR: prompt})
 
 
@@ -114,9 +107,8 @@ def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], ba
         "task_type": TASK_TYPES[backbone.is_encoder_decoder],
     }
     write_json(folder / CONFIG_FILE, config)
-    write_tensors(
-        folder / TENSORS_FILE, {LORA_PREFIX + n.replace(ADAPTER, ""): value[0] for n, value in weights.items()}
-    )
+    tensors = {LORA_PREFIX + name.replace(ADAPTER, ""): value[0] for name, value in weights.items()}
+    write_tensors(folder / TENSORS_FILE, tensors)
 
 
 def read_lora(folder: Path) -> Params:

@@ -29,12 +29,10 @@ class Parameterisation(Protocol):
     @property
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
-        ...
 
     @property
     def length(self) -> int:
         """L, the tokens of each prompt it makes: the memory budget counts on it."""
-        ...
 
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
         """The distinct prompts that a batch needs, and which of them (0 to P - 1) each text reads.
@@ -42,7 +40,6 @@ class Parameterisation(Protocol):
         Text x belongs to copy `batch.copy_index[x]` and comes from task `batch.task_index[x]`. It must be a function of
         params, and of each text alone: neither other texts nor padding may change the prompt that a text reads.
         """
-        ...
 
 
 class Answers(Protocol):
@@ -51,15 +48,12 @@ class Answers(Protocol):
     @property
     def length(self) -> int:
         """Prompt-like tokens in front of each text, for the memory budget; 0 for weights."""
-        ...
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token."""
-        ...
 
     def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
-        ...
 
 
 @runtime_checkable
@@ -79,11 +73,9 @@ class AnsweringForm(Protocol):
     @property
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
-        ...
 
     def answers(self, backbone: Backbone) -> Answers:
         """What answers texts with this backbone; made once for a run. Raises SpecError where the backbone cannot."""
-        ...
 
 
 @runtime_checkable
@@ -92,7 +84,6 @@ class Penalised(Protocol):
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Evaluation never does."""
-        ...
 
 
 @runtime_checkable
@@ -101,7 +92,6 @@ class Offsetting(Protocol):
 
     def offsets(self, params: Params) -> Float[Tensor, "P S D"]:
         """For each of its prompts, what is added to the embeddings of a text's tokens 0 to S - 1."""
-        ...
 
 
 @runtime_checkable
@@ -110,7 +100,6 @@ class Diagnosable(Protocol):
 
     def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> Mapping[str, object]:
         """A report on one copy, by topic, in plain JSON values; `texts` are samples of each task, by its name."""
-        ...
 
 
 @runtime_checkable
@@ -119,4 +108,3 @@ class Foldable(Protocol):
 
     def fold(self, params: Params) -> Params:
         """The same prompts as params of `Direct`."""
-        ...

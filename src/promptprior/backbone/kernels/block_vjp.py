@@ -88,7 +88,7 @@ class BlockRun:
 
     `inputs` says how tokens read the input's rows, and which of these want a gradient; `plain` is the block as
     transformers computes it, from what tokens read; `keep` says whether to keep activations for the backward pass or
-    compute them again; `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed (None: all).
+    compute them again; `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed.
     """
 
     block: Block
