@@ -220,6 +220,5 @@ def _check_baked(frozen: Frozen, written: Frozen, name: str, prompt: Float[Tenso
 
 def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
-    config = AutoConfig.from_pretrained(model_folder(name))
-    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    dtype = str(AutoConfig.from_pretrained(model_folder(name)).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else "float32"

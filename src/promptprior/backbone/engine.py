@@ -80,7 +80,7 @@ class Backbone:
         """
         route, options = self.states, {}
         if isinstance(route, partial):
-            route, options = route.func, route.keywords
+            options, route = route.keywords, route.func
         if route is not llama_states:
             return self
         return replace(self, states=partial(packed_states, keep=options.get("keep", True)))

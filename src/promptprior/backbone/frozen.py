@@ -243,10 +243,8 @@ def model_folder(name: str) -> str:
         file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     elif not name.endswith(".gguf"):
         return name
-    else:
-        file = Path(name)
-        if not file.is_file():
-            raise SpecError(f"backbone {name!r} (--backbone): no such file")
+    elif not (file := Path(name)).is_file():
+        raise SpecError(f"backbone {name!r} (--backbone): no such file")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -32,10 +32,10 @@ Which = Literal["vectors", "biases"]
 Answer = TypeVar("Answer")
 
 
-class FunctionalCall(torch.nn.Sequential):
+class _FunctionalCall(torch.nn.Sequential):
     """A module whose forward pass is any function, so that torch can replace the weights of the model inside it."""
 
-    def forward(self, function: Callable[[], Answer]) -> Answer:  # noqa: D102
+    def forward(self, function: Callable[[], Answer]) -> Answer:
         return function()
 
 
@@ -54,12 +54,9 @@ class WeightedModel:
 
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
-        frozen, states = self.frozen, self.states
-        return torch.cat(
-            self._each_piece(
-                weights, batch, lambda p, piece: state_losses(frozen.model, states(frozen, p, piece), piece)
-            )
-        )
+        model, frozen, states = self.frozen.model, self.frozen, self.states
+        losses = self._each_piece(weights, batch, lambda p, piece: state_losses(model, states(frozen, p, piece), piece))
+        return torch.cat(losses)
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
@@ -80,7 +77,7 @@ class WeightedModel:
     def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
         """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""
         named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
-        return functional_call(FunctionalCall(self.frozen.model), named, (function,))
+        return functional_call(_FunctionalCall(self.frozen.model), named, (function,))
 
 
 def own_weights_model(backbone: Backbone, which: Which) -> WeightedModel:
