@@ -99,10 +99,8 @@ class _Artifact:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, backbone: BackboneCard | None = None) -> Self:
-        """Read a folder; as a prompt also one that only PEFT wrote (which needs `backbone`).
-
-        Raises ArtifactError when it is damaged, of the other kind, no artifact, or not of `backbone`.
-        """
+        """Read a folder; as a prompt also one that only PEFT wrote (which needs `backbone`). Raises ArtifactError when
+        it is damaged, of the other kind, no artifact, or not of `backbone`."""
         folder, kind = Path(folder), cls.kind
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; a {kind} is read from the folder it was saved to")

@@ -74,10 +74,8 @@ def header_mapping(header: Header, params: Params) -> dict[str, Any]:
 
 
 def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
-    """The header of an artifact folder, and its records of the tensors.
-
-    Raises ArtifactError when the file is damaged, of a format this version does not know, or misses a key.
-    """
+    """The header of an artifact folder, and its records of the tensors. Raises ArtifactError when the file is damaged,
+    of a format this version does not know, or misses a key."""
     path = folder / HEADER_FILE
     mapping = read_json(path)
     if not isinstance(mapping, dict):

@@ -10,10 +10,8 @@ from promptprior.notation import Tensor
 
 
 def inspect_artifact(folder: Path | str) -> str:
-    """What a folder holds: method, backbone, shapes, norms in units of the backbone's scale, tasks, scores.
-
-    Reads and checks everything, without the backbone. Raises ArtifactError as `from_pretrained` does.
-    """
+    """What a folder holds: method, backbone, shapes, norms in units of the backbone's scale, tasks, scores. Reads and
+    checks everything, without the backbone. Raises ArtifactError as `from_pretrained` does."""
     folder = Path(folder)
     if is_foreign(folder):  # PEFT knows no backbone, so norms are absolute
         config, prompt = peft.read_adapter(folder)

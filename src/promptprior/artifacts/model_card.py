@@ -21,10 +21,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_card(header: Header, params: Params, is_adapter: bool, exported_as: str | None = None) -> str:
-    """The text of README.md. `is_adapter` says whether PEFT can load the folder.
-
-    `exported_as` is for a prompt beside which no header lies: "peft" or a key of READING.
-    """
+    """The text of README.md. `is_adapter` says whether PEFT can load the folder. `exported_as` is for a prompt beside
+    which no header lies: "peft" or a key of READING."""
     backbone, name, auto = header.backbone, header.kind.capitalize(), AUTO_CLASS[header.backbone.is_encoder_decoder]
     with_promptprior = (
         f'```python\nfrom promptprior import {name}\n\n{header.kind} = {name}.from_pretrained("this-folder")\n```'

@@ -40,10 +40,8 @@ def write_adapter(folder: Path, prompt: Float[Tensor, "L D"], backbone: Backbone
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
-    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote.
-
-    Raises ArtifactError for adapters that are not one soft prompt, and for pickled weights.
-    """
+    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote. Raises ArtifactError for
+    adapters that are not one soft prompt, and for pickled weights."""
     path = folder / CONFIG_FILE
     config = read_json(path)
     if not isinstance(config, dict) or "peft_type" not in config:

@@ -18,10 +18,8 @@ Result = TypeVar("Result")
 
 
 def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
-    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again.
-
-    Says so once per piece. Raises what `run` raised when a single text does not fit.
-    """
+    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again. Says so once per
+    piece. Raises what `run` raised when a single text does not fit."""
     for piece in pieces:
         try:
             result = run(piece)

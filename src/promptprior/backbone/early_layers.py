@@ -26,9 +26,7 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
 @torch.no_grad()
 def first_states(backbone: Backbone, batch: Batch, layers: int) -> Float[Tensor, "X T D"]:
     """What each text by itself is after the first `layers` layers, before any final norm; 0: its word embeddings.
-
-    Entries behind a text's end mean nothing. Its share of the model's layers is added to the backbone's meter.
-    """
+    Entries behind a text's end mean nothing. Its share of the model's layers is added to the backbone's meter."""
     words = backbone.frozen.embed(batch.text_ids)
     if layers == 0 or words.shape[1] == 0:
         return words

@@ -47,10 +47,8 @@ class Meter:
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen language model that scores and generates after soft prompts. Make one with `load`.
-
-    `meter` counts the work done: the cost of a result is the difference of two readings.
-    """
+    """A frozen language model that scores and generates after soft prompts. Make one with `load`. `meter` counts the
+    work done: the cost of a result is the difference of two readings."""
 
     frozen: Frozen
     states: States
@@ -144,10 +142,8 @@ class Backbone:
     def divergences(
         self, states: Float[Tensor, "V D"], others: Float[Tensor, "V D"], batch: Batch
     ) -> Float[Tensor, " R"]:
-        """KL(what `others` predict || what `states` predict), the mean over each row's target tokens, in nats.
-
-        No gradient goes to `others`.
-        """
+        """KL(what `others` predict || what `states` predict), the mean over each row's target tokens, in nats. No
+        gradient goes to `others`."""
         nats = token_divergence(self.frozen.model, states, others)
         return row_means(nats, batch.target_lengths.to(nats.device))
 

@@ -184,7 +184,11 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     `quantize`: "8bit" or "4bit" weights by bitsandbytes; `dtype` is then what everything else is in. A model that was
     saved quantised stays so. Raises SpecError for an unknown dtype or quantisation, a missing file or package.
     """
-    chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
+    chosen = DTYPES.get(dtype)
+    if dtype == "auto":  # bfloat16 where the device multiplies it in hardware
+        is_cuda = torch.device(device).type == "cuda"
+        fast = torch.cuda.is_bf16_supported() if is_cuda else torch.cpu._is_avx512_bf16_supported()
+        chosen = torch.bfloat16 if fast else torch.float32
     if chosen is None:
         raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
     folder = model_folder(name)
@@ -218,13 +222,6 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     if not getattr(model, "is_quantized", False):  # packed weights have no other dtype, and stand where they were put
         model.to(device=device, dtype=chosen)
     return frozen
-
-
-def best_dtype(device: str) -> torch.dtype:
-    """What "auto" means: bfloat16 where the device multiplies it in hardware, else float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def model_folder(name: str) -> str:

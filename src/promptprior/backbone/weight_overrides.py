@@ -41,10 +41,8 @@ class _FunctionalCall(torch.nn.Sequential):
 
 @dataclass(frozen=True, eq=False)
 class WeightedModel:
-    """A backbone under other weights. `start` are those weights as they stand, in what they are computed in.
-
-    No prompt is read: texts stand by themselves, as for zero_shot. Work is counted by the backbone's own meter.
-    """
+    """A backbone under other weights. `start` are those weights as they stand, in what they are computed in. No prompt
+    is read: texts stand by themselves, as for zero_shot. Work is counted by the backbone's own meter."""
 
     backbone: Backbone
     frozen: Frozen
@@ -81,10 +79,8 @@ class WeightedModel:
 
 
 def own_weights_model(backbone: Backbone, which: Which) -> WeightedModel:
-    """The backbone under other biases, or all other vectors: biases and the scales of norms.
-
-    Raises SpecError for biases of a model without any.
-    """
+    """The backbone under other biases, or all other vectors: biases and the scales of norms. Raises SpecError for
+    biases of a model without any."""
     frozen = backbone.frozen
     start = {
         name: weight.detach()
@@ -128,10 +124,8 @@ def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[st
 
 
 def lora_start(model: WeightedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU.
-
-    A is uniform within one over the square root of its input, B zero.
-    """
+    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU. A is uniform within one over the square root
+    of its input, B zero."""
     start = {}
     for name, weight in model.start.items():
         drawn = torch.zeros(weight.shape, dtype=weight.dtype)

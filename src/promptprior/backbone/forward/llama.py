@@ -39,10 +39,8 @@ def llama_block(layer: Any, model: PreTrainedModel) -> Block:
 def llama_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
-    """The final state that predicts each target token, row after row.
-
-    Of the last layer only the states that predict something are computed.
-    """
+    """The final state that predicts each target token, row after row. Of the last layer only the states that predict
+    something are computed."""
     model, decoder = frozen.model, frozen.model.model
     layout = on_device(plan(batch, prompts.shape[1]), frozen.device)
     used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)

@@ -24,10 +24,8 @@ def encoder_decoder_states(
     keep: bool = True,
     hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """The final decoder state that predicts each target token, row after row.
-
-    Neither encoder nor decoder attends to the prompt tokens that are `hidden`.
-    """
+    """The final decoder state that predicts each target token, row after row. Neither encoder nor decoder attends to
+    the prompt tokens that are `hidden`."""
     with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
         encoded, mask = encode(frozen, prompts, batch, hidden)
     decoder, text = frozen.model.get_decoder(), batch.text_index.to(frozen.device)

@@ -23,10 +23,8 @@ LAYOUT: ContextVar[Layout] = ContextVar("layout")
 
 
 class MoveTokens(torch.autograd.Function):
-    """Ragged tokens to padded slots, or back, along axis 1.
-
-    A token has one slot, so the gradient of either way is a gather the other way (index_select's own is a scatter).
-    """
+    """Ragged tokens to padded slots, or back, along axis 1. A token has one slot, so the gradient of either way is a
+    gather the other way (index_select's own is a scatter)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Stage, to_slots: bool, zero_pads: bool) -> Tensor:
@@ -84,10 +82,8 @@ class StagePlan:
 
 
 def causal_plans(layout: Layout, window: int | None = None) -> list[StagePlan]:
-    """The stages of a causal batch, in packed order, with what each sees: its prompt, its text, its own past.
-
-    `window` is the width of a sliding window of attention.
-    """
+    """The stages of a causal batch, in packed order, with what each sees: its prompt, its text, its own past. `window`
+    is the width of a sliding window of attention."""
     bodies, answers, device = layout.bodies, layout.suffixes, layout.bodies.token_of_slot.device
     prompt_at = torch.arange(layout.length, device=device)[None]  # [1, L]
 

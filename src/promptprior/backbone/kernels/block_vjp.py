@@ -207,9 +207,7 @@ def _by_token(x: Float[Tensor, "H N g d"]) -> Float[Tensor, "N hd"]:
 
 def _rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = False) -> Float[Tensor, "H N g d"]:
     """Rotary positions: each pair (x_i, x_{i + d/2}) turned by its angle, written in head order in the same pass.
-
-    `back`: the transpose, which turns by the opposite angle and writes token after token.
-    """
+    `back`: the transpose, which turns by the opposite angle and writes token after token."""
     if rotary is None:
         return x if back else x.contiguous()
     cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
@@ -258,9 +256,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 def activate(gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"] | None, activation: str) -> Float[Tensor, "V F"]:
     """What enters the last product of a feed-forward layer: act(gate) * up, or act(gate) without a gate (`up` None).
-
-    ReLU without a gate overwrites its input, which its gradient can do without.
-    """
+    ReLU without a gate overwrites its input, which its gradient can do without."""
     if up is None and activation == "relu":
         return gate.relu_()
     inner = ACTIVATIONS[activation][0](gate)
