@@ -170,7 +170,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested containers, with its dotted name."""
+    """Every tensor in nested containers, whatever its shape, with its dotted name."""
     if isinstance(content, Tensor):
         yield name, content.detach()
     elif isinstance(content, Mapping | list | tuple):

@@ -55,5 +55,5 @@ def vocabulary_start(backbone: Backbone, length: int, generator: torch.Generator
 
 
 def linear_init(*shape: int, fan_in: int, generator: torch.Generator) -> Tensor:
-    """Uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws its weights and biases."""
+    """Of this shape, uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws its weights and biases."""
     return (torch.rand(*shape, generator=generator) * 2 - 1) / fan_in**0.5

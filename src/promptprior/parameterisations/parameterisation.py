@@ -53,7 +53,7 @@ class Answers(Protocol):
         """Mean negative log-likelihood of each row's target, in nats per token."""
 
     def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
-        """The first line of greedy text after each text."""
+        """The first line of greedy text after each text; `params` have the shapes they are trained in."""
 
 
 @runtime_checkable

@@ -122,7 +122,7 @@ def packed_attention(
     attention_mask: Tensor | None,  # noqa: ARG001  the layout says who sees whom
     **options: Any,
 ) -> tuple[Float[Tensor, "1 N heads d"], None]:
-    """Attention of the packed sequence, [1, N, heads, d]: each stage over the keys it may see.
+    """Attention of the packed sequence, of shape [1, N, heads, d]: each stage over the keys it may see.
 
     `heads` query heads share H key heads. Of the interface's options it reads scaling, sliding_window and softcap.
     Raises NotImplementedError for score terms it does not know (attention sinks, learned position biases): the engine
