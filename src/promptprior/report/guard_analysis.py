@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from promptprior.report.results import Grid, Row
 from promptprior.report.scores import shared_words
-from promptprior.report.section import Section, Table, TableCell, columns, interval_cell, number_cell
+from promptprior.report.section import Section, columns, make_table
 from promptprior.report.statistics import Interval, mean_difference, stratified_bootstrap
 
 
@@ -76,23 +76,17 @@ def guard_section(grid: Grid) -> Section:
         results = guard_analysis(grid, k)
         if not results:
             continue
-        table = Table(
+        table = make_table(
             f"guarded-k{k}",
             f"With a guard, k = {k}",
             f"At every target and seed the method's prompt or that of {grid.baseline}, whichever the dev shots prefer "
             "(score, then NLL; what is equal stays with the method), scored on test: what adapt --guard would have "
             f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}.",
-            columns("Method", ["Mean alone", "Mean guarded", f"Guarded minus {grid.baseline}"], ["Share kept"]),
-            tuple(
-                (
-                    TableCell(r.method),
-                    interval_cell(r.unguarded),
-                    interval_cell(r.guarded),
-                    interval_cell(r.gain, "signed"),
-                    number_cell(r.share_kept, "two_digits"),
-                )
-                for r in results
+            (
+                *columns("Method", ["Mean alone", "Mean guarded"]),
+                *columns("", {f"Guarded minus {grid.baseline}": "signed"}, {"Share kept": "two_digits"}),
             ),
+            [(r.method, r.unguarded, r.guarded, r.gain, r.share_kept) for r in results],
         )
         parts.append((k, (table,)))
     return Section("With a guard", tuple(parts))

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, get_args
 from promptprior.config.choices import Measure
 from promptprior.files import read_json, write_json
 from promptprior.report.gains import pair_seeds
-from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style, plot_label
+from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style
 from promptprior.report.results import BackboneName, Grid, parse
 from promptprior.report.section import (
     Control,
     Plot,
     Section,
     Table,
-    TableCell,
     columns,
     format_number,
     interval_cell,
-    number_cell,
+    make_table,
 )
 from promptprior.report.statistics import Interval, rank_correlation
 
@@ -57,25 +56,20 @@ class TaskSimilarity:
     steps: int
     pairs: tuple[Similarity, ...]
 
-    @property
     def table(self) -> Table:
         """Every pair by every measure."""
-        return Table(
+        return make_table(
             "similarity",
             "Similarity of sources and targets",
             f"Measured on {self.backbone.name} with {self.shots} shots per class (seed {self.seed}) and {self.steps} "
             "steps from one common start. prompt, token, gradient: cosines of what training added to the prompt, of "
             "the same for its average token, and of the gradients at the start. label, format: overlap of answers and "
             "of the words of the template.",
-            columns("Source|Target", (), MEASURES),
-            tuple(
-                (
-                    TableCell(p.source),
-                    TableCell(p.target),
-                    *(number_cell(getattr(p, m), "two_digits") for m in MEASURES),
-                )
+            columns("Source|Target", (), dict.fromkeys(MEASURES, "two_digits")),
+            [
+                (p.source, p.target, *(getattr(p, m) for m in MEASURES))
                 for p in sorted(self.pairs, key=lambda p: (p.target, -p.gradient))
-            ),
+            ],
         )
 
     def figure(self, measure: Measure) -> "Figure":
@@ -185,26 +179,20 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
         return Section("Task similarity", ())
     correlations = similarity_gain_correlation(similarity, source_gains(grid))
     methods = list(dict.fromkeys(method for method, _ in correlations))
-    tables = [similarity.table]
+    tables = [similarity.table()]
     if methods:
         note = (
             f"Spearman's rank correlation of similarity with the gain over {grid.baseline} (difference in score, "
             "averaged over k and seeds); a point is a set of sources and a target, as like as its sources are on "
             "average. 95% intervals resample targets. With one set of sources it compares targets, not sources."
         )
-        rows = [
-            (
-                TableCell(method),
-                *(
-                    interval_cell(correlations[method, m].correlation, "two_digits", no_ends="too few")
-                    for m in MEASURES
-                ),
-                number_cell(len(correlations[method, MEASURES[0]].points), "count"),
-            )
-            for method in methods
-        ]
-        heads = columns("Method", MEASURES, ["Points"])
-        tables.append(Table("similarity-gain", "Does similarity foretell gains?", note, heads, tuple(rows)))
+        rows = []
+        for method in methods:
+            of_method = [correlations[method, measure] for measure in MEASURES]
+            cells = [interval_cell(c.correlation, "two_digits", no_ends="too few") for c in of_method]
+            rows.append((method, *cells, len(of_method[0].points)))
+        heads = columns("Method", MEASURES, {"Points": "count"})
+        tables.append(make_table("similarity-gain", "Does similarity foretell gains?", note, heads, rows))
     measures = Control("measure", {m: m for m in MEASURES}, "gradient")
     plots = [
         Plot(
@@ -240,22 +228,19 @@ def gain_figure(grid: Grid, correlations: Sequence[GainCorrelation]) -> "Figure"
     for c in correlations:
         if not c.points:
             continue
-        colour, symbol = method_style(grid, c.method)
-        name = plot_label(c.method)
-        rho = (
-            f" (\N{GREEK SMALL LETTER RHO} {format_number(c.correlation.estimate, 'two_digits')})"
-            if c.correlation
-            else ""
-        )
+        style, rho = method_style(grid, c.method), ""
+        if c.correlation:
+            rho = f" (\N{GREEK SMALL LETTER RHO} {format_number(c.correlation.estimate, 'two_digits')})"
         figure.add_scatter(
-            x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=name + rho,
+            x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=style.label + rho,
             hoverinfo="text",
             text=[
-                f"{name} on {escaped(target)}<br>similarity {format_number(x, 'score')}, "
+                f"{style.label} on {escaped(target)}<br>similarity {format_number(x, 'score')}, "
                 f"gain {format_number(gain, 'score')}"
                 for target, x, gain in c.points
             ],
-            marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 10,
+                    "line": {"width": 1.5, "color": style.colour}},
         )  # fmt: skip
     figure.update_layout(showlegend=True)
     figure.update_xaxes(title=f"{correlations[0].measure} similarity")
