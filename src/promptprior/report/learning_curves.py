@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, log2
 from typing import TYPE_CHECKING
 
-from promptprior.report.plots import empty_figure, interval_trace, method_style
+from promptprior.report.plots import interval_trace, method_style
 from promptprior.report.results import Grid
 from promptprior.report.section import Control, Plot, Section, Table, columns, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
@@ -74,7 +74,7 @@ class Adaptation:
         from plotly.graph_objects import Figure
 
         if not self.curves:
-            return empty_figure("no dev scores are recorded here")
+            return _empty_figure("no dev scores are recorded here")
         figure = Figure()
         for curve in self.curves:
             style = method_style(grid, curve.method)
@@ -176,7 +176,14 @@ def curves_figure(grid: Grid, target: str, k: int, curve: str) -> "Figure":
             hovertemplate="%{fullData.name}, mean<br>step %{x}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
     if not figure.data:
-        return empty_figure("no learning curve is recorded here")
+        return _empty_figure("no learning curve is recorded here")
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=CURVES[curve])
     return figure
+
+
+def _empty_figure(text: str) -> "Figure":
+    from plotly.graph_objects import Figure
+
+    layout = {"height": 240, "annotations": [{"text": text, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}]}
+    return Figure([{"type": "scatter", "x": [], "y": []}], layout)

@@ -83,14 +83,6 @@ def interval_trace(
     return {axis: estimates, f"error_{axis}": bars, "text": texts, "hoverinfo": "text", "name": style.label}
 
 
-def empty_figure(text: str) -> "Figure":
-    """A figure that says why there is nothing to draw."""
-    from plotly.graph_objects import Figure
-
-    layout = {"height": 240, "annotations": [{"text": text, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}]}
-    return Figure([{"type": "scatter", "x": [], "y": []}], layout)
-
-
 def heatmap(
     columns: Sequence[str],
     rows: Sequence[str],

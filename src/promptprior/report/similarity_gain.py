@@ -5,6 +5,7 @@ Measuring it takes a backbone (compare.task_similarity); reading and judging it 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -115,30 +116,6 @@ def read_similarity(path: Path) -> TaskSimilarity | None:
 
 
 @dataclass(frozen=True)
-class SourceGain:
-    """What a method that learned from some sources gained on a target over the baseline, averaged over k and seeds."""
-
-    method: str
-    sources: tuple[str, ...]
-    target: str
-    gain: float
-
-
-def source_gains(grid: Grid) -> tuple[SourceGain, ...]:
-    """The gains of every method, set of sources and target; results of other sources do not replace each other here."""
-    scores: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
-    for row in grid.all_rows:
-        if row.score is not None:
-            scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
-    by_k: dict[tuple[str, tuple[str, ...], str], list[float]] = {}
-    for (method, sources, target, k), seeds in scores.items():
-        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
-        if sources and pairs and method != grid.baseline:
-            by_k.setdefault((method, sources, target), []).append(sum(x - y for x, y in pairs.values()) / len(pairs))
-    return tuple(SourceGain(*place, sum(gains) / len(gains)) for place, gains in by_k.items())
-
-
-@dataclass(frozen=True)
 class GainCorrelation:
     """One measure against one method's gains: a point (target, similarity, gain) for each set of sources and target."""
 
@@ -148,28 +125,36 @@ class GainCorrelation:
     correlation: Interval | None
 
 
-def similarity_gain_correlation(
-    similarity: TaskSimilarity, gains: Sequence[SourceGain]
-) -> dict[tuple[str, Measure], GainCorrelation]:
-    """Every measure against every method's gains.
+def similarity_gain_correlation(grid: Grid, similarity: TaskSimilarity) -> dict[tuple[str, Measure], GainCorrelation]:
+    """Every measure against what every method gained over the baseline, averaged over k and seeds.
 
-    A set of sources is as similar to a target as its sources are on average. Rank correlations resample whole targets;
-    of fewer than three points there is none.
+    A set of sources is as similar to a target as its sources are on average; results of other sources do not replace
+    each other here. Rank correlations resample whole targets; of fewer than three points there is none.
     """
+    scores: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
+    for row in grid.all_rows:
+        if row.score is not None:
+            scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
+    gains: dict[str, dict[tuple[tuple[str, ...], str], list[float]]] = {}  # method -> sources and target -> every k's
+    for (method, sources, target, k), seeds in scores.items():
+        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
+        if sources and pairs and method != grid.baseline:
+            gain = sum(x - y for x, y in pairs.values()) / len(pairs)
+            gains.setdefault(method, {}).setdefault((sources, target), []).append(gain)
+
     known = {(pair.source, pair.target): pair for pair in similarity.pairs}
     correlations = {}
-    for method in dict.fromkeys(gain.method for gain in gains):
-        of_method = [g for g in gains if g.method == method and all((s, g.target) in known for s in g.sources)]
-        for measure in MEASURES:
-            points = []
-            for gain in of_method:
-                values: list[float] = [getattr(known[source, gain.target], measure) for source in gain.sources]
-                points.append((gain.target, float(sum(values) / len(values)), gain.gain))
-            correlation = None
-            if len(points) >= FEWEST:
-                x, y = [value for _, value, _ in points], [value for *_, value in points]
-                correlation = rank_correlation(x, y, [target for target, _, _ in points])
-            correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
+    for method, measure in product(gains, MEASURES):
+        points = []
+        for (sources, target), at_ks in gains[method].items():
+            if all((source, target) in known for source in sources):
+                values: list[float] = [getattr(known[source, target], measure) for source in sources]
+                points.append((target, sum(values) / len(values), sum(at_ks) / len(at_ks)))
+        correlation = None
+        if len(points) >= FEWEST:
+            targets, x, y = zip(*points, strict=True)
+            correlation = rank_correlation(x, y, targets)
+        correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
     return correlations
 
 
@@ -177,7 +162,7 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
     """How similar sources and targets are, and whether that predicts gains."""
     if similarity is None or not similarity.pairs:
         return Section("Task similarity", ())
-    correlations = similarity_gain_correlation(similarity, source_gains(grid))
+    correlations = similarity_gain_correlation(grid, similarity)
     methods = list(dict.fromkeys(method for method, _ in correlations))
     tables = [similarity.table()]
     if methods:
