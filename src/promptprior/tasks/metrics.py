@@ -294,11 +294,8 @@ def as_number(text: str) -> float | None:
     >>> as_number(" 1,250.5 "), as_number("about 3"), as_number("nan")
     (1250.5, None, None)
     """
-    stripped = text.strip()
-    if not NUMBER.fullmatch(stripped):
-        return None
     try:
-        value = float(stripped.replace(",", ""))
+        value = float(text.strip().replace(",", "")) if NUMBER.fullmatch(text.strip()) else np.nan
     except ValueError:  # a sign or an exponent alone
         return None
     return value if np.isfinite(value) else None
@@ -360,35 +357,34 @@ def bleu(answers: AnswerSet) -> float:
 # --- ranked choices ---------------------------------------------------------------------------------------
 
 
-def acc_norm(answers: AnswerSet) -> float:
-    """Accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does."""
-    _ = answers.log_probabilities  # raises where some choice has no likelihood
-    right = []
-    for example, prediction, label in zip(answers.examples, answers.predictions, answers.labels, strict=True):
-        lengths = np.maximum([len(choice) for choice in example.choices], 1)
-        right.append(np.argmin(np.array(prediction.choice_nll) / lengths) == label)
-    return float(np.mean(right))
+def ranked_score(answers: AnswerSet, name: Literal["acc_norm", "nll", "brier", "ece"]) -> float:
+    """A score of the likelihoods of all choices.
 
-
-def brier(answers: AnswerSet) -> float:
-    """Brier's score, halved so that it lies in [0, 1] for any number of choices."""
-    rows = zip(answers.log_probabilities, answers.labels, strict=True)
-    return float(np.mean([((np.exp(p) - np.eye(len(p))[y]) ** 2).sum() / 2 for p, y in rows]))
-
-
-def ece(answers: AnswerSet) -> float:
-    """Expected calibration error of the likeliest choice, 15 equal bins of confidence (Guo et al. 2017)."""
-    probabilities = [np.exp(p) for p in answers.log_probabilities]
+    "acc_norm" is accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does;
+    "nll" the mean NLL of the right choice in nats; "brier" Brier's score, halved so that it lies in [0, 1] for any
+    number of choices; "ece" the expected calibration error of the likeliest choice, in 15 equal bins of confidence
+    (Guo et al. 2017).
+    """
+    labels, log_p = answers.labels, answers.log_probabilities
+    if name == "acc_norm":
+        lengths = [np.maximum([len(choice) for choice in example.choices], 1) for example in answers.examples]
+        rows = zip(answers.predictions, lengths, labels, strict=True)
+        return float(np.mean([np.argmin(np.array(p.choice_nll) / length) == y for p, length, y in rows]))
+    if name == "nll":
+        return -float(np.mean([p[y] for p, y in zip(log_p, labels, strict=True)]))
+    probabilities = [np.exp(p) for p in log_p]
+    if name == "brier":
+        gaps = [p - np.eye(len(p))[y] for p, y in zip(probabilities, labels, strict=True)]
+        return float(np.mean([(gap**2).sum() / 2 for gap in gaps]))
     confidence = np.array([p.max() for p in probabilities])
-    right = np.array([p.argmax() for p in probabilities]) == answers.labels
+    right = np.array([p.argmax() for p in probabilities]) == labels
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(right))
+    return float(np.abs(np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)).sum() / len(right))
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(partial(class_score, name="accuracy_score")),
-    "acc_norm": Metric(acc_norm, needs_ranking=True),
+    "acc_norm": Metric(partial(ranked_score, name="acc_norm"), needs_ranking=True),
     "macro_f1": Metric(partial(class_score, name="f1_score", over="seen")),
     "f1": Metric(partial(class_score, name="f1_score", over="last")),
     "f1_against_favor": Metric(partial(class_score, name="f1_score", over="stance")),
@@ -404,12 +400,12 @@ METRICS: dict[str, Metric] = {
     "rougeL": Metric(rouge_l),
     "bleu": Metric(bleu),
     "nll": Metric(
-        lambda answers: -float(np.mean([p[y] for p, y in zip(answers.log_probabilities, answers.labels, strict=True)])),
+        partial(ranked_score, name="nll"),
         higher_is_better=False,
         bounds=(0.0, float("inf")),
         needs_ranking=True,
     ),
-    "brier": Metric(brier, higher_is_better=False, needs_ranking=True),
-    "ece": Metric(ece, higher_is_better=False, needs_ranking=True),
+    "brier": Metric(partial(ranked_score, name="brier"), higher_is_better=False, needs_ranking=True),
+    "ece": Metric(partial(ranked_score, name="ece"), higher_is_better=False, needs_ranking=True),
 }
 """Name to metric; the one list of metrics in promptprior."""
