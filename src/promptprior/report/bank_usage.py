@@ -115,37 +115,32 @@ def bank_usages(grid: Grid) -> tuple[BankUsage, ...]:
     return tuple(usages)
 
 
-def retrieval_section(grid: Grid) -> Section:
-    """Whether retrieval is real, and which tokens it takes."""
+def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
+    """Whether retrieval is real and which tokens it takes; and plain numbers of all other topics."""
     usages = bank_usages(grid)
-    if not usages:
-        return Section("Retrieval", ())
     rows = []
     for usage in usages:
         means = [usage.mean(name) for name in RETRIEVAL_HEADS]
         cells = [number_cell(mean, "count" if mean == round(mean or 0) else "amount") for mean in means]
         over_all = (len(usage.shares) - usage.used, usage.entropy) if usage.shares else (None, None)
         rows.append((usage.method, usage.k, usage.seed, *cells, *over_all))
-    heads = (
-        *columns("Method", (), {"k": "count", "Seed": "plain"}),
-        *columns("", (), RETRIEVAL_HEADS.values()),
-        *columns("", (), {"Dead over all tasks": "count", "Entropy over all": "amount"}),
-    )
     table = make_table(
         "retrieval",
         "Is retrieval real?",
         "Means over the targets of a run. Overlap: mean Jaccard index of the tokens of two texts; 1 means that every "
         "text gets the same prompt. The last two columns put all tasks of a run together; tokens that no text of any "
         "task retrieves are dead.",
-        heads,
+        (
+            *columns("Method", (), {"k": "count", "Seed": "plain"}),
+            *columns("", (), RETRIEVAL_HEADS.values()),
+            *columns("", (), {"Dead over all tasks": "count", "Entropy over all": "amount"}),
+        ),
         rows,
     )
     # Of every method the tokens of the largest k and the first seed; a map of the first seed for each k.
     listed = {usage.method: usage for usage in sorted(usages, key=lambda usage: (usage.k, -usage.seed))}
-    drawn: dict[tuple[str, int], BankUsage] = {}
-    for usage in usages:
-        drawn.setdefault((usage.method, usage.k), usage)
-    options = dict(enumerate(usage for usage in drawn.values() if usage.map))
+    drawn = {(usage.method, usage.k): usage for usage in reversed(usages)}
+    options = dict(enumerate(usage for usage in usages if usage.map and drawn[usage.method, usage.k] is usage))
     plot = Plot(
         "map",
         "Tasks and tokens",
@@ -157,21 +152,16 @@ def retrieval_section(grid: Grid) -> Section:
         is_overview=False,
     )
     tables = (table, *(token_table for usage in listed.values() for token_table in usage.token_tables()))
-    return Section("Retrieval", ((None, tables),), (plot,) if options else ())
+    retrieval = Section("Retrieval", ((None, tables if usages else ()),), (plot,) if options else ())
 
-
-def diagnostic_section(grid: Grid) -> Section:
-    """Plain numbers of all other topics, as topic.key, averaged over the cells of each method."""
-    numbers: dict[tuple[str, str], list[float]] = {}
-    for method in dict.fromkeys(row.method for row in grid.rows):
-        for row in (row for row in grid.rows if row.method == method):
-            others = {topic: part for topic, part in row.diagnostics.items() if topic != TOPIC}
-            for name, value in number_leaves(others):
-                numbers.setdefault((method, name), []).append(value)
-    rows = [(*place, sum(values) / len(values)) for place, values in numbers.items()]
+    numbers: dict[str, dict[str, list[float]]] = {}  # method -> topic.key -> the values of its cells
+    for row in grid.rows:
+        for name, value in number_leaves({topic: part for topic, part in row.diagnostics.items() if topic != TOPIC}):
+            numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
+    plain = [(m, name, sum(x) / len(x)) for m, of_method in numbers.items() for name, x in of_method.items()]
     note, heads = "Means over the cells of a method.", columns("Method|Name", (), {"Mean": "amount"})
-    tables = (make_table("diagnostics", "Diagnostics", note, heads, rows),) if rows else ()
-    return Section("Other diagnostics", ((None, tables),))
+    others = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
+    return retrieval, Section("Other diagnostics", ((None, others),))
 
 
 def number_leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

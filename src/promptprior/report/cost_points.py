@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from promptprior.cost import Cost
 from promptprior.report.plots import escaped, interval_trace, method_style
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Control, Plot, Section, Table, columns, count_distinct, make_table
+from promptprior.report.section import Control, Plot, Section, Table, Value, columns, count_distinct, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def cost_section(grid: Grid) -> Section:
 
 def _cost_table(grid: Grid, users: Mapping[Cost, int]) -> Table:
     """What cells of each method cost, and the size of what they train and store."""
-    rows = []
+    rows: list[Sequence[Value]] = []
     for method in grid.methods:
         cells = [row for row in grid.rows if row.method == method]
         means = mean_costs(cells, users)

@@ -23,7 +23,7 @@ from typing import TypedDict, Unpack, cast
 from promptprior import plugins
 from promptprior.errors import DataError, SpecError
 from promptprior.files import write_text
-from promptprior.report.bank_usage import diagnostic_section, retrieval_section
+from promptprior.report.bank_usage import diagnostic_sections
 from promptprior.report.cost_points import cost_section
 from promptprior.report.gains import Comparison, comparisons, headline
 from promptprior.report.guard_analysis import guard_section
@@ -97,8 +97,7 @@ class Report:
             guard_section(grid),
             cost_section(grid),
             similarity_section(grid, self.options.get("task_similarity")),
-            retrieval_section(grid),
-            diagnostic_section(grid),
+            *diagnostic_sections(grid),
             Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]
         declared = plugins.load_plugins(PLUGIN_GROUP)

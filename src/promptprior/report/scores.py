@@ -16,6 +16,7 @@ from promptprior.report.section import (
     Section,
     Table,
     TableCell,
+    Value,
     columns,
     format_number,
     interval_cell,
@@ -129,7 +130,7 @@ def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section,
     # Few-shot curves: the mean of every method at every k, over targets finished everywhere.
     targets = [t for t in grid.targets if all(t in grid.shared[k] for k in grid.ks)]
     if len(grid.ks) > 1 and targets:
-        means = [
+        means: list[Sequence[Value]] = [
             (m, *(stratified_bootstrap({t: grid.shared_runs[m, k][t] for t in targets}) for k in grid.ks))
             for m in grid.methods
         ]
@@ -145,9 +146,9 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
     failed = {(row.method, row.target) for row in grid.failed if row.k == k}
     verdicts = {(method, d.target): d.verdict for method, c in compared.items() for d in c.targets}
-    rows = []
+    rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
-        cells = [TableCell(target, f"{row.family} · {row.metric} · n{NO_BREAK}={NO_BREAK}{row.n_test}")]
+        cells: list[Value] = [TableCell(target, f"{row.family} · {row.metric} · n{NO_BREAK}={NO_BREAK}{row.n_test}")]
         for method in grid.methods:
             mean = grid.intervals.get((method, target, k))
             if mean is None:

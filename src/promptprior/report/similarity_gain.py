@@ -19,6 +19,7 @@ from promptprior.report.section import (
     Plot,
     Section,
     Table,
+    Value,
     columns,
     format_number,
     interval_cell,
@@ -171,7 +172,7 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
             "averaged over k and seeds); a point is a set of sources and a target, as like as its sources are on "
             "average. 95% intervals resample targets. With one set of sources it compares targets, not sources."
         )
-        rows = []
+        rows: list[Sequence[Value]] = []
         for method in methods:
             of_method = [correlations[method, measure] for measure in MEASURES]
             cells = [interval_cell(c.correlation, "two_digits", no_ends="too few") for c in of_method]
