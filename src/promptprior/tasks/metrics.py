@@ -271,12 +271,6 @@ def correlation(answers: AnswerSet, name: str) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def number_match(answers: AnswerSet) -> float:
-    """Share of answers whose last number equals the last number of the target (GSM8K)."""
-    true = true_numbers(answers, last_number)
-    return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
-
-
 def true_numbers(answers: AnswerSet, parse: Callable[[str], float | None]) -> NDArray[np.float64]:
     """The number in each target. Raises DataError for a target without one."""
     values = [parse(e.target) for e in answers.examples]
@@ -314,10 +308,34 @@ def last_number(text: str) -> float | None:
 # --- text -------------------------------------------------------------------------------------------------
 
 
-def squad_f1(answers: AnswerSet) -> float:
-    """Mean F1 of two bags of normalised words, with the best reference, as in SQuAD 1.1's evaluation script."""
+def text_score(answers: AnswerSet, name: Literal["exact_match", "number_match", "squad_f1", "rougeL", "bleu"]) -> float:
+    """A score of free text against its references.
+
+    "exact_match" is the share of `exact_matches`; "number_match" that of answers whose last number equals the last
+    number of the target (GSM8K); "squad_f1" the mean F1 of two bags of normalised words, with the best reference, as in
+    SQuAD 1.1's evaluation script; "rougeL" the mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it
+    reads ASCII only); "bleu" BLEU over all answers together (sacrebleu's defaults), divided by 100.
+    """
+    pairs = answers.texts_and_references
+    if name == "exact_match":
+        return float(np.mean(answers.exact_matches))
+    if name == "number_match":
+        true = true_numbers(answers, last_number)
+        return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
+    if name == "rougeL":
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(["rougeL"])
+        return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
+    if name == "bleu":
+        from sacrebleu import corpus_bleu
+
+        texts, references = zip(*pairs, strict=True)
+        most = max(map(len, references))
+        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
+        return corpus_bleu(list(texts), streams).score / 100
     best = []
-    for text, references in answers.texts_and_references:
+    for text, references in pairs:
         words = Counter(squad_normalised(text).split())
         wanted = [Counter(squad_normalised(reference).split()) for reference in references]
         shared = [(words & bag).total() for bag in wanted]
@@ -334,24 +352,6 @@ def squad_normalised(text: str) -> str:
     """
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
-
-
-def rouge_l(answers: AnswerSet) -> float:
-    """Mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it reads ASCII only)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"])
-    pairs = answers.texts_and_references
-    return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
-
-
-def bleu(answers: AnswerSet) -> float:
-    """BLEU over all answers together (sacrebleu's defaults), divided by 100."""
-    from sacrebleu import corpus_bleu
-
-    texts, references = zip(*answers.texts_and_references, strict=True)
-    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
-    return corpus_bleu(list(texts), streams).score / 100
 
 
 # --- ranked choices ---------------------------------------------------------------------------------------
@@ -394,11 +394,11 @@ METRICS: dict[str, Metric] = {
     "grouped_exact_match": Metric(grouped_exact_match),
     "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
     "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),
-    "number_match": Metric(number_match),
-    "exact_match": Metric(lambda answers: float(np.mean(answers.exact_matches))),
-    "squad_f1": Metric(squad_f1),
-    "rougeL": Metric(rouge_l),
-    "bleu": Metric(bleu),
+    "number_match": Metric(partial(text_score, name="number_match")),
+    "exact_match": Metric(partial(text_score, name="exact_match")),
+    "squad_f1": Metric(partial(text_score, name="squad_f1")),
+    "rougeL": Metric(partial(text_score, name="rougeL")),
+    "bleu": Metric(partial(text_score, name="bleu")),
     "nll": Metric(
         partial(ranked_score, name="nll"),
         higher_is_better=False,
