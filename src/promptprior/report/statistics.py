@@ -86,19 +86,19 @@ def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float
     of the middle half of all runs, pooled over targets and seeds. Seeds are drawn again within each target. With one
     seed everywhere the interval is unknown. Raises ValueError for no targets.
     """
-    scores = list(_arrays(runs).values())
-    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
-    return _percentile(float(_aggregated(scores, aggregate)), _aggregated(draws, aggregate), scores, level)
-
-
-def _aggregated(scores: Sequence[Floats], aggregate: Aggregate) -> Floats:
-    """From the scores of each target, [..., seeds] each, to one number, [...]."""
     from scipy.stats import trim_mean
 
-    if aggregate == "iqm":
-        return trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
-    over_targets = np.mean if aggregate == "mean" else np.median
-    return over_targets([x.mean(-1) for x in scores], axis=0)
+    scores = list(_arrays(runs).values())
+    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
+    aggregates: list[Floats] = []
+    for sample in (scores, draws):
+        if aggregate == "iqm":
+            aggregates.append(trim_mean(np.concatenate(sample, axis=-1), 0.25, axis=-1))
+        else:
+            over_targets = np.mean if aggregate == "mean" else np.median
+            aggregates.append(over_targets([x.mean(-1) for x in sample], axis=0))
+    estimate, drawn = aggregates
+    return _percentile(float(estimate), drawn, scores, level)
 
 
 @dataclass(frozen=True)
