@@ -10,7 +10,7 @@ from typing import cast
 
 from promptprior import plugins
 from promptprior.errors import SpecError, unknown_name
-from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe
+from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe, check_recipe
 from promptprior.methods.from_sources import (
     attempt,
     bmtpt,
@@ -71,5 +71,6 @@ __all__ = [
     "Method",
     "Recipe",
     "RunContext",
+    "check_recipe",
     "make_method",
 ]
