@@ -30,7 +30,7 @@ from promptprior.tasks import Example
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
 
-SOURCES = [choice_task("yes", always(0), size=12), choice_task("no", always(1), size=12)]
+SOURCES = [choice_task("yes", always(0), size=8), choice_task("no", always(1), size=8)]
 CHOICE, FREE = choice_task("target", early), text_task("shout", lambda word: word[:2])
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot": {},
@@ -79,7 +79,7 @@ RATES = (0.01, 0.5)
 
 
 def settings(**changes: object) -> Settings:
-    source = Training(steps=6, batch_size=4, learning_rates=(0.5,), schedule="constant")
+    source = Training(steps=5, batch_size=4, learning_rates=(0.5,), schedule="constant")
     target = Training(steps=3, batch_size=8, learning_rates=(0.3,), eval_every=1)
     return Settings(**{"length": 4, "source": source, "target": target, **changes})  # type: ignore[arg-type]
 
