@@ -21,7 +21,7 @@ from promptprior.methods.from_sources import (
     spot,
     tpt,
 )
-from promptprior.methods.options import with_options
+from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import dept, in_context, prompt_tuning, residual_prompt_tuning, weight_tuning
 
@@ -72,5 +72,8 @@ __all__ = [
     "Recipe",
     "RunContext",
     "check_recipe",
+    "fact",
     "make_method",
+    "option",
+    "target_option",
 ]

@@ -11,8 +11,7 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
-from promptprior.methods.options import fact, option
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, fact, option
 from promptprior.methods.target_only.in_context import InContext
 from promptprior.notation import Bool, Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -50,7 +49,6 @@ class Demonstrations:
         return own | ~kept[batch.copy_index]
 
     def fold(self, params: Params) -> Params:
-        """The prompt, without what was hidden while it was trained."""
         return params
 
 

@@ -16,8 +16,7 @@ from transformers import DynamicCache
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
-from promptprior.methods.options import fact, option
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, fact, option
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -42,16 +41,18 @@ class PrefixAnswers:
         return frozen.model.base_model(**inputs, attention_mask=mask, **{past: cache}).last_hidden_state
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " R"]:
-        """Mean negative log-likelihood of each row's target, in pieces that fit into memory."""
         losses = []
         for piece in self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), self.length):
             self.backbone.meter.count(piece, self.length)
             texts = [piece.text_ids[x, : piece.text_lengths[x]] for x in piece.text_index]
             targets = [ids[:n] for ids, n in zip(piece.target_ids, piece.target_lengths, strict=True)]
-            states = self.states(params, [torch.cat(row) for row in zip(texts, targets, strict=True)])
-            places = [(len(text) - 1, len(text) - 1 + len(target)) for text, target in zip(texts, targets, strict=True)]
-            predicting = torch.cat([row[slice(*place)] for row, place in zip(states, places, strict=True)])  # [V, D]
-            losses.append(self.backbone.state_losses(predicting, piece))
+            rows = list(zip(texts, targets, strict=True))
+            states = self.states(params, [torch.cat(row) for row in rows])  # [R, S, D]
+            ends = [len(text) - 1 for text in texts]  # the place that predicts the target's first token
+            predicting = [
+                states[r, end : end + len(row[1])] for r, (end, row) in enumerate(zip(ends, rows, strict=True))
+            ]
+            losses.append(self.backbone.state_losses(torch.cat(predicting), piece))
         return torch.cat(losses)
 
     @torch.no_grad()
@@ -60,14 +61,15 @@ class PrefixAnswers:
         frozen, texts = self.backbone.frozen, []
         self.backbone.meter.count(batch, self.length)
         for ids, length in zip(batch.text_ids, batch.text_lengths, strict=True):
-            row = ids[:length]
-            for _ in range(max_new_tokens):
+            row, text = ids[:length], ""
+            while len(row) < length + max_new_tokens and "\n" not in text.lstrip():
                 state = self.states(params, [row])[:, -1]  # [1, D]
-                token = self.backbone.frozen.model.get_output_embeddings()(state).argmax(-1).cpu()
-                row = torch.cat([row, token])
-                if int(token) == frozen.tokenizer.eos_token_id or "\n" in frozen.decode(row[length:].tolist()).lstrip():
+                token = frozen.model.get_output_embeddings()(state).argmax(-1).cpu()
+                if int(token) == frozen.tokenizer.eos_token_id:
                     break
-            texts.append(frozen.decode(row[length:].tolist()))
+                row = torch.cat([row, token])
+                text = frozen.decode(row[length:].tolist())
+            texts.append(text)
         return texts
 
 

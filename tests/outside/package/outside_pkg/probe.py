@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, ranking_tokens
 from promptprior.errors import SpecError
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
-from promptprior.methods.options import fact, option
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, fact, option
 from promptprior.notation import Float, Tensor
 from promptprior.tasks import Task
 from promptprior.tasks.sampling.batch import Batch

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods import AdaptationInit, Episode, FitResult, InitialParams, Recipe, RunContext
-from promptprior.methods.options import fact, option
+from promptprior.methods import AdaptationInit, Episode, FitResult, InitialParams, Recipe, RunContext, fact, option
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, loss_and_gradient
 from promptprior.rules.averaging import Averaging
@@ -21,22 +20,16 @@ from promptprior.tasks.sampling.batch import Batch
 
 @dataclass(frozen=True)
 class Shifted:
-    """An objective at params plus a shift. A penalty of its own would need the same two lines."""
+    """An objective at params plus a shift."""
 
     objective: Objective
     shift: Params
 
-    def moved(self, params: Params) -> Params:
-        """Params and shift."""
-        return {name: value + self.shift[name] for name, value in params.items()}
-
     def losses(self, params: Params, batch: Batch) -> Float[Tensor, " R"]:
-        """The losses there."""
-        return self.objective.losses(self.moved(params), batch)
+        return self.objective.losses({name: value + self.shift[name] for name, value in params.items()}, batch)
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
-        """The same pieces."""
-        return self.objective.split(self.moved(params), batch, share)
+        return self.objective.split(params, batch, share)
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,6 @@ class Sam:
     radius: float
 
     def init(self, params: Params) -> State:
-        """The rule's start."""
         return self.rule.init(params)
 
     def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
@@ -60,7 +52,6 @@ class Sam:
         return after, {**info, "loss": loss}
 
     def answer(self, state: State) -> Params:
-        """Whatever the rule answers."""
         return answer(self.rule, state)
 
 
