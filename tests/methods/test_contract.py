@@ -245,6 +245,17 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
 
 
+@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_CLASS if METHODS[name].trains])
+def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> None:
+    """Whatever a method draws in a step (dropout, particles) is drawn again."""
+    prior = fitted(name).prior if METHODS[name].needs_sources else None
+    inputs = (small(name), episodes(name)[:1], backbone(torch.float64), prior, settings())
+    with pytest.raises(KeyboardInterrupt):
+        adapt(*inputs, RunControl(tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0))
+    [again] = adapt(*inputs, RunControl(tmp_path))
+    assert all(torch.equal(value, again.prompt.params[n]) for n, value in alone(name).prompt.params.items())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all(name: str) -> None:
     episode = episodes(name)[0]
@@ -352,8 +363,8 @@ EVERY_METHOD: Sequence[Callable[[str], None]] = (
     test_dev_picks_the_rate_as_if_each_had_been_tried_alone,
     test_nothing_is_learned_from_answers_of_dev_or_test,
 )
-"""Checks of every method that trains, by its name; `test_priors_and_prompts_come_back_from_their_folders` and
-`test_other_families_of_models_are_served` also need a folder."""
+"""Checks of every method that trains, by its name; three more need a folder: `test_a_killed_adaptation_comes_to_the_same`,
+`test_priors_and_prompts_come_back_from_their_folders` and `test_other_families_of_models_are_served`."""
 EVERY_PRIOR: Sequence[Callable[[str], None]] = (
     test_fitting_lowers_the_loss_of_the_sources,
     test_what_only_targets_see_changes_no_prior,

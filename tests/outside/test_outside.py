@@ -63,7 +63,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.syspath_prepend(PACKAGE)
-        for name, recipe in plugins.load("promptprior.methods").items():
+        for name, recipe in plugins.load_plugins("promptprior.methods").items():
             patch.setitem(METHODS, name, recipe)
         yield [str(PACKAGE), str(folder)]
 
@@ -86,6 +86,7 @@ def test_the_contract_of_priors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_folders_and_other_families(name: str, tmp_path: Path) -> None:
     contract.test_priors_and_prompts_come_back_from_their_folders(name, tmp_path / "llama")
+    contract.test_a_killed_adaptation_comes_to_the_same(name, tmp_path / "killed")
     contract.test_other_families_of_models_are_served(name, "mistral", tmp_path / "mistral")
     refusal = "kv_prefix needs a decoder, and tiny-t5 is an encoder-decoder"
     with pytest.raises(SpecError, match=refusal) if name == "outside_prefix" else nullcontext():
