@@ -30,7 +30,7 @@ from promptprior.tasks import Example
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
 
-SOURCES = [choice_task("yes", always(0), size=8), choice_task("no", always(1), size=8)]
+SOURCES = [choice_task("yes", always(0), size=12), choice_task("no", always(1), size=12)]
 CHOICE, FREE = choice_task("target", early), text_task("shout", lambda word: word[:2])
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot": {},
@@ -363,8 +363,7 @@ EVERY_METHOD: Sequence[Callable[[str], None]] = (
     test_dev_picks_the_rate_as_if_each_had_been_tried_alone,
     test_nothing_is_learned_from_answers_of_dev_or_test,
 )
-"""Checks of every method that trains, by its name; three more need a folder: `test_a_killed_adaptation_comes_to_the_same`,
-`test_priors_and_prompts_come_back_from_their_folders` and `test_other_families_of_models_are_served`."""
+"""Checks of every method that trains, by its name. Three more need a folder: a killed adaptation, folders, families."""
 EVERY_PRIOR: Sequence[Callable[[str], None]] = (
     test_fitting_lowers_the_loss_of_the_sources,
     test_what_only_targets_see_changes_no_prior,
