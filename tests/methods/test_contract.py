@@ -93,7 +93,7 @@ def backbone(dtype: torch.dtype = torch.float32, family: str = "llama") -> Backb
     return tiny(family, dtype)
 
 
-def small(name: str) -> Recipe:
+def small_method(name: str) -> Recipe:
     """A method with options that make it small."""
     return make_method(name, OPTIONS.get(name))
 
@@ -122,10 +122,10 @@ class Fitted:
 
 
 @cache
-def fitted(name: str) -> Fitted:
+def fit_small(name: str) -> Fitted:
     """The prior of a method, fitted once without interruption."""
     folder, watched = Path(mkdtemp()), Watched()
-    prior = fit(small(name), SOURCES, backbone(), settings(), control=RunControl(folder, watch=watched))
+    prior = fit(small_method(name), SOURCES, backbone(), settings(), control=RunControl(folder, watch=watched))
     return Fitted(prior, folder / "prior", watched.losses)
 
 
@@ -136,17 +136,17 @@ def episodes(name: str) -> tuple[Episode, ...]:
     return tuple(episode for episode in both if METHODS[name].serves(episode.task) is None)
 
 
-def adapted(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
-    """Episodes adapted on a float64 trunk: Adam would make whole steps of float32 noise in gradients near 0."""
-    made = small(name)
-    prior = prior or (fitted(name).prior if made.needs_sources else None)
+def adapt_small(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
+    """Episodes adapted on a float64 model: Adam would make whole steps of float32 noise in gradients near 0."""
+    made = small_method(name)
+    prior = prior or (fit_small(name).prior if made.needs_sources else None)
     return adapt(made, given, backbone(torch.float64), prior, using or settings())
 
 
 @cache
-def alone(name: str, place: int = 0) -> Adapted:
+def adapt_alone(name: str, place: int = 0) -> Adapted:
     """One of the two episodes, adapted once by itself."""
-    return adapted(name, episodes(name)[place])[0]
+    return adapt_small(name, episodes(name)[place])[0]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def assert_close(one: Adapted, other: Adapted) -> None:
     assert (one.learning_rate, one.best_step) == (other.learning_rate, other.best_step)
 
 
-def test_every_method_stands_in_this_suite() -> None:
+def test_every_method_has_options_in_this_suite() -> None:
     own = {name for name, recipe in METHODS.items() if type(recipe).__module__.startswith("promptprior.")}
     assert OPTIONS.keys() == own
     assert all(make_method(name).name == name for name in METHODS)
@@ -175,7 +175,7 @@ def test_methods_without_a_prior_refuse_to_fit(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
     """In every stage: a distilled loss and its teachers' are of different size."""
-    for stage, losses in fitted(name).losses.items():
+    for stage, losses in fit_small(name).losses.items():
         assert sum(losses[-2:]) < sum(losses[:2]), stage
 
 
@@ -186,16 +186,16 @@ def test_what_only_targets_see_changes_no_prior(name: str) -> None:
     made = make_method(name, {k: v for k, v in options.items() if (name, k) != ("bmtpt_no_prior", "penalty")})
     context = make_run_context(backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), RunControl())
     params = made.source_recipe().fit(context, SOURCES, 13).params
-    assert made.source_recipe() == small(name).source_recipe() == made.source_recipe().source_recipe()
-    assert params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())
+    assert made.source_recipe() == small_method(name).source_recipe() == made.source_recipe().source_recipe()
+    assert params.keys() == fit_small(name).prior.params.keys()
+    assert all(torch.equal(value, params[n]) for n, value in fit_small(name).prior.params.items())
 
 
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Which also says: the same seed gives the same bytes, and fitting leaves what it is given as it was."""
-    expected = files_of(fitted(name).folder)
-    made = small(name)
+    expected = files_of(fit_small(name).folder)
+    made = small_method(name)
     with pytest.raises(KeyboardInterrupt):
         fit(
             made,
@@ -212,15 +212,15 @@ def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_another_seed_gives_another_prior(name: str) -> None:
     few = settings(source=replace(settings().source, steps=1))
-    one, other = (fit(small(name), SOURCES, backbone(), few, seed=s).params for s in (13, 21))
+    one, other = (fit(small_method(name), SOURCES, backbone(), few, seed=s).params for s in (13, 21))
     assert any(not torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_episodes_together_equal_episodes_apart(name: str) -> None:
-    together = adapted(name, *episodes(name))
+    together = adapt_small(name, *episodes(name))
     for place, one in enumerate(together):
-        assert_close(one, alone(name, place))
+        assert_close(one, adapt_alone(name, place))
         assert one.episode == episodes(name)[place]
 
 
@@ -228,9 +228,9 @@ def test_episodes_together_equal_episodes_apart(name: str) -> None:
 def test_adapting_changes_neither_model_nor_prior_and_comes_to_the_same_twice(name: str) -> None:
     model = backbone(torch.float64).frozen.model
     weights = {n: w.clone() for n, w in model.state_dict().items()}
-    prior = fitted(name).prior if METHODS[name].needs_sources else None
+    prior = fit_small(name).prior if METHODS[name].needs_sources else None
     kept = {n: v.clone() for n, v in prior.params.items()} if prior else {}
-    one, two = alone(name).prompt.params, adapted(name, episodes(name)[0])[0].prompt.params
+    one, two = adapt_alone(name).prompt.params, adapt_small(name, episodes(name)[0])[0].prompt.params
     assert all(torch.equal(one[n], two[n]) for n in one)
     assert prior is None or all(torch.equal(v, kept[n]) for n, v in prior.params.items())
     assert all(torch.equal(w, weights[n]) for n, w in model.state_dict().items())
@@ -241,19 +241,19 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     """Probes, networks and joint stages before the episode's own training included."""
     meter = backbone(torch.float64).meter
     rows, tokens = meter.rows, meter.tokens
-    made = adapted(name, episodes(name)[0])[0]
+    made = adapt_small(name, episodes(name)[0])[0]
     assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_CLASS if METHODS[name].trains])
 def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> None:
     """Whatever a method draws in a step (dropout, particles) is drawn again."""
-    prior = fitted(name).prior if METHODS[name].needs_sources else None
-    inputs = (small(name), episodes(name)[:1], backbone(torch.float64), prior, settings())
+    prior = fit_small(name).prior if METHODS[name].needs_sources else None
+    inputs = (small_method(name), episodes(name)[:1], backbone(torch.float64), prior, settings())
     with pytest.raises(KeyboardInterrupt):
         adapt(*inputs, RunControl(tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0))
     [again] = adapt(*inputs, RunControl(tmp_path))
-    assert all(torch.equal(value, again.prompt.params[n]) for n, value in alone(name).prompt.params.items())
+    assert all(torch.equal(value, again.prompt.params[n]) for n, value in adapt_alone(name).prompt.params.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -262,21 +262,21 @@ def test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all(name:
     shots = replace(episode.shots, train=episode.shots.train[::-1], dev=episode.shots.dev[::-1])
     backwards = replace(episode, shots=shots)
     assert episode.shots.train != backwards.shots.train
-    assert_close(alone(name), adapted(name, backwards)[0])
+    assert_close(adapt_alone(name), adapt_small(name, backwards)[0])
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in METHODS.items() if recipe.trains])
 def test_dev_picks_the_rate_as_if_each_had_been_tried_alone(name: str) -> None:
-    picked = adapted(name, episodes(name)[0], using=with_rates(*RATES))[0]
-    apart = [adapted(name, episodes(name)[0], using=with_rates(rate))[0] for rate in RATES]
+    picked = adapt_small(name, episodes(name)[0], using=with_rates(*RATES))[0]
+    apart = [adapt_small(name, episodes(name)[0], using=with_rates(rate))[0] for rate in RATES]
 
-    def standing(one: Adapted) -> tuple[float, float]:
+    def merit(one: Adapted) -> tuple[float, float]:
         judged = next(p for p in one.curve if p["step"] == one.best_step)
         return one.dev_score or 0.0, -judged["dev_nll"]
 
     assert picked.learning_rate in [one.learning_rate for one in apart]
-    assert standing(picked) == pytest.approx(max(map(standing, apart)), rel=1e-4)
-    best = max(apart, key=standing)
+    assert merit(picked) == pytest.approx(max(map(merit, apart)), rel=1e-4)
+    best = max(apart, key=merit)
     if best.best_step > 0:  # at step 0 all rates are the same
         assert_close(picked, best)
 
@@ -284,10 +284,10 @@ def test_dev_picks_the_rate_as_if_each_had_been_tried_alone(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_priors_and_prompts_come_back_from_their_folders(name: str, tmp_path: Path) -> None:
     if METHODS[name].needs_sources:
-        loaded = Prior.from_pretrained(fitted(name).folder, backbone().card)
+        loaded = Prior.from_pretrained(fit_small(name).folder, backbone().card)
         assert loaded.header.method == name
-        assert_close(adapted(name, episodes(name)[0], prior=loaded)[0], alone(name))
-    made = alone(name)
+        assert_close(adapt_small(name, episodes(name)[0], prior=loaded)[0], adapt_alone(name))
+    made = adapt_alone(name)
     made.prompt.save_pretrained(tmp_path / "prompt")
     again = replace(made, prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone().card))
     one, two = (score_on_test(backbone(), [a], limit=6)[0] for a in (made, again))
@@ -315,9 +315,9 @@ def with_other_answers(episode: Episode) -> Episode:
 
 def trajectory(name: str, episode: Episode) -> list[Params]:
     """The params that a method's `init` returns, and those that answer after each step: all before dev selects."""
-    made, model = small(name), backbone(torch.float64)
+    made, model = small_method(name), backbone(torch.float64)
     context = make_run_context(model, settings(), RunControl())
-    init = initial_adaptation(made, context, [fitted(name).prior] if made.needs_sources else [], [episode])
+    init = initial_adaptation(made, context, [fit_small(name).prior] if made.needs_sources else [], [episode])
     objective = objective_of(model, init.parameterisation)
     rates = init.learning_rates or settings().target.learning_rates
     run = target_run(made, context, objective, init, [episode], rates if made.trains else (1.0,))
@@ -343,7 +343,7 @@ def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
 @pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
 def test_other_families_of_models_are_served(name: str, family: str, tmp_path: Path) -> None:
     """An encoder-decoder, and sliding windows shorter than a prompt and its text."""
-    made, model = small(name), backbone(family=family)
+    made, model = small_method(name), backbone(family=family)
     few = settings(**{s: replace(getattr(settings(), s), steps=2) for s in ("source", "target")})
     prior = fit(made, SOURCES, model, few) if made.needs_sources else None
     one = adapt(made, episodes(name)[:1], model, prior, few)[0]

@@ -48,7 +48,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The package as pip leaves it: on the path, beside a dist-info folder with the entry points of its pyproject.
 
     promptprior was imported before the package was there, so its methods are also entered by hand.
@@ -96,7 +96,7 @@ def test_folders_and_other_families(name: str, tmp_path: Path) -> None:
 # --- what each of them is, against something else -------------------------------------------------------
 
 
-def started(name: str, family: str = "llama", **options: object) -> tuple[pp.Backbone, AdaptationInit]:
+def initialise(name: str, family: str = "llama", **options: object) -> tuple[pp.Backbone, AdaptationInit]:
     """Where a method starts the suite's episode of ranked choices, on a tiny float64 model of a family."""
     backbone, method = contract.backbone(torch.float64, family), pp.make_method(name, options)
     context = make_run_context(backbone, contract.settings(), pp.RunControl())
@@ -104,7 +104,7 @@ def started(name: str, family: str = "llama", **options: object) -> tuple[pp.Bac
 
 
 def test_context_tuning_hides_the_demonstration_of_the_text_itself() -> None:
-    backbone, init = started("ct_prompt", token_dropout=0.0)
+    backbone, init = initialise("ct_prompt", token_dropout=0.0)
     form, shots = init.parameterisation, contract.episodes("ct_prompt")[0].shots
     tokens = training_tokens(backbone, contract.CHOICE, shots.train)
     batch = EpisodeDraws([Pool(tokens)], 8, [13]).batch(3)
@@ -124,18 +124,18 @@ def test_context_tuning_hides_the_demonstration_of_the_text_itself() -> None:
 
 
 def test_tokens_are_dropped_by_seed_and_step() -> None:
-    backbone, init = started("ct_prompt", token_dropout=0.5)
+    backbone, init = initialise("ct_prompt", token_dropout=0.5)
     tokens = training_tokens(backbone, contract.CHOICE, contract.episodes("ct_prompt")[0].shots.train)
     draws = EpisodeDraws([Pool(tokens[:1], copy=c) for c in range(3)], 8, [13, 13, 21])
     first, again, later = (init.parameterisation.hidden(init.params, draws.batch(step)) for step in (1, 1, 2))
     assert torch.equal(first, again)  # a resumed run hides what the killed one hid
-    assert torch.equal(first[0], first[1])  # and rates of one episode are compared under the same masks
+    assert torch.equal(first[0], first[1])  # and rates of one episode are comparison under the same masks
     assert not torch.equal(first[0], first[2])
     assert not torch.equal(first, later)
 
 
 def test_the_probe_ranks_classes_and_counts_what_it_learns() -> None:
-    adapted, backbone = contract.alone("outside_probe"), contract.backbone(torch.float64)
+    adapted, backbone = contract.adapt_alone("outside_probe"), contract.backbone(torch.float64)
     assert adapted.trainable == 2 * backbone.width + 2
     for each in pp.predict(adapted.prompt, contract.CHOICE, backbone, contract.CHOICE.split("test")[:3]):
         assert sum(math.exp(-nll) for nll in each.choice_nll) == pytest.approx(1)
@@ -145,8 +145,8 @@ def test_the_probe_ranks_classes_and_counts_what_it_learns() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 def test_a_prefix_starts_with_the_losses_and_the_text_of_the_prompt_it_is_made_of(family: str) -> None:
-    backbone, prefix = started("outside_prefix", family)
-    _, prompt = started("prompt_tuning", family)
+    backbone, prefix = initialise("outside_prefix", family)
+    _, prompt = initialise("prompt_tuning", family)
     batch = collate(backbone.tokens(["wordy", "a b"], [["yes", "no"], ["maybe", "no"]]))
     expected, got = (objective_of(backbone, i.parameterisation) for i in (prompt, prefix))
     torch.testing.assert_close(
@@ -187,9 +187,9 @@ def test_sam_is_the_gradient_uphill_of_each_copy() -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(path: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def comparison(site: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`promptprior compare` in a process of its own, as a user of the package runs it; the folder of its output."""
-    folder = tmp_path_factory.mktemp("compared")
+    folder = tmp_path_factory.mktemp("comparison")
     torch.manual_seed(0)
     tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
@@ -200,15 +200,15 @@ def compared(path: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output": "out", "settings": {"length": 4, "source": stage, "target": stage},
     }  # fmt: skip
     (folder / "plan.yaml").write_text(json.dumps(plan))  # JSON is YAML
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*site, os.environ.get("PYTHONPATH", "")])}
     words = [sys.executable, "-m", "promptprior", "compare", "plan.yaml"]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_a_comparison_holds_every_method_where_it_serves(compared: Path) -> None:
-    rows = read_rows(compared / "out" / "results.jsonl")
+def test_a_comparison_holds_every_method_where_it_serves(comparison: Path) -> None:
+    rows = read_rows(comparison / "out" / "results.jsonl")
     assert all(row.is_ok for row in rows), [row.error for row in rows]
     cells = {(row.method, row.target) for row in rows}
     both = ("outside_vowels", "outside_endings")
@@ -222,16 +222,16 @@ def test_a_comparison_holds_every_method_where_it_serves(compared: Path) -> None
     assert vowels["prompt_tuning"].scores["skill"] == pytest.approx(2 * vowels["prompt_tuning"].scores["accuracy"] - 1)
 
 
-def test_the_report_has_the_table_from_outside(compared: Path) -> None:
-    page = (compared / "out" / "report.html").read_text()
+def test_the_report_has_the_table_from_outside(comparison: Path) -> None:
+    page = (comparison / "out" / "report.html").read_text()
     assert "Optimality gap at k = 2" in page
 
 
-def test_artifacts_are_loaded_and_score_the_same(compared: Path) -> None:
-    backbone = pp.load(str(compared / "model"))
+def test_artifacts_are_loaded_and_score_the_same(comparison: Path) -> None:
+    backbone = pp.load(str(comparison / "model"))
     kinds = set()
-    for row in read_rows(compared / "out" / "results.jsonl"):
-        prompt = pp.Prompt.from_pretrained(compared / "out" / "prompts" / row.cell, backbone.card)
+    for row in read_rows(comparison / "out" / "results.jsonl"):
+        prompt = pp.Prompt.from_pretrained(comparison / "out" / "prompts" / row.cell, backbone.card)
         kinds.add(prompt.header.parameterisation)
         result = pp.evaluate(prompt, load_task(row.target), backbone, limit=6)
         assert result.scores[row.metric] == row.score
@@ -239,9 +239,9 @@ def test_artifacts_are_loaded_and_score_the_same(compared: Path) -> None:
 
 
 def test_a_finished_comparison_runs_nothing_again_and_a_lost_cell_alone(
-    compared: Path, monkeypatch: pytest.MonkeyPatch
+    comparison: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(compared)
+    monkeypatch.chdir(comparison)
     results, said = Path("out/results.jsonl"), []
     plan = from_mapping(pp.Plan, json.loads(Path("plan.yaml").read_text()), "plan.yaml")
     lines = results.read_text().splitlines()
