@@ -84,7 +84,7 @@ class Recipe:
         check_bounds(self)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Where each episode starts, given its prior (none for methods without sources); learns from `shots.train` only.
+        """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach.
 
         Dev shots are for selection, and test examples for the end.
         """
