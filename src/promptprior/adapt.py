@@ -20,7 +20,7 @@ from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import RunControl, make_run_context
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -72,10 +72,11 @@ def adapt(
 ) -> list[Adapted]:
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
-    Raises SpecError when the method needs a prior and there is none, when it cannot answer an episode's task, and when
-    what it returns does not fit together; ArtifactError for a prior of another backbone.
+    Raises SpecError when the method is no recipe, when it needs a prior and there is none, when it cannot answer an
+    episode's task, and when what it returns does not fit together; ArtifactError for a prior of another backbone.
     """
     settings, control = settings or Settings(), control or RunControl()
+    check_recipe(method)
     for episode in episodes:
         if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")

@@ -10,7 +10,7 @@ from typing import cast
 
 from promptprior import plugins
 from promptprior.errors import SpecError, unknown_name
-from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe
+from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe, check_recipe
 from promptprior.methods.from_sources import (
     attempt,
     bmtpt,
@@ -21,7 +21,7 @@ from promptprior.methods.from_sources import (
     spot,
     tpt,
 )
-from promptprior.methods.options import with_options
+from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import dept, in_context, prompt_tuning, residual_prompt_tuning, weight_tuning
 
@@ -71,5 +71,9 @@ __all__ = [
     "Method",
     "Recipe",
     "RunContext",
+    "check_recipe",
+    "fact",
     "make_method",
+    "option",
+    "target_option",
 ]

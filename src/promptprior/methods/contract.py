@@ -84,7 +84,7 @@ class Recipe:
         check_bounds(self)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Where each episode starts, given its prior (none for methods without sources); learns from `shots.train` only.
+        """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach.
 
         Dev shots are for selection, and test examples for the end.
         """
@@ -118,3 +118,10 @@ class Recipe:
 
 
 Method = Recipe  # what fit, adapt and compare take
+
+
+def check_recipe(method: object) -> None:
+    """Raise SpecError unless this is a recipe: a value, not its class, its name or something like it."""
+    if not isinstance(method, Recipe):
+        hint = "call the class" if isinstance(method, type) else "make_method(NAME) gives one by its name"
+        raise SpecError(f"method {method!r}: expected a Recipe (promptprior.methods); {hint}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
 from promptprior.backbone import Backbone, backing_off, own_share
 from promptprior.notation import Bool, Float, Params, Tensor
-from promptprior.parameterisations.parameterisation import Offsetting, Parameterisation, Penalised
+from promptprior.parameterisations.parameterisation import Masking, Offsetting, Parameterisation, Penalised
 from promptprior.processes import add_up
 from promptprior.tasks.sampling.batch import Batch
 
@@ -22,18 +22,6 @@ class Objective(Protocol):
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """The batch in pieces that fit into a share of the memory; their rows are the batch's, in order."""
-        ...
-
-
-@runtime_checkable
-class Masking(Protocol):
-    """Optional for a parameterisation: some tokens of its prompts are hidden from the rows that read them.
-
-    No position attends to a hidden token; all others keep their positions. Such batches take the plain padded route.
-    """
-
-    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"]:
-        """True for hidden tokens of the prompts that `prompts(params, batch)` makes."""
         ...
 
 

@@ -9,7 +9,8 @@ moves its params. It is one of two things:
                        themselves, one copy after another
 
 and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
-embeddings (`Offsetting`), diagnostics (`Diagnosable`), a plain prompt that it comes to when trained (`Foldable`).
+embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a plain prompt
+that it comes to when trained (`Foldable`).
 
 What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only; a
 field called `backbone` is filled in at load. `form_check.check_form` tests a form and its params before training.
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from promptprior.backbone import Backbone
-from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.notation import Bool, Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
 
@@ -92,6 +93,18 @@ class Offsetting(Protocol):
 
     def offsets(self, params: Params) -> Float[Tensor, "P S D"]:
         """For each of its prompts, what is added to the embeddings of a text's tokens 0 to S - 1."""
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A parameterisation that hides tokens of its prompts: nothing attends to them, all others keep their positions."""
+
+    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"] | None:
+        """True at every hidden token of the prompts that `prompts(params, batch)` returns; None where none is.
+
+        A call that hides tokens takes the engine's plain route, so None is much faster than a mask without True.
+        """
+        ...
 
 
 @runtime_checkable
