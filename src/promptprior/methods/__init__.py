@@ -10,7 +10,7 @@ from typing import cast
 
 from promptprior import plugins
 from promptprior.errors import SpecError, unknown_name
-from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe, check_recipe
+from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe
 from promptprior.methods.from_sources import (
     attempt,
     bmtpt,
@@ -45,6 +45,13 @@ _OWN: dict[str, Recipe] = {
 }
 _OTHERS = cast(MutableMapping[str, Recipe], plugins.load_plugins("promptprior.methods", _OWN))
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
+
+
+def check_recipe(method: object) -> None:
+    """Raise SpecError unless this is a recipe: a value, not its class, its name or something like it."""
+    if not isinstance(method, Recipe):
+        hint = "call the class" if isinstance(method, type) else "make_method(NAME) gives one by its name"
+        raise SpecError(f"method {method!r}: expected a Recipe (promptprior.methods); {hint}")
 
 
 def make_method(name: str, options: Mapping[str, object] | None = None, flags: str = "--options.") -> Recipe:

@@ -118,10 +118,3 @@ class Recipe:
 
 
 Method = Recipe  # what fit, adapt and compare take
-
-
-def check_recipe(method: object) -> None:
-    """Raise SpecError unless this is a recipe: a value, not its class, its name or something like it."""
-    if not isinstance(method, Recipe):
-        hint = "call the class" if isinstance(method, type) else "make_method(NAME) gives one by its name"
-        raise SpecError(f"method {method!r}: expected a Recipe (promptprior.methods); {hint}")
