@@ -102,7 +102,12 @@ class Report:
         ]
         declared = plugins.load_plugins(PLUGIN_GROUP)
         for name in declared:
-            section = cast(Callable[[Grid], object], declared[name])(grid)
+            try:
+                section = cast(Callable[[Grid], object], declared[name])(grid)
+            except Exception as error:  # another package's code: anything can go wrong
+                raise SpecError(
+                    f"entry point {declared.describe(name)} failed: {error}; mend or uninstall that package"
+                ) from error
             if not isinstance(section, Section | None):
                 raise SpecError(
                     f"entry point {declared.describe(name)} returned {section!r}; expected a "
