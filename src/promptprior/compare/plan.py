@@ -167,6 +167,7 @@ def unserved(plan: Plan, tasks: Tasks) -> list[str]:
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one; without `unserved` ones."""
     from promptprior.methods.shared.source_prompts import prior_origin
+    from promptprior.tasks.metrics import direction_mark
 
     cells_by_key: dict[str, Cell] = {}
     methods = [(method, prior_origin(method, tasks.sources)) for method in plan.make_methods()]
@@ -191,6 +192,7 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
             plan.test_limit,
             *draw,
         ]
+        identity += direction_mark(target)
         if plan.compile:
             identity.append("compiled")
         if method.trains_targets_jointly:

@@ -146,6 +146,9 @@ class Report:
             )
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
+        if unknown := sorted({grid.targets[t].metric for t, known in grid.metrics.items() if known is None}):
+            names = ", ".join(unknown)
+            notices.append(f"Of metrics that are not installed here higher is taken to be better: {names}.")
         notices += [f"Left out: {line}." for line in self.options.get("left_out", ())]
         return notices
 
