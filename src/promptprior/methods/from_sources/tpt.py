@@ -36,6 +36,7 @@ class Tpt(BankRecipe):
     """A bank that is learned on sources and adapted to targets."""
 
     needs_sources: bool = fact(True, init=False)
+    revision: int = fact(1, init=False, omit_from_hash_if=lambda arm: arm.rule != "svgd")  # 1: as bmtpt's
     rule: Literal["descent", "svgd", "maml", "fomaml", "reptile"] = option(
         "descent", "what moves the bank in stage 1", omit_from_hash_if_default=True
     )
