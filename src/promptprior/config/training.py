@@ -18,6 +18,9 @@ def setting(default: Any, text: str, omit_from_hash_if_default: bool = False, fo
     return field(default=default, metadata=metadata)
 
 
+_HASHED_WITH_DECAY = {"hash_only": True, "omit_from_hash_if": lambda training: not training.weight_decay}
+
+
 @dataclass(frozen=True)
 class Training:
     """How one stage is trained: on the sources, or on the target's shots."""
@@ -30,7 +33,7 @@ class Training:
     optimiser: OptimiserKind = setting("adamw", "adamw, adafactor or sgd")
     schedule: ScheduleKind = setting("linear", "constant, linear or cosine, to zero")
     warmup: int = setting(0, "steps over which the rate rises")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
+    weight_decay: float = setting(0.0, "decoupled weight decay, as AdamW has it: times the absolute learning rate")
     clip: float | None = setting(None, "largest gradient norm of a copy")
     eval_every: int = setting(
         0, "steps between evaluations on dev; 0: only before the first and after the last", formerly="select_every"
@@ -39,6 +42,8 @@ class Training:
         (), "further steps at which dev is asked: 1,2,5,10,20,50 draws a learning curve", formerly="looks"
     )
     patience: int | None = setting(None, "evaluations on dev without improvement before stopping")
+    # 1: decay times the absolute rate; before, times the rate in embedding scales. Only results with decay differ.
+    decay_revision: int = field(default=1, init=False, repr=False, metadata=_HASHED_WITH_DECAY)
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 1:
