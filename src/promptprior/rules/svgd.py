@@ -50,10 +50,10 @@ class Svgd:
     """One optimiser step on minus the Stein direction.
 
     `count` tempers: the number of tasks counts each source once, the number of training examples gives the true
-    posterior. `penalty` is minus the log-prior over count. `task_weights` multiplies the rows of each task: wanted share
-    over drawn rate, whose mean under the rates is 1. The sum over a batch is divided by its number of rows, so that the
-    loss is an unbiased estimate for the wanted mixture whatever the rates. `scale`: the embedding scale, in which
-    distances are reported.
+    posterior. `penalty` is minus the log-prior over count. `task_weights` multiplies the rows of each task: wanted
+    share over drawn rate, whose mean under the rates is 1. The sum over a batch is divided by its number of rows, so
+    that the loss is an unbiased estimate for the wanted mixture whatever the rates. `scale`: the embedding scale, in
+    which distances are reported.
     """
 
     optimiser: Optimiser
