@@ -44,7 +44,7 @@ class FitPlan:
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
         from promptprior.cli.common import cost_line, load_backbone, watcher
-        from promptprior.compare.cost_estimate import source_cost
+        from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method
@@ -61,7 +61,7 @@ class FitPlan:
         if dry_run:
             sizes = ", ".join(f"{source.name} ({len(source.split('train'))})" for source in sources)
             print(f"fit {self.method}, seed {self.seed}, {settings.source.steps} steps on {sizes}")
-            cost = source_cost(backbone, sources, settings.source, settings.length)
+            cost = source_cost(method, text_tokens(backbone, sources), len(sources), settings)
             return print(cost_line(backbone, sources[0], settings.length, cost))
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))

@@ -8,7 +8,7 @@ from promptprior.cli.output import format_table
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
-from promptprior.config.training import Settings, setting
+from promptprior.config.training import Settings, Training, setting
 from promptprior.errors import SpecError
 
 
@@ -42,8 +42,9 @@ class SimilarPlan:
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""
         from promptprior.cli.common import cost_line, load_backbone
-        from promptprior.compare.cost_estimate import source_cost
+        from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
+        from promptprior.methods import make_method
         from promptprior.report.similarity_gain import MEASURES, similar_sources, write_similarity
         from promptprior.tasks import load_task
 
@@ -51,8 +52,8 @@ class SimilarPlan:
         targets = [load_task(name, self.data) for name in self.target]
         backbone, tasks = load_backbone(self), [*sources, *targets]
         if dry_run:
-            stage = replace(self.settings.target, steps=self.steps)
-            tokens = len(tasks) * source_cost(backbone, tasks, stage, self.settings.length)
+            settings = replace(self.settings, source=Training(self.steps, self.settings.target.batch_size))
+            tokens = len(tasks) * source_cost(make_method("multitask"), text_tokens(backbone, tasks), 1, settings)
             print(f"{self.steps} steps on {self.shots} shots per class of each of {len(tasks)} tasks")
             return print(cost_line(backbone, tasks[0], self.settings.length, tokens))
         probe = SimilarityProbe(self.shots, self.seed, self.steps)

@@ -95,6 +95,14 @@ class Bmtpt(PosteriorRecipe):
         variants = [{"prior_width": width} for width in widths] if prior_term else ({},)
         return AdaptationInit(context.direct(), params, prior_term, variants=variants)
 
+    def source_passes(self, settings: Settings) -> float:
+        """As many as its particles, and as many again with an ensemble of chains."""
+        return super().source_passes(settings) * (1 + self.ensemble)
+
+    def answering_prompts(self) -> int:
+        """Every particle's prompt where all adapt."""
+        return self.particles if self.is_ensemble else 1
+
     def adaptation_copies(self, settings: Settings) -> int:
         """One for each width, and as many for each particle where all adapt."""
         return (len(self.prior_width) if self.penalty != "none" else 1) * (self.particles if self.is_ensemble else 1)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods.contract import FitResult
 from promptprior.methods.from_sources import bmtpt, meta_prompt_tuning
@@ -61,6 +62,11 @@ class Tpt(BankRecipe):
             return None
         return with_options(BORROWED[self.rule], self.rule_options, f"options of rule {self.rule}")
 
+    def source_passes(self, settings: Settings) -> float:
+        """What the rule reads, and prompts for each source where the bank starts from them."""
+        lender = self.borrowed()
+        return (lender.source_passes(settings) if lender else 1.0) + (self.start == "sources")
+
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Stage 1: the bank, on all sources."""
         draws = context.mixture(sources, seed)
@@ -77,7 +83,7 @@ class Tpt(BankRecipe):
             "source_loss": loss_curve(done.history),
             **({"forces": force_curves(done.history)} if self.rule == "svgd" else {}),
             **cast(Bank, initial.parameterisation).diagnose(mean, texts),
-            "parameters": self.bank(context, self.own_tokens(context)).counts(mean),
+            "parameters": self.bank(context, self.own_tokens(context.settings)).counts(mean),
         }
         return FitResult(initial.parameterisation, done.params, diagnostics, done.cost + start_cost)
 
