@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
+STEPS = "--target.steps, with dev asked after each third of them (--target.eval-every) unless it is 0"
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 
@@ -48,7 +49,7 @@ class Plan:
     device: str | None = setting(None, "cuda, cpu, …; by default the first GPU, else the CPU")
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps of the source and the target stage")
+    steps: int | None = setting(None, f"{STEPS}; the source stage has as many")
     test_limit: int | None = setting(None, "at most this many test examples per target")
     train_limit: int | None = setting(None, "at most this many training examples per source")
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from promptprior.cli.output import plan_beside, save_plan, score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE, with_steps
+from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
 from promptprior.config.mapping import from_mapping, merge_settings, to_mapping
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
@@ -28,7 +28,7 @@ class AdaptPlan:
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
+    steps: int | None = setting(None, STEPS)
     test_limit: int | None = setting(None, "at most this many test examples")
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)

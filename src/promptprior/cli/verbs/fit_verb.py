@@ -38,7 +38,7 @@ class FitPlan:
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
     def __post_init__(self) -> None:
-        if not self.sources:
+        if not self.sources and not self.options.get("source_prompts"):
             raise SpecError("a prior is learned from source tasks: name some (--sources)")
 
     def run(self, dry_run: bool) -> None:
@@ -48,6 +48,7 @@ class FitPlan:
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method
+        from promptprior.methods.shared.source_prompts import learns_from_tasks, source_labels
         from promptprior.tasks import load_task
 
         method, settings = make_method(self.method, self.options), self.settings
@@ -58,6 +59,9 @@ class FitPlan:
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)
         backbone = load_backbone(self)
+        if dry_run and not learns_from_tasks(method):
+            names = ", ".join(source_labels(method, sources))
+            return print(f"fit {self.method}, seed {self.seed}, from the prompts {names}: nothing is trained")
         if dry_run:
             sizes = ", ".join(f"{source.name} ({len(source.split('train'))})" for source in sources)
             print(f"fit {self.method}, seed {self.seed}, {settings.source.steps} steps on {sizes}")
