@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from promptprior.artifacts.artifact import is_foreign
-from promptprior.artifacts.header import HEADER_FILE, Header, read_header
+from promptprior.artifacts.header import HEADER_FILE, Header, Kind, read_header
 from promptprior.backbone import Backbone
 from promptprior.compare.cost_estimate import tokens_per_second
 from promptprior.compare.plan import load_backbone
@@ -32,6 +32,15 @@ def artifact_folder(path: Path) -> Path:
     return inside if not (path / HEADER_FILE).exists() and (inside / HEADER_FILE).exists() else path
 
 
+def holds_own(folder: Path, kind: Kind) -> bool:
+    """Whether a folder holds a prior that `fit` wrote, or a prompt that `adapt` wrote and not `import`."""
+    try:
+        header = read_header(folder)[0]
+    except ArtifactError:
+        return False
+    return header.kind == kind and header.origin == "promptprior"
+
+
 def header_at(given: Mapping[str, object], key: str) -> Header | None:
     """The header of the artifact that a setting names; none for PEFT's folders, which have no header."""
     if given.get(key) is None:
@@ -42,4 +51,4 @@ def header_at(given: Mapping[str, object], key: str) -> Header | None:
     return None if is_foreign(folder) else read_header(folder)[0]
 
 
-__all__ = ["artifact_folder", "cost_line", "header_at", "load_backbone", "watcher"]
+__all__ = ["artifact_folder", "cost_line", "header_at", "holds_own", "load_backbone", "watcher"]

@@ -1,23 +1,8 @@
-"""What verbs print, and the settings they keep beside what they write. Needs no torch."""
+"""What verbs print. Needs no torch."""
 
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from promptprior.config.mapping import dump_yaml
-from promptprior.files import write_text
-
-
-def save_plan(plan: Any, path: Path) -> None:
-    """Write the resolved settings of a verb as a plan file that can be given back to the command."""
-    write_text(path, dump_yaml(plan))
-
-
-def plan_beside(output: Path) -> Path:
-    """Where the plan of an output that is one file or artifact is kept."""
-    return output.with_name(f"{output.name}.plan.yaml")
 
 
 def command_line() -> str:

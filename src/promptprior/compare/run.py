@@ -19,9 +19,9 @@ from promptprior.compare.executors.local import run_locally
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
 from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
 from promptprior.compare.schedule import PRIOR_COST, Fit, Queue, Work, WorkerContext, is_fitted, remaining_work
-from promptprior.config.mapping import dump_yaml
+from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.errors import SpecError
-from promptprior.files import append_line, claimed, write_json, write_text
+from promptprior.files import append_line, claimed, write_json
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
@@ -29,7 +29,7 @@ from promptprior.tasks import Split, load_task
 from promptprior.tasks.task import normalised
 from promptprior.watch import tensorboard
 
-RESULTS = "results.jsonl"
+RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
 
@@ -52,7 +52,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         by_cell = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
         return write_report(
             [by_cell[cell.key] for cell in wanted if cell.key in by_cell],
-            plan.output / "report.html",
+            plan.output / PAGE,
             "promptprior comparison",
             expected=len(wanted),
             command=command,
@@ -61,7 +61,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         )
 
     with claimed(plan.output):
-        write_text(plan.output / "plan.yaml", dump_yaml(replace(plan, settings=plan.resolved(), steps=None)))
+        save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:
@@ -108,7 +108,13 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
 
 
 def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
-    """What work is done with, and the cells that are wanted. Raises SpecError where no method can answer any target."""
+    """What work is done with, and the cells that are wanted.
+
+    Raises SpecError where no method can answer any target, and ArtifactError where files of others are in the way.
+    """
+    is_own = bool(read_rows(plan.output / RESULTS)) or is_plan_of(plan.output / PLAN, "compare")
+    for name in (PLAN, PAGE):
+        check_output(plan.output / name, "compare", (*plan.sources, *plan.targets), force=None, is_own=is_own)
     tasks = load_tasks(plan)
     left_out = unserved(plan, tasks)
     if len(left_out) == len(plan.methods) * len(tasks.targets):

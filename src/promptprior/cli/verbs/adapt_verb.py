@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.output import plan_beside, save_plan, score_lines
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb
+from promptprior.cli.output import score_lines
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, with_steps
 from promptprior.config.mapping import from_mapping, merge_settings, to_mapping
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
 
@@ -33,6 +34,7 @@ class AdaptPlan:
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
@@ -48,7 +50,7 @@ class AdaptPlan:
 
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, load_backbone, watcher
+        from promptprior.cli.common import artifact_folder, cost_line, holds_own, load_backbone, watcher
         from promptprior.compare.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed
         from promptprior.fit import RunControl
@@ -56,13 +58,16 @@ class AdaptPlan:
         from promptprior.methods import make_method
         from promptprior.tasks import load_task
 
+        prior_folder = None if self.prior is None else artifact_folder(self.prior)
+        inputs, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
+        check_output(self.output, "adapt", inputs, force=self.force, is_own=is_own)
         method = make_method(self.method, self.options)
         settings = self.settings if self.steps is None else with_steps(self.settings, self.steps)
         task = load_task(self.target, self.data)
         episode = make_episode(task, self.shots, self.seed, settings.dev_limit)
         check_saveable(self.output)
         backbone = load_backbone(self)
-        prior = None if self.prior is None else Prior.from_pretrained(artifact_folder(self.prior), backbone.card)
+        prior = None if prior_folder is None else Prior.from_pretrained(prior_folder, backbone.card)
         tested = len(task.split("test")[: self.test_limit])
         if dry_run:
             size = target_size(backbone, task)
@@ -83,7 +88,7 @@ class AdaptPlan:
             header, scores = adapted.prompt.header, {"test": dict(results.scores), "test_examples": tested}
             header = replace(header, scores={**header.scores, **scores}, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
-            save_plan(self, plan_beside(self.output))
+            save_plan(self, plan_beside(self.output), "adapt")
             shutil.rmtree(work, ignore_errors=True)
         lines = [verdict.says for verdict in verdicts]
         lines += [] if adapted.dev_score is None else [f"dev {adapted.dev_score:.3f} at step {adapted.best_step}"]

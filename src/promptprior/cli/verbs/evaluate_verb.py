@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from promptprior.cli.output import plan_beside, save_plan, score_lines
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
+from promptprior.cli.output import score_lines
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.mapping import merge_settings
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 from promptprior.errors import SpecError
 
@@ -31,6 +32,7 @@ class EvaluatePlan:
     abstention: bool = setting(False, "also accuracy on the most confident tenth of answers, two tenths, … all")
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write the JSON object to this file as well")
+    force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -44,6 +46,9 @@ class EvaluatePlan:
         from promptprior.files import write_json
         from promptprior.tasks import load_task
 
+        if self.output is not None:
+            inputs = (self.prompt, self.target, self.data, self.backbone)
+            check_output(self.output, "evaluate", inputs, force=self.force)
         task = load_task(self.target, self.data)
         count = len(task.split(self.split)[: self.limit])
         backbone = load_backbone(self)
@@ -64,7 +69,7 @@ class EvaluatePlan:
             report["abstention"] = [list(point) for point in curve]
         if self.output is not None:
             write_json(self.output, report)
-            save_plan(self, plan_beside(self.output))
+            save_plan(self, plan_beside(self.output), "evaluate", [self.output])
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
         table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident})}"
         return print(json.dumps(report) if self.json else table)

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.output import save_plan
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Shared
+from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
 
@@ -34,6 +34,7 @@ class FitPlan:
     train_limit: int | None = setting(None, "at most this many training examples per source")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
@@ -43,13 +44,18 @@ class FitPlan:
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
-        from promptprior.cli.common import cost_line, load_backbone, watcher
+        from promptprior.cli.common import cost_line, holds_own, load_backbone, watcher
         from promptprior.compare.cost_estimate import source_cost
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method
         from promptprior.tasks import load_task
 
+        inputs, prior, plan_file = (*self.sources, self.data), self.output / "prior", self.output / "plan.yaml"
+        is_own = holds_own(prior, "prior")
+        check_output(prior, "fit", inputs, force=self.force, is_own=is_own)
+        is_own = is_own or is_plan_of(plan_file, "fit")
+        check_output(plan_file, "fit", inputs, force=self.force, is_own=is_own)
         method, settings = make_method(self.method, self.options), self.settings
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
@@ -65,8 +71,8 @@ class FitPlan:
             return print(cost_line(backbone, sources[0], settings.length, cost))
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))
-            save_plan(self, self.output / "plan.yaml")
-        return print(self.output / "prior")
+            save_plan(self, plan_file, "fit")
+        return print(prior)
 
 
 VERB = Verb(

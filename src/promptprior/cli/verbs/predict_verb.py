@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.cli.output import plan_beside, save_plan
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.cli.verbs.evaluate_verb import settings_of_prompt
 from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 from promptprior.errors import SpecError
 
@@ -26,6 +26,7 @@ class PredictPlan:
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
+    force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -40,6 +41,8 @@ class PredictPlan:
         from promptprior.tasks.loading.readers import read_data_file
         from promptprior.tasks.loading.unlabelled import unlabelled_task
 
+        inputs = (self.input, self.prompt, self.target, self.data, self.backbone)
+        check_output(self.output, "predict", inputs, force=self.force)
         task = unlabelled_task(self.target, read_data_file(self.input), self.data)
         examples = task.split("test")
         backbone = load_backbone(self)
@@ -49,7 +52,7 @@ class PredictPlan:
         answers = predict(prompt, task, backbone, examples)
         lines = [json.dumps(vars(answer), ensure_ascii=False) for answer in answers]
         write_text(self.output, "".join(f"{line}\n" for line in lines))
-        save_plan(self, plan_beside(self.output))
+        save_plan(self, plan_beside(self.output), "predict", [self.output])
         return print(self.output)
 
 
