@@ -28,7 +28,6 @@ from promptprior.errors import SpecError
 from promptprior.methods import METHODS
 from promptprior.report.similarity_gain import read_similarity
 from promptprior.tasks import builtin
-from promptprior.tasks.task import content_id
 from tests.backbone.tiny import config, tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -128,8 +127,8 @@ def test_fit_adapt_evaluate_predict_inspect(cli: Cli, data: Path, model: Path, t
     code, _, err = cli(*predict, "--output", answers)
     assert code == 0, err
     found = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [a["example_id"] for a in found] == ["a", content_id({"text": "anything"})]
-    assert {a["text"] for a in found} <= {"low", "high"}
+    assert [(a.get("id"), a["text"]) for a in found] == [("a", "test xxx 1"), (None, "anything")]
+    assert {a["answer"] for a in found} <= {"low", "high"}
 
     code, out, _ = cli("inspect", prompt)
     assert code == 0
@@ -145,7 +144,7 @@ def test_predictions_of_labelled_rows_are_the_ones_that_evaluate_counts(
     assert cli("adapt", *common, "--shots", 2, "--steps", 2, "--length", 3, "--output", prompt)[0] == 0
     cli("predict", "--prompt", prompt, *common, "--input", data / "edges" / "test.jsonl", "--output", answers)
     given = [json.loads(line)["label"] for line in (data / "edges" / "test.jsonl").read_text().splitlines()]
-    told = [json.loads(line)["text"] for line in answers.read_text().splitlines()]
+    told = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
     right = sum(a == b for a, b in zip(given, told, strict=True)) / len(given)
     assert json.loads(cli("evaluate", "--prompt", prompt, *common, "--json")[1])["scores"]["accuracy"] == right
 

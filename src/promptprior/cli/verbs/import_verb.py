@@ -32,7 +32,7 @@ class ImportPlan:
         found = find_prompt(self.file, tensor=self.tensor)  # before the backbone is loaded
         check_saveable(self.output)
         tasks = [load_task(self.task, self.data)] if self.task else []
-        targets = tuple(TaskCard(task.name, task.version, task.fingerprint, "target") for task in tasks)
+        targets = tuple(TaskCard(task.name, task.version, task.fingerprint, "target", path=task.path) for task in tasks)
         card = load_frozen(self.backbone, "float32", "cpu").card
         prompt = import_prompt(self.file, card, targets, self.tensor)
         length, width = found.prompt.shape
