@@ -86,8 +86,8 @@ def test_predict_keeps_rows_and_adds_answers_and_probabilities(cli: Cli, own: Pa
 
 
 def test_a_row_that_the_spec_refuses_keeps_its_place(cli: Cli, own: Path, prompt: Path):
-    spec = "task: tickets\ndoc_to_text: text\ndoc_to_target: label\noutput_type: multiple_choice\n"
-    (own / "spec.yaml").write_text(spec + "doc_to_choice: [billing, bug]\ndoc_filter: \"{{ ticket != '99' }}\"\n")
+    spec = "task: tickets\ndoc_to_text: text\ndoc_to_target: label\ndoc_to_choice: [billing, bug]\n"
+    (own / "spec.yaml").write_text(spec + "doc_filter: \"{{ ticket != '99' }}\"\n")
     code, out, err = cli("predict", "--prompt", prompt, "--input", "new.csv", "--target", "spec.yaml")
     assert code == 0, err
     assert [bool(row["answer"]) for row in read_csv(out)] == [True, False, True, True, True]

@@ -22,7 +22,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def score_lines(scores: Mapping[str, float]) -> str:
-    """Scores by name, a line each."""
+def score_lines(scores: Mapping[str, float], of: str = "") -> str:
+    """Scores by name, a line each; `of` says what they are means of."""
     width = max(map(len, scores), default=0)
-    return "\n".join(f"{name:{width}}  {value:.4f}" for name, value in scores.items())
+    return "\n".join(f"{name:{width}}  {value:.4f}  {of}".rstrip() for name, value in scores.items())

@@ -37,6 +37,10 @@ class EvaluatePlan:
     output: Path | None = setting(None, "write the JSON object to this file as well")
     force: bool = setting(False, FORCE)
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise SpecError(f"limit (--limit) must be at least 1, or nothing for none; got {self.limit}")
+
     def run(self, dry_run: bool) -> None:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
@@ -44,14 +48,17 @@ class EvaluatePlan:
         from promptprior.evaluate import abstention, evaluate
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of
+        from promptprior.preflight import check_lengths, length_of_prompt
 
         task = load_target(self.prompt, self.target, self.data)
         if self.output is not None:
             inputs = (self.prompt, task.path or None, self.data, self.backbone)
             check_output(self.output, "evaluate", inputs, force=self.force)
-        count = len(task.split(self.split)[: self.limit])
+        examples = task.split(self.split)[: self.limit]
+        count = len(examples)
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
+        check_lengths(backbone, task, examples, length_of_prompt(prompt))
         if dry_run:
             return print(f"score {self.prompt} on {count} examples of {task.name}, split {self.split}")
         passes = 1 + self.abstention if task.is_choice else 2  # free text is scored and generated
@@ -73,7 +80,8 @@ class EvaluatePlan:
             write_json(self.output, report)
             save_plan(replace(self, target=task.path or task.name), plan_beside(self.output), "evaluate", [self.output])
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
-        table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident})}"
+        of_rows = f"of {count} {self.split} rows"
+        table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident}, of_rows)}"
         return print(json.dumps(report) if self.json else table)
 
 

@@ -41,6 +41,12 @@ class FitPlan:
     def __post_init__(self) -> None:
         if not self.sources:
             raise SpecError("a prior is learned from source tasks: name some (--sources)")
+        if len(set(self.sources)) < len(self.sources):
+            raise SpecError(f"sources (--sources) names something twice: {', '.join(self.sources)}")
+        if self.train_limit is not None and self.train_limit < 1:
+            raise SpecError(
+                f"train limit (--train-limit) must be at least 1, or nothing for none; got {self.train_limit}"
+            )
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
@@ -49,6 +55,7 @@ class FitPlan:
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method
+        from promptprior.preflight import check_lengths, check_start
         from promptprior.tasks import load_task
 
         inputs, prior, plan_file = (*self.sources, self.data), self.output / "prior", self.output / "plan.yaml"
@@ -64,6 +71,9 @@ class FitPlan:
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)
         backbone = load_backbone(self)
+        check_start(backbone, settings)
+        for source in sources:
+            check_lengths(backbone, source, source.split("train"), settings.length)
         if dry_run:
             sizes = ", ".join(f"{source.name} ({len(source.split('train'))})" for source in sources)
             print(f"fit {self.method}, seed {self.seed}, {settings.source.steps} steps on {sizes}")
@@ -71,7 +81,7 @@ class FitPlan:
             return print(cost_line(backbone, sources[0], settings.length, cost))
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))
-            save_plan(self, plan_file, "fit")
+            save_plan(replace(self, settings=settings, steps=None), plan_file, "fit")
         return print(prior)
 
 

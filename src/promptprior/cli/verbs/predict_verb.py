@@ -48,6 +48,7 @@ class PredictPlan:
         from promptprior.evaluate import predict
         from promptprior.files import write_text
         from promptprior.objectives.objective import copies_of
+        from promptprior.preflight import check_lengths, length_of_prompt
         from promptprior.tasks.loading.readers import read_data_file
         from promptprior.tasks.loading.unlabelled import unlabelled_task
 
@@ -60,6 +61,7 @@ class PredictPlan:
         examples = task.split("test")
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
+        check_lengths(backbone, task, examples, length_of_prompt(prompt), lambda i: rows.place(indices[i]))
         if dry_run:
             place = self.output or "standard output"
             return print(f"answer {len(examples)} rows of {self.input} with {self.prompt}, to {place}")
