@@ -170,3 +170,16 @@ def test_evaluate_uses_the_dtype_of_the_prompt(cli: Cli, own: Path, prompt: Path
     assert json.loads(Path("scores.json").read_text())["scores"] == scored
     assert cli("evaluate", "--prompt", prompt, "--dtype", "float64", "--output", "scores.json")[0] == 0
     assert "dtype: float64" in Path("scores.json.plan.yaml").read_text()
+
+
+def test_one_text_with_two_answers_is_said_before_training(cli: Cli, own: Path, model: Path):
+    with (own / "tickets.csv").open("a") as file:
+        file.write("Bug no 1!,praise\n")
+    words = ["--backbone", model, *TINY, "--shots", 2, "--steps", 1]
+    adapted = cli("adapt", "--target", "tickets.csv", *words, "--output", "prompt")
+    seeds = ["--seeds", 13, "--methods", "prompt_tuning"]
+    compared = cli("compare", "--targets", "tickets.csv", *seeds, *words, "--output", "out")
+    fitted = cli("fit", "--sources", "tickets.csv", "--backbone", model, *TINY, "--steps", 1, "--output", "prior")
+    for code, _, err in (adapted, compared, fitted):
+        assert code == 0, err
+        assert "warning: task tickets: 1 text(s) of train have two different answers: 'bug no 1" in err

@@ -1,7 +1,7 @@
 """What several verbs build from their settings before they call the library."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from promptprior.artifacts.artifact import is_foreign
@@ -13,6 +13,7 @@ from promptprior.compare.plan import load_backbone
 from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr, watch_steps
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.tasks import Task
+from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.sampling.batch import Batch
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
@@ -52,6 +53,13 @@ def header_at(given: Mapping[str, object], key: str) -> Header | None:
     if not folder.is_dir():
         raise ArtifactError(f"{folder} (--{key}): no such folder")
     return None if is_foreign(folder) else read_header(folder)[0]
+
+
+def warn_of_conflicts(tasks: Iterable[Task]) -> None:
+    """Say, on stderr, of each task where one text has two different answers."""
+    for task in tasks:
+        for line in conflicts(task):
+            say_to_stderr(f"warning: task {task.name}: {line}")
 
 
 def target_of_prompt(prompt: Path, data: Path | None) -> tuple[str, TaskCard]:
@@ -100,5 +108,6 @@ __all__ = [
     "holds_own",
     "load_backbone",
     "target_of_prompt",
+    "warn_of_conflicts",
     "watcher",
 ]

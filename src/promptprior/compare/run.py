@@ -28,6 +28,7 @@ from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, load_task
+from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.task import normalised
 from promptprior.watch import tensorboard
 
@@ -88,6 +89,9 @@ def run_plan(
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:
             say(f"left out: {line}")
+        for task in (*tasks.sources, *tasks.targets):
+            for line in conflicts(task):
+                say(f"warning: task {task.name}: {line}")
         if plan.similarity:
             from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
 

@@ -56,7 +56,14 @@ class AdaptPlan:
 
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, holds_own, load_backbone, watcher
+        from promptprior.cli.common import (
+            artifact_folder,
+            cost_line,
+            holds_own,
+            load_backbone,
+            warn_of_conflicts,
+            watcher,
+        )
         from promptprior.compare.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed
         from promptprior.fit import RunControl
@@ -89,6 +96,7 @@ class AdaptPlan:
             print(f"adapt {method.name} to {task.name}: {shots}, {settings.target.steps} steps, {tested} to test")
             return print(cost_line(backbone, task, settings.length, cost))
 
+        warn_of_conflicts([task])
         work = self.output.with_name(self.output.name + ".work")
         control = RunControl(work, watcher(method.name, self.tensorboard))
         inputs = (method, [episode], backbone, prior, settings, control)

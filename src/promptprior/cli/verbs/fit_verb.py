@@ -50,7 +50,7 @@ class FitPlan:
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
-        from promptprior.cli.common import cost_line, holds_own, load_backbone, watcher
+        from promptprior.cli.common import cost_line, holds_own, load_backbone, warn_of_conflicts, watcher
         from promptprior.compare.cost_estimate import source_cost
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
@@ -79,6 +79,7 @@ class FitPlan:
             print(f"fit {self.method}, seed {self.seed}, {settings.source.steps} steps on {sizes}")
             cost = source_cost(backbone, sources, settings.source, settings.length)
             return print(cost_line(backbone, sources[0], settings.length, cost))
+        warn_of_conflicts(sources)
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))
             save_plan(replace(self, settings=settings, steps=None), plan_file, "fit")
