@@ -284,7 +284,7 @@ class _FinishedRun:
             parameterisation=form.name,
             parameterisation_settings=plain_settings(form),
             backbone=backbone.card,
-            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids),),
+            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids, task.path),),
             scores={"dev": {**variant, "learning_rate": rate, "best_step": step, "dev_score": score}},
             versions=versions(),
         )

@@ -205,7 +205,14 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
             four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": chosen}
             bits = four_bit if quantize == "4bit" else {"load_in_8bit": True}
             options["quantization_config"] = BitsAndBytesConfig(**bits)
-        model = auto_class.from_pretrained(folder, revision=revision, **options)
+        model, loading = auto_class.from_pretrained(folder, revision=revision, output_loading_info=True, **options)
+        random = sorted({*loading["missing_keys"], *(str(key) for key, *_ in loading["mismatched_keys"])})
+        if random:  # transformers would go on with random numbers there
+            raise SpecError(
+                f"backbone {name!r} (--backbone): {len(random)} weights of {type(model).__name__} are missing from its "
+                f"files or have another shape: {', '.join(random[:3])}{', …' if len(random) > 3 else ''}; the files "
+                "are cut off, or config.json is of another model: copy or download it again"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (ImportError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

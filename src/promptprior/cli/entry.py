@@ -18,11 +18,14 @@ FAILED, INTERRUPTED = 2, 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    """Run one command line and return its exit code.
+
+    0; 1 where a comparison has cells that failed; 2 for an error that the user can mend; 130 for Ctrl-C.
+    """
     words = sys.argv[1:] if words is None else list(words)
     start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
     try:
-        run(words)
+        code = run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         if "--debug" in words:
@@ -35,11 +38,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code or 0
 
 
-def run(words: Sequence[str]) -> None:
-    """Show help or run a verb."""
+def run(words: Sequence[str]) -> int | None:
+    """Show help or run a verb; returns what the verb does."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     first, *others = words or ["--help"]
     if first == "--version":

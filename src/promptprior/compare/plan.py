@@ -75,6 +75,10 @@ class Plan:
                 raise SpecError(f"{name} (--{name}) is empty: a comparison needs at least one")
             if len(set(values)) < len(values):
                 raise SpecError(f"{name} (--{name}) names something twice: {', '.join(map(str, values))}")
+        for name in ("test_limit", "train_limit"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                key = name.replace("_", "-")
+                raise SpecError(f"{name} (--{key}) must be at least 1, or nothing for none; got {limit}")
         if min(self.shots) < 1:
             raise SpecError(f"shots (--shots) must be at least 1; got {min(self.shots)}")
         on_both_sides = sorted(set(self.sources) & set(self.targets))

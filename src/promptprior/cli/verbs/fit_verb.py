@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.output import save_plan
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Shared
+from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
 
@@ -34,23 +34,36 @@ class FitPlan:
     train_limit: int | None = setting(None, "at most this many training examples per source")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
     def __post_init__(self) -> None:
         if not self.sources and not self.options.get("source_prompts"):
             raise SpecError("a prior is learned from source tasks: name some (--sources)")
+        if len(set(self.sources)) < len(self.sources):
+            raise SpecError(f"sources (--sources) names something twice: {', '.join(self.sources)}")
+        if self.train_limit is not None and self.train_limit < 1:
+            raise SpecError(
+                f"train limit (--train-limit) must be at least 1, or nothing for none; got {self.train_limit}"
+            )
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
-        from promptprior.cli.common import cost_line, load_backbone, watcher
+        from promptprior.cli.common import cost_line, holds_own, load_backbone, warn_of_conflicts, watcher
         from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method
         from promptprior.methods.shared.source_prompts import learns_from_tasks, source_labels
+        from promptprior.preflight import check_lengths, check_start
         from promptprior.tasks import load_task
 
+        inputs, prior, plan_file = (*self.sources, self.data), self.output / "prior", self.output / "plan.yaml"
+        is_own = holds_own(prior, "prior")
+        check_output(prior, "fit", inputs, force=self.force, is_own=is_own)
+        is_own = is_own or is_plan_of(plan_file, "fit")
+        check_output(plan_file, "fit", inputs, force=self.force, is_own=is_own)
         method, settings = make_method(self.method, self.options), self.settings
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
@@ -59,6 +72,9 @@ class FitPlan:
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)
         backbone = load_backbone(self)
+        check_start(backbone, settings)
+        for source in sources:
+            check_lengths(backbone, source, source.split("train"), settings.length)
         if dry_run and not learns_from_tasks(method):
             names = ", ".join(source_labels(method, sources))
             return print(f"fit {self.method}, seed {self.seed}, from the prompts {names}: nothing is trained")
@@ -67,10 +83,11 @@ class FitPlan:
             print(f"fit {self.method}, seed {self.seed}, {settings.source.steps} steps on {sizes}")
             cost = source_cost(method, text_tokens(backbone, sources), len(sources), settings)
             return print(cost_line(backbone, sources[0], settings.length, cost))
+        warn_of_conflicts(sources)
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))
-            save_plan(self, self.output / "plan.yaml")
-        return print(self.output / "prior")
+            save_plan(replace(self, settings=settings, steps=None), plan_file, "fit")
+        return print(prior)
 
 
 VERB = Verb(

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from promptprior.cli.output import format_table
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import Settings, Training, setting
 from promptprior.errors import SpecError
 
@@ -30,6 +31,7 @@ class SimilarPlan:
     compile: bool = setting(False, COMPILE)
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write it there; reports read similarity.json beside results.jsonl")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
@@ -48,6 +50,9 @@ class SimilarPlan:
         from promptprior.report.similarity_gain import MEASURES, similar_sources, write_similarity
         from promptprior.tasks import load_task
 
+        if self.output is not None:
+            inputs = (*self.target, *self.sources, self.data, self.backbone)
+            check_output(self.output, "similar", inputs, force=self.force)
         sources = [load_task(name, self.data) for name in self.sources]
         targets = [load_task(name, self.data) for name in self.target]
         backbone, tasks = load_backbone(self), [*sources, *targets]
@@ -60,6 +65,7 @@ class SimilarPlan:
         found = task_similarity(targets, sources, backbone, self.settings, probe)
         if self.output is not None:
             write_similarity(found, self.output)
+            save_plan(self, plan_beside(self.output), "similar", [self.output])
         ranks = similar_sources(found.pairs, self.by)
         if self.json:
             pairs = [{"rank": r, **asdict(pair)} for of_target in ranks.values() for r, pair in enumerate(of_target, 1)]
