@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+LARGEST_HASHED = 2**25  # bytes; a file of holes is not read
 LONGEST_MESSAGE = 4000  # characters; a message that writes out a hostile value is itself an attack
 
 Content = str | bytes | Callable[[Path], object]
@@ -186,8 +188,9 @@ def _snapshot(folder: Path) -> dict[str, str]:
     # every name below a folder with what stands there; links are not followed
     names: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
-        regular = path.is_file() and not path.is_symlink()
+        status = path.lstat()
+        whole = stat.S_ISREG(status.st_mode) and status.st_size < LARGEST_HASHED
         names[str(path.relative_to(folder))] = (
-            sha256(path.read_bytes()).hexdigest() if regular else f"{path.lstat().st_mode:o}"
+            sha256(path.read_bytes()).hexdigest() if whole else f"{status.st_mode:o} {status.st_size}"
         )
     return names
