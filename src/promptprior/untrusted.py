@@ -4,7 +4,9 @@ Whatever is wrong becomes one error, a DataError unless another class is given, 
 there is one, and what was expected. Nothing here waits for a pipe, reads a device, or recurses without end.
 """
 
+import errno
 import json
+import os
 import re
 import stat
 from collections import Counter
@@ -52,7 +54,7 @@ def check_regular(path: Path, failure: Failure = DataError, most: int = MOST_BYT
     """Raise `failure` unless a path is a regular file of at most `most` bytes."""
     kind = path_kind(path, failure)
     if kind is None:
-        raise failure(f"{path}: no such file; check the path")
+        raise failure(f"{path}: cannot be read: {os.strerror(errno.ENOENT)}; check the path")
     if kind != "file":
         named = "a folder" if kind == "folder" else "no regular file but a pipe, socket or device"
         raise failure(f"{path}: this is {named}; expected a file")
@@ -104,9 +106,8 @@ def parse_json(text: str, where: str, failure: Failure = DataError, line: int | 
         reason = f"{surrogate[0]} is half of a surrogate pair, which no text can hold; write the character itself"
         raise failure(f"{at(surrogate.start())}: {reason}") from None
     except _RefusedValue as error:
-        raise failure(
-            f"{at(text.find(error.literal)) if error.literal else at(0) if line else where}: {error}"
-        ) from None
+        place = at(max(text.find(error.literal), 0)) if error.literal or line else where
+        raise failure(f"{place}: {error}") from None
     return value
 
 

@@ -15,6 +15,7 @@ from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
 
 FAILED, INTERRUPTED = 2, 130
+LONGEST_MESSAGE = 3000  # characters
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except PromptpriorError as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"{start}promptprior: {error}", file=sys.stderr)
+        print(f"{start}promptprior: {printable(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         text = "promptprior: stopped. Run the same command again: finished work is kept, a fit resumes."
@@ -40,6 +41,14 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code or 0
+
+
+def printable(message: str) -> str:
+    """A message without control characters, and no longer than a screen: it may quote what a stranger wrote."""
+    if len(message) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
 
 
 def run(words: Sequence[str]) -> int | None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptprior.errors import DataError
-from promptprior.tasks.loading.readers import Rows, parse_object, read_utf8
+from promptprior.tasks.loading.readers import Rows, parse_object
+from promptprior.tasks.loading.sandbox import is_null
 from promptprior.tasks.loading.spec import Metadata, TaskSpec
-from promptprior.tasks.loading.template import IDENTIFIER
+from promptprior.tasks.loading.template import IDENTIFIER, as_text
 from promptprior.tasks.metrics import METRICS
+from promptprior.untrusted import path_kind, read_utf8
 
 METRIC_WORDS = {
     "em": "exact_match",
@@ -27,7 +29,7 @@ doc_to_target: '{last}'
 
 def read_card(path: Path) -> Mapping[str, object]:
     """A folder's task.json; empty when there is none. Raises DataError when it is not JSON."""
-    return parse_object(read_utf8(path), str(path)) if path.is_file() else {}
+    return parse_object(read_utf8(path), str(path)) if path_kind(path) else {}
 
 
 def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpec:
@@ -77,9 +79,10 @@ def spec_from_columns(rows: Rows, name: str) -> TaskSpec:
     if {"text", "label"} <= set(columns):
         counts: Counter[str] = Counter()
         for i, row in enumerate(rows.values):
-            label = "" if row.get("label") is None else str(row["label"]).strip()
+            value = row.get("label")
+            label = "" if is_null(value) else as_text(value, rows.place(i), "column 'label'").strip()
             if not label:
-                raise DataError(f"{rows.place(i)}: column 'label' is empty")
+                raise DataError(f"{rows.place(i)}: column 'label' is empty{' (NaN)' if value != value else ''}")
             counts[label] += 1
         spellings: dict[str, list[str]] = defaultdict(list)
         for label in sorted(counts):

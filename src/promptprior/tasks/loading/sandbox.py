@@ -227,7 +227,7 @@ def check_writable(value: object) -> None:
     """Raise ValueError for what has no text of its own: lists, objects, bytes, functions."""
     if not isinstance(value, WRITABLE):
         advice = "; write its items with | join" if isinstance(value, list | tuple) else ""
-        raise ValueError(f"it writes a {type(value).__name__} as text{advice}")
+        raise ValueError(f"it gives a {type(value).__name__} where text is expected{advice}")
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):

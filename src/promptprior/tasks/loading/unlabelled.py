@@ -17,7 +17,9 @@ from promptprior.tasks.loading.load import (
 )
 from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file
 from promptprior.tasks.loading.spec import TaskSpec, keeps_row, read_spec, row_choices
+from promptprior.tasks.loading.template import as_text
 from promptprior.tasks.task import Example, Task, content_id
+from promptprior.untrusted import path_kind
 
 NEVER_READ = "?"  # an example must have a target; prediction reads none
 
@@ -31,16 +33,16 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
     """
     # The spec that `load_task` would render rows with; a whole task where there is none.
     path, text, name = Path(name_or_path), name_or_path.removeprefix("builtin:"), name_or_path.removeprefix("hub:")
-    is_path, in_data = looks_like_path(name_or_path), data is not None and (data / text).is_dir()
-    folder = data / name_or_path if data is not None and (data / name_or_path).is_dir() else path
+    is_path, in_data = looks_like_path(name_or_path), data is not None and path_kind(data / text) == "folder"
+    folder = data / name_or_path if data is not None and path_kind(data / name_or_path) == "folder" else path
     task: Task | TaskSpec | None
     if not in_data and not is_path and text in builtin.names():
         task = builtin.make_task(text)
     elif path.suffix in (".yaml", ".yml"):
         task = read_spec(path)
-    elif is_path and path.suffix in SUFFIXES:
+    elif is_path and path.suffix.lower() in SUFFIXES:
         task = spec_from_columns(read_data_file(path), path.stem)
-    elif folder.is_dir():
+    elif path_kind(folder) == "folder":
         task = folder_spec(folder, read_folder(folder))
     elif not is_path and name in catalogue_names():
         task = catalogue_spec(name)
@@ -56,14 +58,14 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
             question = row.get("text")
             if not isinstance(question, str) or not question.strip():
                 raise DataError(f"{where}: a built-in task reads the column 'text' (columns: {', '.join(row)})")
-            choices = task.split("train")[0].choices
+            question, choices = as_text(question, where, "column 'text'"), task.split("train")[0].choices
             examples.append(Example(str(row.get("id") or content_id(row)), question, NEVER_READ, choices))
             indices.append(i)
         elif keeps_row(task, row, where):
             templates = task.templates
-            question = str(templates.text.value(row, where, "doc_to_text"))
+            question = templates.text.text(row, where, "doc_to_text")
             has_id = templates.id is not None and all(column in row for column in templates.id.columns)
-            own_id = str(templates.id.value(row, where, "doc_to_id")) if templates.id and has_id else content_id(row)
+            own_id = templates.id.text(row, where, "doc_to_id") if templates.id and has_id else content_id(row)
             choices = task.fixed_choices if templates.choices is None else row_choices(task, row, where)
             examples.append(Example(own_id, question, NEVER_READ, choices))
             indices.append(i)
