@@ -213,7 +213,10 @@ PATHS = [
     show("a link to itself", "x.csv", link_to("x.csv"), "x.csv"),
     show("a link to nothing", "x.csv", link_to("nowhere.csv"), "x.csv: no such file"),
     Case(
-        "two links in a circle", ("tasks", "show", "a.csv"), {"a.csv": link_to("b.csv"), "b.csv": link_to("a.csv")}, "a.csv"
+        "two links in a circle",
+        ("tasks", "show", "a.csv"),
+        {"a.csv": link_to("b.csv"), "b.csv": link_to("a.csv")},
+        "a.csv",
     ),
     show("a folder that holds itself", "d/train.csv/more", link_to("../.."), "no training data", target="d/"),
     show("a pipe", "x.csv", os.mkfifo, "x.csv: .*no regular file"),
@@ -230,37 +233,103 @@ PATHS = [
     show("an empty name", "x.csv", None, "one more word|no such|unknown", target=""),
     show("a dot", "x.txt", "", "no training data|unknown task", target="./"),
     show("a path through a file", "x.csv", GOOD_CSV, "x.csv/y.csv", target="x.csv/y.csv"),
-    Case("a task.json that is deep", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV, "d/task.json": DEEP}, "task.json"),
-    Case("a task.json that is a list", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV, "d/task.json": "[]"}, "task.js"),
     Case(
-        "a task.json of odd values", ("tasks", "show", "d/"),
-        {"d/train.csv": GOOD_CSV, "d/task.json": '{"input_columns": 5, "metric": [], "num_rows": 1e400}'}, "task.json",
+        "a task.json that is deep", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV, "d/task.json": DEEP}, "task.json"
     ),
-    Case("a task.json that is a pipe", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV, "d/task.json": os.mkfifo}, "task.j"),
-    Case("a data folder that is a file", ("tasks", "list", "--data", "x.csv"), {"x.csv": GOOD_CSV}, "x.csv: no such data fol"),
+    Case(
+        "a task.json that is a list", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV, "d/task.json": "[]"}, "task.js"
+    ),
+    Case(
+        "a task.json of odd values",
+        ("tasks", "show", "d/"),
+        {"d/train.csv": GOOD_CSV, "d/task.json": '{"input_columns": 5, "metric": [], "num_rows": 1e400}'},
+        "task.json",
+    ),
+    Case(
+        "a task.json that is a pipe",
+        ("tasks", "show", "d/"),
+        {"d/train.csv": GOOD_CSV, "d/task.json": os.mkfifo},
+        "task.j",
+    ),
+    Case("check a name of 5000 characters", ("tasks", "check", "a" * 5000), {}, "unknown task|too long|cannot be used"),
+    Case("check a pipe", ("tasks", "check", "x.csv"), {"x.csv": os.mkfifo}, "x.csv"),
+    Case("check a folder of links", ("tasks", "check", "d"), {"d/t/train.csv": link_to("train.csv")}, "d"),
+    Case("a data folder of 5000 characters", ("tasks", "list", "--data", "a" * 5000), {}, "too long"),
+    Case(
+        "a data folder that is a file",
+        ("tasks", "list", "--data", "x.csv"),
+        {"x.csv": GOOD_CSV},
+        "x.csv: no such data fol",
+    ),
     Case("a folder of one bad task", ("tasks", "list", "--data", "d"), {"d/t/train.jsonl": DEEP}, "line 1: .*nested"),
-    Case("partitions that are deep", ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
-         {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": ' + DEEP + "}"}, "partitions.json.*nested"),
-    Case("partitions twice", ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
-         {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": {"train": ["t"]}, "p": {}}'}, "partitions.json.*'p'.*twice"),
-    Case("partitions of odd values", ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
-         {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": {"train": 5, "test": {"a": {"b": [[]]}}}}'}, "partition"),
-]  # fmt: skip
+    Case(
+        "partitions that are deep",
+        ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
+        {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": ' + DEEP + "}"},
+        "partitions.json.*nested",
+    ),
+    Case(
+        "partitions twice",
+        ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
+        {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": {"train": ["t"]}, "p": {}}'},
+        "partitions.json.*'p'.*twice",
+    ),
+    Case(
+        "partitions of odd values",
+        ("fit", "--data", "d", "--partition", "p", "--output", "o", "--backbone", "MODEL"),
+        {"d/t/train.csv": GOOD_CSV, "d/partitions.json": '{"p": {"train": 5, "test": {"a": {"b": [[]]}}}}'},
+        "partition",
+    ),
+]
 
 PARQUET = [
-    show("a parquet file", "x.parquet", parquet(lambda pa: {"text": [r["text"] for r in GOOD_ROWS], "label": ["a", "b"] * 20})),
+    show(
+        "a parquet file",
+        "x.parquet",
+        parquet(lambda pa: {"text": [r["text"] for r in GOOD_ROWS], "label": ["a", "b"] * 20}),
+    ),
     show("broken UTF-8 in parquet", "x.parquet", parquet(bad_utf8), "x.parquet.*UTF-8"),
     show("a dictionary that unfolds", "x.parquet", parquet(unfolds), "x.parquet.*(bytes|memory)"),
-    show("binary text", "x.parquet", parquet(lambda pa: {"text": [b"a", b"b"] * 20, "label": ["a", "b"] * 20}), "row 1.*text.*bytes"),
-    show("binary labels", "x.parquet", parquet(lambda pa: {"text": ["a", "b"] * 20, "label": [b"a", b"b"] * 20}), "label.*bytes"),
-    show("lists in parquet", "x.parquet", parquet(lambda pa: {"text": [["a"]] * 20, "label": ["a", "b"] * 10}), "row 1.*text.*list"),
-    show("nulls in parquet", "x.parquet", parquet(lambda pa: {"text": [None, "b"] * 20, "label": ["a", "b"] * 20}), "row 1.*null"),
-    show("NaN in parquet", "x.parquet", parquet(lambda pa: {"text": ["a"] * 20, "label": [float("nan"), 1.0] * 10}), "label"),
+    show(
+        "binary text",
+        "x.parquet",
+        parquet(lambda pa: {"text": [b"a", b"b"] * 20, "label": ["a", "b"] * 20}),
+        "row 1.*text.*bytes",
+    ),
+    show(
+        "binary labels",
+        "x.parquet",
+        parquet(lambda pa: {"text": ["a", "b"] * 20, "label": [b"a", b"b"] * 20}),
+        "label.*bytes",
+    ),
+    show(
+        "lists in parquet",
+        "x.parquet",
+        parquet(lambda pa: {"text": [["a"]] * 20, "label": ["a", "b"] * 10}),
+        "row 1.*text.*list",
+    ),
+    show(
+        "nulls in parquet",
+        "x.parquet",
+        parquet(lambda pa: {"text": [None, "b"] * 20, "label": ["a", "b"] * 20}),
+        "row 1.*null",
+    ),
+    show(
+        "NaN in parquet",
+        "x.parquet",
+        parquet(lambda pa: {"text": ["a"] * 20, "label": [float("nan"), 1.0] * 10}),
+        "label",
+    ),
     show("no rows in parquet", "x.parquet", parquet(lambda pa: {"text": pa.array([], pa.string())}), "no rows"),  # type: ignore[attr-defined]
     show("csv named parquet", "x.parquet", GOOD_CSV, "not a readable Parquet file"),
     show("an empty parquet file", "x.parquet", "", "not a readable Parquet file"),
-    show("a parquet footer that lies", "x.parquet", b"PAR1" + b"\xff" * 100 + b"\xff\xff\xff\x7fPAR1", "not a readable Parquet file"),
-]  # fmt: skip
+    show(
+        "a parquet footer that lies",
+        "x.parquet",
+        b"PAR1" + b"\xff" * 100 + b"\xff\xff\xff\x7fPAR1",
+        "not a readable Parquet file",
+    ),
+]
 
 PREDICT = (
     "predict",
@@ -297,21 +366,51 @@ PREDICTED = [
 ]
 
 ADAPTED = [
-    Case(f"adapt: {case.name}", ("adapt", "--target", case.words[2], *TINY, *SHORT, "--output", "out"), case.files, case.refused)
-    for case in [*ENCODINGS, *JSON, *TEXTS, *PATHS]
-    if case.name in (
-        "utf-16 without a mark", "surrogate in a text", "label of 5000 digits", "deep lists in jsonl", "text of 10 MB",
-        "/dev/zero", "a name of 300 characters",
+    Case(
+        f"adapt: {case.name}",
+        ("adapt", "--target", case.words[2], *TINY, *SHORT, "--output", "out"),
+        case.files,
+        case.refused,
     )
-]  # fmt: skip
+    for case in [*ENCODINGS, *JSON, *TEXTS, *PATHS]
+    if case.name
+    in (
+        "utf-16 without a mark",
+        "surrogate in a text",
+        "label of 5000 digits",
+        "deep lists in jsonl",
+        "text of 10 MB",
+        "/dev/zero",
+        "a name of 300 characters",
+    )
+]
 
 UNREADABLE = [
-    Case("a file that may not be read", ("tasks", "show", "x.csv"), {"x.csv": GOOD_CSV}, "x.csv: .*[Pp]ermission denied"),
-    Case("a spec that may not be read", ("tasks", "show", "x.yaml"), {"x.yaml": "task: x"}, "x.yaml: .*[Pp]ermission denied"),
-    Case("a folder that may not be read", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV}, "d.*[Pp]ermission denied"),
-    Case("a folder that may not be entered", ("tasks", "show", "d/train.csv"), {"d/train.csv": GOOD_CSV}, "[Pp]ermission denied"),
-    Case("a data folder that may not be read", ("tasks", "list", "--data", "d"), {"d/t/train.csv": GOOD_CSV}, "ermission denied"),
-]  # fmt: skip
+    Case(
+        "a file that may not be read", ("tasks", "show", "x.csv"), {"x.csv": GOOD_CSV}, "x.csv: .*[Pp]ermission denied"
+    ),
+    Case(
+        "a spec that may not be read",
+        ("tasks", "show", "x.yaml"),
+        {"x.yaml": "task: x"},
+        "x.yaml: .*[Pp]ermission denied",
+    ),
+    Case(
+        "a folder that may not be read", ("tasks", "show", "d/"), {"d/train.csv": GOOD_CSV}, "d.*[Pp]ermission denied"
+    ),
+    Case(
+        "a folder that may not be entered",
+        ("tasks", "show", "d/train.csv"),
+        {"d/train.csv": GOOD_CSV},
+        "[Pp]ermission denied",
+    ),
+    Case(
+        "a data folder that may not be read",
+        ("tasks", "list", "--data", "d"),
+        {"d/t/train.csv": GOOD_CSV},
+        "ermission denied",
+    ),
+]
 
 
 @pytest.mark.parametrize("case", [*ENCODINGS, *JSON, *TEXTS, *CSV, *PATHS, *PARQUET, *PREDICTED, *ADAPTED], ids=str)

@@ -110,6 +110,9 @@ def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Lim
         unknown = [name for name in named if name not in SPLITS]
         if unknown:
             raise SpecError(f"{spec.where}: dataset_kwargs.data_files: {unknown_name('split', unknown[0], SPLITS)}")
+        for file in named.values():
+            if not isinstance(file, str):
+                raise SpecError(f"{spec.where}: dataset_kwargs.data_files: expected the name of a file, got {file!r}")
         rows = {name: read_data_file((home or Path()) / str(named[name])) for name in SPLITS if name in named}
         return _build(spec, rows, spec.where, limits)
     candidates = [
