@@ -3,7 +3,7 @@
 A spec is shared like data, so its templates are input. Jinja's sandbox keeps them from Python; what it does not limit
 is limited here. The tree of a template is rewritten so that every loop, comparison, joined and written text passes a
 function of this module; operators, methods and filters are wrapped. Each counts steps (a turn, a call, a character or
-item that is made) on one `Meter`, and says no before it makes something too large. Filters whose text differs between
+item that is made) on the `METER`, and says no before it makes something too large. Filters whose text differs between
 two loads (`random`), that reach attributes (`attr`) or write HTML are not there.
 """
 
@@ -67,7 +67,7 @@ class LimitError(Exception):
     """A template that takes too long or makes something too large."""
 
 
-class Meter(local):
+class StepMeter(local):
     """What the value that is being made has cost so far, in this thread."""
 
     steps = 0
@@ -86,7 +86,7 @@ class Meter(local):
             raise LimitError(f"it takes more time than {MOST_SECONDS:g} s")
 
 
-METER = Meter()
+METER = StepMeter()
 
 
 def written_size(value: object) -> int:

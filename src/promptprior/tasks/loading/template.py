@@ -44,13 +44,13 @@ class Template:
     def value(self, row: Row, where: str, key: str) -> object:
         """The row's value. Raises DataError, naming place and column, for a missing or null column or a limit."""
         METER.reset()
-        began = time.thread_time()
+        start = time.thread_time()
         try:
             value = self.evaluate(row)
             written_size(value)  # no list that holds itself many times
             if isinstance(value, Undefined):
                 str(value)  # raises, and says which name is undefined
-            self.pace.seconds, self.pace.rows = self.pace.seconds + time.thread_time() - began, self.pace.rows + 1
+            self.pace.seconds, self.pace.rows = self.pace.seconds + time.thread_time() - start, self.pace.rows + 1
             if self.pace.seconds > max(PATIENCE, SLOW * self.pace.rows):
                 each = f"{self.pace.seconds / self.pace.rows:.3f} s a row after {self.pace.rows:,} rows"
                 reason = f"{self.source!r} takes too much time: {each}; expected at most {SLOW:g} s"
