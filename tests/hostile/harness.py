@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -43,9 +43,15 @@ class Case:
     env: Mapping[str, str | None] = field(default_factory=dict)
     as_nobody: bool = False
     cpu_seconds: int = 10
+    closed_name: str = ""
 
     def __str__(self) -> str:
         return self.name
+
+    def closed(self) -> "Case":
+        """The case as a user who may not open its first file, or the folder that holds it (root may open all)."""
+        top = next(iter(self.files)).split("/")[0]
+        return replace(self, as_nobody=True, closed_name=top)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,12 @@ class ForkServer:
             for name, content in case.files.items():
                 _write(folder / name, content)
             before = _snapshot(folder)
+            if case.closed_name:
+                mode = (folder / case.closed_name).stat().st_mode
+                (folder / case.closed_name).chmod(0)
             outcome = self.run(case, folder)
+            if case.closed_name:
+                (folder / case.closed_name).chmod(mode)
             after = _snapshot(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
