@@ -8,8 +8,8 @@ from typing import Any
 from promptprior.cli.output import plan_beside, save_plan, score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, with_steps
-from promptprior.config.mapping import from_mapping, merge_settings, to_mapping
-from promptprior.config.training import Settings, setting
+from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
+from promptprior.config.training import LIMIT, SEED, SHOTS, STEPS, Settings, setting
 from promptprior.errors import SpecError
 
 
@@ -20,16 +20,16 @@ class AdaptPlan:
     method: str = setting("prompt_tuning", "method; a prior brings its own")
     prior: Path | None = setting(None, "folder that fit wrote; prompt_tuning and zero_shot need none")
     target: str = setting("", "target task: a name, file or folder")
-    shots: int = setting(16, "examples per class to learn from, and as many again for dev")
-    seed: int = setting(13, "draw of shots, start and batches")
+    shots: int = setting(16, "examples per class to learn from, and as many again for dev", **SHOTS)
+    seed: int = setting(13, "draw of shots, start and batches", **SEED)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
-    test_limit: int | None = setting(None, "at most this many test examples")
+    steps: int | None = setting(None, "optimiser steps, the same as --target.steps", **STEPS)
+    test_limit: int | None = setting(None, "at most this many test examples", **LIMIT)
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
@@ -39,8 +39,7 @@ class AdaptPlan:
     def __post_init__(self) -> None:
         if not self.target:
             raise SpecError("target (--target) is missing: name the task to adapt to")
-        if self.shots < 1:
-            raise SpecError(f"shots (--shots) must be at least 1; got {self.shots}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""

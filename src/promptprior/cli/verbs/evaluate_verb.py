@@ -9,8 +9,8 @@ from typing import Literal
 from promptprior.cli.output import plan_beside, save_plan, score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
-from promptprior.config.mapping import merge_settings
-from promptprior.config.training import setting
+from promptprior.config.mapping import check_bounds, merge_settings
+from promptprior.config.training import LIMIT, setting
 from promptprior.errors import SpecError
 
 
@@ -21,7 +21,7 @@ class EvaluatePlan:
     prompt: Path = field(metadata={"help": "folder that adapt (or PEFT) wrote"})
     target: str = setting("", "task: a name, file or folder")
     split: Literal["train", "validation", "test"] = setting("test", "split to score on")
-    limit: int | None = setting(None, "at most this many examples")
+    limit: int | None = setting(None, "at most this many examples", **LIMIT)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
@@ -33,6 +33,7 @@ class EvaluatePlan:
     output: Path | None = setting(None, "write the JSON object to this file as well")
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.target:
             raise SpecError("target (--target) is missing: name the task to score on")
 

@@ -10,7 +10,8 @@ from promptprior.cli.output import save_plan
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Shared
-from promptprior.config.training import Settings, setting
+from promptprior.config.mapping import check_bounds
+from promptprior.config.training import LIMIT, SEED, STEPS, Settings, setting
 from promptprior.errors import SpecError
 
 
@@ -20,7 +21,7 @@ class FitPlan:
 
     method: str = setting("multitask", "method that learns the prior")
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")
-    seed: int = setting(13, "start and batches")
+    seed: int = setting(13, "start and batches", **SEED)
     data: Path | None = setting(None, DATA)
     partition: str | None = setting(None, "named partition that the sources come from unless they are given")
     partitions: Path | None = setting(None, "file of partitions; by default partitions.json of --data")
@@ -30,14 +31,15 @@ class FitPlan:
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps, the same as --source.steps")
-    train_limit: int | None = setting(None, "at most this many training examples per source")
+    steps: int | None = setting(None, "optimiser steps, the same as --source.steps", **STEPS)
+    train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT)
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.sources:
             raise SpecError("a prior is learned from source tasks: name some (--sources)")
 
@@ -54,7 +56,7 @@ class FitPlan:
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
         watch = watcher(self.method, self.tensorboard)
-        limits = {"train": self.train_limit} if self.train_limit else None
+        limits = {"train": self.train_limit} if self.train_limit is not None else None
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)
         backbone = load_backbone(self)
