@@ -133,7 +133,13 @@ def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None
 
     where = (dtype or plan.dtype, device or plan.device)
     with quiet_loading():
-        return load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
+        backbone = load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
+    length, context = getattr(getattr(plan, "settings", None), "length", 0), backbone.frozen.context
+    if context is not None and length >= context:
+        raise SpecError(
+            f"prompt length {length} (--length): {plan.backbone} reads {context} tokens, the text among them"
+        )
+    return backbone
 
 
 @dataclass(frozen=True)

@@ -412,7 +412,7 @@ def _convert_plain(value: Any, hint: Any, place: _Place) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if hint is Path and isinstance(value, str | Path):
+    if hint is Path and isinstance(value, str | Path) and str(value):
         return Path(value)
     if type(value) is hint and hint is not float:
         return value

@@ -30,7 +30,8 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-# Bounds of what several verbs set. The upper ones are far above all use: they stop a typing error before it costs memory.
+# Bounds of what several verbs set. The upper ones are far above all use: they stop a typing error before it costs
+# memory.
 SHOTS = Bounds(least=1, most=10**6)
 SEED = Bounds(least=0, most=2**63 - 1)
 STEPS = Bounds(least=0, most=10**8)

@@ -9,7 +9,6 @@ from promptprior.config.mapping import from_mapping
 from promptprior.config.training import Bounds
 from promptprior.errors import SpecError
 
-
 MOST_OF_OPTION = 10**8
 
 
