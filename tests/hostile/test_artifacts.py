@@ -1,5 +1,7 @@
 """Hostile artifacts and prompts of other tools: headers, tensors, PEFT's configs, arrays, pickles."""
 
+# ruff: noqa: E501  # tables of cases, a case a line
+
 import io
 import json
 import os

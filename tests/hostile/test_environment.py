@@ -1,5 +1,7 @@
 """Hostile surroundings: processes, homes, devices, outputs, streams."""
 
+# ruff: noqa: E501  # tables of cases, a case a line
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Hostile backbones: damaged weights, pickles, odd configs and tokenizers, GGUF files."""
 
+# ruff: noqa: E501  # tables of cases, a case a line
+
 import json
 import os
 import pickle

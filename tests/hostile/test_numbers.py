@@ -1,5 +1,7 @@
 """Every numeric setting of every verb, and every numeric option of every method: values out of bounds are refused."""
 
+# ruff: noqa: E501  # tables of cases, a case a line
+
 import math
 import typing
 from collections.abc import Iterator

@@ -25,13 +25,17 @@ Origin = Literal["promptprior", "peft", "npy", "pt", "safetensors"]
 
 @dataclass(frozen=True)
 class TaskCard:
-    """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train."""
+    """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train.
+
+    `path` is the file or folder that the target was loaded from, absolute, where it was one.
+    """
 
     name: str
     version: str
     fingerprint: str
     role: Literal["source", "target"]
     example_ids: tuple[str, ...] = ()
+    path: str = field(default="", metadata={"omit_from_hash_if_default": True})
 
 
 @dataclass(frozen=True)

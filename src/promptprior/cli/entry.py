@@ -18,7 +18,10 @@ FAILED, INTERRUPTED = 2, 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    """Run one command line and return its exit code.
+
+    0; 1 where a comparison has cells that failed; 2 for an error that the user can mend; 130 for Ctrl-C.
+    """
     words = sys.argv[1:] if words is None else list(words)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
@@ -29,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C knows few letters
     try:
-        run(words)
+        code = run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         if "--debug" in words:
@@ -42,6 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, MemoryError, RuntimeError) as error:  # the last resort: whoever wants a path or memory says more
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
         if isinstance(error, RuntimeError) and not is_memory:
@@ -54,11 +58,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"{start}promptprior: {reason}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return FAILED
-    return 0
+    return code or 0
 
 
-def run(words: Sequence[str]) -> None:
-    """Show help or run a verb."""
+def run(words: Sequence[str]) -> int | None:
+    """Show help or run a verb; returns what the verb does."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     for word in words:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.config.choices import Shared
 from promptprior.config.mapping import check_bounds, stable_hash
-from promptprior.config.training import LIMIT, SEED, SHOTS, STEPS, Settings, setting
+from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
+STEPS = "--target.steps, with dev asked after each third of them (--target.eval-every) unless it is 0"
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 
@@ -33,12 +34,16 @@ class Plan:
     methods: tuple[str, ...] = setting(("zero_shot", "prompt_tuning", "multitask", "spot"), "methods to compare")
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")
     targets: tuple[str, ...] = setting((), "target tasks: names, files or folders")
-    shots: tuple[int, ...] = setting((16,), "examples per class to learn from, and as many again for dev", **SHOTS)
-    seeds: tuple[int, ...] = setting((13, 21, 42), "seeds: each its own draw of shots, start and batches", **SEED)
+    shots: tuple[int, ...] = setting(
+        (16,), "examples per class to learn from, and as many again for dev", **SHOT_BOUNDS
+    )
+    seeds: tuple[int, ...] = setting(
+        (13, 21, 42), "seeds: each its own draw of shots, start and batches", **SEED_BOUNDS
+    )
     source_seed: int | None = setting(
         None,
         "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each",
-        **SEED,
+        **SEED_BOUNDS,
     )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
     partition: str | None = setting(None, "named partition that sources and targets come from unless they are given")
@@ -49,9 +54,9 @@ class Plan:
     device: str | None = setting(None, "cuda, cpu, …; by default the first GPU, else the CPU")
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps of the source and the target stage", **STEPS)
-    test_limit: int | None = setting(None, "at most this many test examples per target", **LIMIT)
-    train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT)
+    steps: int | None = setting(None, f"{STEPS}; the source stage has as many", **STEP_BOUNDS)
+    test_limit: int | None = setting(None, "at most this many test examples per target", **LIMIT_BOUNDS)
+    train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
     cells_per_run: int = setting(
@@ -171,6 +176,7 @@ def unserved(plan: Plan, tasks: Tasks) -> list[str]:
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one; without `unserved` ones."""
     from promptprior.methods.shared.source_prompts import prior_origin
+    from promptprior.tasks.metrics import direction_mark
 
     cells_by_key: dict[str, Cell] = {}
     methods = [(method, prior_origin(method, tasks.sources)) for method in plan.make_methods()]
@@ -195,6 +201,7 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
             plan.test_limit,
             *draw,
         ]
+        identity += direction_mark(target)
         if plan.compile:
             identity.append("compiled")
         if method.trains_targets_jointly:

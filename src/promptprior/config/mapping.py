@@ -82,15 +82,16 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     A field with `omit_from_hash_if_default` in its metadata is left out while it has its default, and one with
     `omit_from_hash_if` while that function of the config says so: a setting that came later changes no hash of what was
     made before it. A `fact` of a method is written though no setting changes it. `for_hash` writes a renamed field
-    under its first name (its metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that
-    JSON has no form for.
+    under its first name (its metadata's `formerly`), and fields that are `hash_only`: revisions of what a setting
+    means. The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {
             (for_hash and item.metadata.get("formerly")) or item.name: to_mapping(current, for_hash=for_hash)
             for item in fields(value)
             for current in [getattr(value, item.name)]
-            if (item.init or item.metadata.get("fact")) and not _is_omitted(item, value, current)
+            if (item.init or item.metadata.get("fact") or (for_hash and item.metadata.get("hash_only")))
+            and not _is_omitted(item, value, current)
         }
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name], for_hash=for_hash) for name in sorted(value, key=str)}

@@ -32,17 +32,19 @@ def setting(
 
 # Bounds of what several verbs set. The upper ones are far above all use: they stop a typing error before it costs
 # memory.
-SHOTS = Bounds(least=1, most=10**6)
-SEED = Bounds(least=0, most=2**63 - 1)
-STEPS = Bounds(least=0, most=10**8)
-LIMIT = Bounds(least=1, most=10**9)
+SHOT_BOUNDS = Bounds(least=1, most=10**6)
+SEED_BOUNDS = Bounds(least=0, most=2**63 - 1)
+STEP_BOUNDS = Bounds(least=0, most=10**8)
+LIMIT_BOUNDS = Bounds(least=1, most=10**9)
+
+_HASHED_WITH_DECAY = {"hash_only": True, "omit_from_hash_if": lambda training: not training.weight_decay}
 
 
 @dataclass(frozen=True)
 class Training:
     """How one stage is trained: on the sources, or on the target's shots."""
 
-    steps: int = setting(100, "optimiser steps", **STEPS)
+    steps: int = setting(100, "optimiser steps", **STEP_BOUNDS)
     batch_size: int = setting(16, "texts per step (per episode on targets)", least=1, most=2**16)
     learning_rates: tuple[float, ...] = setting(
         (0.3,),
@@ -53,22 +55,26 @@ class Training:
     )
     optimiser: OptimiserKind = setting("adamw", "adamw, adafactor or sgd")
     schedule: ScheduleKind = setting("linear", "constant, linear or cosine, to zero")
-    warmup: int = setting(0, "steps over which the rate rises", **STEPS)
-    weight_decay: float = setting(0.0, "decoupled weight decay", least=0, most=1e6)
+    warmup: int = setting(0, "steps over which the rate rises", **STEP_BOUNDS)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay, as AdamW has it: times the absolute learning rate", least=0, most=1e6
+    )
     clip: float | None = setting(None, "largest gradient norm of a copy", above=0)
     eval_every: int = setting(
         0,
         "steps between evaluations on dev; 0: only before the first and after the last",
         formerly="select_every",
-        **STEPS,
+        **STEP_BOUNDS,
     )
     eval_steps: tuple[int, ...] = setting(
         (),
         "further steps at which dev is asked: 1,2,5,10,20,50 draws a learning curve",
         formerly="looks",
-        **STEPS,
+        **STEP_BOUNDS,
     )
     patience: int | None = setting(None, "evaluations on dev without improvement before stopping", least=1, most=10**8)
+    # 1: decay times the absolute rate; before, times the rate in embedding scales. Only results with decay differ.
+    decay_revision: int = field(default=1, init=False, repr=False, metadata=_HASHED_WITH_DECAY)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -87,7 +93,7 @@ class Settings:
     )
     start_text: str = setting("", "the text of --start text")
     mixture: RateKind = setting("uniform", "how often each source is drawn")
-    mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)", **LIMIT)
+    mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)", **LIMIT_BOUNDS)
     mixture_temperature: float = setting(2.0, "flattening of sizes (mixture temperature)", least=0.01, most=1e6)
     source: Training = field(default_factory=lambda: Training(steps=200, batch_size=16))
     target: Training = field(default_factory=lambda: Training(steps=60, batch_size=8, eval_every=20))
@@ -95,7 +101,7 @@ class Settings:
         None,
         "at most this many dev examples per target (by default as many as shots)",
         omit_from_hash_if_default=True,
-        **LIMIT,
+        **LIMIT_BOUNDS,
     )
 
     def __post_init__(self) -> None:

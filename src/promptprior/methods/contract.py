@@ -101,12 +101,35 @@ class Recipe:
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
 
     def source_passes(self, settings: Settings) -> float:
-        """How many times the rows of `multitask` the source stage reads; decides estimates only."""
+        """How many times the texts of `multitask` the source stage reads; decides estimates only.
+
+        A text that is read with a gradient counts 1, without one `cost.SCORED`, in a Hessian product
+        `cost.SECOND_ORDER`.
+        """
         return 1.0
+
+    def source_texts(self, settings: Settings, sources: int) -> int:
+        """How many texts a step on so many sources reads; decides estimates only."""
+        return settings.source.batch_size
 
     def adaptation_copies(self, settings: Settings) -> int:
         """In how many ways each episode adapts for each learning rate; decides estimates only."""
         return 1
+
+    def answering_prompts(self) -> int:
+        """How many prompts answer the test examples by their mean probability; decides estimates only."""
+        return 1
+
+    def steps_before(self, settings: Settings) -> int:
+        """Steps on each target's shots before its own training, probes and joint stages; decides estimates only."""
+        return int(getattr(self, "joint_steps", 0))
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """Tokens of all prompts that so many texts of so many sources read together; decides estimates only.
+
+        Without `sources` the texts are of one target. By default all read one prompt of the settings' length.
+        """
+        return settings.length
 
     def serves(self, task: Task) -> str | None:
         """Why this method cannot answer a task, in words; None where it can."""

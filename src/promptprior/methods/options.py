@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Any, TypeVar, Unpack, cast, get_type_hints
+from typing import Any, TypeVar, Unpack, cast, get_origin, get_type_hints
 
-from promptprior.config.mapping import from_mapping
+from promptprior.config.mapping import FlagText, from_mapping
 from promptprior.config.training import Bounds
 from promptprior.errors import SpecError
 
@@ -63,7 +63,10 @@ def with_options(recipe: R, options: Mapping[str, object], where: str, flags: st
     """
     if not options:
         return recipe
-    read = from_mapping(_options_class(cast(Any, type(recipe))), options, where, flags=flags)
+    # A list may be given as flags give it: one value, or several with commas. Options are free values until here.
+    lists = {name for name, hint in get_type_hints(type(recipe)).items() if get_origin(hint) is tuple}
+    as_given = {n: FlagText(v) if n in lists and type(v) in (str, int, float) else v for n, v in options.items()}
+    read = from_mapping(_options_class(cast(Any, type(recipe))), as_given, where, flags=flags)
     changes = {f.name: getattr(read, f.name) for f in fields(read) if f.name in options}
     try:
         return replace(recipe, **changes)  # type: ignore[type-var]  # a dataclass

@@ -80,8 +80,13 @@ def copies_of(params: Params) -> int:
 
 
 def mean_weights(batch: Batch, copies: int) -> Float[Tensor, " R"]:
-    """Row weights that sum to one within each copy: a copy's objective is the weighted mean over its rows."""
+    """Row weights for which a copy's objective is the weighted mean over its rows.
+
+    They sum to one within each copy, or with the batch's `weight_total` do so in the mean over draws.
+    """
     weight = batch.weight.double()
+    if batch.weight_total is not None:
+        return weight / batch.weight_total
     total = weight.new_zeros(copies).index_add(0, batch.row_copy, weight)
     return weight / total[batch.row_copy]
 

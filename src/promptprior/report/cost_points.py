@@ -90,7 +90,8 @@ def cost_section(grid: Grid) -> Section:
             f"pareto-k{k}",
             f"Score against cost, k = {k}",
             f"Mean score and mean cost of a target, its share of the prior included, over {len(grid.shared[k])} "
-            "targets. On a front are the methods that no other matches for less or beats for as little.",
+            "targets. On a front are the methods that no other matches for less or beats for as little."
+            f"{grid.sign_note}",
             (
                 *columns("Method", (), {"Mean score": "score", "Seconds": "amount", "Tokens read": "amount"}),
                 *columns("Front in seconds|Front in tokens"),
@@ -171,8 +172,9 @@ def cost_figure(
         if not intervals:
             continue
         trace = interval_trace(style, {escaped(t): i for t, i in intervals.items()})
+        trace |= {"error_y": None, "y": [grid.merit(t, i.estimate) for t, i in intervals.items()]}
         figure.add_scatter(
-            **trace | {"error_y": None}, x=[by_target[method, t, k][axis] for t in intervals], mode="markers",
+            **trace, x=[by_target[method, t, k][axis] for t in intervals], mode="markers",
             legendgroup=style.name, showlegend=method not in means, cliponaxis=False,
             marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.4},
         )  # fmt: skip

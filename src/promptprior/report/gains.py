@@ -36,7 +36,7 @@ NAMED = 4  # targets of negative transfer that the headline names with all their
 
 @dataclass(frozen=True)
 class Difference:
-    """Method minus baseline on one target, paired by seed."""
+    """Method minus baseline on one target, paired by seed; positive is better, whatever the metric."""
 
     target: str
     interval: Interval
@@ -89,13 +89,16 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
     compared = []
     others = sorted((m for m in grid.methods if m != grid.baseline), key=lambda method: method not in grid.transfer)
     for k, method in product(grid.ks, others):
-        of_baseline = {target: grid.scores.get((grid.baseline, target, k), {}) for target in grid.targets}
-        pairs = {t: pair_seeds(grid.seed_scores.get((method, t, k), {}), base) for t, base in of_baseline.items()}
-        pairs = {target: pair for target, pair in pairs.items() if pair}
+        pairs = {}
+        for target in grid.targets:
+            ours = grid.merits(target, grid.seed_scores.get((method, target, k), {}))
+            base = grid.merits(target, grid.scores.get((grid.baseline, target, k), {}))
+            if pair := pair_seeds(ours, base):
+                pairs[target] = pair
         if not pairs:
             continue
-        ours = {t: [score for score, _ in pair.values()] for t, pair in pairs.items()}
-        base = {t: [score for _, score in pair.values()] for t, pair in pairs.items()}
+        own_runs = {t: [merit for merit, _ in pair.values()] for t, pair in pairs.items()}
+        base_runs = {t: [merit for _, merit in pair.values()] for t, pair in pairs.items()}
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
         widths = {t: grid.bounds[t][1] - grid.bounds[t][0] for t in gaps}
@@ -108,10 +111,10 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
                     Difference(t, interval(list(gap.values()), bounds=(-widths[t], widths[t])))
                     for t, gap in gaps.items()
                 ),
-                difference=mean_difference(ours, base),
+                difference=mean_difference(own_runs, base_runs),
                 by_seed=interval_by_seed(gaps, sum(widths.values()) / len(widths)),
-                gains=average_relative_gain(ours, base),
-                improvement=probability_of_improvement(ours, base),
+                gains=average_relative_gain(own_runs, base_runs, lower_is_better=grid.lower_is_better),
+                improvement=probability_of_improvement(own_runs, base_runs),
                 p=p,
                 p_holm=p,
                 p_targets=paired_permutation([sum(gap.values()) / len(gap) for gap in gaps.values()]),
@@ -151,7 +154,7 @@ def gain_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
         "Paired by target and seed. By seed: each seed's mean over targets, which share its prior, is one observation. "
         f"ARG: mean relative gain over targets{caveat}. P(better): the chance that a run beats "
         "one of the baseline. p permutes the signs of all differences, Holm corrects it for all comparisons here; "
-        "p, targets permutes the signs of the targets' mean differences.",
+        f"p, targets permutes the signs of the targets' mean differences.{grid.sign_note}",
         (
             *columns("Method", {"Difference": "signed", "Difference by seed": "signed"}),
             *columns("", dict.fromkeys(["ARG", f"ARG, base ≥ {NEAR_FLOOR}"], "percent"), {"Median gain": "percent"}),

@@ -28,14 +28,14 @@ def guard_section(grid: Grid) -> Section:
             ours, base = (grid.by_place.get((m, target, k, seed)) for m in (method, grid.baseline))
             if ours is None or base is None:
                 continue
-            our_dev, base_dev = _dev_preference(ours), _dev_preference(base)
+            our_dev, base_dev = _dev_preference(grid, ours), _dev_preference(grid, base)
             if our_dev is None or base_dev is None or ours.score is None or base.score is None:
                 is_judged = False
                 break
             is_kept.append(our_dev >= base_dev)
-            alone[target].append(ours.score)
-            guarded[target].append(ours.score if is_kept[-1] else base.score)
-            baseline[target].append(base.score)
+            alone[target].append(grid.merit(target, ours.score))
+            guarded[target].append(grid.merit(target, ours.score if is_kept[-1] else base.score))
+            baseline[target].append(grid.merit(target, base.score))
         if is_judged and is_kept and all(alone.values()):
             means = (stratified_bootstrap(alone), stratified_bootstrap(guarded), mean_difference(guarded, baseline))
             results.setdefault(k, []).append((method, *means, sum(is_kept) / len(is_kept)))
@@ -49,13 +49,13 @@ def guard_section(grid: Grid) -> Section:
         note = (
             f"At every target and seed the method's prompt or that of {grid.baseline}, whichever the dev shots prefer "
             "(score, then NLL; what is equal stays with the method), scored on test: what adapt --guard would have "
-            f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}."
+            f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}.{grid.sign_note}"
         )
         parts.append((k, (make_table(f"guarded-k{k}", f"With a guard, k = {k}", note, heads, rows),)))
     return Section("With a guard", tuple(parts))
 
 
-def _dev_preference(row: Row) -> tuple[float, float] | None:
-    """Dev score, then NLL, at the step that was kept: higher is better. None where dev was not asked."""
+def _dev_preference(grid: Grid, row: Row) -> tuple[float, float] | None:
+    """Merit on dev, then NLL, at the step that was kept: higher is better. None where dev was not asked."""
     nll = next((p.dev_nll for p in row.curve if p.step == row.best_step and p.dev_nll is not None), None)
-    return None if nll is None else (row.dev_score or 0.0, -nll)
+    return None if nll is None else (grid.merit(row.target, row.dev_score or 0.0), -nll)

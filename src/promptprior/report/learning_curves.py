@@ -36,6 +36,7 @@ class Adaptation:
     k: int
     targets: tuple[str, ...]
     curves: tuple[MeanCurve, ...]
+    sign_note: str = ""
 
     @property
     def steps_to_show(self) -> tuple[int, ...]:
@@ -63,7 +64,7 @@ class Adaptation:
             f"Learning curves of adaptation, k = {self.k}",
             f"Mean dev score after so many steps, over {len(self.targets)} targets ({', '.join(self.targets)}). Dev "
             "shots also chose step and learning rate, so that these scores flatter; they compare speeds. The last "
-            f"column is the first step at which a method is where {baseline} ends.",
+            f"column is the first step at which a method is where {baseline} ends.{self.sign_note}",
             columns("Method", [f"step {step}" for step in steps], {f"reaches {baseline}'s end": "count"}),
             rows,
         )
@@ -99,7 +100,11 @@ def adaptation(grid: Grid, k: int) -> Adaptation:
     runs: dict[str, dict[str, list[dict[int, float]]]] = {}  # method -> target -> dev score by step of each run
     for method in grid.methods:
         for target, rows in grid.shared_rows[method, k].items():
-            curves = [{p.step: p.dev_score for p in row.curve if p.dev_score is not None} for row in rows if row.k == k]
+            curves = [
+                {p.step: grid.merit(target, p.dev_score) for p in row.curve if p.dev_score is not None}
+                for row in rows
+                if row.k == k
+            ]
             if curves and all(curves):
                 runs.setdefault(method, {})[target] = curves
     targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
@@ -109,7 +114,7 @@ def adaptation(grid: Grid, k: int) -> Adaptation:
         steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
         points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
         mean_curves.append(MeanCurve(method, points))
-    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points))
+    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points), grid.sign_note)
 
 
 def learning_curve_section(grid: Grid) -> Section:

@@ -102,7 +102,12 @@ class Report:
         ]
         declared = plugins.load_plugins(PLUGIN_GROUP)
         for name in declared:
-            section = cast(Callable[[Grid], object], declared[name])(grid)
+            try:
+                section = cast(Callable[[Grid], object], declared[name])(grid)
+            except Exception as error:  # another package's code: anything can go wrong
+                raise SpecError(
+                    f"entry point {declared.describe(name)} failed: {error}; mend or uninstall that package"
+                ) from error
             if not isinstance(section, Section | None):
                 raise SpecError(
                     f"entry point {declared.describe(name)} returned {section!r}; expected a "
@@ -141,6 +146,9 @@ class Report:
             )
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
+        if unknown := sorted({grid.targets[t].metric for t, known in grid.metrics.items() if known is None}):
+            names = ", ".join(unknown)
+            notices.append(f"Of metrics that are not installed here higher is taken to be better: {names}.")
         notices += [f"Left out: {line}." for line in self.options.get("left_out", ())]
         return notices
 

@@ -83,7 +83,7 @@ class Ranking:
 
 
 def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
-    """Rank methods by their scores on the same targets, higher better; scores that differ by less than 1e-9 tie.
+    """Rank methods by their merits on the same targets, higher is better; what differs by less than 1e-9 ties.
 
     Friedman's chi-square is corrected for ties, and (0, p = 1) where all methods tie everywhere. Raises ValueError for
     fewer than three methods or two targets, of which there is nothing to test.

@@ -15,7 +15,7 @@ from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
 from promptprior.files import read_lines
 from promptprior.report.statistics import UNBOUNDED, Interval, interval
-from promptprior.tasks.metrics import METRICS
+from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
 
@@ -164,13 +164,15 @@ class Grid:
     - `transfer`: methods that learned from source tasks
     - `targets`: one row of each target, which tells its family, metric and size; by family, then name
     - `bounds`: the least and largest score of each target's metric; those of another package's metric are not known
+    - `metrics`: the metric of each target, None for one of a package that is not installed here; `lower_is_better`: the
+      targets where lower is better; `sign_note`: what tables over targets say of them
     - `ks`: the numbers of shots compared; (0,) where nothing was trained
     - `scores`: the score of each seed, by method, target and k
     - `seed_scores`: the same for every k of `ks`; what needs no examples (k = 0) stands beside each
     - `runs`: the rows of these scores; `intervals`: their mean and interval over seeds, within the metric's range
     - `shared`: by k, the targets that every method has finished, with the seeds common to all that use shots
     - `shared_rows`: by method and k, the rows at these targets and seeds; what needs no examples at all seeds
-    - `shared_runs`: the scores of those rows, for each target in the order of its seeds
+    - `shared_runs`: the merits of those rows, for each target in the order of its seeds
     """
 
     def __init__(self, all_rows: tuple[Row, ...], baseline: str) -> None:
@@ -186,8 +188,13 @@ class Grid:
         self.ks = tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
         first = {row.target: row for row in reversed(self.rows)}
         self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
-        metrics = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
-        self.bounds = {target: metric.bounds if metric else UNBOUNDED for target, metric in metrics.items()}
+        own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
+        self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
+        self.metrics = {target: known_metric(row.metric) for target, row in self.targets.items()}
+        self.lower_is_better = [t for t, known in self.metrics.items() if known and not known.higher_is_better]
+        names = ", ".join(self.lower_is_better)
+        note = f" Higher is better: scores of {names}, where lower is better, count with a minus sign."
+        self.sign_note = note if names else ""
 
         self.scores: dict[tuple[str, str, int], dict[int, float]] = {}
         for row in self.rows:
@@ -217,9 +224,28 @@ class Grid:
             for m, k in product(self.methods, self.ks)
         }
         self.shared_runs = {
-            place: {t: [self.scores[r.method, r.target, r.k][r.seed] for r in rows] for t, rows in of_targets.items()}
+            place: {
+                t: [self.merit(t, self.scores[r.method, t, r.k][r.seed]) for r in rows]
+                for t, rows in of_targets.items()
+            }
             for place, of_targets in self.shared_rows.items()
         }
+
+    def merit(self, target: str, score: float) -> float:
+        """A score on a target as methods are compared by it: higher is better, whatever the metric."""
+        return -score if target in self.lower_is_better else score
+
+    def merits(self, target: str, scores: SeedScores) -> SeedScores:
+        """Scores of seeds the same way."""
+        return {seed: self.merit(target, score) for seed, score in scores.items()}
+
+
+def known_metric(name: str) -> Metric | None:
+    """A metric by name; None for one of a package that is not installed here."""
+    try:
+        return metric(name)
+    except SpecError:
+        return None
 
 
 def parse(kind: type[C], value: object, where: str) -> C:

@@ -49,6 +49,7 @@ class Overall:
     aggregates: tuple[MethodAggregate, ...]
     ranking: Ranking | None
     pairs: tuple[PairwiseComparison, ...]
+    sign_note: str = ""
 
     def table(self) -> Table:
         """Mean, interquartile mean, median and mean rank of every method."""
@@ -64,7 +65,7 @@ class Overall:
             f"overall-k{self.k}",
             f"All targets, k = {self.k}",
             f"Over {shared_words(self.targets)}. IQM is the mean of the middle half of all runs; median is the median "
-            f"target. 95% intervals resample seeds within targets. {rank_note}",
+            f"target. 95% intervals resample seeds within targets. {rank_note}{self.sign_note}",
             columns("Method", ["Mean", "IQM", "Median"], {"Mean rank": "two_digits"}),
             [(a.method, a.mean, a.iqm, a.median, ranks.get(a.method)) for a in self.aggregates],
         )
@@ -81,7 +82,7 @@ class Overall:
         return make_table(
             f"wins-k{self.k}",
             f"Who beats whom, k = {self.k}",
-            f"On how many of the {len(self.targets)} targets the row's method scores higher : lower than the column's. "
+            f"On how many of the {len(self.targets)} targets the row's method scores better : worse than the column's. "
             "p: paired permutation test over targets, Holm over all pairs.",
             columns("|".join(["Method", *methods])),
             [(a, *(cells.get((a, b), EMPTY) for b in methods)) for a in methods],
@@ -105,7 +106,8 @@ def overall(grid: Grid, k: int) -> Overall:
         for method, of_method in runs.items()
     )
     can_rank = len(means) > 2 and len(targets) > 1
-    return Overall(k, targets, aggregates, ranking(means) if can_rank else None, pairwise_comparisons(means))
+    ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
+    return Overall(k, targets, aggregates, ranks, pairs, grid.sign_note)
 
 
 def shared_words(targets: Sequence[str]) -> str:
@@ -134,11 +136,16 @@ def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section,
             (m, *(stratified_bootstrap({t: grid.shared_runs[m, k][t] for t in targets}) for k in grid.ks))
             for m in grid.methods
         ]
-        note = f"Mean over {shared_words(targets)} and at every k."
+        note = f"Mean over {shared_words(targets)} and at every k.{grid.sign_note}"
         heads = columns("Method", [f"k = {k}" for k in grid.ks])
         parts.append((None, (make_table("shots", "Few-shot curves", note, heads, means),)))
     plots = _score_plots(grid, all_overall) if grid.ks else ()
     return Section("Over all targets", tuple(parts), plots), Section("Scores", tuple(scores))
+
+
+def metric_label(grid: Grid, target: str) -> str:
+    """A target's metric, and its direction where lower is better."""
+    return grid.targets[target].metric + (" (lower is better)" if target in grid.lower_is_better else "")
 
 
 def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
@@ -148,7 +155,8 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     verdicts = {(method, d.target): d.verdict for method, c in compared.items() for d in c.targets}
     rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
-        cells: list[Value] = [TableCell(target, f"{row.family} · {row.metric} · n{NO_BREAK}={NO_BREAK}{row.n_test}")]
+        detail = f"{row.family} · {metric_label(grid, target)} · n{NO_BREAK}={NO_BREAK}{row.n_test}"
+        cells: list[Value] = [TableCell(target, detail)]
         for method in grid.methods:
             mean = grid.intervals.get((method, target, k))
             if mean is None:
@@ -245,8 +253,8 @@ def score_figure(grid: Grid, k: int) -> "Figure":
     figure.update_layout(height=110 + len(targets) * (30 + 17 * len(grid.methods)))
     figure.update_xaxes(title="score on test", range=[left, right])
     figure.update_yaxes(range=[len(targets) - 0.5, -0.62], showticklabels=False, showgrid=False, fixedrange=True)
-    for place, (target, row) in enumerate(grid.targets.items()):
-        words = f"<b>{plot_label(target)}</b>  {plot_label(row.metric)}"
+    for place, target in enumerate(grid.targets):
+        words = f"<b>{plot_label(target)}</b>  {plot_label(metric_label(grid, target))}"
         figure.add_annotation(
             text=words, xref="paper", x=0, xanchor="left", y=place - 0.4, align="left", font_size=12, showarrow=False
         )
@@ -275,5 +283,6 @@ def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target
         marker = {"color": style.colour, "symbol": style.symbol, "size": 9}
         figure.add_scatter(x=list(intervals), marker=marker, **trace)
     figure.update_xaxes(type="log", tickvals=grid.ks, ticktext=[str(k) for k in grid.ks], title="shots k")
-    figure.update_yaxes(title="score on test")
+    is_lower = target in grid.lower_is_better
+    figure.update_yaxes(title=f"{plot_label(metric_label(grid, target))} on test" if is_lower else "score on test")
     return figure

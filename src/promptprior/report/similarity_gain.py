@@ -140,7 +140,7 @@ def similarity_gain_correlation(grid: Grid, similarity: TaskSimilarity) -> dict[
     for (method, sources, target, k), seeds in scores.items():
         pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
         if sources and pairs and method != grid.baseline:
-            gain = sum(x - y for x, y in pairs.values()) / len(pairs)
+            gain = grid.merit(target, sum(x - y for x, y in pairs.values()) / len(pairs))
             gains.setdefault(method, {}).setdefault((sources, target), []).append(gain)
 
     known = {(pair.source, pair.target): pair for pair in similarity.pairs}

@@ -12,7 +12,7 @@ statsmodels'.
 """
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -120,27 +120,31 @@ class Gains:
     undefined: tuple[str, ...]
 
 
-def average_relative_gain(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Gains:
+def average_relative_gain(
+    scores: Runs, base: Runs, level: float = 0.95, seed: int = 0, lower_is_better: Collection[str] = ()
+) -> Gains:
     """ARG: the mean over targets of (score - base) / base, each a mean over seeds (CrossFit, Ye et al. 2021).
 
-    Draws of a base that come to 0 or less are left out of the interval. Raises ValueError unless both have the same
-    targets and the same number of seeds for each.
+    Both are merits (higher is better). On targets named in `lower_is_better` these are scores with a minus sign, and
+    the gain is the share of the base's score that is saved. Draws of a base that come to 0 or less are left out of the
+    interval. Raises ValueError unless both have the same targets and the same number of seeds for each.
     """
     pairs = _paired(scores, base)
-    bases = {target: float(y.mean()) for target, (_, y) in pairs.items()}
+    signs = {target: -1.0 if target in lower_is_better else 1.0 for target in pairs}
+    bases = {target: signs[target] * float(y.mean()) for target, (_, y) in pairs.items()}  # as scores
     defined = [t for t, b in bases.items() if b > TIE]
     differences = np.array([float(x.mean() - y.mean()) for x, y in pairs.values()])
-    relative = [float(pairs[t][0].mean()) / bases[t] - 1 for t in defined]
+    relative = [float(pairs[t][0].mean()) / bases[t] - signs[t] for t in defined]
 
     def mean_gain(targets: Sequence[str]) -> Interval | None:
         if not targets:
             return None
-        sides = [pairs[t] for t in targets]
+        sides, sign = [pairs[t] for t in targets], np.array([[signs[t]] for t in targets])
         picks = _resampled([x for x, _ in sides], seed)
         drawn = [(x[i].mean(-1), y[i].mean(-1)) for (x, y), i in zip(sides, picks, strict=True)]  # [draws] each
-        usable = np.all([y > TIE for _, y in drawn], axis=0)
-        gains = np.mean([x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
-        estimate = np.mean([x.mean() / y.mean() - 1 for x, y in sides])
+        usable = np.all([s * y > TIE for (_, y), s in zip(drawn, sign, strict=True)], axis=0)
+        gains = np.mean(sign * [x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
+        estimate = np.mean(sign[:, 0] * [x.mean() / y.mean() - 1 for x, y in sides])
         return _percentile(float(estimate), gains, [x for x, _ in sides], level)
 
     return Gains(

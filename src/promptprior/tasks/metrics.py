@@ -136,7 +136,7 @@ class AnswerSet:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, its direction and its range. Only one where higher is better may be a task's first metric.
+    """A metric, its direction and its range. Whoever compares values of metrics compares their `merit`.
 
     `needs_ranking` says that it is computed from the likelihood of every choice; such metrics are reported for all
     tasks with ranked choices.
@@ -189,6 +189,25 @@ def metric(name: str) -> Metric:
             f"entry point {others.describe(name)} is {value!r}; expected a promptprior.tasks.metrics.Metric"
         )
     return value
+
+
+def merit(name: str, value: float) -> float:
+    """A metric's value as what selection, the guard and reports compare: higher is better, whatever the metric.
+
+    It is its own inverse: merit(name, merit(name, value)) is the value. Raises SpecError for an unknown metric.
+
+    >>> merit("accuracy", 0.5), merit("nll", 0.5)
+    (0.5, -0.5)
+    """
+    return value if metric(name).higher_is_better else -value
+
+
+def direction_mark(task: Task) -> list[str]:
+    """What a key gains for a task whose first metric is better when lower: before `merit`, dev picked the worst of it.
+
+    Keys of all other tasks stay as they were.
+    """
+    return [] if metric(task.metrics[0]).higher_is_better else ["lower is better"]
 
 
 def index_of(text: str, names: Sequence[str]) -> int:

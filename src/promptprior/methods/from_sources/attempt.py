@@ -15,6 +15,7 @@ from typing import Literal, cast
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.from_sources.spot import Spot
@@ -93,6 +94,18 @@ class Attempt(AttentionRecipe):
         if self.joint_steps:
             params = joint_network(context, self, InitialParams(form, params, multipliers), priors, episodes)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
+
+    def source_passes(self, settings: Settings) -> float:
+        """Source prompts, and the attention network after them."""
+        return 1.0 + self.attention_steps / max(1, settings.source.steps)
+
+    def steps_before(self, settings: Settings) -> int:
+        """Those of the probe, and those that targets train together."""
+        return self.joint_steps + (self.probe_steps if self.start == "similar" else 0)
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each source; on targets for each text."""
+        return settings.length * (sources or texts)
 
     def target_starts(
         self, context: RunContext, priors: Sequence[Prior], banks: Sequence[Tensor], episodes: Sequence[Episode]

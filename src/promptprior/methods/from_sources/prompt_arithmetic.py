@@ -72,6 +72,10 @@ class PromptArithmetic(Recipe):
         share = chosen if self.combine == "mean" else chosen * (similarity.clamp(min=0) + 1e-6)
         return share / share.sum()
 
+    def steps_before(self, settings: Settings) -> int:
+        """Those of the probe, where similarity to sources has a say."""
+        return 0 if self.top == 0 and self.combine != "weighted" else self.probe_steps
+
     def adaptation_copies(self, settings: Settings) -> int:
         """One for each scale."""
         return len(self.scales)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, Recipe
@@ -69,7 +70,7 @@ class BankRecipe(Recipe):
         return Bank(
             context.backbone,
             size=self.bank_size,
-            retrieve=self.retrieved_tokens(context),
+            retrieve=self.retrieved_tokens(context.settings),
             own=own,
             query=self.query,
             layers=self.query_layers,
@@ -79,17 +80,17 @@ class BankRecipe(Recipe):
             **settings,
         )
 
-    def retrieved_tokens(self, context: RunContext) -> int:
+    def retrieved_tokens(self, settings: Settings) -> int:
         """K."""
         if self.retrieve:
             return self.retrieve
-        return context.settings.length if self.task_prompt == "none" else max(1, context.settings.length // 2)
+        return settings.length if self.task_prompt == "none" else max(1, settings.length // 2)
 
-    def own_tokens(self, context: RunContext) -> int:
+    def own_tokens(self, settings: Settings) -> int:
         """Tokens of the task prompt. Raises SpecError when retrieval leaves none."""
         if self.task_prompt == "none":
             return 0
-        length, retrieved = context.settings.length, self.retrieved_tokens(context)
+        length, retrieved = settings.length, self.retrieved_tokens(settings)
         own = self.task_tokens or length - retrieved
         if own < 1:
             raise SpecError(
@@ -98,11 +99,17 @@ class BankRecipe(Recipe):
             )
         return own
 
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each text, as if no two retrieved the same rows; one for all where they do so by design."""
+        own = self.own_tokens(settings) if self.task_prompt == "learned" or not sources else 0
+        are_alike = self.scoring == "same" and self.selection == "hard"
+        return (self.retrieved_tokens(settings) + own) * (1 if are_alike else texts)
+
     def initial_bank(
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
     ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
-        backbone, own = context.backbone, self.own_tokens(context) if self.task_prompt == "learned" else 0
+        backbone, own = context.backbone, self.own_tokens(context.settings) if self.task_prompt == "learned" else 0
         form = self.bank(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
         rows, cost = frequent_rows(context, self.bank_size, generator("bank", seed)), Cost()  # [N, D]
         if self.start == "sources":
@@ -135,7 +142,7 @@ class BankRecipe(Recipe):
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Stage 2: every episode has a copy of its prior's bank (of several, their mean), and a task prompt."""
-        form = self.bank(context, self.own_tokens(context))
+        form = self.bank(context, self.own_tokens(context.settings))
         names = [name for name in (*BANK_TENSORS, "centre") if name in priors[0].params]
         if self.task_prompt == "learned":
             names.append("own")

@@ -13,6 +13,7 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone.weight_overrides import Which, lora_start
+from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
@@ -34,6 +35,10 @@ class WeightRecipe(Recipe):
     learning_rates: tuple[float, ...] = option(
         (), "absolute rates to try; by default as many as --target.learning-rates, in the same proportions", above=0
     )
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """None."""
+        return 0
 
     def weight_init(self, context: RunContext, form: Form, starts: Sequence[Mapping[str, Tensor]]) -> AdaptationInit:
         """Each episode's weights as copies, [E, *shape], in the prompts' dtype: half precision swallows small steps."""

@@ -1,6 +1,7 @@
 """Specs for data that has none: derived from a folder's task.json or from its column names."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,17 +68,30 @@ def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpe
 def spec_from_columns(rows: Rows, name: str) -> TaskSpec:
     """A spec for rows of `text` and `label`, or of `prompt` and `completion`.
 
-    Labels stand in order: numbers by value, words by the alphabet. Raises DataError for an empty label or a single
-    one, and, for any other columns, one that shows the spec to write.
+    Labels stand in order: numbers by value, words by the alphabet; space around them is no part of them. Raises
+    DataError for an empty label, a single one, and two that differ only by case, and, for any other columns, one that
+    shows the spec to write.
     """
     columns = list(rows.values[0])
     doc_to_id = "id" if "id" in columns else None
     if {"text", "label"} <= set(columns):
+        counts: Counter[str] = Counter()
         for i, row in enumerate(rows.values):
-            if row.get("label") in (None, ""):
+            label = "" if row.get("label") is None else str(row["label"]).strip()
+            if not label:
                 raise DataError(f"{rows.place(i)}: column 'label' is empty")
-        words = {str(row["label"]) for row in rows.values}
-        labels = sorted(words, key=lambda w: (float(w), "") if w.isdecimal() else (float("inf"), w))
+            counts[label] += 1
+        spellings: dict[str, list[str]] = defaultdict(list)
+        for label in sorted(counts):
+            spellings[label.casefold()].append(label)
+        for alike in spellings.values():
+            if len(alike) > 1:
+                listed = ", ".join(f"{label!r} ({counts[label]} rows)" for label in alike)
+                raise DataError(
+                    f"{rows.source}: labels differ only by case: {listed}; write them alike, or, if they are different "
+                    "answers, list them as doc_to_choice in a spec.yaml"
+                )
+        labels = sorted(counts, key=lambda w: (float(w), "") if w.isdecimal() else (float("inf"), w))
         if len(labels) < 2:
             raise DataError(f"{rows.source}: column 'label' holds one value only: {labels}")
         return TaskSpec(

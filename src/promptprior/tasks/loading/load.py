@@ -88,11 +88,13 @@ def _load_path(path: Path, data: Path | None, limits: Limits) -> Task:
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         split_rows = read_folder(path)
-        return _build(folder_spec(path, split_rows), split_rows, str(path), limits)
-    if path.suffix in (".yaml", ".yml"):
-        return _load_spec(read_spec(path), path.parent, data, limits)
-    rows = read_data_file(path)
-    return _build(spec_from_columns(rows, path.stem), {"train": rows}, str(path), limits)
+        task = _build(folder_spec(path, split_rows), split_rows, str(path), limits)
+    elif path.suffix in (".yaml", ".yml"):
+        task = _load_spec(read_spec(path), path.parent, data, limits)
+    else:
+        rows = read_data_file(path)
+        task = _build(spec_from_columns(rows, path.stem), {"train": rows}, str(path), limits)
+    return replace(task, path=os.path.abspath(path))
 
 
 def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Limits) -> Task:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from promptprior.errors import DataError
 from promptprior.tasks import builtin
+from promptprior.tasks.loading.inferred_spec import spec_from_columns
 from promptprior.tasks.loading.load import (
     catalogue_names,
     catalogue_spec,
@@ -14,18 +15,19 @@ from promptprior.tasks.loading.load import (
     read_folder,
     task_of,
 )
-from promptprior.tasks.loading.readers import Rows
+from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file
 from promptprior.tasks.loading.spec import TaskSpec, keeps_row, read_spec, row_choices
 from promptprior.tasks.task import Example, Task, content_id
 
 NEVER_READ = "?"  # an example must have a target; prediction reads none
 
 
-def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> Task:
-    """A task whose test split is these rows, which need no answer columns.
+def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> tuple[Task, list[int]]:
+    """A task whose test split is these rows, which need no answer columns, and the indices of the rows in it.
 
-    `name_or_path` is what `load_task` takes. A built-in task has no columns: its rows hold `text`, written as
-    `promptprior tasks show` shows it. Raises SpecError for an unknown task, DataError for a missing column.
+    Rows that the spec's doc_filter refuses are left out. `name_or_path` is what `load_task` takes. A built-in task has
+    no columns: its rows hold `text`, written as `promptprior tasks show` shows it. Raises SpecError for an unknown
+    task, DataError for a missing column.
     """
     # The spec that `load_task` would render rows with; a whole task where there is none.
     path, text, name = Path(name_or_path), name_or_path.removeprefix("builtin:"), name_or_path.removeprefix("hub:")
@@ -36,6 +38,8 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
         task = builtin.make_task(text)
     elif path.suffix in (".yaml", ".yml"):
         task = read_spec(path)
+    elif is_path and path.suffix in SUFFIXES:
+        task = spec_from_columns(read_data_file(path), path.stem)
     elif folder.is_dir():
         task = folder_spec(folder, read_folder(folder))
     elif not is_path and name in catalogue_names():
@@ -43,9 +47,9 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
     else:
         task = None if is_path else plugin_task(name)
     if task is None:
-        raise DataError(f"task {name_or_path!r} (--target): expected a spec file, a task folder or a task's name")
+        raise DataError(f"task {name_or_path!r} (--target): expected a task's name, file or folder")
 
-    examples = []
+    examples, indices = [], []
     for i, row in enumerate(rows.values):
         where = rows.place(i)
         if isinstance(task, Task):
@@ -54,6 +58,7 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
                 raise DataError(f"{where}: a built-in task reads the column 'text' (columns: {', '.join(row)})")
             choices = task.split("train")[0].choices
             examples.append(Example(str(row.get("id") or content_id(row)), question, NEVER_READ, choices))
+            indices.append(i)
         elif keeps_row(task, row, where):
             templates = task.templates
             question = str(templates.text.value(row, where, "doc_to_text"))
@@ -61,6 +66,7 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
             own_id = str(templates.id.value(row, where, "doc_to_id")) if templates.id and has_id else content_id(row)
             choices = task.fixed_choices if templates.choices is None else row_choices(task, row, where)
             examples.append(Example(own_id, question, NEVER_READ, choices))
+            indices.append(i)
     if isinstance(task, Task):
-        return replace(task, examples={"test": tuple(examples)})
-    return replace(task_of(task, {"test": tuple(examples)}, rows.source), licence="")
+        return replace(task, examples={"test": tuple(examples)}), indices
+    return replace(task_of(task, {"test": tuple(examples)}, rows.source), licence=""), indices

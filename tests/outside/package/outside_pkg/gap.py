@@ -10,7 +10,7 @@ def optimality_gap(grid: Grid) -> Section:
     """For each number of shots, the mean of 1 - score over the targets and seeds that all methods share."""
     parts = []
     for k in grid.ks:
-        runs = {method: grid.shared_runs(method, k).values() for method in grid.methods}
+        runs = {method: grid.shared_runs[method, k].values() for method in grid.methods}
         gaps = {m: [1 - score for scores in targets for score in scores] for m, targets in runs.items()}
         rows = tuple((TableCell(m), TableCell(f"{fmean(v):.3f}", numbers=(fmean(v),))) for m, v in gaps.items() if v)
         columns = (Column("method", "text"), Column("gap", "number"))
