@@ -107,7 +107,7 @@ def test_bounds_hold_in_python_too(cls: type) -> None:
 
 
 def adapting(*words: str, refused: str = "", name: str = "", method: str = "prompt_tuning", **more: Any) -> Case:
-    base = [word for word in ("adapt", "--target", "GOOD", *TINY, *SHORT, "--output", "out", "--method", method)]
+    base = ["adapt", "--target", "GOOD", *TINY, *SHORT, "--output", "out", "--method", method]
     for flag, value in zip(words[::2], words[1::2], strict=True):
         if flag in base:
             base[base.index(flag) + 1] = value

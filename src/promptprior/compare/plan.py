@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.config.choices import Shared
 from promptprior.config.mapping import check_bounds, stable_hash
-from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
+from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
