@@ -134,7 +134,6 @@ PROMPTS: dict[str, tuple[Change, str, tuple[str, ...]]] = {
     "PEFT length true": (adapter(num_virtual_tokens=True), "num_virtual_tokens|shape", BOTH),
     "PEFT length 0": (adapter(num_virtual_tokens=0), "num_virtual_tokens|shape", BOTH),
     "PEFT weights in integers": (lambda folder: (adapter()(folder), weights("I32")(folder)), "I32|int32|integers", BOTH),
-    "PEFT weights of no rows": (lambda folder: (adapter(num_virtual_tokens=0)(folder), weights(shape=(0, 32))(folder)), "shape", BOTH),
     "PEFT pickle": (lambda folder: (adapter()(folder), (folder / W).unlink(), file("adapter_model.bin", b"x")(folder)), "pickle", BOTH),
 }  # fmt: skip
 VERBS = {

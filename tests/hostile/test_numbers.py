@@ -37,6 +37,8 @@ def number_of(hint: Any) -> type | None:
 def numeric(cls: Any, key: str = "") -> Iterator[tuple[str, Field[Any], type]]:
     hints = typing.get_type_hints(cls)
     for item in fields(cls):
+        if not item.init:
+            continue
         if is_dataclass(hints[item.name]):
             yield from numeric(hints[item.name], f"{key}{item.name}.")
         elif kind := number_of(hints[item.name]):

@@ -49,12 +49,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
         raise ArtifactError(f"{path}: 'peft_type' is missing; this is not a PEFT adapter")
     if config["peft_type"] not in READABLE:
         raise ArtifactError(
-            f"{path}: peft_type {shorten(config['peft_type'])!r} cannot be read as a soft prompt; readable are "
+            f"{path}: peft_type {shorten(repr(config['peft_type']))} cannot be read as a soft prompt; readable are "
             f"{', '.join(READABLE)}"
         )
     if config.get("task_type") not in (None, *TASK_TYPES.values()):
         raise ArtifactError(
-            f"{path}: task_type {shorten(config['task_type'])!r} needs a head that a prompt does not have; readable "
+            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; readable "
             f"are {', '.join(TASK_TYPES.values())}"
         )
 
@@ -73,7 +73,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
     prompt, length = tensors[TENSOR], config.get("num_virtual_tokens")
     if not prompt.is_floating_point():
         raise ArtifactError(f"{path}: {TENSOR!r} holds {prompt.dtype}; expected floating point: copy the folder again")
-    is_length = type(length) is int and length > 0
+    is_length = type(length) is int  # zero_shot has a prompt of no rows
     if prompt.ndim != 2 or not is_length or prompt.shape[0] not in (length, 2 * length):
         raise ArtifactError(
             f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
