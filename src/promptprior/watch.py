@@ -15,8 +15,12 @@ WatchStage = Callable[[str], Watch | None]
 def tensorboard(folder: Path) -> WatchStage:
     """Write every number a step reports to TensorBoard, one run per stage, one line per copy.
 
-    Raises SpecError when the tensorboard package is missing.
+    Raises SpecError when the tensorboard package is missing, and when logs cannot be written there.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{folder} (--tensorboard): {error.strerror}; expected a folder that can be written") from error
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -23,6 +23,7 @@ from promptprior.artifacts.header import (
 )
 from promptprior.artifacts.model_card import model_card
 from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import shorten
 from promptprior.errors import ArtifactError
 from promptprior.files import (
     check_finite,
@@ -66,6 +67,12 @@ class _Artifact:
                 raise ArtifactError(
                     f"the parameterisation 'direct' has one tensor 'prompt' of shape [copies, length, {width}]; got "
                     f"{shapes}"
+                )
+            length = header.parameterisation_settings.get("length", prompt.shape[1])
+            if length != prompt.shape[1]:
+                raise ArtifactError(
+                    f"the header's parameterisation_settings say length {shorten(length)}; got {shapes}: the file was "
+                    "edited, copy it again"
                 )
 
     def save_pretrained(self, folder: Path | str) -> None:

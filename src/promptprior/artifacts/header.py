@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.config.mapping import from_mapping, to_mapping
+from promptprior.config.mapping import from_mapping, shorten, to_mapping
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
@@ -36,6 +36,15 @@ class TaskCard:
     role: Literal["source", "target"]
     example_ids: tuple[str, ...] = ()
     path: str = field(default="", metadata={"omit_from_hash_if_default": True})
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What a header says of a tensor: its shape, its type as torch names it, and `tensor_digest` of its entries."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,10 @@ def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
     if not isinstance(tensors, dict):
         raise ArtifactError(f"{path}: 'tensors' is missing; the file was edited: copy it again")
     try:
+        for name, record in tensors.items():
+            if not isinstance(record, dict):
+                raise SpecError(f"{path}: 'tensors.{name}' is {shorten(record)}; expected shape, dtype and digest")
+            from_mapping(TensorRecord, record, str(path), f"tensors.{name}")
         return from_mapping(Header, mapping, str(path)), tensors
     except SpecError as error:
         raise ArtifactError(f"{error}; the file was edited or is from another version") from error

@@ -9,10 +9,13 @@
 `.pt` files go through torch's restricted unpickler (weights_only), which builds tensors and plain containers only.
 """
 
+import io
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,8 @@ PROMPT_NAMES = (
 """Parts of dotted names that say "this tensor is the prompt"."""
 
 ORIGINS: Mapping[str, Origin] = {".npy": "npy", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".safetensors": "safetensors"}
+MOST_BYTES = 2**31  # of a file; prompts are a thousandth of that
+MOST_NESTED = 32  # containers in one another
 FORMATS = f"{', '.join(ORIGINS)} files, PEFT adapter folders and folders of promptprior"
 
 
@@ -143,14 +148,20 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by dotted names; "" is a bare tensor or array. Whether they are finite is checked later."""
     if path.suffix == ".safetensors":
         return read_tensors(path, finite=False)
-    read_bytes(path)  # says what is there instead where that is no file
-    kind = ".npy" if path.suffix == ".npy" else ".pt"
+    data, kind = read_bytes(path, MOST_BYTES), ".npy" if path.suffix == ".npy" else ".pt"
     try:
         if kind == ".npy":
-            array = np.load(path, allow_pickle=False)
+            _check_array_size(data)
+            array = np.load(io.BytesIO(data), allow_pickle=False)
         else:
+            if zipfile.is_zipfile(
+                path
+            ):  # torch stores its members as they are; compressed, a few bytes may be terabytes
+                with zipfile.ZipFile(path) as archive:
+                    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                        raise ValueError("its members are compressed, and torch.save compresses none")
             with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
-                return dict(named_tensors(torch.load(path, map_location="cpu", weights_only=True)))
+                return dict(named_tensors(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
     except Exception as error:  # damaged files raise half a dozen kinds
         if isinstance(error, pickle.UnpicklingError) or (kind == ".npy" and "pickle" in str(error)):
             raise ArtifactError(
@@ -158,7 +169,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
             ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(f"{path}: not a whole {kind} file ({reason[0]}): copy it again") from error
+        raise ArtifactError(f"{path}: not a whole {kind} file ({reason[0][:300]}): copy it again") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
         # numpy knows no bfloat16 and stores it as two raw bytes
         return {"": torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)}
@@ -169,10 +180,33 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return {"": torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))}
 
 
-def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested containers, whatever its shape, with its dotted name."""
+def named_tensors(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested containers, whatever its shape, with its dotted name.
+
+    Raises ValueError for tensors that are not ordinary ones, and for containers that hold themselves or go too deep.
+    """
     if isinstance(content, Tensor):
+        kind = "meta" if content.is_meta else "quantised" if content.is_quantized else str(content.layout)
+        if kind != "torch.strided":
+            raise ValueError(f"tensor {name or '(unnamed)'} is {kind}, not an ordinary one that holds its numbers")
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise ValueError(f"tensor {name or '(unnamed)'} has {content.numel():,} entries, more than the file holds")
         yield name, content.detach()
     elif isinstance(content, Mapping | list | tuple):
+        if depth == MOST_NESTED:
+            raise ValueError(f"its containers are more than {MOST_NESTED} deep, or hold themselves")
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _check_array_size(data: bytes) -> None:
+    # Whether an .npy file holds the entries that its header claims, before memory for them is asked for.
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError("an archive of several arrays: save the one array" if data[:2] == b"PK" else "no numpy header")
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    claimed, held = prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if min(shape, default=0) < 0 or claimed > held:
+        raise ValueError(f"its header claims {str(shape)[:100]} numbers, {claimed:,} bytes; it holds {held:,}")

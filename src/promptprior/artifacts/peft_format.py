@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import shorten
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, read_tensors, write_json, write_tensors
 from promptprior.notation import Float, Mapping, Params, Tensor
@@ -48,13 +49,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
         raise ArtifactError(f"{path}: 'peft_type' is missing; this is not a PEFT adapter")
     if config["peft_type"] not in READABLE:
         raise ArtifactError(
-            f"{path}: peft_type {config['peft_type']!r} cannot be read as a soft prompt; readable are "
+            f"{path}: peft_type {shorten(repr(config['peft_type']))} cannot be read as a soft prompt; readable are "
             f"{', '.join(READABLE)}"
         )
     if config.get("task_type") not in (None, *TASK_TYPES.values()):
         raise ArtifactError(
-            f"{path}: task_type {config['task_type']!r} needs a head that a prompt does not have; readable are "
-            f"{', '.join(TASK_TYPES.values())}"
+            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; readable "
+            f"are {', '.join(TASK_TYPES.values())}"
         )
 
     path = folder / TENSORS_FILE
@@ -70,10 +71,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
             "that also changes the model cannot be read as a prompt"
         )
     prompt, length = tensors[TENSOR], config.get("num_virtual_tokens")
-    if prompt.ndim != 2 or not isinstance(length, int) or prompt.shape[0] not in (length, 2 * length):
+    if not prompt.is_floating_point():
+        raise ArtifactError(f"{path}: {TENSOR!r} holds {prompt.dtype}; expected floating point: copy the folder again")
+    is_length = type(length) is int  # zero_shot has a prompt of no rows
+    if prompt.ndim != 2 or not is_length or prompt.shape[0] not in (length, 2 * length):
         raise ArtifactError(
             f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
-            f"width] with the {length} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
+            f"width] with the {shorten(length)} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
         )
     return config, prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
 

@@ -258,7 +258,8 @@ def load(
     `device`: "cuda", "cpu", …; the first GPU if there is one. `quantize`: "8bit" or "4bit" weights (bitsandbytes).
     `max_tokens`, `recompute`, `check`, `compile`: see EngineOptions. Raises SpecError when it cannot be loaded.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return as_backbone(load_frozen(name, dtype, device, revision, quantize), **options)
 
 

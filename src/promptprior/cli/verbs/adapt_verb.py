@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from promptprior.cli.output import score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
-from promptprior.config.mapping import from_mapping, merge_settings, to_mapping
+from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
-from promptprior.config.training import Settings, setting
+from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
 
 if TYPE_CHECKING:  # help must not wait for torch
@@ -25,16 +25,18 @@ class AdaptPlan:
     method: str = setting("prompt_tuning", "method; a prior brings its own")
     prior: Path | None = setting(None, "folder that fit wrote; prompt_tuning and zero_shot need none")
     target: str = setting("", "target task: a name, file or folder")
-    shots: int = setting(16, "examples per class to learn from, and as many again for dev")
-    seed: int = setting(13, "draw of shots, start and batches")
+    shots: int = setting(16, "examples per class to learn from, and as many again for dev", **SHOT_BOUNDS)
+    seed: int = setting(13, "draw of shots, start and batches", **SEED_BOUNDS)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, STEPS)
-    test_limit: int | None = setting(None, "at most this many test examples; 0: do not test, only save the prompt")
+    steps: int | None = setting(None, STEPS, **STEP_BOUNDS)
+    test_limit: int | None = setting(
+        None, "at most this many test examples; 0: do not test, only save the prompt", least=0, most=10**9
+    )
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
@@ -45,10 +47,7 @@ class AdaptPlan:
     def __post_init__(self) -> None:
         if not self.target:
             raise SpecError("target (--target) is missing: name the task to adapt to")
-        if self.shots < 1:
-            raise SpecError(f"shots (--shots) must be at least 1; got {self.shots}")
-        if self.test_limit is not None and self.test_limit < 0:
-            raise SpecError(f"test limit (--test-limit) must be at least 0, which tests nothing; got {self.test_limit}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""

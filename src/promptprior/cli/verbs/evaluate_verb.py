@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from promptprior.cli.output import score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
-from promptprior.config.mapping import merge_settings
+from promptprior.config.mapping import check_bounds, merge_settings
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
-from promptprior.config.training import setting
+from promptprior.config.training import LIMIT_BOUNDS, setting
 from promptprior.errors import DataError, SpecError
 
 if TYPE_CHECKING:  # help must not wait for torch
@@ -25,7 +25,7 @@ class EvaluatePlan:
     prompt: Path = field(metadata={"help": "folder that adapt (or PEFT) wrote"})
     target: str = setting("", "task: a name, file or folder; by default the one that the prompt was adapted to")
     split: Literal["train", "validation", "test"] = setting("test", "split to score on")
-    limit: int | None = setting(None, "at most this many examples")
+    limit: int | None = setting(None, "at most this many examples", **LIMIT_BOUNDS)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
@@ -38,8 +38,7 @@ class EvaluatePlan:
     force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise SpecError(f"limit (--limit) must be at least 1, or nothing for none; got {self.limit}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Score a prompt and print its scores."""

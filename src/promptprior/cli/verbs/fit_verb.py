@@ -9,8 +9,9 @@ from typing import Any
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Shared
+from promptprior.config.mapping import check_bounds
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
-from promptprior.config.training import Settings, setting
+from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
 
 
@@ -20,7 +21,7 @@ class FitPlan:
 
     method: str = setting("multitask", "method that learns the prior")
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")
-    seed: int = setting(13, "start and batches")
+    seed: int = setting(13, "start and batches", **SEED_BOUNDS)
     data: Path | None = setting(None, DATA)
     partition: str | None = setting(None, "named partition that the sources come from unless they are given")
     partitions: Path | None = setting(None, "file of partitions; by default partitions.json of --data")
@@ -30,8 +31,8 @@ class FitPlan:
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps, the same as --source.steps")
-    train_limit: int | None = setting(None, "at most this many training examples per source")
+    steps: int | None = setting(None, "optimiser steps, the same as --source.steps", **STEP_BOUNDS)
+    train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
     force: bool = setting(False, FORCE)
@@ -39,14 +40,11 @@ class FitPlan:
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.sources and not self.options.get("source_prompts"):
             raise SpecError("a prior is learned from source tasks: name some (--sources)")
         if len(set(self.sources)) < len(self.sources):
             raise SpecError(f"sources (--sources) names something twice: {', '.join(self.sources)}")
-        if self.train_limit is not None and self.train_limit < 1:
-            raise SpecError(
-                f"train limit (--train-limit) must be at least 1, or nothing for none; got {self.train_limit}"
-            )
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
@@ -68,7 +66,7 @@ class FitPlan:
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
         watch = watcher(self.method, self.tensorboard)
-        limits = {"train": self.train_limit} if self.train_limit else None
+        limits = {"train": self.train_limit} if self.train_limit is not None else None
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)
         backbone = load_backbone(self)

@@ -8,8 +8,9 @@ from promptprior.cli.output import format_table
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
+from promptprior.config.mapping import check_bounds
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
-from promptprior.config.training import Settings, Training, setting
+from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, Settings, Training, setting
 from promptprior.errors import SpecError
 
 
@@ -20,9 +21,9 @@ class SimilarPlan:
     target: tuple[str, ...] = setting((), "target task, or several: names, files or folders")
     sources: tuple[str, ...] = setting((), "source tasks to rank: names, files or folders")
     by: Measure = setting("gradient", "measure that ranks")
-    shots: int = setting(16, "examples per class that each task is seen through")
-    seed: int = setting(13, "draw of shots, start and batches")
-    steps: int = setting(20, "steps that each task's prompt is trained for")
+    shots: int = setting(16, "examples per class that each task is seen through", **SHOT_BOUNDS)
+    seed: int = setting(13, "draw of shots, start and batches", **SEED_BOUNDS)
+    steps: int = setting(20, "steps that each task's prompt is trained for", least=1, most=10**8)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
@@ -38,8 +39,7 @@ class SimilarPlan:
         for name in ("target", "sources"):
             if not getattr(self, name):
                 raise SpecError(f"{name} (--{name}) is missing: name the tasks to compare")
-        if self.shots < 1 or self.steps < 1:
-            raise SpecError(f"shots and steps must be at least 1; got --shots {self.shots} --steps {self.steps}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""

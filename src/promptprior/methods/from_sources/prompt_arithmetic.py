@@ -36,7 +36,7 @@ class PromptArithmetic(Recipe):
     )
     top: int = target_option(2, "the most similar sources, whose vectors are combined; 0: all sources", least=0)
     scales: tuple[float, ...] = target_option(
-        (1.0,), "factors on the combined vector; of several, dev picks one", at_least_one=True
+        (1.0,), "factors on the combined vector; of several, dev picks one", at_least_one=True, least=-1e6, most=1e6
     )
     probe_steps: int = target_option(10, "steps that give a target its embedding", least=0)
     source_prompts: tuple[Path, ...] = option((), "prompts that others trained, instead of training on sources")

@@ -27,7 +27,7 @@ class AttentionRecipe(Recipe):
     attends: Attends = option("all", "all: sources and the target's own prompt (as released); sources")
     query: Query = option("max", "pool of the text's word embeddings: max (as released) or mean")
     centre: bool = option(False, "take the mean query of the target's shots from every query: texts differ more")
-    rank: int = option(100, "width of the attention network's bottleneck", least=1)
+    rank: int = option(100, "width of the attention network's bottleneck", least=1, most=2**16)
     temperature: float = option(1.0, "of attention; 1 starts with scores of about one, on any backbone", above=0)
     absolute: bool = option(False, "temperature and queries in absolute numbers (as released)")
     attention_rate: float | None = option(

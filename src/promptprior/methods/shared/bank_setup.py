@@ -33,9 +33,11 @@ class BankRecipe(Recipe):
     """A bank of tokens retrieved by each text, and a task prompt beside them."""
 
     name: str = fact("tpt")
-    bank_size: int = option(60, "tokens in the bank", least=1)
-    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length", least=0)
-    task_tokens: int = option(0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length", least=0)
+    bank_size: int = option(60, "tokens in the bank", least=1, most=2**16)
+    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length", least=0, most=2**16)
+    task_tokens: int = option(
+        0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length", least=0, most=2**16
+    )
     task_prompt: Literal["learned", "fresh", "none"] = option(
         "learned", "learned: trained on the sources with the bank; fresh: new for each target (as released); none"
     )
@@ -44,10 +46,11 @@ class BankRecipe(Recipe):
         0,
         "layers that read a text before it is pooled; 0: word embeddings (as released)",
         least=0,
+        most=2**16,
         omit_from_hash_if_default=True,
     )
     centre: bool = option(True, "take the sources' mean query from every query")
-    query_rank: int = option(0, "rank of a learned map of queries; 0: none", least=0)
+    query_rank: int = option(0, "rank of a learned map of queries; 0: none", least=0, most=2**16)
     keys: Literal["tied", "separate", "texts"] = option(
         "texts", "tied: tokens are their keys (as released); separate: start as the tokens; texts: as source queries"
     )
@@ -56,7 +59,7 @@ class BankRecipe(Recipe):
     temperature: float = option(0.1, "of the softmax over scores", above=0)
     balance: float = option(0.0, "weight of the term that evens out how often tokens are used", least=0)
     spread: float = option(0.0, "weight of the term that keeps keys apart", least=0)
-    budget: int = option(0, "tokens of the bank open to each source; 0: all", least=0)
+    budget: int = option(0, "tokens of the bank open to each source; 0: all", least=0, most=2**16)
     start: Literal["frequent", "sources"] = option(
         "frequent", "bank from frequent words, or from prompts trained on each source (SPoT's)"
     )

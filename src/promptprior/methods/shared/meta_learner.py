@@ -84,10 +84,12 @@ class MetaRecipe(Recipe):
         None, "in units of the embedding scale; by default 1 for sgd, 0.1 for adam", above=0
     )
     inner_optimiser: InnerKind = option("sgd", "sgd or adam")
-    units_per_step: int = option(4, "units in a meta-batch, at most all there are", least=1)
-    support_size: int = option(4, "texts of a unit in each inner step", least=1)
-    query_size: int = option(4, "texts of a unit that its adapted copy is judged on; reptile has none", least=0)
-    units_per_task: int = option(2, "draws of every source task, at most 5", least=1)
+    units_per_step: int = option(4, "units in a meta-batch, at most all there are", least=1, most=2**16)
+    support_size: int = option(4, "texts of a unit in each inner step", least=1, most=2**16)
+    query_size: int = option(
+        4, "texts of a unit that its adapted copy is judged on; reptile has none", least=0, most=2**16
+    )
+    units_per_task: int = option(2, "draws of every source task, at most 5", least=1, most=2**16)
     shots: int | None = option(
         None, "examples per class in a unit's support, as many in its query; by default halves", least=1
     )

@@ -33,12 +33,14 @@ TOKENS = ("prompt", "bank", "own")  # parameters in the space of embeddings
 class PosteriorRecipe(Recipe):
     """M particles that stand for the posterior of all sources."""
 
-    particles: int = option(5, "M, prompts that stand for the posterior", least=1)
+    particles: int = option(5, "M, prompts that stand for the posterior", least=1, most=2**16)
     kernel: KernelKind = option("per_token", "rbf, per_token, projected, gradient (its subspace) or none")
-    block: int = option(0, "coordinates in a block of kernel per_token; 0: whole tokens", least=0)
-    dimensions: int = option(16, "dimensions of kernel projected", least=1)
-    repulsion: float = option(1.0, "factor on the repulsive force; 1 is SVGD")
-    first_repulsion: float | None = option(None, "the factor at the first step, moved linearly to --options.repulsion")
+    block: int = option(0, "coordinates in a block of kernel per_token; 0: whole tokens", least=0, most=2**16)
+    dimensions: int = option(16, "dimensions of kernel projected", least=1, most=2**16)
+    repulsion: float = option(1.0, "factor on the repulsive force; 1 is SVGD", least=0)
+    first_repulsion: float | None = option(
+        None, "the factor at the first step, moved linearly to --options.repulsion", least=0
+    )
     weighting: Literal["balanced", "proportional", "counts", "agreement"] = option(
         "balanced",
         "likelihood of sources: balanced or proportional (tempered to one observation per source), counts (the true "

@@ -27,7 +27,9 @@ class Dept(Recipe):
     name: str = fact("dept")
     short: int = option(0, "tokens of the short prompt; 0: six tenths of the prompt length", least=0)
     positions: int = option(256, "tokens of a text that get offsets, from its first", least=1)
-    rank: int = option(0, "rank of the offsets; 0: as the numbers that the short prompt saves allow", least=0)
+    rank: int = option(
+        0, "rank of the offsets; 0: as the numbers that the short prompt saves allow", least=0, most=2**16
+    )
     low_rank_speed: float = option(0.1, "rate of both low-rank parts, as a multiple of the prompt's", least=0)
 
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:

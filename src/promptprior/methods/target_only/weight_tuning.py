@@ -53,7 +53,7 @@ class Lora(WeightRecipe):
     """Low-rank additions to linear modules, fresh for every episode."""
 
     name: str = fact("lora")
-    rank: int = option(8, "rank of each addition", least=1)
+    rank: int = option(8, "rank of each addition", least=1, most=2**12)
     alpha: float = option(16.0, "additions count alpha / rank", above=0)
     modules: tuple[str, ...] = option((), "modules added to; by default PEFT's: q and v")
 
