@@ -10,7 +10,8 @@ A command replaces a file that it wrote itself and that is unchanged since then.
 """
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def save_plan(plan: Any, path: Path, command: str, outputs: Iterable[Path] = ())
     """
     if is_dataclass(plan) and getattr(plan, "force", False):  # a plan that is given back must not force anything
         plan = replace(plan, force=False)  # type: ignore[type-var]
-    lines = [WRITTEN_BY + command]
-    lines += [f"{WROTE}{_name_in(file, path)} {_digest(file)}" for output in outputs for file in _files_of(output)]
+    digests = {name: value for output in outputs for name, value in _digests(output, path.parent).items()}
+    lines = [WRITTEN_BY + command, *(f"{WROTE}{name} {value}" for name, value in digests.items())]
     write_text(path, "\n".join(lines) + "\n" + dump_yaml(plan))
 
 
@@ -60,51 +61,47 @@ def check_output(
     says that the output tells by itself that the command wrote it, as an artifact with its header does; otherwise the
     plan beside it must. `force` is None for a command that has no such flag.
     """
-    where, advice = (
-        f"{output} ({flag})",
-        "choose another path" + (", or give --force to replace it" * (force is not None)),
-    )
+    where = f"{output} ({flag})"
+    advice = "choose another path" if force is None else "choose another path, or give --force to replace it"
     if not output.name or output.name == "..":
         raise ArtifactError(f"{where}: expected the name of a new file or folder")
-    files, target = _files_of(output), output.resolve()
-    sources = [Path(source).resolve() for source in inputs if source is not None and Path(source).exists()]
+    target = output.resolve()
+    sources = [Path(source).resolve() for source in inputs if source is not None and os.path.exists(source)]
     for source in sources:
         if source == target or target in source.parents:
             raise ArtifactError(f"{where}: promptprior {command} reads {source} there; choose another path")
     plan = plan_beside(output)
     records = [line.removeprefix(WROTE).rpartition(" ") for line in _comments(plan) if is_plan_of(plan, command)]
-    digests = {name: digest for name, _, digest in records}
-    changed = (f for f in files if _name_in(f, plan) not in digests or digests[_name_in(f, plan)] != _digest(f))
-    if not is_own and (stranger := next(changed, None)) is not None:
+    own = {name: value for name, _, value in records}
+    digests = {} if is_own else _digests(output, plan.parent, own)
+    if changed := [name for name, value in digests.items() if own.get(name) != value]:
         if any(source in target.parents for source in sources):
             raise ArtifactError(f"{where}: exists in what promptprior {command} reads; choose another path")
         if not force:
-            raise ArtifactError(
-                f"{where}: {stranger} exists, and is not what promptprior {command} wrote there; {advice}"
-            )
-    if plan.exists() and not (force or is_own or is_plan_of(plan, command)):
+            stranger = plan.parent / changed[0]
+            raise ArtifactError(f"{where}: {stranger} exists and is not what promptprior {command} wrote; {advice}")
+    if os.path.exists(plan) and not (force or is_own or is_plan_of(plan, command)):
         raise ArtifactError(
             f"{where}: its settings would replace {plan}, which promptprior {command} did not write; {advice}"
         )
 
 
-def _files_of(output: Path) -> list[Path]:
-    # An output that is one file, or all files of a folder.
-    return (
-        sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output] * output.exists()
-    )
-
-
-def _name_in(file: Path, plan: Path) -> str:
-    return file.relative_to(plan.parent).as_posix()
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtifactError(f"{file}: cannot be read: {error.strerror or error}") from error
+def _digests(output: Path, folder: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    # The SHA-256 of an output that is one file, or of all files below a folder, by their names in `folder`. Where
+    # `names` are given, other files are not read: a base model in the way is refused at once.
+    digests = {}
+    files = sorted(output.rglob("*")) if os.path.isdir(output) else [output]
+    for file in filter(os.path.isfile, files):
+        name = file.relative_to(folder).as_posix()
+        if names is not None and name not in names:
+            digests[name] = ""
+            continue
+        try:
+            with file.open("rb") as stream:
+                digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactError(f"{file}: cannot be read: {error.strerror or error}") from error
+    return digests
 
 
 def _comments(path: Path) -> list[str]:

@@ -72,8 +72,8 @@ class AdaptPlan:
         from promptprior.tasks import load_task
 
         prior_folder = None if self.prior is None else artifact_folder(self.prior)
-        inputs, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
-        check_output(self.output, "adapt", inputs, force=self.force, is_own=is_own)
+        reads, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
+        check_output(self.output, "adapt", reads, force=self.force, is_own=is_own)
         method = make_method(self.method, self.options)
         settings = self.settings if self.steps is None else with_steps(self.settings, self.steps)
         task = load_task(self.target, self.data)
