@@ -54,8 +54,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
         )
     if config.get("task_type") not in (None, *TASK_TYPES.values()):
         raise ArtifactError(
-            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; readable "
-            f"are {', '.join(TASK_TYPES.values())}"
+            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; "
+            f"readable are {', '.join(TASK_TYPES.values())}"
         )
 
     path = folder / TENSORS_FILE
@@ -73,8 +73,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
     prompt, length = tensors[TENSOR], config.get("num_virtual_tokens")
     if not prompt.is_floating_point():
         raise ArtifactError(f"{path}: {TENSOR!r} holds {prompt.dtype}; expected floating point: copy the folder again")
-    is_length = type(length) is int  # zero_shot has a prompt of no rows
-    if prompt.ndim != 2 or not is_length or prompt.shape[0] not in (length, 2 * length):
+    rows = (length, 2 * length) if type(length) is int else ()  # zero_shot has a prompt of no rows
+    if prompt.ndim != 2 or prompt.shape[0] not in rows:
         raise ArtifactError(
             f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
             f"width] with the {shorten(length)} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
