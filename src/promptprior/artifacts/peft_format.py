@@ -54,8 +54,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
         )
     if config.get("task_type") not in (None, *TASK_TYPES.values()):
         raise ArtifactError(
-            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; readable "
-            f"are {', '.join(TASK_TYPES.values())}"
+            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; "
+            f"readable are {', '.join(TASK_TYPES.values())}"
         )
 
     path = folder / TENSORS_FILE
