@@ -251,6 +251,12 @@ PATHS = [
         {"d/train.csv": GOOD_CSV, "d/task.json": os.mkfifo},
         "task.j",
     ),
+    Case(
+        "an output of 300 characters",
+        ("adapt", "--target", "x.csv", *TINY, "--output", "o" * 300),
+        {"x.csv": GOOD_CSV},
+        "too long",
+    ),
     Case("check a name of 5000 characters", ("tasks", "check", "a" * 5000), {}, "unknown task|too long|cannot be used"),
     Case("check a pipe", ("tasks", "check", "x.csv"), {"x.csv": os.mkfifo}, "x.csv"),
     Case("check a folder of links", ("tasks", "check", "d"), {"d/t/train.csv": link_to("train.csv")}, "d"),
