@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.mapping import check_bounds
-from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
+from promptprior.methods.workload import Workload
 from promptprior.notation import Params, Tensor
 from promptprior.parameterisations.parameterisation import Parameterisation
 from promptprior.parameterisations.registry import Form
@@ -62,7 +62,7 @@ class AdaptationInit:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Workload):
     """What every recipe says of itself; `init`, and `fit` where it learns from sources, are its own.
 
     A control arm is a value of a recipe under another name: Bmtpt(name="bmtpt_chains", kernel="none"). `prior_of` names
@@ -99,37 +99,6 @@ class Recipe:
         """The recipe that fits this one's priors, with target options at their defaults; equal ones share a prior."""
         defaults = {f.name: f.default for f in fields(self) if f.metadata.get("target") and f.default is not MISSING}
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
-
-    def source_passes(self, settings: Settings) -> float:
-        """How many times the texts of `multitask` the source stage reads; decides estimates only.
-
-        A text that is read with a gradient counts 1, without one `cost.SCORED`, in a Hessian product
-        `cost.SECOND_ORDER`.
-        """
-        return 1.0
-
-    def source_texts(self, settings: Settings, sources: int) -> int:
-        """How many texts a step on so many sources reads; decides estimates only."""
-        return settings.source.batch_size
-
-    def adaptation_copies(self, settings: Settings) -> int:
-        """In how many ways each episode adapts for each learning rate; decides estimates only."""
-        return 1
-
-    def answering_prompts(self) -> int:
-        """How many prompts answer the test examples by their mean probability; decides estimates only."""
-        return 1
-
-    def steps_before(self, settings: Settings) -> int:
-        """Steps on each target's shots before its own training, probes and joint stages; decides estimates only."""
-        return int(getattr(self, "joint_steps", 0))
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """Tokens of all prompts that so many texts of so many sources read together; decides estimates only.
-
-        Without `sources` the texts are of one target. By default all read one prompt of the settings' length.
-        """
-        return settings.length
 
     def serves(self, task: Task) -> str | None:
         """Why this method cannot answer a task, in words; None where it can."""
