@@ -153,7 +153,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_own_json(text: str, where: str, line: int | None = None) -> Any:
-    """The value of a JSON text that this library wrote. Raises ArtifactError naming `where`, and the line, for whatever is wrong with it."""
+    """The value of a JSON text that this library wrote.
+
+    Raises ArtifactError naming `where`, and the line, for whatever is wrong with it.
+    """
     try:
         value = json.loads(text)
         if "\\u" in text:  # half of a surrogate pair is no text that could be written again
