@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ import torch
 import transformers as tf
 
 from promptprior.cli import main
-from promptprior.cli.arguments import read_arguments, short
-from promptprior.cli.help import COMMON, common
-from promptprior.cli.verb_table import VERBS, find_verb
+from promptprior.cli.arguments import read_words
+from promptprior.cli.verb import PLUGINS, VERBS, Verb, find_verb
 from promptprior.compare.plan import Plan
-from promptprior.config.mapping import from_mapping, load_yaml, settings_of
+from promptprior.config.mapping import from_mapping, list_settings
+from promptprior.config.training import setting
+from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
+from promptprior.methods import METHODS
 from promptprior.report.similarity_gain import read_similarity
 from promptprior.tasks import builtin
 from promptprior.tasks.task import content_id
@@ -178,7 +182,8 @@ def test_compare_reports_reuses_and_reads_its_own_plan(cli: Cli, data: Path, mod
 @pytest.mark.parametrize("verb", ["fit", "adapt", "compare"])
 def test_a_dry_run_tells_the_cost_and_writes_nothing(cli: Cli, data: Path, model: Path, tmp_path: Path, verb: str):
     output = tmp_path / "out"
-    common = ["--data", data, "--backbone", model, *TINY, "--output", output, "--dry-run"]
+    dry_run = {"fit": "--dry-run", "adapt": "--dry-run=true", "compare": "--dry-run=True"}[verb]
+    common = ["--data", data, "--backbone", model, *TINY, "--output", output, dry_run]
     words = {
         "fit": ["--sources", "vowels"],
         "adapt": ["--target", "edges", "--shots", 2],
@@ -306,6 +311,14 @@ def test_bad_data_stops_before_anything_is_written(
         (["compare", "--backbone", "/no/such/model"], "could not be loaded"),
         (["compare", "--sources", "edges,vowels"], "a target cannot be among its own sources"),
         (["compare", "--options.multitask.nothing", "1"], "unknown key 'nothing'"),
+        (["compare", "--options.multitask.nothing", "1"], "(flag --options.multitask.nothing)"),
+        (["compare", "--methods", "dept", "--options.dept.rank", "x"], "(flag --options.dept.rank) is 'x'"),
+        (["adapt", "--target", "edges", "--method", "dept", "--options.rank", "x"], "(flag --options.rank) is 'x'"),
+        (["compare", "--target.steps", "x"], "command line: 'settings.target.steps' (flag --target.steps) is 'x'"),
+        (["compare", "--dry-run=maybe"], "'dry_run' (flag --dry-run) is 'maybe'; expected true or false"),
+        (["methods", "show"], "needs one more word"),
+        (["methods", "show", "sopt"], "unknown method 'sopt'; did you mean 'spot'"),
+        (["--print-completion", "fsh"], "unknown shell 'fsh'"),
         (["compar"], "unknown verb 'compar'; did you mean 'compare'"),
         (["fit"], "--sources"),
         (["fit", "--sources", "vowels", "--method", "prompt_tuning"], "has no prior to fit"),
@@ -333,6 +346,15 @@ def test_bad_words_are_one_message_and_nothing_else(
     assert says in err, err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_a_plan_file_names_its_line(cli: Cli, tmp_path: Path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("targets: [edges]\nsettings:\n  length: 3\n  target: {steps: 5, lenght: 2}\n")
+    assert f"promptprior: {plan}, line 4 in 'settings.target': unknown key 'lenght'" in cli("compare", plan)[2]
+    plan.write_text("targets: [edges]\nsettings:\n  length: three\n")
+    assert f"{plan}, line 3: 'settings.length' (flag --length) is 'three'; expected" in cli("compare", plan)[2]
+    assert "promptprior: command line: 'shots[0]'" in cli("compare", plan, "--length", 3, "--shots", "few")[2]
 
 
 @pytest.fixture
@@ -438,13 +460,76 @@ def kill_after_lines(words: Sequence[object], file: Path, lines: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+# Verbs of other packages, and completion ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GreetPlan:
+    """say hello"""
+
+    whom: str = setting("world", "who is greeted")
+
+    def run(self, dry_run: bool) -> None:
+        print(f"hello {self.whom}, {dry_run}")
+
+
+GREET = Verb("greet", GreetPlan, GreetPlan.run, "promptprior greet you", positional=("whom",))
+
+
+def test_another_package_adds_a_verb(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    point = EntryPoint("greet", f"{__name__}:GREET", PLUGINS)
+    monkeypatch.setattr("promptprior.plugins._entry_points", lambda group, _: (point,) if group == PLUGINS else ())
+    assert cli("greet", "you", "--dry-run") == (0, "hello you, True\n", "")
+    assert "\n  greet     " in cli("--help")[1]
+    assert "--whom TEXT" in cli("greet", "--help")[1]
+    assert "unknown flag '--whmo'; did you mean '--whom'?" in cli("greet", "--whmo", "x")[2]
+    assert "unknown verb 'great'; did you mean 'greet'" in cli("great")[2]
+
+
+def test_bash_completes_verbs_and_flags(cli: Cli, tmp_path: Path):
+    script = tmp_path / "complete.sh"
+    script.write_text(cli("--print-completion", "bash")[1])
+    assert complete(script, "promptprior", "comp") == {"compare"}
+    assert complete(script, "promptprior", "compare", "--target.learning") == {"--target.learning-rates"}
+    assert complete(script, "promptprior", "compare", "--shared", "re") == {"refuse"}
+    assert "--prompt" in complete(script, "promptprior", "evaluate", "--")
+
+
+def complete(script: Path, *words: str) -> set[str]:
+    """What bash offers after some words."""
+    ask = (
+        f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_promptprior {words[0]} "
+    )
+    ask += f"'{words[-1]}' {words[-2]}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_methods_are_listed_and_shown_with_their_options(cli: Cli):
+    code, out, _ = cli("methods", "list")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert METHODS.keys() <= lines.keys()
+    assert re.search(r"^spot +yes +Vu et al. 2022 ", lines["spot"])
+    code, out, _ = cli("methods", "show", "bmtpt")
+    assert code == 0
+    assert "learns a prior from source tasks" in out
+    assert "2402.08594" in out
+    assert "  particles = 5\n      M, prompts that stand for the posterior (a whole number, at least 1)" in out
+    assert "needs_sources" not in out
+    assert "kernel none" in lines["bmtpt_chains"]
+    assert "It has no options." in cli("methods", "show", "zero_shot")[1]
+
+
 # Help and documents -------------------------------------------------------------------------------------
 
 
 def test_help_needs_no_torch():
     """Neither the overview nor any verb's: that is the difference between an instant and seconds."""
     asked = [[], *([verb, "--help"] for verb in VERBS)]
-    code = f"import sys; from promptprior.cli import main; [main(w) for w in {asked}]; sys.exit('torch' in sys.modules)"
+    heavy = {"torch", "transformers", "numpy"}
+    code = f"import sys; from promptprior.cli import main; [main(words) for words in {asked}]; "
+    code += f"sys.exit(bool({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
     assert "--target.learning-rates" in done.stdout
@@ -454,9 +539,9 @@ def test_help_needs_no_torch():
 def test_every_setting_of_a_verb_has_a_help_text_and_a_default(cli: Cli, verb: str):
     code, out, _ = cli(verb, "--help")
     assert code == 0
-    for setting in settings_of(find_verb(verb).settings):
-        assert f"  {short(setting)} " in out or f"  {short(setting)}\n" in out
-        assert setting.help, setting.flag
+    for item in list_settings(find_verb(verb).settings):
+        assert f"  {item.flag} " in out or f"  {item.flag}\n" in out
+        assert item.help, item.flag
     assert cli("help", verb)[1] == out
 
 
@@ -479,8 +564,7 @@ def test_commands_in_documents_use_verbs_and_flags_that_exist(path: Path):
         if verb == "VERB":
             continue
         assert verb in VERBS, path.name
-        known = [*settings_of(find_verb(verb).settings), *common(find_verb(verb))]
-        read_arguments([w for w in words if w not in ("…", "...", "--help")], known)
+        read_words(find_verb(verb), [w for w in words if w not in ("…", "...", "--help")])
 
 
 FOLDERS = {  # columns and number of labels of task folders that the README's line names
@@ -519,11 +603,12 @@ def test_the_five_methods_of_the_readme_compare_as_written(cli: Cli, model: Path
 
 
 def test_an_option_of_a_method_needs_no_declaration():
-    known = [*settings_of(find_verb("compare").settings), *COMMON]
-    made = read_arguments(["--options.spot.top", "2", "--length=5", "--dry-run"], known)
-    assert made.flags == {"options.spot.top": "2", "settings.length": "5", "dry-run": "true"}
+    compare = find_verb("compare")
+    _, flags = read_words(compare, ["--options.spot.top", "2", "--length=5", "--dry-run"])
+    assert flags == {"options.spot.top": "2", "settings.length": "5", "dry_run": "true"}
+    assert read_words(compare, ["--dry-run", "plan.yaml"]) == (["plan.yaml"], {"dry_run": "true"})
     with pytest.raises(SpecError, match="ambiguous"):
-        read_arguments(["--warmup", "2"], known)
+        read_words(compare, ["--warmup", "2"])
 
 
 def test_similar_ranks_sources_and_keeps_what_reports_read(cli: Cli, data: Path, model: Path, tmp_path: Path):

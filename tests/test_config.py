@@ -15,11 +15,12 @@ from promptprior.config.mapping import (
     dump_yaml,
     flag,
     from_mapping,
-    load_yaml,
-    settings_of,
+    list_settings,
     stable_hash,
     to_mapping,
 )
+from promptprior.config.training import Settings
+from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import SpecError
 
 
@@ -50,7 +51,7 @@ class Job:
 
 
 def job(**values: Any) -> Job:
-    return from_mapping(Job, {"method": "spot", **values}, "job.yaml")
+    return from_mapping(Job, {"method": "spot", **values}, "job.yaml", flags="--")
 
 
 def test_every_kind_of_value_is_built():
@@ -97,13 +98,13 @@ def test_every_kind_of_value_is_built():
 )  # fmt: skip
 def test_a_wrong_value_names_key_flag_and_expectation(values, message):
     with pytest.raises(SpecError) as caught:
-        from_mapping(Job, {"method": "spot", **values}, "job.yaml")
+        from_mapping(Job, {"method": "spot", **values}, "job.yaml", flags="--")
     assert message in str(caught.value)
 
 
 def test_a_missing_setting_says_what_it_means():
     with pytest.raises(SpecError) as caught:
-        from_mapping(Job, {}, "job.yaml")
+        from_mapping(Job, {}, "job.yaml", flags="--")
     assert str(caught.value) == "job.yaml: 'method' (flag --method) is missing; give text: the method to fit"
 
 
@@ -121,7 +122,7 @@ def test_a_field_of_a_type_no_file_can_hold_is_a_programming_error():
 
 def flags(**given: str) -> Job:
     named = {name.replace("__", "."): text for name, text in given.items()}
-    return from_mapping(Job, apply_overrides({"method": "spot"}, named), "command line")
+    return from_mapping(Job, apply_overrides({"method": "spot"}, named), "command line", flags="--")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_wrong_flags_name_themselves(name, text, message):
 
 
 def test_settings_list_every_flag_with_type_default_and_help():
-    listed = {s.flag: s for s in settings_of(Job)}
+    listed = {s.flag: s for s in list_settings(Job)}
     assert listed["--method"].default is None
     assert (listed["--length"].kind, listed["--length"].default, listed["--length"].help) == (
         "a whole number", "20", "soft tokens",
@@ -263,19 +264,24 @@ def test_the_loader_does_not_change_other_yaml_users():
     assert yaml.safe_load("a: yes") == {"a": True}
 
 
+BILLION_LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "job.yaml, line 4: key 'c' is given twice; keep one"),
         ("a: [1, 2\nb: 3\n", "job.yaml, line 2: "),
         ("a: 1\n\tb: 2\n", "job.yaml, line 2: "),
-        ("a: 1\nb: !function utils.go\n", "job.yaml, line 2: could not determine a constructor"),
+        ("a: 1\nb: !function utils.go\n", "job.yaml, line 2: '!function' runs Python code"),
         (
             "a: !!python/object/apply:os.system ['true']\n",
             "job.yaml, line 1: could not determine a constructor",
         ),
         ("- a\n- b\n", "job.yaml: expected 'key: value' lines; got a list"),
-        ("{[1, 2]: 3}", "job.yaml, line 1: found unhashable key"),
+        ("{{a: 1}: 3}", "job.yaml, line 1: found unhashable key"),
+        ("a: &a [x, *a]\n", "job.yaml: not YAML: its aliases (*name) stand for more than"),
+        (BILLION_LAUGHS, "job.yaml: not YAML: its aliases (*name) stand for more than"),
         (b"a: \xff\n", "job.yaml: byte 3 is not UTF-8"),
         (b"a: \x00\n", "job.yaml: not YAML"),
         ("[" * 5000, "job.yaml: not YAML"),
@@ -285,6 +291,12 @@ def test_broken_yaml_names_file_and_line(tmp_path, text, message):
     with pytest.raises(SpecError) as caught:
         load_yaml(written(tmp_path, text))
     assert message in str(caught.value)
+
+
+def test_the_line_of_a_key(tmp_path):
+    path = written(tmp_path, "a: 1\nb:\n  c: [1,\n    2]\n  d: {e: 1}\n")
+    lines = {"a": 1, "b": 2, "b.c": 3, "b.c[1]": 3, "b.d.e": 5, "b.d.x": 5, "x": None}
+    assert {key: line_of_key(path, key) for key in lines} == lines
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -305,9 +317,9 @@ def test_part_of_a_nested_config_leaves_the_rest_at_the_defaults_of_its_field():
 
 
 def test_help_shows_the_defaults_that_count():
-    assert {s.flag: s.default for s in settings_of(Career)}["--first.steps"] == "200"
-    assert {s.flag: s.default for s in settings_of(Career)}["--job.rule.learning-rate"] == "0.1"
-    assert {s.flag: s.default for s in settings_of(Career)}["--job.method"] == '"spot"'
+    assert {s.flag: s.default for s in list_settings(Career)}["--first.steps"] == "200"
+    assert {s.flag: s.default for s in list_settings(Career)}["--job.rule.learning-rate"] == "0.1"
+    assert {s.flag: s.default for s in list_settings(Career)}["--job.method"] == '"spot"'
 
 
 @pytest.mark.parametrize("text", ["yes", "1e-3", "null", "~", "", "0o7", "a: b\n# c", "1.0", "true", "- x", "é"])
@@ -326,3 +338,15 @@ def test_flags_deep_in_a_free_mapping_are_read_and_can_be_written() -> None:
     made = from_mapping(Free, given, "command line")
     assert made.options == {"rule": "svgd", "rule_options": {"particles": 3}}
     assert "particles: 3" in dump_yaml(made)
+
+
+def test_old_names_of_settings_are_read_at_any_depth_and_hashed_still():
+    old = {"target": {"select_every": 3, "looks": [1, 2]}}
+    made = from_mapping(Settings, old, "plan.yaml")
+    assert (made.target.eval_every, made.target.eval_steps) == (3, (1, 2))
+    assert made.target.steps == Settings().target.steps
+    assert to_mapping(made)["target"]["eval_every"] == 3
+    assert to_mapping(made, for_hash=True)["target"] | old["target"] == to_mapping(made, for_hash=True)["target"]
+    both = {"target": {"select_every": 3, "eval_every": 4}}
+    with pytest.raises(SpecError, match=r"in 'target': unknown key 'select_every'; did you mean 'eval_every'"):
+        from_mapping(Settings, both, "plan.yaml")

@@ -1,6 +1,5 @@
 """Files are whole or absent: on a full disk, after SIGKILL, and when they come damaged."""
 
-import fcntl
 import json
 import os
 import resource
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from promptprior import files
 from promptprior.errors import ArtifactError
@@ -174,7 +174,7 @@ def test_other_peoples_files_are_never_deleted(tmp_path):
 
 
 def test_without_an_atomic_exchange_the_folder_is_still_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "exchanged", lambda a, b: False)
+    monkeypatch.setattr(files, "exchange_names", lambda a, b: False)
     target = tmp_path / "prior"
     files.replace_folder(target, version_one)
     files.replace_folder(target, version_one)
@@ -253,6 +253,7 @@ def test_a_write_that_is_cut_short_changes_nothing(tmp_path):
     assert len(files.read_lines(tmp_path / "log")) == number
     assert (tmp_path / "log").read_bytes().endswith(b"\n")
     (tmp_path / "log").unlink()
+    files.lock_beside(tmp_path / "log").unlink()
     assert contents(tmp_path) == before
 
 
@@ -330,17 +331,16 @@ def test_an_absent_and_an_empty_log_have_no_lines(tmp_path):
     assert files.read_lines(tmp_path / "log") == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
 def test_an_append_waits_for_the_one_before_it(tmp_path):
     log = tmp_path / "log"
     log.write_text('{"n": 1')  # another process is in the middle of this line
-    with log.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with FileLock(files.lock_beside(log)):
         waiting = threading.Thread(target=files.append_line, args=(log, {"n": 2}))
         waiting.start()
         waiting.join(timeout=0.2)
         assert waiting.is_alive()
-        other.write(b"}\n")
+        with log.open("ab") as other:
+            other.write(b"}\n")
     waiting.join()
     assert files.read_lines(log) == [{"n": 1}, {"n": 2}]
 
@@ -378,7 +378,6 @@ with files.claimed(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
 def test_a_folder_that_another_process_writes_to_is_refused_until_that_process_ends(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", CLAIMING, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     try:

@@ -13,8 +13,8 @@ from promptprior.adapt import Adapted, adapt, make_episode
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.cli import main
-from promptprior.config.mapping import load_yaml
 from promptprior.config.training import Settings, Training
+from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
 from promptprior.fit import fit
 from promptprior.guard import Candidate, Guarded, choose, guarded, judge_on_dev, paired_gap

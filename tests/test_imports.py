@@ -115,6 +115,21 @@ def run_python(code: str) -> str:
     ).stdout.strip()
 
 
+def test_reading_results_needs_no_torch() -> None:
+    code = "import sys, promptprior.files, promptprior.report.results, promptprior.cli.verbs.report_verb; "
+    code += "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SOURCE.parent)}, check=True)
+
+
+def test_public_names_are_functions_even_after_their_files_are_imported() -> None:
+    files = "promptprior.adapt, promptprior.fit, promptprior.evaluate, promptprior.compare.run"
+    code = f"import promptprior as pp, {files}; "
+    code += "assert all(map(callable, (pp.adapt, pp.fit, pp.evaluate, pp.compare))); "
+    code += "from promptprior import compare; assert callable(compare); assert {'fit', 'Plan'} <= {*dir(pp)}; "
+    code += "assert not [name for name in pp.__all__ if not hasattr(pp, name)]"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SOURCE.parent)}, check=True)
+
+
 def test_importing_the_library_is_light() -> None:
     heavy = ("torch", "datasets", "plotly", "sklearn", "peft", "scipy.stats", "rouge_score", "sacrebleu", "pandas")
     assert (

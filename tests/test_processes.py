@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 import transformers as tf
 
 from promptprior.cli import main
-from promptprior.cli.launch import all_processes
-from promptprior.cli.verb_table import find_verb
+from promptprior.cli.entry import all_processes
+from promptprior.cli.verb import find_verb
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_eval_set
 from promptprior.files import append_line, read_tensors, write_text

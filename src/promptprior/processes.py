@@ -5,23 +5,24 @@ work is done by each; only the first process writes files and prints. With one p
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-
-from promptprior.notation import Tensor
+if TYPE_CHECKING:  # imported where it is used: files and reports must not wait for torch
+    from torch import Tensor
 
 
 def processes() -> int:
     """The number of processes on this job; 1 where torch.distributed was not started."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    dist = sys.modules.get("torch.distributed")
+    return dist.get_world_size() if dist is not None and dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if processes() > 1 else 0
+    return sys.modules["torch.distributed"].get_rank() if processes() > 1 else 0
 
 
 def is_first() -> bool:
@@ -29,10 +30,13 @@ def is_first() -> bool:
     return process_rank() == 0
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by its sum over all processes, in one message and in float64; all get the same bits."""
+def add_up(tensors: "Sequence[Tensor]") -> None:
+    """Replace tensors of any shape by their sums over all processes, in one float64 message; all get the same bits."""
     if processes() == 1 or not tensors:
         return
+    import torch
+    import torch.distributed as dist
+
     flat_sum = torch.cat([t.detach().flatten().double() for t in tensors])
     if dist.get_backend() == "nccl":
         flat_sum = flat_sum.cuda()
@@ -43,6 +47,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 def first_decides(answer: bool) -> bool:
     """The first process's answer, in every process: for what depends on a clock."""
+    import torch
+
     decision = torch.tensor(float(answer and is_first()))
     add_up([decision])
     return bool(decision)
@@ -54,6 +60,9 @@ def process_group() -> Iterator[None]:
 
     Inside, "cuda" is each process's own device.
     """
+    import torch
+    import torch.distributed as dist
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -224,7 +224,7 @@ def test_tensors_of_another_folder_are_noticed(tmp_path):
         ({"format_version": None}, "format_version is None"),
         ({"kind": "bank"}, "unknown choice 'bank'"),
         ({"methud": "x"}, "unknown key 'methud'; did you mean 'method'"),
-        ({"tasks": [{"name": "x"}]}, r"'tasks\[0\]\.(version|fingerprint|role)' .* is missing"),
+        ({"tasks": [{"name": "x"}]}, r"'tasks\[0\]\.(version|fingerprint|role)'.* is missing"),
         ({"tensors": None}, "'tensors' is missing"),
     ],
 )

@@ -12,7 +12,8 @@ from promptprior.backbone import load
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, cells
 from promptprior.compare.schedule import WorkerContext, prior_folder
-from promptprior.config.mapping import from_mapping, load_yaml
+from promptprior.config.mapping import from_mapping
+from promptprior.config.yaml_file import load_yaml
 from promptprior.report.results import read_rows
 
 BEFORE = Path(__file__).parents[1] / "fixtures" / "before"

@@ -14,8 +14,9 @@ from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Fit, WorkerContext, remaining_work
-from promptprior.config.mapping import from_mapping, load_yaml
+from promptprior.config.mapping import from_mapping
 from promptprior.config.training import Settings, Training
+from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError, TrainingError
 from promptprior.methods import make_method
 from promptprior.report.results import read_rows

@@ -20,17 +20,17 @@ def test_there_and_back():
     ("change", "text"),
     [
         ({"scor": 1}, "line 3: unknown key 'scor'; did you mean 'score'"),
-        ({"k": "16"}, "line 3: k: expected an integer, got '16'"),
-        ({"k": True}, "line 3: k: expected an integer, got True"),
-        ({"seed": 1.5}, "line 3: seed: expected an integer, got 1.5"),
-        ({"score": float("nan")}, "line 3: score: expected a finite number, got nan"),
-        ({"method": None}, "line 3: method: expected a string, got None"),
-        ({"sources": "a"}, "line 3: sources: expected a list, got 'a'"),
-        ({"sources": [1]}, r"line 3: sources\[0\]: expected a string, got 1"),
-        ({"scores": {"accuracy": "x"}}, r"line 3: scores.accuracy: expected a finite number, got 'x'"),
-        ({"cost": {"seconds": 1}}, "line 3: cost: missing rows, tokens, source_seconds"),
-        ({"curve": [{"step": 1}]}, r"line 3: curve\[0\]: missing train_loss"),
-        ({"status": "done"}, "line 3: status: expected one of ok, failed, got 'done'"),
+        ({"k": "16"}, "line 3: 'k' is '16'; expected a whole number"),
+        ({"k": True}, "line 3: 'k' is True; expected a whole number"),
+        ({"seed": 1.5}, "line 3: 'seed' is 1.5; expected a whole number"),
+        ({"score": float("nan")}, "line 3: 'score' is nan; expected a finite number"),
+        ({"method": None}, "line 3: 'method' is None; expected text"),
+        ({"sources": "a"}, "line 3: 'sources' is 'a'; expected a list"),
+        ({"sources": [1]}, r"line 3: 'sources\[0\]' is 1; expected text"),
+        ({"scores": {"accuracy": "x"}}, r"line 3: 'scores.accuracy' is 'x'; expected a number"),
+        ({"cost": {"seconds": 1}}, r"line 3: 'cost.rows' is missing; .* \(missing too: tokens, source_seconds"),
+        ({"curve": [{"step": 1}]}, r"line 3: 'curve\[0\].train_loss' is missing"),
+        ({"status": "done"}, r"line 3: 'status' is an unknown choice 'done'; \(known: failed, ok\)"),
         ({"score": None}, "line 3: score: an ok cell needs a number, got null"),
         ({"status": "failed", "error": "x"}, "line 3: a failed cell needs score null and an error"),
         ({"status": "failed", "score": None}, "line 3: a failed cell needs score null and an error"),
@@ -47,14 +47,14 @@ def test_results_written_before_diagnostics_still_load():
     assert Row.from_json(old) == Row.from_json(result_row(diagnostics={}))
     new = result_row(diagnostics={"retrieval": {"rows": 8, "map": [[0.5, 1.0]]}})
     assert Row.from_json(json.loads(json.dumps(new))).to_json()["diagnostics"] == new["diagnostics"]
-    with pytest.raises(DataError, match=r"row: diagnostics: expected an object, got \[\]"):
+    with pytest.raises(DataError, match=r"row: 'diagnostics' is \[\]; expected 'key: value' settings"):
         Row.from_json(result_row(diagnostics=[]))
 
 
 def test_a_missing_key_is_named():
     value = result_row()
     del value["family"]
-    with pytest.raises(DataError, match="row: missing family"):
+    with pytest.raises(DataError, match="row: 'family' is missing"):
         Row.from_json(value)
     with pytest.raises(DataError, match=r"row: expected an object, got \[\]"):
         Row.from_json([])
@@ -72,5 +72,5 @@ def test_the_last_line_of_a_cell_counts(tmp_path):
 def test_a_bad_line_is_named(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(result_row()) + "\n" + json.dumps(result_row(k=None)) + "\n")
-    with pytest.raises(DataError, match=r"results.jsonl, row 2: k: expected an integer, got None"):
+    with pytest.raises(DataError, match=r"results.jsonl, row 2: 'k' is None; expected a whole number"):
         read_rows(path)

@@ -35,7 +35,7 @@ def test_there_and_back(tmp_path):
     assert read_similarity(path) == FOUND
     assert read_similarity(tmp_path / "absent.json") is None
     path.write_text(json.dumps(task_similarity() | {"steps": "20"}))
-    with pytest.raises(DataError, match=r"similarity\.json: steps: expected an integer, got '20'"):
+    with pytest.raises(DataError, match=r"similarity\.json: 'steps' is '20'; expected a whole number"):
         read_similarity(path)
 
 

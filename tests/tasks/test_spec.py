@@ -105,16 +105,16 @@ def test_choices_of_a_row_must_be_a_list_of_answers() -> None:
     ("keys", "message"),
     [
         ({"doc_to_txt": "a"}, r"mood.yaml: unknown key 'doc_to_txt'; did you mean 'doc_to_text'"),
-        ({"doc_to_text": None}, "mood.yaml: the key 'doc_to_text' is missing"),
+        ({"doc_to_text": None}, "mood.yaml: 'doc_to_text' is missing"),
         ({"doc_to_text": "{{text"}, "mood.yaml: bad Jinja"),
-        ({"doc_to_text": ["a"]}, r"mood.yaml: doc_to_text: expected text, got \['a'\]"),
-        ({"output_type": "loglikelihood"}, "mood.yaml: unknown output_type 'loglikelihood'"),
-        ({"doc_to_choice": [False, True]}, r"doc_to_choice\[0\]: False is a YAML boolean; write the word in quotes"),
+        ({"doc_to_text": ["a"]}, r"mood.yaml: 'doc_to_text' is \['a'\]; expected text"),
+        ({"output_type": "loglikelihood"}, "mood.yaml: 'output_type' is an unknown choice 'loglikelihood'"),
+        ({"doc_to_choice": [False, True]}, r"'doc_to_choice\[0\]' is False; expected text; put it in quotes"),
         ({"doc_to_choice": ["a", "a"]}, r"doc_to_choice needs at least two different words, got \['a', 'a'\]"),
         ({"doc_to_choice": None}, "output_type multiple_choice needs doc_to_choice"),
-        ({"doc_to_choice": 3}, "doc_to_choice: expected a list of strings, got 3"),
+        ({"doc_to_choice": 3}, "'doc_to_choice' is 3; expected text or a list"),
         ({"metadata": {"label_names": ["a", "b", "c"]}}, "2 choices but 3 metadata.label_names"),
-        ({"metadata": {"licens": "MIT"}}, "mood.yaml: metadata: unknown key 'licens'; did you mean 'licence'"),
+        ({"metadata": {"licens": "MIT"}}, "mood.yaml in 'metadata': unknown key 'licens'; did you mean 'licence'"),
         ({"metadata": "x"}, "mood.yaml: metadata: expected a mapping, got 'x'"),
         ({"metric_list": ["acurracy"]}, "metric_list: unknown metric 'acurracy'; did you mean 'accuracy'"),
         ({"metric_list": "accuracy"}, "metric_list: expected a list of names"),
@@ -150,16 +150,23 @@ def test_every_metric_a_spec_may_name_can_be_computed() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("doc_to_text: !function utils.f\n", r"x.yaml line 1: '!function' runs Python code, which promptprior never"),
-        ("task: a\n  b: c: d\n", r"x.yaml line 2: not YAML \(mapping values are not allowed here\)"),
-        ("- a\n", "x.yaml: expected a YAML mapping"),
-        ("task: !!python/object/apply:os.system [ls]\n", "x.yaml line 1: not YAML"),
+        ("doc_to_text: !function utils.f\n", r"x.yaml, line 1: '!function' runs Python code, which promptprior never"),
+        ("task: a\n  b: c: d\n", "x.yaml, line 2: mapping values are not allowed here"),
+        ("- a\n", "x.yaml: expected 'key: value' lines"),
+        ("task: !!python/object/apply:os.system [ls]\n", "x.yaml, line 1: could not determine a constructor"),
     ],
 )
 def test_files_that_are_no_spec(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(SpecError, match=message):
         read_spec(tmp_path / "x.yaml")
+
+
+def test_bare_yes_and_no_are_words(tmp_path: Path) -> None:
+    keys = "task: x\ndoc_to_text: '{{q}}'\ndoc_to_target: label\ndoc_to_choice: [no, yes]\nmetadata: {version: 1.0}\n"
+    (tmp_path / "x.yaml").write_text(keys)
+    assert read_spec(tmp_path / "x.yaml").fixed_choices == ("no", "yes")
+    assert read_spec(tmp_path / "x.yaml").metadata.version == "1.0"
 
 
 def test_an_included_file_gives_what_the_spec_does_not_say(tmp_path: Path) -> None:

@@ -1,26 +1,45 @@
-"""Words of a command line to settings: strict, with the nearest known flag for an unknown one."""
+"""Words of a command line to settings, and help and shell completion from the same settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import argparse
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from promptprior.config.mapping import Setting
+from promptprior import plugins
+from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
+from promptprior.config.mapping import Setting, list_settings
+from promptprior.config.training import setting
 from promptprior.errors import SpecError, unknown_name
 
-PREFIX = "settings."
 SWITCH = "true or false"
-FREE = "options."
+OPTIONS = "options"  # the free settings of methods: --options.NAME.KEY
+DESCRIPTION = "promptprior: learn soft prompts that transfer from source tasks to targets with few examples."
+EXAMPLE = """promptprior compare --methods prompt_tuning,spot --sources noun_polarity,verb_polarity \\
+      --targets adjective_polarity --shots 8 --seeds 13,21 --steps 30 --output runs/first"""
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What was given: words without a flag, and the text of each setting by its dotted key."""
+class EveryVerb:
+    """Flags of every verb, which are not settings of its work."""
 
-    positional: tuple[str, ...]
-    flags: Mapping[str, str]
+    config: Path | None = setting(None, f"YAML file of settings; flags win over it (as well as {PLAN_FILE})")
+    dry_run: bool = setting(False, "say what would run and what it would cost, and stop")
+    debug: bool = setting(False, "show the traceback of an error")
+    preset: str | None = setting(None, "a plan that comes with the library; a file and flags win over it")
 
 
-def read_arguments(words: Sequence[str], known: Sequence[Setting]) -> Arguments:
-    """Words as settings. Raises SpecError for a flag that is unknown, ambiguous, given twice or without its value."""
+def common_settings(verb: Verb) -> list[Setting]:
+    """The flags of EveryVerb that a verb has."""
+    return [s for s in list_settings(EveryVerb) if s.key != "preset" or verb.presets is not None]
+
+
+def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words that stand without a flag, and the text of every flag by its dotted key.
+
+    Raises SpecError for a flag that is unknown, ambiguous, given twice or without its value.
+    """
+    known = [*list_settings(verb.settings), *common_settings(verb)]
     positional: list[str] = []
     flags: dict[str, str] = {}
     left = list(words)
@@ -29,47 +48,95 @@ def read_arguments(words: Sequence[str], known: Sequence[Setting]) -> Arguments:
         if not word.startswith("--"):
             positional.append(word)
             continue
-        name, has_value, value = word[2:].partition("=")
-        setting = setting_of(name, known)
-        key = setting.flag[2:]
-        if key in flags:
+        name, has_value, text = word[2:].partition("=")
+        found = find_setting(name, known)
+        if not has_value and found.kind == SWITCH:  # needs no value, and may have one
+            text = left.pop(0) if left and left[0].lower() in ("true", "false") else "true"
+        elif not has_value:
+            if not left or left[0].startswith("--"):
+                raise SpecError(f"flag {found.flag} needs a value: {found.kind}")
+            text = left.pop(0)
+        if found.key in flags:
             raise SpecError(f"flag --{name} is given twice; give it once, lists with commas")
-        flags[key] = value if has_value else following(left, setting)
-    return Arguments(tuple(positional), flags)
+        flags[found.key] = text
+    return positional, flags
 
 
-def following(left: list[str], setting: Setting) -> str:
-    """Take the value that follows a flag; a switch needs none."""
-    if setting.kind == SWITCH:
-        return left.pop(0) if left and left[0] in ("true", "false") else "true"
-    if not left or left[0].startswith("--"):
-        raise SpecError(f"flag {short(setting)} needs a value: {setting.kind}")
-    return left.pop(0)
-
-
-def setting_of(name: str, known: Sequence[Setting]) -> Setting:
-    """The setting that a flag means: its whole key, or the end of just one key."""
-    wanted = name.replace("_", "-")
-    exact = [s for s in known if s.flag[2:] in (wanted, PREFIX + wanted)]
-    found = exact or [s for s in known if s.flag.endswith("." + wanted)]
+def find_setting(name: str, known: Sequence[Setting]) -> Setting:
+    """The setting that a flag means: its whole key, or the end of just one. Raises SpecError for none or several."""
+    key = name.replace("-", "_")
+    exact = [s for s in known if s.key in (key, f"settings.{key}")]
+    found = exact or [s for s in known if s.key.endswith(f".{key}")]
     if len(found) == 1:
         return found[0]
     if found:
-        raise SpecError(f"flag --{name} is ambiguous: say {' or '.join(map(short, found))}")
-    if wanted.startswith(FREE) and any(s.flag[2:] + "." == FREE for s in known):
-        return Setting("--" + name, "a value", None, "")
-    raise SpecError(unknown_name("flag", f"--{name}", names_of(known)))
+        raise SpecError(f"flag --{name} is ambiguous: say {' or '.join(s.flag for s in found)}")
+    if key.startswith(f"{OPTIONS}.") and any(s.key == OPTIONS for s in known):
+        return Setting(key, "a value", None, "")
+    raise SpecError(unknown_name("flag", f"--{name}", [s.flag for s in known]))
 
 
-def names_of(known: Sequence[Setting]) -> Iterator[str]:
-    """The flags that help shows."""
-    return map(short, known)
+# Help and completion -------------------------------------------------------------------------------------
 
 
-def short(setting: Setting) -> str:
-    """A flag as people write it: shared settings go without their prefix.
+def overview() -> str:
+    """All verbs, a line each, and an example."""
+    others: Mapping[str, object] = plugins.load(PLUGINS, VERBS)
+    lines = [f"  {name:10}{line}" for name, (line, _) in VERBS.items()]
+    lines += [f"  {name:10}added by another package" for name in others]
+    end = "promptprior VERB --help lists the settings of a verb with their defaults;\n"
+    end += "promptprior --print-completion bash (or zsh, tcsh) prints a completion script."
+    return "\n".join([DESCRIPTION, "", *lines, "", "example", f"  {EXAMPLE}", "", end])
 
-    >>> short(Setting("--settings.target.steps", "a whole number", "60", ""))
-    '--target.steps'
-    """
-    return "--" + setting.flag[2:].removeprefix(PREFIX)
+
+def verb_parser(verb: Verb, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """An argparse parser that knows a verb's flags; it prints help and completes, `read_words` reads."""
+    words = " ".join(word.upper() if word != PLAN_FILE else f"[{word}]" for word in verb.positional)
+    parser.usage = f"promptprior {verb.name} {words} [--key value …]"
+    summary = VERBS[verb.name][0] if verb.name in VERBS else str(verb.settings.__doc__)
+    parser.description = f"{summary}\n\n  {verb.example}"
+    parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(
+        prog, max_help_position=28, width=max(60, min(shutil.get_terminal_size().columns, 110))
+    )
+    settings = list(list_settings(verb.settings))
+    shared = [s for s in settings if s.key.startswith("settings.")]
+    parts: Mapping[str, Iterable[Setting]] = {
+        "settings": [s for s in settings if s not in shared],
+        "shared by all methods": shared,
+        "every verb": common_settings(verb),
+    }
+    for title, some in parts.items():
+        group = parser.add_argument_group(title)
+        for s in some:
+            default = "required" if s.default is None else f"default {s.default}"
+            text = f"{s.help or s.kind} ({default})".replace("%", "%%")
+            if s.kind == SWITCH:
+                group.add_argument(s.flag, action="store_true", help=text)
+            elif s.kind.startswith("one of "):
+                choices = s.kind.removeprefix("one of ").removesuffix(" or null").split(", ")
+                group.add_argument(s.flag, choices=choices, metavar="NAME", help=text)
+            else:
+                words_of_kind = s.kind.removeprefix("a ").removeprefix("whole ").replace("'key:", "key").split()
+                action = group.add_argument(s.flag, metavar=words_of_kind[0].upper(), help=text)
+                if "a path" in s.kind:
+                    action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
+    return parser
+
+
+def verb_help(verb: Verb) -> str:
+    """A verb's settings with their meaning and defaults."""
+    return verb_parser(verb, argparse.ArgumentParser(add_help=False)).format_help().rstrip()
+
+
+def completion_script(words: Sequence[str]) -> str:
+    """A script that completes verbs and flags in a shell. Raises SpecError for a shell that shtab does not know."""
+    import shtab
+
+    shell = words[0] if words else "none given"
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise SpecError(unknown_name("shell", shell, shtab.SUPPORTED_SHELLS) + " (--print-completion)")
+    parser = argparse.ArgumentParser("promptprior", description=DESCRIPTION)
+    verbs = parser.add_subparsers()
+    for name, (line, _) in VERBS.items():
+        verb_parser(find_verb(name), verbs.add_parser(name, help=line))
+    return shtab.complete(parser, shell)

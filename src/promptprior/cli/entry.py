@@ -3,16 +3,15 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.arguments import Arguments, read_arguments
-from promptprior.cli.help import common, overview, verb_help
-from promptprior.cli.launch import all_processes
-from promptprior.cli.verb import PLAN_FILE, Verb
-from promptprior.cli.verb_table import VERBS, find_verb
-from promptprior.config.mapping import apply_overrides, from_mapping, load_yaml, settings_of
+from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_help
+from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
+from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
+from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
 
 FAILED, INTERRUPTED = 2, 130
@@ -21,85 +20,99 @@ FAILED, INTERRUPTED = 2, 130
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
     words = sys.argv[1:] if words is None else list(words)
+    start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
     try:
         run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         if "--debug" in words:
             traceback.print_exc()
-        complain(f"promptprior: {error}")
+        print(f"{start}promptprior: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        complain("promptprior: stopped. Run the same command again: finished work is kept, a fit goes on.")
+        text = "promptprior: stopped. Run the same command again: finished work is kept, a fit resumes."
+        print(start + text, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def complain(text: str) -> None:
-    """A message on stderr, below a progress line that may stand there."""
-    print(("\n" if sys.stderr.isatty() else "") + text, file=sys.stderr)
-
-
 def run(words: Sequence[str]) -> None:
     """Show help or run a verb."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
-    if words and words[0] == "--version":
+    first, *others = words or ["--help"]
+    if first == "--version":
         from importlib.metadata import version
 
         return print(version("promptprior"))
-    if not words or words[0] in ("-h", "--help", "help"):
-        return print(verb_help(find_verb(words[1])) if words[1:] else overview())
-    if words[0] not in VERBS:
-        raise SpecError(unknown_name("verb", words[0], VERBS))
-    verb = find_verb(words[0])
-    if {"-h", "--help"} & set(words):
+    if first == "--print-completion":
+        return print(completion_script(others))
+    if first in ("-h", "--help", "help"):
+        return print(verb_help(find_verb(others[0])) if others else overview())
+    verb = find_verb(first)
+    if {"-h", "--help"} & set(others):
         return print(verb_help(verb))
-    return run_verb(verb, words[1:])
-
-
-def run_verb(verb: Verb, words: Sequence[str]) -> None:
-    """Read the settings of a verb from its file and flags, and run it."""
-    arguments = read_arguments(words, [*settings_of(verb.settings), *common(verb)])
-    flags, given = dict(arguments.flags), {}
-    for setting in common(verb):
-        if setting.flag[2:] in flags:
-            given[setting.flag[2:]] = flags.pop(setting.flag[2:])
-    flags, file = placed(verb, arguments, flags, given.get("config"))
-    mapping = load_yaml(Path(file)) if file else {}
-    if "preset" in given:
-        mapping = over_preset(mapping, verb, given["preset"])
-    mapping = apply_overrides(mapping, flags)
-    where = file if file and not flags else f"{file} and flags" if file else "command line"
-    plan: Any = from_mapping(verb.settings, verb.defaults(mapping), where)
+    plan, common = read_settings(verb, others)
     with all_processes(verb):
-        verb.run(plan, given.get("dry-run") == "true")
+        return verb.run(plan, common.dry_run)
 
 
-def over_preset(mapping: Mapping[str, object], verb: Verb, name: str) -> dict[str, object]:
-    """Settings over those of a plan that comes with the library. Raises SpecError for an unknown name."""
-    from promptprior.cli.common import filled
+def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
+    """A verb's settings and the flags of every verb. Flags win over the file, the file over the preset.
 
-    assert verb.presets is not None
-    known = {path.stem: path for path in verb.presets.glob("*.yaml")}
-    if name not in known:
-        raise SpecError(unknown_name("preset", name, known) + " (--preset)")
-    return filled(mapping, load_yaml(known[name]))
+    Raises SpecError naming the flag, or the file and its line, that is wrong.
+    """
+    positional, flags = read_words(verb, words)
+    names = [name for name in EveryVerb.__dataclass_fields__ if name in flags]
+    common = from_mapping(EveryVerb, apply_overrides({}, {n: flags.pop(n) for n in names}), "command line", flags="--")
 
-
-def placed(
-    verb: Verb, arguments: Arguments, flags: Mapping[str, str], file: str | None
-) -> tuple[dict[str, str], str | None]:
-    """The flags with words that need none put in their place, and the plan file."""
-    if len(arguments.positional) > len(verb.positional):
-        extra = arguments.positional[len(verb.positional)]
+    if len(positional) > len(verb.positional):
+        extra = positional[len(verb.positional)]
         raise SpecError(f"{extra!r} is one word too many for {verb.name}; lists have commas and no spaces: a,b,c")
-    given = dict(zip(verb.positional, arguments.positional, strict=False))
-    if PLAN_FILE in given and file is not None:
-        raise SpecError(f"two plan files, {given[PLAN_FILE]} and --config {file}: give one")
-    file = given.pop(PLAN_FILE, file)
-    twice = sorted(given.keys() & flags.keys())
-    if twice:
-        raise SpecError(f"{twice[0]} is given twice: {given[twice[0]]!r} and --{twice[0]} {flags[twice[0]]!r}")
-    return {**flags, **given}, file
+    without_flag = dict(zip(verb.positional, positional, strict=False))
+    file = common.config
+    if PLAN_FILE in without_flag:
+        if file is not None:
+            raise SpecError(f"two plan files, {without_flag[PLAN_FILE]} and --config {file}: give one")
+        file = Path(without_flag.pop(PLAN_FILE))
+    for name in without_flag.keys() & flags.keys():
+        raise SpecError(f"{name} is given twice: {without_flag[name]!r} and --{name} {flags[name]!r}")
+    flags |= without_flag
+
+    mapping: Mapping[str, object] = load_yaml(file) if file else {}
+    if common.preset is not None and verb.presets is not None:
+        presets = {path.stem: path for path in verb.presets.glob("*.yaml")}
+        if common.preset not in presets:
+            raise SpecError(unknown_name("preset", common.preset, presets) + " (--preset)")
+        mapping = merge_settings(mapping, load_yaml(presets[common.preset]))
+
+    def where(key: str) -> str:  # a key came from a flag, a line of the file, or the artifact that settings name
+        if file is None or any(key == flag or key.startswith((f"{flag}.", f"{flag}[")) for flag in flags):
+            return "command line"
+        line = line_of_key(file, key)
+        return f"{file}, line {line}" if line else f"{file} and flags" if flags else str(file)
+
+    given = verb.defaults(apply_overrides(mapping, flags))
+    return from_mapping(verb.settings, given, where, flags="--"), common
+
+
+@contextmanager
+def all_processes(verb: Verb) -> Iterator[None]:
+    """Work with the other processes of this job, if torchrun or accelerate started some; only the first one prints.
+
+    Raises SpecError for a verb whose work is not split.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield
+        return
+    if not verb.is_parallel:
+        raise SpecError(
+            f"{verb.name} runs in one process, and this job has {processes} (WORLD_SIZE): start it without torchrun or "
+            "accelerate; fit, adapt, evaluate and predict can be split"
+        )
+    from promptprior.processes import is_first, process_group
+
+    with process_group(), open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+        yield

@@ -102,7 +102,7 @@ class Plan:
         stray = sorted(set(self.options) - set(self.methods))
         if stray:
             raise SpecError(f"options for {', '.join(stray)} (--options.NAME): not among --methods")
-        methods = [make_method(name, self.options.get(name)) for name in self.methods]
+        methods = [make_method(name, self.options.get(name), f"--options.{name}.") for name in self.methods]
         if not self.sources and (needy := [m.name for m in methods if learns_from_tasks(m)]):
             raise SpecError(f"{', '.join(needy)} learn from source tasks: name some (--sources)")
         return methods

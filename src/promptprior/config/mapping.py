@@ -1,21 +1,23 @@
-"""Settings: strict frozen dataclasses, built from YAML or JSON files and command-line flags.
+"""Frozen dataclasses to and from plain values: settings of plan files and flags, headers of artifacts, result rows.
 
-A config is an ordinary frozen dataclass. Its fields say the type, the default and, in
-`field(metadata={"help": ...})`, what they mean; nothing is registered anywhere.
+A config is an ordinary frozen dataclass. Its fields say the type, the default and, in `field(metadata={"help": ...})`,
+what they mean; nothing is registered anywhere. Reading is strict: every key known, every value of its type.
 """
 
 import hashlib
 import json
-import re
+import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union
 
-import yaml
+from ruamel.yaml.error import YAMLError
 
+from promptprior.config.yaml_file import parse_yaml, to_yaml
 from promptprior.errors import SpecError, unknown_name
 
 
@@ -33,83 +35,55 @@ class FlagText(str):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value stands: the file (or "command line") and the dotted key in it."""
-
-    where: str
-    key: str
-
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.where, f"{self.key}.{name}" if self.key else name)
-
-    def error(self, text: str) -> SpecError:
-        """A SpecError that names this key and its flag."""
-        return SpecError(f"{self.where}: {self.key!r} (flag {flag(self.key)}) {text}")
-
-
-@dataclass(frozen=True)
 class Setting:
     """One field of a config as help texts show it; `default` is None for a setting that must be given."""
 
-    flag: str
+    key: str
     kind: str
     default: str | None
     help: str
 
+    @property
+    def flag(self) -> str:
+        """The flag as it is typed."""
+        return flag(self.key)
 
-def flag(key: str) -> str:
-    """The command-line flag of a dotted key.
 
-    >>> flag("rule.learning_rate")
-    '--rule.learning-rate'
+def flag(key: str, prefix: str = "--") -> str:
+    """The command-line flag of a dotted key; the settings that all methods share go without their prefix.
+
+    >>> flag("rule.learning_rate"), flag("settings.target.steps")
+    ('--rule.learning-rate', '--target.steps')
     """
-    return "--" + key.replace("_", "-")
+    return prefix + key.removeprefix("settings.").replace("_", "-")
 
 
-def settings_of(cls: type[Config], key: str = "", default: object = MISSING) -> Iterator[Setting]:
-    """Every setting of a config, nested ones under their dotted names, in the order written.
+def list_settings(cls: type[Config], key: str = "", default: object = MISSING) -> Iterator[Setting]:
+    """Every setting of a config, nested ones under their dotted keys, in the order written.
 
     `default` is the config whose values are the defaults, where a field of that type has one of its own.
     """
-    hints = typing.get_type_hints(cls)
-    for item in fields(cls):
-        name, hint = f"{key}.{item.name}" if key else item.name, hints[item.name]
-        value = default_of(item) if default is MISSING else getattr(default, item.name)
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from settings_of(hint, name, value)
+    for name, (item, hint) in _known_fields(cls).items():
+        value = _default_of(item) if default is MISSING else getattr(default, name)
+        dotted = f"{key}.{name}" if key else name
+        if is_dataclass(hint):
+            yield from list_settings(hint, dotted, value)  # type: ignore[arg-type]
         else:
-            yield Setting(flag(name), kind_name(hint), default_text(value), item.metadata.get("help", ""))
+            text = None if value is MISSING else json.dumps(to_mapping(value), ensure_ascii=False)
+            yield Setting(dotted, kind_name(hint), text, item.metadata.get("help", ""))
 
 
-def from_mapping(cls: type[C], mapping: Mapping[str, object], where: str, key: str = "") -> C:
-    """A config from plain values, every key known and every value of its type.
-
-    `where` names the file or "command line" in errors; `key` is the dotted place of the mapping in it.
-    Whole numbers pass as floats and whole floats as integers; lists become tuples. Of a union the first
-    type that fits counts. Raises SpecError naming the key, its flag and what was expected.
-    """
-    place, hints = Place(where, key), typing.get_type_hints(cls)
-    known = {item.name: item for item in fields(cls) if item.init and not item.metadata.get("fact")}
-    renamed = {old: item.name for item in known.values() if (old := item.metadata.get("formerly"))}
-    mapping = {renamed.get(name, name) if renamed.get(name) not in mapping else name: v for name, v in mapping.items()}
-    refuse_unknown(mapping, known, place)
-    given = {name: over_default(mapping[name], default_of(known[name])) for name in known if name in mapping}
-    values = {name: converted(value, hints[name], place / name) for name, value in given.items()}
-    for name in known.keys() - values.keys():
-        if is_required(known[name]):
-            raise missing(known[name], kind_name(hints[name]), place / name)
-    try:
-        return cls(**values)
-    except SpecError as error:
-        raise SpecError(f"{where}: {key + ': ' if key else ''}{error}") from error
+# To plain values -----------------------------------------------------------------------------------------
 
 
 def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     """A config as plain JSON values: fields in the order written, free mappings sorted by key.
 
-    A field with `omit_from_hash_if_default` in its metadata is left out while it has its default: a setting that came
-    later changes no hash of what was made before it. `for_hash` writes a renamed field under its first name (its
-    metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
+    A field with `omit_from_hash_if_default` in its metadata is left out while it has its default, and one with
+    `omit_from_hash_if` while that function of the config says so: a setting that came later changes no hash of what was
+    made before it. A `fact` of a method is written though no setting changes it. `for_hash` writes a renamed field
+    under its first name (its metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that
+    JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {
@@ -131,7 +105,7 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
 
 def _is_omitted(item: Field[Any], config: object, current: object) -> bool:
     omit_if = item.metadata.get("omit_from_hash_if")
-    at_default = item.metadata.get("omit_from_hash_if_default") and current == default_of(item)
+    at_default = item.metadata.get("omit_from_hash_if_default") and current == _default_of(item)
     return bool(at_default or (omit_if is not None and omit_if(config)))
 
 
@@ -145,32 +119,9 @@ def stable_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_yaml(path: Path) -> dict[str, object]:
-    """The mapping in a YAML (or JSON) file, read by YAML 1.2's rules: `yes` is text, `1e-3` a number.
-
-    An empty file is an empty mapping. Raises SpecError naming file and line for broken YAML, a key given
-    twice, an unknown tag, or anything but a mapping on top.
-    """
-    try:
-        value = yaml.load(path.read_bytes().decode(), Loader=Yaml)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        raise SpecError(f"{path}{line_of(error)}: {error.problem or 'not YAML'}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SpecError(f"{path}: not YAML: {error}") from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise SpecError(f"{path}: expected 'key: value' lines; got a {type(value).__name__}")
-    return value
-
-
 def dump_yaml(config: Any) -> str:
     """A config as YAML that `load_yaml` reads back to the same values."""
-    return yaml.dump(to_mapping(config), Dumper=YamlWriter, sort_keys=False, allow_unicode=True, width=110)
+    return to_yaml(to_mapping(config))
 
 
 def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str]) -> dict[str, object]:
@@ -181,110 +132,129 @@ def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str])
     """
     result = dict(mapping)
     for dotted, text in overrides.items():
-        result = with_value(result, dotted.replace("-", "_").split("."), FlagText(text), dotted)
+        *outer, last = dotted.replace("-", "_").split(".")
+        inner = result
+        for name in outer:
+            value = inner.get(name, {})
+            if not isinstance(value, Mapping):
+                raise SpecError(f"flag --{dotted}: {name!r} is {value!r}, which has no settings of its own")
+            inner[name] = copy = dict(value)  # the mapping that was given stays as it is
+            inner = copy
+        inner[last] = FlagText(text)
     return result
 
 
-# How it is done
+def merge_settings(given: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """A mapping laid over another one, nested mappings too.
+
+    >>> merge_settings({"a": {"x": 1}}, {"a": {"x": 0, "y": 2}, "b": 3})
+    {'a': {'x': 1, 'y': 2}, 'b': 3}
+    """
+    merged = dict(defaults)
+    for key, value in given.items():
+        below = defaults.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge_settings(value, below) if both else value  # type: ignore[arg-type]
+    return merged
 
 
-NUMBER = r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-SCALARS = (  # YAML 1.2's core schema: name, what it looks like, how it can begin; all else is text
-    ("null", r"null|Null|NULL|~|", ("n", "N", "~", "")),
-    ("bool", r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", tuple("-+0123456789")),
-    ("float", rf"{NUMBER}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", tuple("-+.0123456789")),
-    ("merge", r"<<", ("<",)),
-)
+# From plain values ---------------------------------------------------------------------------------------
 
 
-RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
-    init: [(f"tag:yaml.org,2002:{name}", re.compile(f"^({look})$")) for name, look, b in SCALARS if init in b]
-    for init in sorted({init for _, _, begins in SCALARS for init in begins})
-}
+@dataclass(frozen=True)
+class _Place:
+    # Where a value stands, for errors: the file, or what tells it from the key; the key; how keys are typed as flags.
+    where: str | Callable[[str], str]
+    key: str
+    flags: str | None
+
+    def __truediv__(self, name: str) -> "_Place":
+        return _Place(self.where, f"{self.key}.{name}" if self.key else name, self.flags)
+
+    def item(self, index: int) -> "_Place":
+        return _Place(self.where, f"{self.key}[{index}]", self.flags)
+
+    def __str__(self) -> str:
+        return self.where if isinstance(self.where, str) else self.where(self.key)
+
+    def error(self, text: str) -> SpecError:
+        typed = "" if self.flags is None else f" (flag {flag(self.key, self.flags)})"
+        return SpecError(f"{self}: {self.key!r}{typed} {text}")
 
 
-class Yaml(yaml.SafeLoader):
-    """A safe loader with YAML 1.2's scalars and no duplicate keys."""
+def from_mapping(
+    cls: type[C],
+    mapping: Mapping[str, object],
+    where: str | Callable[[str], str],
+    key: str = "",
+    flags: str | None = None,
+) -> C:
+    """A config from plain values, every key known and every value of its type.
 
-    yaml_implicit_resolvers = RESOLVERS
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node; refuses a key given twice, which plain YAML loaders silently drop."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} is given twice; keep one", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class YamlWriter(yaml.SafeDumper):
-    """A dumper that quotes what YAML 1.2 would not read as text."""
-
-    yaml_implicit_resolvers = RESOLVERS
-
-
-def line_of(error: yaml.MarkedYAMLError) -> str:
-    """ ", line N", where the parser knows it."""
-    mark = error.problem_mark or error.context_mark
-    return f", line {mark.line + 1}" if mark else ""
-
-
-def with_value(mapping: Mapping[str, object], keys: Sequence[str], value: object, dotted: str) -> dict[str, object]:
-    """The mapping with one nested value replaced; mappings on the way are copied, missing ones made."""
-    head, *rest = keys
-    if not rest:
-        return {**mapping, head: value}
-    inner = mapping.get(head, {})
-    if not isinstance(inner, Mapping):
-        raise SpecError(f"flag --{dotted}: {head!r} is {inner!r}, which has no settings of its own")
-    return {**mapping, head: with_value(inner, rest, value, dotted)}
-
-
-def refuse_unknown(mapping: Mapping[str, object], known: Mapping[str, object], place: Place) -> None:
-    """Raise SpecError for the first key that no field has."""
+    `where` names the file or "command line" in errors, or gives that name for a dotted key; `key` is the dotted place
+    of the mapping in it. `flags` is what stands before a key where it is a flag: "--", "--options.". Whole numbers pass
+    as floats and whole floats as integers; numbers are finite; lists become tuples. Of a union the first type that fits
+    counts. Part of a nested config leaves the rest as the default of its field has it. Raises SpecError naming the
+    place, the key, its flag and what was expected.
+    """
+    known, place, values, missing = _known_fields(cls), _Place(where, key, flags), {}, []
+    mapping = _with_newer_names(cls, mapping)
     for name in mapping:
         if name not in known:
-            inside = f" in {place.key!r}" if place.key else ""
-            raise SpecError(f"{place.where}{inside}: {unknown_name('key', str(name), known)}")
+            typed = "" if flags is None else f" (flag {flag((place / str(name)).key, flags)})"
+            inside = f" in {key!r}" if key else ""
+            raise SpecError(f"{place / str(name)}{inside}: {unknown_name('key', str(name), known)}{typed}")
+    for name, (item, hint) in known.items():
+        if name in mapping:
+            value = mapping[name]
+            if type(value) is not hint or hint is float:  # most values of most files need no more
+                if isinstance(value, Mapping):
+                    value = _complete_by_default(value, _default_of(item))
+                value = _convert(value, hint, place / name)
+            values[name] = value
+        elif _default_of(item) is MISSING:
+            missing.append(name)
+    if missing:
+        item, hint = known[missing[0]]
+        meaning = f": {item.metadata['help']}" if "help" in item.metadata else ""
+        others = f" (missing too: {', '.join(missing[1:])})" if missing[1:] else ""
+        raise (place / missing[0]).error(f"is missing; give {kind_name(hint)}{meaning}{others}")
+    try:
+        return cls(**values)
+    except SpecError as error:
+        raise SpecError(f"{place}: {key + ': ' if key else ''}{error}") from error
 
 
-def missing(item: Field[Any], kind: str, place: Place) -> SpecError:
-    """The error for a setting that must be given and is not."""
-    meaning = f": {item.metadata['help']}" if "help" in item.metadata else ""
-    return place.error(f"is missing; give {kind}{meaning}")
+@cache
+def _known_fields(cls: type[Config]) -> dict[str, tuple[Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)  # slow, and a grid has thousands of rows
+    return {item.name: (item, hints[item.name]) for item in fields(cls) if item.init and not item.metadata.get("fact")}
 
 
-def is_required(item: Field[Any]) -> bool:
-    """Whether a field has no default."""
-    return item.default is MISSING and item.default_factory is MISSING
+@cache
+def _newer_names(cls: type[Config]) -> dict[str, str]:
+    return {old: name for name, (item, _) in _known_fields(cls).items() if (old := item.metadata.get("formerly"))}
 
 
-def default_of(item: Field[Any]) -> Any:
-    """The default of a field; MISSING for one without."""
+def _default_of(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def default_text(value: object) -> str | None:
-    """A default as help texts print it; None where there is none."""
-    return None if value is MISSING else json.dumps(to_mapping(value), ensure_ascii=False)
+def _with_newer_names(cls: type[Config], mapping: Mapping[str, object]) -> Mapping[str, object]:
+    # Files may use the name that a field had first, unless they use the newer one too.
+    newer = _newer_names(cls)
+    if mapping.keys().isdisjoint(newer):
+        return mapping
+    return {name if newer.get(name, name) in mapping else newer[name]: value for name, value in mapping.items()}
 
 
-def over_default(value: object, default: object) -> object:
-    """Part of a nested config laid over the default of its field, so that what is not given stays as it was."""
+def _complete_by_default(value: object, default: object) -> object:
+    # Part of a nested config, completed by the default of its field.
     if not (isinstance(value, Mapping) and is_dataclass(default)):
         return value
-    whole = {
-        item.name: getattr(default, item.name)
-        for item in fields(default)
-        if item.init and not item.metadata.get("fact")
-    }
-    renamed = {str(item.metadata.get("formerly")): item.name for item in fields(default)}
-    parts = {renamed.get(str(name), str(name)): part for name, part in value.items()}
-    return {**whole, **{name: over_default(part, whole.get(name)) for name, part in parts.items()}}
+    whole = {name: getattr(default, name) for name in _known_fields(type(default))}  # type: ignore[arg-type]
+    given = _with_newer_names(type(default), value)  # type: ignore[arg-type]
+    return {**whole, **{name: _complete_by_default(part, whole.get(name)) for name, part in given.items()}}
 
 
 PLAIN: dict[object, str] = {
@@ -319,109 +289,86 @@ def kind_name(hint: Any) -> str:
     return "'key: value' settings"
 
 
-def converted(value: object, hint: Any, place: Place) -> Any:
-    """One value as the type of its field. Raises SpecError when it is not one."""
+def _convert(value: Any, hint: Any, place: _Place) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return first_fit(value, inner, place)
-    if isinstance(value, FlagText):
-        value = meant(value, hint)
+        if types.NoneType in inner and (value is None or (type(value) is FlagText and value in ("null", "none"))):
+            return None
+        members, errors = [member for member in inner if member is not types.NoneType], []
+        for member in members:
+            try:
+                return _convert(value, member, place)
+            except SpecError as error:
+                errors.append(error)
+        if len(members) == 1 or isinstance(value, list | Mapping):  # its parts say what is wrong
+            raise errors[-1]
+        raise place.error(f"is {value!r}; expected {kind_name(hint)}")
+    if type(value) is FlagText:
+        value = _read_flag_text(value, hint)
     if origin is tuple:
-        return converted_tuple(value, inner, place)
+        if not isinstance(value, list | tuple):
+            raise place.error(f"is {value!r}; expected a list, like [a, b]")
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise place.error(f"has {len(value)} items; expected {len(inner)}")
+        hints = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
+        return tuple(
+            item if type(item) is each and each in (str, int) else _convert(item, each, place.item(i))
+            for i, (item, each) in enumerate(zip(value, hints, strict=True))
+        )
     if isinstance(hint, type) and is_dataclass(hint):
-        return converted_config(value, hint, place)
+        if isinstance(value, Mapping):
+            return from_mapping(hint, value, place.where, place.key, place.flags)
+        if isinstance(value, hint):
+            return value
+        raise place.error(f"is {value!r}; expected its own settings, as 'key: value' lines below it")
     if origin in (dict, Mapping):
-        return converted_mapping(value, inner[1], place)
+        if not isinstance(value, Mapping):
+            raise place.error(f"is {value!r}; expected 'key: value' settings")
+        if inner[1] in (Any, object):
+            return {str(name): _read_flags_inside(item) for name, item in value.items()}
+        return {str(name): _convert(item, inner[1], place / str(name)) for name, item in value.items()}
     if origin is Literal:
-        return one_of(value, inner, place)
-    return scalar(value, hint, place)
+        if any(value == choice and type(value) is type(choice) for choice in inner):  # 1 is not true
+            return value
+        raise place.error(f"is an {unknown_name('choice', str(value), map(str, inner))}")
+    return _convert_plain(value, hint, place)
 
 
-def meant(text: FlagText, hint: Any) -> object:
-    """What a flag's text means for a setting of this type: itself, a comma-separated list, or YAML."""
+def _read_flag_text(text: FlagText, hint: Any) -> Any:
+    # A flag's text is itself, a comma-separated list, or YAML, as its setting wants it.
     plain = str(text)
     if hint in (str, Path) or (typing.get_origin(hint) is Literal and plain in typing.get_args(hint)):
         return plain
     if typing.get_origin(hint) is tuple and not plain.startswith("["):
         return [FlagText(part.strip()) for part in plain.split(",")] if plain else []
+    if hint is bool and plain.lower() in ("true", "false"):
+        return plain.lower() == "true"
     try:
-        return yaml.load(plain, Loader=Yaml)
-    except yaml.YAMLError:
+        return parse_yaml(plain)
+    except (YAMLError, ValueError, RecursionError):
         return plain
 
 
-def first_fit(value: object, hints: Sequence[Any], place: Place) -> Any:
-    """The value as the first of several types that takes it."""
-    absent = value is None or (isinstance(value, FlagText) and value in ("null", "none"))
-    if absent and types.NoneType in hints:
-        return None
-    real = [hint for hint in hints if hint is not types.NoneType]
-    if len(real) == 1:
-        return converted(value, real[0], place)
-    for hint in real:
-        try:
-            return converted(value, hint, place)
-        except SpecError:
-            continue
-    raise place.error(f"is {value!r}; expected {' or '.join(map(kind_name, hints))}")
-
-
-def converted_tuple(value: object, inner: tuple[Any, ...], place: Place) -> tuple[Any, ...]:
-    """A list as a tuple, every item converted."""
-    if not isinstance(value, list | tuple):
-        raise place.error(f"is {value!r}; expected a list, like [a, b]")
-    hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-    if len(hints) != len(value):
-        raise place.error(f"has {len(value)} items; expected {len(hints)}")
-    pairs = enumerate(zip(value, hints, strict=True))
-    return tuple(converted(item, hint, Place(place.where, f"{place.key}[{i}]")) for i, (item, hint) in pairs)
-
-
-def converted_config(value: object, cls: type[Config], place: Place) -> Any:
-    """A mapping as a nested config; a config of that class as itself."""
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, Mapping):
-        raise place.error(f"is {value!r}; expected its own settings, as 'key: value' lines below it")
-    return from_mapping(cls, value, place.where, place.key)
-
-
-def converted_mapping(value: object, hint: Any, place: Place) -> dict[str, Any]:
-    """A free mapping with text keys, every value converted."""
-    if not isinstance(value, Mapping):
-        raise place.error(f"is {value!r}; expected 'key: value' settings")
-    return {str(name): converted(item, hint, place / str(name)) for name, item in value.items()}
-
-
-def one_of(value: object, choices: tuple[Any, ...], place: Place) -> Any:
-    """The value, when it is one of the choices (and of the same type: 1 is not true)."""
-    if any(value == choice and type(value) is type(choice) for choice in choices):
-        return value
-    raise place.error(f"is an {unknown_name('choice', str(value), map(str, choices))}")
-
-
-def read_flags(value: object) -> object:
-    """A free value with the flags in it read as YAML, however deep they stand."""
-    if isinstance(value, FlagText):
-        return meant(value, Any)
+def _read_flags_inside(value: Any) -> Any:
+    # Flags may stand in it, however deep.
     if isinstance(value, Mapping):
-        return {name: read_flags(part) for name, part in value.items()}
-    return value
+        return {name: _read_flags_inside(part) for name, part in value.items()}
+    return _read_flag_text(value, Any) if type(value) is FlagText else value
 
 
-def scalar(value: object, hint: Any, place: Place) -> Any:
-    """A number, text, truth value, path or anything at all, as the field wants it."""
+def _convert_plain(value: Any, hint: Any, place: _Place) -> Any:
     if hint not in PLAIN:
         raise TypeError(f"{place.key}: a config field cannot have the type {hint!r}")
     if hint in (Any, object):
-        return read_flags(value)
-    if type(value) is hint:
-        return value
-    if hint is float and type(value) is int:
+        return _read_flags_inside(value)
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    quote = "; put it in quotes if it is meant as text" if hint is str and value is not None else ""
-    raise place.error(f"is {value!r}; expected {kind_name(hint)}{quote}")
+    if type(value) is hint and hint is not float:
+        return value
+    expected = f"{kind_name(hint)}; put it in quotes if it is meant as text" if hint is str else kind_name(hint)
+    expected = "a finite number" if type(value) is float and hint is float else expected
+    raise place.error(f"is {value!r}; expected {expected}")

@@ -47,8 +47,11 @@ _OTHERS = cast(MutableMapping[str, Recipe], plugins.load("promptprior.methods", 
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
 
 
-def make_method(name: str, options: Mapping[str, object] | None = None) -> Recipe:
-    """A method by name, with its own options ("retrieval" of spot). Raises SpecError for unknown names and options."""
+def make_method(name: str, options: Mapping[str, object] | None = None, flags: str = "--options.") -> Recipe:
+    """A method by name, with its own options ("retrieval" of spot); errors write `flags` before an option's name.
+
+    Raises SpecError for unknown names and options.
+    """
     if name not in METHODS:
         raise SpecError(unknown_name("method", name, METHODS) + " (--methods)")
     recipe = METHODS[name]
@@ -56,7 +59,7 @@ def make_method(name: str, options: Mapping[str, object] | None = None) -> Recip
         raise SpecError(
             f"method {name!r} is {recipe!r}; expected a Recipe (promptprior.methods) whose name is {name!r}"
         )
-    return with_options(recipe, options or {}, f"method {name}")
+    return with_options(recipe, options or {}, f"method {name}", flags)
 
 
 __all__ = [

@@ -67,19 +67,23 @@ def check_bounds(recipe: Any) -> None:
 R = TypeVar("R")
 
 
-def with_options(recipe: R, options: Mapping[str, object], where: str) -> R:
+def with_options(recipe: R, options: Mapping[str, object], where: str, flags: str = "--options.") -> R:
     """A recipe with other options; facts, and options that are not given, stay as they are.
+
+    `flags` is what stands before an option where it is a flag.
 
     Raises SpecError for unknown names, values of another type, and values outside their bounds.
     """
     if not options:
         return recipe
-    read = from_mapping(_options_class(cast(Any, type(recipe))), options, where)
+    read = from_mapping(_options_class(cast(Any, type(recipe))), options, where, flags=flags)
     changes = {f.name: getattr(read, f.name) for f in fields(read) if f.name in options}
     try:
         return replace(recipe, **changes)  # type: ignore[type-var]  # a dataclass
     except SpecError as error:
-        raise SpecError(f"{where}: {error}") from error
+        # bounds are checked by the recipe, which does not know whether options stand under its name (compare) or not
+        text = str(error).replace(f"--options.{cast(Any, recipe).name}.", "--options.").replace("--options.", flags)
+        raise SpecError(f"{where}: {text}") from error
 
 
 def option_fields(recipe: Any) -> list[Field[Any]]:

@@ -4,17 +4,16 @@ The contract is strict both ways: a key that is missing, unknown or of another t
 key that has a default may be missing: results written before it was known still load.
 """
 
-import math
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from promptprior.config.mapping import C, from_mapping
 from promptprior.cost import Cost
-from promptprior.errors import DataError, unknown_name
+from promptprior.errors import DataError, SpecError
 from promptprior.files import read_lines
 from promptprior.report.statistics import UNBOUNDED, Interval, interval
 from promptprior.tasks.metrics import METRICS
@@ -143,7 +142,7 @@ class Row:
     @classmethod
     def from_json(cls, value: object, where: str = "row") -> "Row":
         """A row from the object of its line. Raises DataError naming the key and `where` it stands."""
-        row: Row = parse(cls, value, where)
+        row = parse(cls, value, where)
         if row.is_ok and row.score is None:
             raise DataError(f"{where}: score: an ok cell needs a number, got null")
         if not row.is_ok and not (row.score is None and row.error):
@@ -258,64 +257,11 @@ class Grid:
         return {t: [self.scores[r.method, r.target, r.k][r.seed] for r in of_target] for t, of_target in rows.items()}
 
 
-def parse(kind: Any, value: object, where: str) -> Any:
-    """A JSON value as the annotated type. Raises DataError naming what was expected `where`."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return parse_fields(kind, value, where)
-    if origin in (Union, types.UnionType):
-        return None if value is None else parse(arguments[0], value, where)
-    if origin is tuple:
-        items = expect(isinstance(value, list | tuple), value, "a list", where)
-        return tuple(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-    if origin is Mapping:
-        entries = expect(isinstance(value, Mapping), value, "an object", where)
-        return {key: parse(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
-    if origin is Literal:
-        return expect(value in arguments, value, f"one of {', '.join(arguments)}", where)
-    return parse_plain(kind, value, where)
-
-
-def parse_fields(kind: Any, value: object, where: str) -> Any:
-    """A frozen dataclass from an object with exactly its fields, but for those that have a default."""
-    given = expect(isinstance(value, Mapping), value, "an object", where)
-    known = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in known:
-            raise DataError(f"{where}: {unknown_name('key', str(key), known)}")
-    missing = [f.name for f in fields(kind) if f.name not in given and not has_default(f)]
-    if missing:
-        raise DataError(f"{where}: missing {', '.join(missing)}")
-    types_of = hints(kind)
-    return kind(**{name: parse(types_of[name], given[name], f"{where}: {name}") for name in known if name in given})
-
-
-def has_default(one: Field[Any]) -> bool:
-    """Whether a field may be left out."""
-    return one.default is not MISSING or one.default_factory is not MISSING
-
-
-@cache
-def hints(kind: Any) -> dict[str, Any]:
-    """The annotated types of a dataclass, resolved once: a grid has thousands of rows."""
-    return get_type_hints(kind)
-
-
-def parse_plain(kind: Any, value: object, where: str) -> Any:
-    """A string, integer, finite number or anything."""
-    if kind is Any:
-        return value
-    if kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return float(expect(fits, value, "a finite number", where))
-    if kind is int:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        return expect(fits, value, "an integer", where)
-    return expect(isinstance(value, kind), value, "a string", where)
-
-
-def expect(fits: bool, value: Any, expected: str, where: str) -> Any:
-    """The value. Raises DataError where it does not fit."""
-    if not fits:
-        raise DataError(f"{where}: expected {expected}, got {value!r}")
-    return value
+def parse(kind: type[C], value: object, where: str) -> C:
+    """A JSON object as a dataclass, by the rules of config.mapping. Raises DataError naming key and `where`."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: expected an object, got {value!r}")
+    try:
+        return from_mapping(kind, value, where)
+    except SpecError as error:
+        raise DataError(str(error)) from error

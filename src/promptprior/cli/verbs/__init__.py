@@ -1,1 +1,1 @@
-"""A file per verb: its plan, and what it calls."""
+"""A file per verb: its settings, and what it calls."""

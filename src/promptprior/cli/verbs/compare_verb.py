@@ -1,39 +1,28 @@
 """promptprior compare: methods x targets x shots x seeds, to results.jsonl and report.html."""
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from promptprior.cli.plan_file import command_line
-from promptprior.cli.verb import Verb
+from promptprior.cli.output import command_line
+from promptprior.cli.verb import Verb, tasks_of_partition
 from promptprior.compare.plan import Plan
 
 PRESETS = Path(__file__).parents[2] / "compare" / "presets"
 
 
-def run(plan: Plan, dry_run: bool) -> None:
+def run_comparison(plan: Plan, dry_run: bool) -> None:
     """Run what is missing of a comparison, or say what that is."""
     from promptprior.compare.run import compare, preview
 
-    if dry_run:
-        return print(preview(plan))
-    return print(compare(plan, command=command_line()))
-
-
-def defaults(given: Mapping[str, object]) -> dict[str, object]:
-    """Sources and targets of the partition that is named."""
-    if "partition" not in given:
-        return dict(given)
-    from promptprior.tasks.loading.partitions import from_partition
-
-    return from_partition(given, ("sources", "targets"))
+    print(preview(plan) if dry_run else compare(plan, command=command_line()))
 
 
 VERB = Verb(
     "compare",
     Plan,
-    run,
+    run_comparison,
     "promptprior compare --data DIR --methods prompt_tuning,multitask --sources sst2,trec --targets subj \\\n"
     "      --shots 16 --seeds 13,21 --steps 30 --output runs/first",
-    defaults=defaults,
+    defaults=partial(tasks_of_partition, sides=("sources", "targets")),
     presets=PRESETS,
 )

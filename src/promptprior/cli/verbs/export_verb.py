@@ -2,19 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from promptprior.cli.verb import Verb
 from promptprior.config.training import setting
 from promptprior.errors import ArtifactError, SpecError
 
-if TYPE_CHECKING:
-    from promptprior.artifacts.artifact import Prior, Prompt
-
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Everything `promptprior export` is told."""
+    """The settings of `promptprior export`."""
 
     prompts: tuple[Path, ...] = field(metadata={"help": "prompt folder; for vocabulary also several: runs/a,runs/b"})
     output: Path = field(metadata={"help": "folder for what is written"})
@@ -35,65 +32,52 @@ class ExportPlan:
             raise SpecError(f"format {self.format} (--format) holds one prompt; got {len(self.prompts)}")
         if self.names and len(self.names) != len(self.prompts):
             raise SpecError(f"{len(self.names)} names (--names) for {len(self.prompts)} prompts; give one for each")
-        if len(set(names_of(self))) < len(self.prompts):
+        if len(set(self.token_names)) < len(self.prompts):
             raise SpecError(
-                f"two prompts are called the same: {', '.join(names_of(self))}; say what they are (--names)"
+                f"two prompts are called the same: {', '.join(self.token_names)}; say what they are (--names)"
             )
 
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """What prompts are called in tokens."""
+        return self.names or tuple(path.resolve().name for path in self.prompts)
 
-def names_of(plan: ExportPlan) -> tuple[str, ...]:
-    """What prompts are called in tokens."""
-    return plan.names or tuple(path.resolve().name for path in plan.prompts)
+    def run(self, dry_run: bool) -> None:
+        """Read the prompts, write them in the format asked for, and say how tokens are used."""
+        from promptprior.artifacts.artifact import is_foreign, load_any
+        from promptprior.artifacts.as_matrix import single_prompt
+        from promptprior.artifacts.export_prompt import export_prompt, export_vocabulary
+        from promptprior.backbone.added_tokens import stored_dtype
+        from promptprior.backbone.frozen import load_frozen
+        from promptprior.cli.common import artifact_folder
 
-
-def run(plan: ExportPlan, dry_run: bool) -> None:
-    """Read the prompts and write them in the format asked for."""
-    from promptprior.artifacts.artifact import load_any
-    from promptprior.artifacts.as_matrix import single_prompt
-    from promptprior.artifacts.export_prompt import export_prompt
-
-    artifacts = [load_any(own_folder(path)) for path in plan.prompts]
-    lengths = [len(single_prompt(a, str(path))) for a, path in zip(artifacts, plan.prompts, strict=True)]
-    if dry_run:
-        return print(f"write {sum(lengths)} vectors of {', '.join(names_of(plan))} as {plan.format} to {plan.output}")
-    if plan.format == "vocabulary":
-        return bake(plan, artifacts)
-    export_prompt(artifacts[0], plan.format, plan.output)
-    return print(plan.output)
-
-
-def own_folder(path: Path) -> Path:
-    """The folder of a prompt of this library. Raises ArtifactError for another tool's."""
-    from promptprior.artifacts.artifact import is_foreign
-    from promptprior.cli.common import artifact_folder
-
-    if is_foreign(path) or path.is_file():
-        raise ArtifactError(f"{path} was written by another tool, which keeps no fingerprint of its backbone: first "
-                            f"promptprior import {path} --backbone MODEL --output FOLDER")  # fmt: skip
-    return artifact_folder(path)
-
-
-def bake(plan: ExportPlan, artifacts: "list[Prior | Prompt]") -> None:
-    """Write the model with its prompts as tokens, and say how to use them."""
-    from promptprior.artifacts.export_prompt import export_vocabulary
-    from promptprior.backbone.added_tokens import stored_dtype
-    from promptprior.backbone.frozen import load_frozen
-
-    name = plan.backbone or artifacts[0].header.backbone.name
-    frozen = load_frozen(name, stored_dtype(name) if plan.dtype == "stored" else plan.dtype, "cpu")
-    for one in export_vocabulary(
-        dict(zip(names_of(plan), artifacts, strict=True)), frozen, plan.output, plan.keep_tied
-    ):
-        print(
-            f"{one.name}: {one.length} tokens, rounding {one.rounding:.2g} x scale; before a text write\n  {one.text}"
-        )
-    print(plan.output)
+        for path in self.prompts:
+            if is_foreign(path) or path.is_file():
+                raise ArtifactError(
+                    f"{path} was written by another tool, which keeps no fingerprint of its backbone: first "
+                    f"promptprior import {path} --backbone MODEL --output FOLDER"
+                )
+        artifacts = [load_any(artifact_folder(path)) for path in self.prompts]
+        lengths = [len(single_prompt(a, str(path))) for a, path in zip(artifacts, self.prompts, strict=True)]
+        if dry_run:
+            names = ", ".join(self.token_names)
+            return print(f"write {sum(lengths)} vectors of {names} as {self.format} to {self.output}")
+        if self.format != "vocabulary":
+            export_prompt(artifacts[0], self.format, self.output)
+            return print(self.output)
+        name = self.backbone or artifacts[0].header.backbone.name
+        frozen = load_frozen(name, stored_dtype(name) if self.dtype == "stored" else self.dtype, "cpu")
+        named = dict(zip(self.token_names, artifacts, strict=True))
+        for added in export_vocabulary(named, frozen, self.output, self.keep_tied):
+            rounding = f"rounding {added.rounding:.2g} x scale"
+            print(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
+        return print(self.output)
 
 
 VERB = Verb(
     "export",
     ExportPlan,
-    run,
+    ExportPlan.run,
     "promptprior export runs/prompt --format vocabulary --output runs/model_with_prompt",
     positional=("prompts",),
 )

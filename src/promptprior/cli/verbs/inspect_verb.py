@@ -8,17 +8,16 @@ from promptprior.cli.verb import Verb
 
 @dataclass(frozen=True)
 class InspectPlan:
-    """Everything `promptprior inspect` is told."""
+    """The settings of `promptprior inspect`."""
 
     folder: Path = field(metadata={"help": "folder of a prior or prompt"})
 
+    def run(self, dry_run: bool) -> None:  # noqa: ARG002 - reading costs nothing
+        """Check a folder and print its page."""
+        from promptprior.artifacts.inspect import inspect_artifact
+        from promptprior.cli.common import artifact_folder
 
-def run(plan: InspectPlan, dry_run: bool) -> None:  # noqa: ARG001 - reading costs nothing
-    """Check a folder and print its page."""
-    from promptprior.artifacts.inspect import inspect_artifact
-    from promptprior.cli.common import artifact_folder
-
-    print(inspect_artifact(artifact_folder(plan.folder)), end="")
+        print(inspect_artifact(artifact_folder(self.folder)), end="")
 
 
-VERB = Verb("inspect", InspectPlan, run, "promptprior inspect runs/prompt", positional=("folder",))
+VERB = Verb("inspect", InspectPlan, InspectPlan.run, "promptprior inspect runs/prompt", positional=("folder",))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.cli.plan_file import command_line
+from promptprior.cli.output import command_line
 from promptprior.cli.verb import Verb
 from promptprior.config.training import setting
 from promptprior.errors import DataError
@@ -13,7 +13,7 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True)
 class ReportPlan:
-    """Everything `promptprior report` is told."""
+    """The settings of `promptprior report`."""
 
     results: tuple[Path, ...] = field(
         metadata={"help": "what compare wrote, a results.jsonl or its folder; several (a,b) are read as one comparison"}
@@ -24,49 +24,40 @@ class ReportPlan:
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting("prompt_tuning", "method that the others are compared with")
 
+    def run(self, dry_run: bool) -> None:
+        """Write the page, and the tables where they are asked for, and say where they are."""
+        files = [path / RESULTS if path.is_dir() else path for path in self.results]
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
+        page = self.output or files[0].with_name("report.html")
+        if dry_run:
+            wanted = [str(path) for path in (page, self.markdown, self.csv) if path]
+            return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
 
-def run(plan: ReportPlan, dry_run: bool) -> None:
-    """Write the page, and the tables where they are asked for, and say where they are."""
-    files = [results_file(path) for path in plan.results]
-    page = plan.output or files[0].with_name("report.html")
-    if dry_run:
-        wanted = [str(path) for path in (page, plan.markdown, plan.csv) if path]
-        return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
-    return write(plan, files, page)
+        from promptprior.report.page import make_report
+        from promptprior.report.results import read_rows
+        from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
 
-
-def results_file(path: Path) -> Path:
-    """The results at a path or in the folder there. Raises DataError where there are none."""
-    file = path / RESULTS if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
-    return file
-
-
-def write(plan: ReportPlan, files: list[Path], page: Path) -> None:
-    """Write all that is asked for."""
-    from promptprior.report.page import make_report
-    from promptprior.report.results import read_rows
-    from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
-
-    report = make_report(
-        [row for file in files for row in read_rows(file)],
-        plan.title,
-        baseline=plan.baseline,
-        command=command_line(),
-        task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
-    )
-    print(report.write_page(page))
-    if plan.markdown:
-        print(report.write_markdown(plan.markdown))
-    if plan.csv:
-        print(*report.write_csv(plan.csv), sep="\n")
+        report = make_report(
+            [row for file in files for row in read_rows(file)],
+            self.title,
+            baseline=self.baseline,
+            command=command_line(),
+            task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
+        )
+        print(report.write_page(page))
+        if self.markdown:
+            print(report.write_markdown(self.markdown))
+        if self.csv:
+            print(*report.write_csv(self.csv), sep="\n")
+        return None
 
 
 VERB = Verb(
     "report",
     ReportPlan,
-    run,
+    ReportPlan.run,
     "promptprior report runs/first --markdown first.md",
     positional=("results",),
 )

@@ -1,27 +1,20 @@
 """promptprior similar: which sources are like a target, by five measures."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from promptprior.cli.plans import BACKBONE, DATA, DEVICE, DTYPE
-from promptprior.cli.verb import Verb
+from promptprior.cli.output import format_table
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
 
-if TYPE_CHECKING:
-    from promptprior.backbone import Backbone
-    from promptprior.report.similarity_gain import Similarity, TaskSimilarity
-    from promptprior.tasks import Task
-
 
 @dataclass(frozen=True)
 class SimilarPlan:
-    """Everything `promptprior similar` is told."""
+    """The settings of `promptprior similar`."""
 
     target: tuple[str, ...] = setting((), "target task, or several: names, files or folders")
     sources: tuple[str, ...] = setting((), "source tasks to rank: names, files or folders")
@@ -46,58 +39,43 @@ class SimilarPlan:
         if self.shots < 1 or self.steps < 1:
             raise SpecError(f"shots and steps must be at least 1; got --shots {self.shots} --steps {self.steps}")
 
+    def run(self, dry_run: bool) -> None:
+        """Measure, and print the sources of each target, the most similar first."""
+        from promptprior.cli.common import cost_line, load_backbone
+        from promptprior.compare.cost_estimate import source_cost
+        from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
+        from promptprior.report.similarity_gain import MEASURES, similar_sources, write_similarity
+        from promptprior.tasks import load_task
 
-def run(plan: SimilarPlan, dry_run: bool) -> None:
-    """Measure, and print the sources of each target, the most similar first."""
-    from promptprior.cli.common import load_backbone
-    from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
-    from promptprior.report.similarity_gain import similar_sources, write_similarity
-    from promptprior.tasks import load_task
-
-    sources = [load_task(name, plan.data) for name in plan.sources]
-    targets = [load_task(name, plan.data) for name in plan.target]
-    backbone = load_backbone(plan)
-    if dry_run:
-        return print(price(plan, backbone, [*sources, *targets]))
-    probe = SimilarityProbe(plan.shots, plan.seed, plan.steps)
-    found = task_similarity(targets, sources, backbone, plan.settings, probe)
-    if plan.output is not None:
-        write_similarity(found, plan.output)
-    ranks = similar_sources(found.pairs, plan.by)
-    return print(as_json(found, ranks, plan.by) if plan.json else "\n\n".join(blocks(ranks, plan.by)))
-
-
-def price(plan: SimilarPlan, backbone: "Backbone", tasks: "Sequence[Task]") -> str:
-    """What it would cost."""
-    from promptprior.cli.common import cost_line
-    from promptprior.compare.cost_estimate import source_cost
-
-    stage = replace(plan.settings.target, steps=plan.steps)
-    tokens = len(tasks) * source_cost(backbone, tasks, stage, plan.settings.length)
-    said = f"{plan.steps} steps on {plan.shots} shots per class of each of {len(tasks)} tasks"
-    return f"{said}\n{cost_line(backbone, tasks[0], plan.settings.length, tokens)}"
-
-
-def blocks(ranks: "Mapping[str, Sequence[Similarity]]", by: Measure) -> Iterator[str]:
-    """A table for each target."""
-    from promptprior.cli.score_lines import table
-    from promptprior.report.similarity_gain import MEASURES
-
-    measures = [by, *(m for m in MEASURES if m != by)]
-    for target, pairs in ranks.items():
-        rows = [[str(r), p.source, *(f"{getattr(p, m):.3f}" for m in measures)] for r, p in enumerate(pairs, 1)]
-        yield f"{target}\n{table(['rank', 'source', *measures], rows)}"
-
-
-def as_json(found: "TaskSimilarity", ranks: "Mapping[str, Sequence[Similarity]]", by: Measure) -> str:
-    """Everything, with the rank of each source among those of its target."""
-    pairs = [{"rank": r, **asdict(pair)} for some in ranks.values() for r, pair in enumerate(some, 1)]
-    return json.dumps({**asdict(found), "by": by, "pairs": pairs})
+        sources = [load_task(name, self.data) for name in self.sources]
+        targets = [load_task(name, self.data) for name in self.target]
+        backbone, tasks = load_backbone(self), [*sources, *targets]
+        if dry_run:
+            stage = replace(self.settings.target, steps=self.steps)
+            tokens = len(tasks) * source_cost(backbone, tasks, stage, self.settings.length)
+            print(f"{self.steps} steps on {self.shots} shots per class of each of {len(tasks)} tasks")
+            return print(cost_line(backbone, tasks[0], self.settings.length, tokens))
+        probe = SimilarityProbe(self.shots, self.seed, self.steps)
+        found = task_similarity(targets, sources, backbone, self.settings, probe)
+        if self.output is not None:
+            write_similarity(found, self.output)
+        ranks = similar_sources(found.pairs, self.by)
+        if self.json:
+            pairs = [{"rank": r, **asdict(pair)} for of_target in ranks.values() for r, pair in enumerate(of_target, 1)]
+            return print(json.dumps({**asdict(found), "by": self.by, "pairs": pairs}))
+        measures, blocks = [self.by, *(m for m in MEASURES if m != self.by)], []
+        for target, pairs_of_target in ranks.items():
+            rows = [
+                [str(rank), pair.source, *(f"{getattr(pair, measure):.3f}" for measure in measures)]
+                for rank, pair in enumerate(pairs_of_target, 1)
+            ]
+            blocks.append(f"{target}\n{format_table(['rank', 'source', *measures], rows)}")
+        return print("\n\n".join(blocks))
 
 
 VERB = Verb(
     "similar",
     SimilarPlan,
-    run,
+    SimilarPlan.run,
     "promptprior similar --target subj --sources sst2,trec,ag_news --data DIR",
 )

@@ -1,7 +1,6 @@
 """Specs as lm-evaluation-harness reads them. (Reading its simple YAML files needs nothing: the words agree.)"""
 
-import yaml
-
+from promptprior.config.yaml_file import to_yaml
 from promptprior.errors import SpecError
 from promptprior.tasks.loading.spec import OUR_BLOCK, TaskSpec
 
@@ -48,4 +47,4 @@ def to_lm_eval(spec: TaskSpec) -> str:
         metadata["label_names"] = list(spec.metadata.label_names)
     ours = {key: value for key in ("doc_to_group", "doc_to_id") if (value := getattr(spec, key)) is not None}
     keys["metadata"] = metadata | {OUR_BLOCK: {"metric_list": list(spec.metrics), **ours}}
-    return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=110)
+    return to_yaml(keys)

@@ -15,7 +15,7 @@ from promptprior.tasks.loading.load import (
     task_of,
 )
 from promptprior.tasks.loading.readers import Rows
-from promptprior.tasks.loading.spec import TaskSpec, passes, read_spec, row_choices
+from promptprior.tasks.loading.spec import TaskSpec, keeps_row, read_spec, row_choices
 from promptprior.tasks.task import Example, Task, content_id
 
 NEVER_READ = "?"  # an example must have a target; prediction reads none
@@ -37,7 +37,7 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
                 raise DataError(f"{where}: a built-in task reads the column 'text' (columns: {', '.join(row)})")
             choices = task.split("train")[0].choices
             examples.append(Example(str(row.get("id") or content_id(row)), text, NEVER_READ, choices))
-        elif passes(task, row, where):
+        elif keeps_row(task, row, where):
             templates = task.templates
             text = str(templates.text.value(row, where, "doc_to_text"))
             has_id = templates.id is not None and all(column in row for column in templates.id.columns)
