@@ -1,27 +1,30 @@
 """Files that are whole or absent: atomic writing, checked reading, logs that survive a crash.
 
-Of several processes that work together (promptprior.processes) only the first writes; the others only read.
+What a killed process left half-written is removed by the next command that claims the folder. Of several processes that work together (promptprior.processes) only the first writes; the others only read.
 """
 
 import ctypes
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.errors import ArtifactError
+from promptprior.errors import ArtifactError, DiskError
 from promptprior.processes import is_first
 
 if TYPE_CHECKING:  # imported where tensors are read and written: reports must not wait for torch
     from torch import Tensor
 
 CLAIM = ".claim"  # locked while a command writes to its folder
-ABANDONED = 3600.0  # seconds after which a partial folder can only belong to a killed process
+ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|old)")  # `_partial_sibling`, and `_swap_in`'s old folder
+DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -33,7 +36,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     if not is_first():
         return
     partial = _partial_sibling(path)
-    with _disk_errors(path, len(data)):
+    with disk_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
         try:
@@ -84,11 +87,11 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
     """
     path = path.resolve()
     partial = _partial_sibling(path)
-    with _disk_errors(path, 0):
+    with disk_errors(path, 0):
         _clear_abandoned(path)
         partial.mkdir(parents=True)
     try:
-        with _disk_errors(partial, 0):
+        with disk_errors(partial, 0):
             write(partial)
             check_replaceable(path, _names_in(partial) | set(may_delete))
             for part in [*partial.rglob("*"), partial]:
@@ -184,28 +187,31 @@ def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
             )
 
 
-def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append one JSON object as a line, durably; several processes may append to one file (`.NAME.lock` beside it).
+def append_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Append JSON objects as lines, durably and in one write; several processes may append to one file.
 
     A half-written last line that a crash left is cut off first. When the disk is full the file is as it was
-    and ArtifactError is raised. NaN and Inf raise ValueError, for JSON has neither.
+    and DiskError is raised. NaN and Inf raise ValueError, for JSON has neither.
     """
     if not is_first():
         return
-    from filelock import FileLock
-
-    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    with _disk_errors(path, len(line)):
+    lines = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records).encode()
+    with disk_errors(path, len(lines)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_beside(path), poll_interval=0.01), path.open("ab+", buffering=0) as file:
+        with _locked(lock_beside(path)), path.open("ab+", buffering=0) as file:
             end = _mend_tail(file)
             try:
-                while line:  # once, unless the disk is filling up: then the second write says so
-                    line = line[file.write(line) :]
+                while lines:  # once, unless the disk is filling up: then the second write says so
+                    lines = lines[file.write(lines) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)
                 raise
+
+
+def append_line(path: Path, record: Mapping[str, object]) -> None:
+    """`append_lines` of one object."""
+    append_lines(path, [record])
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -233,46 +239,116 @@ def lock_beside(path: Path) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other commands from writing to a folder until this one ends, in whatever way it ends.
+def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
+    """Keep other commands from writing to a folder, and to outputs elsewhere, until this one ends in whatever way.
 
-    Raises ArtifactError when another has it.
+    What killed commands left half-written there is removed; at the end nothing stays of the claim, nor of the folder
+    if it was made here and is empty. Raises ArtifactError when another command has the folder.
     """
     if not is_first():
         yield
         return
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    claim = FileLock(folder / CLAIM, timeout=0)
-    with _disk_errors(folder / CLAIM, 0):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            claim.acquire()
-        except Timeout as error:
-            raise ArtifactError(
-                f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
-            ) from error
-    try:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    refused = f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        with disk_errors(folder / CLAIM, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(_locked(folder / CLAIM, timeout=0))
+            except Timeout as error:
+                raise ArtifactError(refused) from error
+        for path in (*_walk(folder, DEPTH), *(path for o in outputs if o.parent.is_dir() for path in o.parent.iterdir())):
+            match = PARTIAL.fullmatch(path.name)
+            if match and (path.parent not in {o.parent for o in outputs} or match["name"] in {o.name for o in outputs}):
+                _discard(path, path.with_name(match["name"]))
         yield
-    finally:
-        claim.release()
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise DiskError unless a folder's disk takes a file of so many bytes; writes one and removes it."""
+    if not is_first() or not needed:
+        return
+    probe = _partial_sibling(folder / "room")
+    with disk_errors(folder, needed):
+        try:
+            with probe.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, needed)
+                else:
+                    file.write(bytes(needed))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 # How it is done
 
 
 @contextmanager
-def _disk_errors(path: Path, needed: int) -> Iterator[None]:
-    # An OSError becomes an ArtifactError that says what was wanted and what there is.
+def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """An OSError inside becomes a DiskError that says what was wanted and what there is."""
     try:
         yield
     except OSError as error:
         wanted = f"{needed:,} bytes needed, " if needed else ""
         there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
-        raise ArtifactError(
+        raise DiskError(
             f"cannot write {path}: {error.strerror or error}; {wanted}{shutil.disk_usage(there).free:,} bytes free "
             "there; what stood there before is unchanged; free some space or choose another folder"
         ) from error
+
+
+@contextmanager
+def _locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    # Hold a lock file that goes at the end. Its holder removes it, so whoever waited for a removed one tries again.
+    # Raises filelock.Timeout.
+    from filelock import FileLock
+
+    def is_ours() -> bool:
+        descriptor = lock._context.lock_file_fd  # filelock has no public name for it
+        try:
+            return descriptor is None or os.path.samestat(os.fstat(descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+
+    while True:
+        lock = FileLock(path, timeout=timeout, poll_interval=0.01)
+        lock.acquire()
+        if is_ours():
+            break
+        lock.release()
+    try:
+        yield
+    finally:
+        if sys.platform != "win32" and is_ours():  # where open files cannot be removed, the system does it later
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    # Everything in a folder, so many levels deep; links are not followed.
+    for path in folder.iterdir():
+        yield path
+        if depth > 1 and path.is_dir() and not path.is_symlink() and not PARTIAL.fullmatch(path.name):
+            yield from _walk(path, depth - 1)
+
+
+def _discard(left: Path, whole: Path) -> None:
+    # Remove what a killed process left; an old folder comes back where the new one has not taken its place.
+    if left.name.endswith(".old") and not whole.exists():
+        os.rename(left, whole)
+    elif left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def _is_whole(tail: bytes) -> bool:

@@ -34,9 +34,15 @@ class CostPoint:
     costs: Mapping[tuple[Unit, Share], float]
 
 
-def shared_by(grid: Grid) -> Counter[Cost]:
-    """How many cells used each prior; exactly what it cost tells one prior from another. Methods can share one."""
-    return Counter(row.cost.source for row in grid.rows)
+def shared_by(grid: Grid) -> dict[str, int]:
+    """For each cell, how many cells used its prior. Methods can share one.
+
+    A row names its prior; in older results, which do not, exactly what it cost tells one prior from another.
+    """
+    named = {row.cost.source: row.settings["prior"] for row in grid.rows if "prior" in row.settings}
+    prior = {row.cell: row.settings.get("prior") or named.get(row.cost.source, row.cost.source) for row in grid.rows}
+    users = Counter(prior.values())
+    return {cell: users[name] for cell, name in prior.items()}
 
 
 def cost(row: Row, unit: Unit, share: Share, users: int) -> float:
@@ -45,10 +51,10 @@ def cost(row: Row, unit: Unit, share: Share, users: int) -> float:
     return float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne)
 
 
-def mean_costs(rows: Sequence[Row], users: Mapping[Cost, int]) -> dict[tuple[Unit, Share], float]:
+def mean_costs(rows: Sequence[Row], users: Mapping[str, int]) -> dict[tuple[Unit, Share], float]:
     """The mean costs of some cells in each unit and share of the prior."""
     return {
-        (unit, share): sum(cost(row, unit, share, users[row.cost.source]) for row in rows) / len(rows)
+        (unit, share): sum(cost(row, unit, share, users[row.cell]) for row in rows) / len(rows)
         for unit in UNITS
         for share in SHARES
     }
@@ -180,7 +186,7 @@ def cost_figure(grid: Grid, k: int, points: Sequence[CostPoint], unit: Unit, sha
         for target in intervals:
             own_k = k if (method, target, k) in grid.scores else 0
             rows = [grid.by_place[method, target, own_k, s] for s in grid.seed_scores(method, target, k)]
-            paid.append(sum(cost(row, unit, share, users[row.cost.source]) for row in rows) / len(rows))
+            paid.append(sum(cost(row, unit, share, users[row.cell]) for row in rows) / len(rows))
         figure.add_scatter(
             x=paid, y=[i.estimate for i in intervals.values()], mode="markers", name=plot_label(method),
             legendgroup=escaped(method), showlegend=method not in means, hoverinfo="text", cliponaxis=False,

@@ -76,7 +76,7 @@ class AdaptPlan:
         work = self.output.with_name(self.output.name + ".work")
         control = RunControl(work, watcher(method.name, self.tensorboard))
         inputs = (method, [episode], backbone, prior, settings, control)
-        with claimed(work):
+        with claimed(work, self.output, plan_beside(self.output)):
             verdicts = guarded(*inputs) if self.guard else []
             done = [verdict.adapted for verdict in verdicts] or adapt(*inputs)
             results, adapted = score_on_test(backbone, done, self.test_limit)[0], done[0]

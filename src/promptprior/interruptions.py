@@ -1,0 +1,88 @@
+"""Ctrl-C, SIGTERM and SIGHUP: training saves a checkpoint before the signal has its effect.
+
+Slurm, Kubernetes and torchrun send SIGTERM, a lost terminal SIGHUP. Signals that are ignored (nohup) stay ignored.
+Outside the main thread Python allows no handlers, and nothing here does anything.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+IMPATIENCE = 2.0  # seconds after which a second signal no longer waits (launchers send the first one twice)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this program to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    # Returns the handlers that stood there before.
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    known = {signum: old for signum, old in previous.items() if old not in (signal.SIG_IGN, None)}
+    for signum in known:
+        signal.signal(signum, handler)
+    return known
+
+
+def _restore(previous: dict[int, Any]) -> None:
+    for signum, handler in previous.items():
+        signal.signal(signum, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Inside, signals raise Interrupted. Yields the list of signals so far: imports may swallow an exception."""
+    received: list[int] = []
+
+    def raise_interrupted(signum: int, _: FrameType | None) -> None:
+        received.append(signum)
+        raise Interrupted(signum)
+
+    previous = _install(raise_interrupted)
+    try:
+        yield received
+    finally:
+        _restore(previous)
+
+
+class DeferredSignals:
+    """Inside, signals only set `received` (0 for none), so that a step is never cut in two; `deliver` lets them act.
+
+    One that has not acted by the end acts then. A second one acts at once: somebody does not want to wait.
+    """
+
+    def __init__(self) -> None:
+        self.received, self._since, self._previous = 0, 0.0, dict[int, Any]()
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = signum, time.monotonic()
+        elif time.monotonic() - self._since > IMPATIENCE:
+            self.deliver(signum)
+
+    def deliver(self, signum: int) -> None:
+        """Let a signal do what it does outside; where its handler returns, go on as before."""
+        _restore(self._previous)
+        self.received = 0
+        signal.raise_signal(signum)
+        self._previous = _install(self._note)
+
+    def __enter__(self) -> "DeferredSignals":
+        self._previous = _install(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _restore(self._previous)
+        if self.received:
+            signal.raise_signal(self.received)
