@@ -1,8 +1,13 @@
-"""README and examples do what they say, on a tiny model."""
+"""README, docs and examples do what they say, on a tiny model; what they name exists, in the field's words."""
 
+import contextlib
 import importlib.util
+import io
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,12 +17,18 @@ from peft import PeftModel
 
 import promptprior.adapt
 import promptprior.fit  # noqa: F401
+from promptprior.cli import main
 from promptprior.config.training import Settings, Training
 from promptprior.methods import METHODS
 from tests.backbone.tiny import config, tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), *REPOSITORY.glob("*/hub.md")]
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").glob("*.md")), *REPOSITORY.glob("examples/*.md")]
+STUDIES = [path for path in sorted((REPOSITORY / "docs" / "studies").glob("*.md")) if "_tables" not in path.stem]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
 
 
 @pytest.fixture
@@ -56,7 +67,7 @@ def test_the_example_of_an_own_csv_runs(model: Path, tmp_path: Path):
     assert (tmp_path / "tickets.csv").read_text().startswith("text,label\n")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *STUDIES], ids=name_of)
 def test_links_lead_somewhere(path: Path):
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (path.parent / link).exists(), link
@@ -70,3 +81,111 @@ def test_the_methods_that_documents_name_exist():
     assert named <= METHODS.keys()
     families = {name.split("_")[0] for name in METHODS}
     assert families == {name.split("_")[0] for name in named}, "a method is missing in docs/methods.md"
+
+
+ROOTS = [REPOSITORY / root for root in ("", "src", "src/promptprior", "src/promptprior/backbone", "tests")]
+
+
+def spelled_out(name: str) -> Iterator[str]:
+    """The paths that a name with one pair of braces stands for."""
+    before, *rest = re.split(r"[{}]", name)
+    yield from (before + part + rest[1] for part in rest[0].split(",")) if rest else [name]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_the_files_that_documents_name_exist(path: Path):
+    for span in re.findall(r"`([\w.{},]{2,}/[\w./{},]*\.(?:py|pyi|yaml))`", path.read_text(encoding="utf-8")):
+        for name in spelled_out(span):
+            assert any((root / name).exists() for root in ROOTS), f"{path.name}: no file {name}"
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Every command of the library in the code of a document: its verb and the flags it is given."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    blocks = re.findall(r"^```bash\n(.*?)^```", joined, re.DOTALL | re.MULTILINE)
+    indented, spans = re.findall(r"^    (.*)", joined, re.MULTILINE), re.findall(r"`([^`\n]+)`", joined)
+    for line in [*"\n".join(blocks).splitlines(), *indented, *spans]:
+        program, verb, *words = [*re.split(r"\s+#\s", line)[0].split(), "", ""]
+        if program == "promptprior" and re.fullmatch(r"[a-z]+", verb):
+            yield verb, [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+
+
+@cache
+def help_flags(verb: str) -> frozenset[str]:
+    """The flags that the help of a verb lists; none for a word that is no verb."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+    return frozenset(re.findall(r"--[a-z][\w.-]*", out.getvalue()))
+
+
+def is_flag(flag: str, known: frozenset[str]) -> bool:
+    """Whether it is one of some flags, the end of one, or the option of a method."""
+    if flag.startswith("--options."):
+        method, key = ([*flag.split(".")[1:], ""])[:2]
+        recipes = [METHODS[method]] if method in METHODS else METHODS.values() if not key else []
+        option = (key or method).replace("-", "_")
+        return method == "NAME" or any(option in {f.name for f in fields(recipe)} for recipe in recipes)
+    return flag in known or any(name.endswith(f".{flag[2:]}") for name in known)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *STUDIES], ids=name_of)
+def test_the_commands_of_documents_have_only_flags_that_exist(path: Path):
+    for verb, flags in commands(path.read_text(encoding="utf-8")):
+        known = help_flags(verb)
+        assert known, f"{path.name}: no verb {verb}"
+        for flag in flags:
+            assert is_flag(flag, known | EVERYWHERE), f"{path.name}: {verb} has no flag {flag}"
+
+
+OTHER_TOOLS = {
+    "performance.md",
+    "second_backbone.md",
+    "CHANGELOG.md",
+}  # flags of benchmarks and torchrun, earlier flags
+VERBS = ("fit", "adapt", "evaluate", "predict", "compare", "report", "similar", "tasks", "import", "export", "inspect")
+EVERYWHERE = frozenset({"--help", "--print-completion"})
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.name not in OTHER_TOOLS], ids=name_of)
+def test_the_flags_that_documents_name_exist(path: Path):
+    known = EVERYWHERE.union(*map(help_flags, VERBS))
+    for span in re.findall(r"`(--[^`]+)`", path.read_text(encoding="utf-8")):
+        for flag in re.findall(r"--[a-z][\w.-]*", span):
+            assert is_flag(flag, known), f"{path.name}: no flag {flag}"
+
+
+ENTRY_POINTS = {f"promptprior.{group}" for group in ("metrics", "report_tables", "verbs")}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_the_python_names_of_documents_exist(path: Path):
+    text = re.sub(r"\bpp\.", "promptprior.", path.read_text(encoding="utf-8"))
+    for name in set(re.findall(r"`(promptprior\.[a-zA-Z_.]+)(?=[`(\[])", text)) - ENTRY_POINTS - {"promptprior.json"}:
+        parts = name.split(".")
+        for end in range(len(parts), 0, -1):
+            with contextlib.suppress(ModuleNotFoundError):
+                value = importlib.import_module(".".join(parts[:end]))
+                break
+        for attribute in parts[end:]:
+            assert hasattr(value, attribute), f"{path.name}: no {name}"
+            value = getattr(value, attribute)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *STUDIES], ids=name_of)
+def test_lines_fit_into_120_columns(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+FIRST_WORDS = (
+    r"[Ll]ab|[Ee]xams?|[Mm]arks?|Learned|Begun|Beginnings?|[Ee]xhibits?|testimony|[Ss]creened|foretold|foretells?|"
+    r"[Ll]ikeness|[Dd]uels?|[Bb]ench|bereaved|[Tt]runks?|Borrower|lent|lends|[Tt]wins?|fanned|way_back|select[_-]every|"
+    r"two[_ ]speeds|sharers|--looks|--together|looks at dev"
+)
+
+
+@pytest.mark.parametrize("path", [p for p in (*DOCUMENTS, *STUDIES) if p.name != "CHANGELOG.md"], ids=name_of)
+def test_documents_use_the_words_of_the_field(path: Path):
+    """The changelog alone may say what something was called before."""
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(rf"(?<![\w-])(?:{FIRST_WORDS})\b", text) == []

@@ -47,7 +47,7 @@ class Plugins(Mapping[str, object]):
         return f"{name!r} ({point.value}, group {self.group}, package {_package(point)})"
 
 
-def load(group: str, own_names: Collection[str] = ()) -> Plugins:
+def load_plugins(group: str, own_names: Collection[str] = ()) -> Plugins:
     """The entry points of one group, such as "promptprior.metrics", as a mapping from name to object.
 
     Raises SpecError, naming the packages, where two packages declare one name or a package declares one of `own_names`,

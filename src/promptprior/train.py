@@ -195,7 +195,7 @@ def _select(run: Run, progress: Progress) -> Progress:
         mask = torch.tensor(better)
 
         def pick(new: Tensor, old: Tensor) -> Tensor:
-            """New values for copies that are better, old ones for the others."""
+            """New values [C, ...] for copies that are better, old ones for the others."""
             return torch.where(mask.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)
 
         best = Best(

@@ -81,7 +81,7 @@ def find_setting(name: str, known: Sequence[Setting]) -> Setting:
 
 def overview() -> str:
     """All verbs, a line each, and an example."""
-    others: Mapping[str, object] = plugins.load(PLUGINS, VERBS)
+    others: Mapping[str, object] = plugins.load_plugins(PLUGINS, VERBS)
     lines = [f"  {name:10}{line}" for name, (line, _) in VERBS.items()]
     lines += [f"  {name:10}added by another package" for name in others]
     end = "promptprior VERB --help lists the settings of a verb with their defaults;\n"

@@ -71,7 +71,7 @@ def find_verb(name: str) -> Verb:
     """A verb by its name, ours or another package's. Raises SpecError, with near names, for an unknown one."""
     if name in VERBS:
         return import_module(VERBS[name][1]).VERB
-    others = plugins.load(PLUGINS, VERBS)
+    others = plugins.load_plugins(PLUGINS, VERBS)
     if name not in others:
         raise SpecError(unknown_name("verb", name, [*VERBS, *others]))
     verb = others[name]

@@ -43,7 +43,7 @@ _OWN: dict[str, Recipe] = {
         tpt.ARMS,
     )
 }
-_OTHERS = cast(MutableMapping[str, Recipe], plugins.load("promptprior.methods", _OWN))
+_OTHERS = cast(MutableMapping[str, Recipe], plugins.load_plugins("promptprior.methods", _OWN))
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
 
 

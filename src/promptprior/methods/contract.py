@@ -1,8 +1,7 @@
-"""The contract of a method: a short recipe named after its paper, which says what it learns from sources and where
-targets start.
+"""The contract of a method, a recipe named after its paper: what it learns from sources, and where targets start.
 
-A recipe chooses a parameterisation and a rule and hands runs to `context.train`, the one training loop. Adaptation to
-targets is the same for all of them (adapt.py) once they have said where it starts. docs/extending.md has an example.
+A recipe chooses a parameterisation and a rule and hands runs to `context.train`, the one training loop. Adaptation is
+the same for all (adapt.py) once they have said where it starts. docs/extending.md has an example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -85,9 +84,9 @@ class Recipe:
         check_bounds(self)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Where each episode starts, given the prior of its seed (none for methods without sources).
+        """Where each episode starts, given its prior (none for methods without sources); learns from `shots.train` only.
 
-        Of an episode's examples a method may learn from `shots.train`; dev is for selection and test for the end.
+        Dev shots are for selection, and test examples for the end.
         """
         raise NotImplementedError
 

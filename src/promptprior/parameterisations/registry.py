@@ -46,7 +46,7 @@ def form_class(name: str) -> type[Any]:
     Raises ArtifactError for an unknown name, SpecError where a package's entry point takes a name that is in use,
     cannot be loaded or is no dataclass.
     """
-    others = plugins.load(GROUP, PARAMETERISATIONS)
+    others = plugins.load_plugins(GROUP, PARAMETERISATIONS)
     if name in PARAMETERISATIONS:
         return PARAMETERISATIONS[name]
     if name not in others:

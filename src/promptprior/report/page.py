@@ -120,7 +120,7 @@ class Report:
             diagnostic_section(grid),
             Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]
-        declared = plugins.load(PLUGIN_GROUP)
+        declared = plugins.load_plugins(PLUGIN_GROUP)
         for name in declared:
             section = cast(Callable[[Grid], object], declared[name])(grid)
             if not isinstance(section, Section | None):

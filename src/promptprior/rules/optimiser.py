@@ -56,7 +56,7 @@ class Rate:
 def stage_rate(
     stage: Training, base: tuple[float, ...], scale: float, multipliers: Mapping[str, float | Tensor] | None = None
 ) -> Rate:
-    """The learning rate of copies with these base rates over a stage's steps; multipliers as `Rate` has them."""
+    """The rates of copies over a stage's steps; `base` is in units of `scale`, multipliers are as `Rate` has them."""
     return Rate(base, scale, stage.schedule, stage.steps, stage.warmup, multipliers or {})
 
 

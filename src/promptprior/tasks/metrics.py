@@ -180,7 +180,7 @@ def metric(name: str) -> Metric:
     """The metric of a name, built in or of another package. Raises SpecError with the nearest names."""
     if name in METRICS:
         return METRICS[name]
-    others = plugins.load("promptprior.metrics", own_names=METRICS)
+    others = plugins.load_plugins("promptprior.metrics", own_names=METRICS)
     if name not in others:
         raise SpecError(unknown_name("metric", name, [*METRICS, *others]))
     value = others[name]

@@ -112,7 +112,7 @@ def prior_prompts(context: RunContext, prior: Prior) -> tuple[Float[Tensor, "S L
 def source_similarities(
     context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode], steps: int
 ) -> list[Float[Tensor, " S"]]:
-    """How like every source each episode's target is: cosines of what training added to the start they share.
+    """How similar each episode's target is to every source: cosines of what training added to the start they share.
 
     The target's embedding is what `steps` steps of training from that start add on its shots.
     """

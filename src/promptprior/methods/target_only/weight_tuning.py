@@ -36,7 +36,7 @@ class WeightRecipe(Recipe):
     )
 
     def weight_init(self, context: RunContext, form: Form, starts: Sequence[Mapping[str, Tensor]]) -> AdaptationInit:
-        """Each episode's weights, in the dtype that prompts are kept in: half precision would swallow small steps."""
+        """Each episode's weights as copies, [E, *shape], in the dtype of prompts: half precision would swallow small steps."""
         kept = context.backbone.frozen.prompt_dtype
         params = {name: torch.stack([weights[name] for weights in starts]).to(kept) for name in starts[0]}
         grid = tuple(self.rate * r / PROMPT_RATE for r in context.settings.target.learning_rates)

@@ -235,7 +235,7 @@ def catalogue_spec(name: str) -> TaskSpec:
 
 def plugin_tasks() -> plugins.Plugins:
     """The tasks that other packages declare. Raises SpecError where one has the name of ours."""
-    return plugins.load("promptprior.tasks", own_names={*builtin.names(), *catalogue_names()})
+    return plugins.load_plugins("promptprior.tasks", own_names={*builtin.names(), *catalogue_names()})
 
 
 def plugin_task(name: str) -> Task | TaskSpec | None:
