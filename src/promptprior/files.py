@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writing, checked reading, logs that survive a crash.
 
-What a killed process left half-written is removed by the next command that claims the folder. Of several processes that work together (promptprior.processes) only the first writes; the others only read.
+What a killed process left half-written is removed by the next command that claims the folder. Of several processes that
+work together (promptprior.processes) only the first writes; the others only read.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # imported where tensors are read and written: reports must n
 
 CLAIM = ".claim"  # locked while a command writes to its folder
 ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|old)")  # `_partial_sibling`, and `_swap_in`'s old folder
+PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(\d+-\d+|old)")  # `_partial_sibling`, and `_swap_in`'s old folder
 DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
@@ -38,7 +39,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial = _partial_sibling(path)
     with disk_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(path)
+        _clear_partials(path.parent, path.name, older_than=ABANDONED)
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -81,14 +82,14 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
     (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the
-    old folder as `.NAME.old`). Raises ArtifactError when the disk refuses, and when the old folder holds
+    old folder as `.NAME.partial-old`, which the next claim puts back). Raises ArtifactError when the disk refuses, and when the old folder holds
     files that the new one does not and that are not named in `may_delete`: saving never deletes what it
     did not write.
     """
     path = path.resolve()
     partial = _partial_sibling(path)
     with disk_errors(path, 0):
-        _clear_abandoned(path)
+        _clear_partials(path.parent, path.name, older_than=ABANDONED)
         partial.mkdir(parents=True)
     try:
         with disk_errors(partial, 0):
@@ -260,10 +261,9 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
                 stack.enter_context(_locked(folder / CLAIM, timeout=0))
             except Timeout as error:
                 raise ArtifactError(refused) from error
-        for path in (*_walk(folder, DEPTH), *(path for o in outputs if o.parent.is_dir() for path in o.parent.iterdir())):
-            match = PARTIAL.fullmatch(path.name)
-            if match and (path.parent not in {o.parent for o in outputs} or match["name"] in {o.name for o in outputs}):
-                _discard(path, path.with_name(match["name"]))
+        _clear_partials(folder, depth=DEPTH)
+        for output in outputs:
+            _clear_partials(output.parent, output.name)
         yield
 
 
@@ -333,24 +333,6 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    # Everything in a folder, so many levels deep; links are not followed.
-    for path in folder.iterdir():
-        yield path
-        if depth > 1 and path.is_dir() and not path.is_symlink() and not PARTIAL.fullmatch(path.name):
-            yield from _walk(path, depth - 1)
-
-
-def _discard(left: Path, whole: Path) -> None:
-    # Remove what a killed process left; an old folder comes back where the new one has not taken its place.
-    if left.name.endswith(".old") and not whole.exists():
-        os.rename(left, whole)
-    elif left.is_dir():
-        shutil.rmtree(left, ignore_errors=True)
-    else:
-        left.unlink(missing_ok=True)
-
-
 def _is_whole(tail: bytes) -> bool:
     # Whether the text after the last newline is a finished object that only lacks its newline.
     # No strict beginning of a JSON object is itself JSON, so a cut-off record never passes.
@@ -378,20 +360,27 @@ def _partial_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}-{time.monotonic_ns()}")
 
 
-def _clear_abandoned(path: Path) -> None:
-    # Remove what processes that were killed while they saved to `path` left beside it.
-    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    for partial in siblings:
-        if not partial.name.startswith(f".{path.name}.partial-"):
+def _clear_partials(folder: Path, name: str | None = None, depth: int = 1, older_than: float = 0.0) -> None:
+    # Remove what killed processes left in a folder, of one name or any. An old folder comes back where the new one has
+    # not taken its place: that can only be told where nobody else writes, so not where an age is asked for.
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = PARTIAL.fullmatch(path.name)
+        if match is None or (name is not None and match["name"] != name):
+            if match is None and depth > 1 and path.is_dir() and not path.is_symlink():
+                _clear_partials(path, name, depth - 1, older_than)
             continue
         try:
-            age = time.time() - partial.stat().st_mtime
+            age, is_old_folder = time.time() - path.stat().st_mtime, match[2] == "old"
         except FileNotFoundError:  # it has just gone
             continue
-        if age > ABANDONED and partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        elif age > ABANDONED:
-            partial.unlink(missing_ok=True)
+        if older_than and (is_old_folder or age <= older_than):
+            continue
+        if is_old_folder and not path.with_name(match["name"]).exists():
+            os.rename(path, path.with_name(match["name"]))
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -403,7 +392,7 @@ def _swap_in(partial: Path, path: Path) -> None:
     if not path.exists():
         os.rename(partial, path)
     elif not exchange_names(partial, path):
-        aside = path.with_name(f".{path.name}.old")
+        aside = path.with_name(f".{path.name}.partial-old")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
         try:

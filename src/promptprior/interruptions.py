@@ -15,6 +15,8 @@ from typing import Any
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IMPATIENCE = 2.0  # seconds after which a second signal no longer waits (launchers send the first one twice)
 
+_received: list[int] = []
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked this program to end."""
@@ -41,19 +43,30 @@ def _restore(previous: dict[int, Any]) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Inside, signals raise Interrupted. Yields the list of signals so far: imports may swallow an exception."""
-    received: list[int] = []
-
-    def raise_interrupted(signum: int, _: FrameType | None) -> None:
-        received.append(signum)
-        raise Interrupted(signum)
-
-    previous = _install(raise_interrupted)
+def interruptible() -> Iterator[None]:
+    """Inside, signals raise Interrupted."""
+    _received.clear()
+    previous = _install(_raise_interrupted)
     try:
-        yield received
+        yield
     finally:
         _restore(previous)
+
+
+def _raise_interrupted(signum: int, _: FrameType | None) -> None:
+    _received.append(signum)
+    raise Interrupted(signum)
+
+
+def received_signal() -> int:
+    """The first signal that came inside `interruptible`, 0 for none. Its exception may have become another one."""
+    return _received[0] if _received else 0
+
+
+def raise_if_interrupted() -> None:
+    """Raise Interrupted if a signal came whose exception was swallowed, as imports and callbacks sometimes do."""
+    if _received:
+        raise Interrupted(_received[0])
 
 
 class DeferredSignals:

@@ -5,21 +5,15 @@ Nothing here imports torch before a verb runs, so help is instant.
 
 from collections.abc import Sequence
 
-from promptprior.interruptions import Interrupted, interruptible
+from promptprior.interruptions import interruptible
 
 __all__ = ["main"]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 128 + signal.
+    """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 130 for Ctrl-C, 143 for
+    SIGTERM."""
+    with interruptible():  # before the imports, which take a while
+        from promptprior.cli.entry import run_command
 
-    Ctrl-C is 130 and SIGTERM 143, from the first import on: it may surface as another error, or be swallowed.
-    """
-    with interruptible() as received:
-        try:
-            from promptprior.cli.entry import run_command
-
-            return run_command(words)
-        except Interrupted as signal:
-            code = 128 + signal.signum
-    return code
+        return run_command(words)

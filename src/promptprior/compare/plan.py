@@ -14,6 +14,7 @@ from promptprior.config.choices import Shared
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, setting
 from promptprior.errors import SpecError
+from promptprior.interruptions import raise_if_interrupted
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
     from promptprior.backbone import Backbone
@@ -135,7 +136,9 @@ def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None
 
     where = (dtype or plan.dtype, device or plan.device)
     with quiet_loading():
-        return load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
+        backbone = load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
+    raise_if_interrupted()
+    return backbone
 
 
 @dataclass(frozen=True)

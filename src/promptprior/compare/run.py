@@ -178,9 +178,9 @@ def _remove_checkpoints(plan: Plan, wanted: Sequence[Cell]) -> None:
     """Remove checkpoints of finished work, which a kill may have left; those of unfinished work stay."""
     done = _finished_keys(plan)
     for group in plan_groups(plan, wanted):
-        for cells in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
-            if all(cell.key in done for cell in cells):
-                shutil.rmtree(plan.output / WORK / group_key(cells), ignore_errors=True)
+        for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
+            if all(cell.key in done for cell in part):
+                shutil.rmtree(plan.output / WORK / group_key(part), ignore_errors=True)
     for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
         shutil.rmtree(cost.parent / "checkpoints", ignore_errors=True)
     with suppress(OSError):  # not empty, or not there

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from promptprior.cost import Cost
 from promptprior.report.plots import error_bars, escaped, hover_interval, method_style, plot_label
 from promptprior.report.results import Grid, Row
 from promptprior.report.section import Control, Plot, Section, Table, TableCell, columns, count_distinct, number_cell
