@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where tensors are read and written: reports must n
 
 CLAIM = ".claim"  # locked while a command writes to its folder
 ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
-PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(\d+-\d+|old)")  # `_partial_sibling`, and `_swap_in`'s old folder
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # `_partial_sibling`, and `_swap_in`'s old folder
 DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
@@ -82,7 +82,7 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
     (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the
-    old folder as `.NAME.partial-old`, which the next claim puts back). Raises ArtifactError when the disk refuses, and when the old folder holds
+    old folder as `.NAME.swapped-out`, which the next claim puts back). Raises ArtifactError when the disk refuses, and when the old folder holds
     files that the new one does not and that are not named in `may_delete`: saving never deletes what it
     did not write.
     """
@@ -370,7 +370,7 @@ def _clear_partials(folder: Path, name: str | None = None, depth: int = 1, older
                 _clear_partials(path, name, depth - 1, older_than)
             continue
         try:
-            age, is_old_folder = time.time() - path.stat().st_mtime, match[2] == "old"
+            age, is_old_folder = time.time() - path.stat().st_mtime, match[2] == "swapped-out"
         except FileNotFoundError:  # it has just gone
             continue
         if older_than and (is_old_folder or age <= older_than):
@@ -392,7 +392,7 @@ def _swap_in(partial: Path, path: Path) -> None:
     if not path.exists():
         os.rename(partial, path)
     elif not exchange_names(partial, path):
-        aside = path.with_name(f".{path.name}.partial-old")
+        aside = path.with_name(f".{path.name}.swapped-out")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
         try:
