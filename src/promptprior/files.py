@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptprior.errors import ArtifactError, DiskError
+from promptprior.interruptions import unfinished
 from promptprior.processes import is_first
 
 if TYPE_CHECKING:  # imported where tensors are read and written: reports must not wait for torch
@@ -24,7 +25,9 @@ if TYPE_CHECKING:  # imported where tensors are read and written: reports must n
 
 CLAIM = ".claim"  # locked while a command writes to its folder
 ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # `_partial_sibling`, and `_swap_in`'s old folder
+PARTIAL = re.compile(
+    r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)"
+)  # `_partial_sibling`, and `_swap_in`'s old folder
 DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
@@ -92,7 +95,7 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
         _clear_partials(path.parent, path.name, older_than=ABANDONED)
         partial.mkdir(parents=True)
     try:
-        with disk_errors(partial, 0):
+        with unfinished(), disk_errors(partial, 0):
             write(partial)
             check_replaceable(path, _names_in(partial) | set(may_delete))
             for part in [*partial.rglob("*"), partial]:
@@ -100,7 +103,7 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
             _swap_in(partial, path)
             _sync(path.parent)
     except ArtifactError as error:  # name the folder the user asked for, not the one that `write` was given
-        raise ArtifactError(str(error).replace(str(partial), str(path))) from error
+        raise type(error)(str(error).replace(str(partial), str(path))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # after a swap this is the old folder
 
@@ -254,6 +257,7 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     refused = f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
     with ExitStack() as stack:
+        stack.enter_context(unfinished())
         stack.callback(_remove_empty, made)
         with disk_errors(folder / CLAIM, 0):
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,9 @@ Slurm, Kubernetes and torchrun send SIGTERM, a lost terminal SIGHUP. Signals tha
 Outside the main thread Python allows no handlers, and nothing here does anything.
 """
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,10 @@ from typing import Any
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IMPATIENCE = 2.0  # seconds after which a second signal no longer waits (launchers send the first one twice)
 
+IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of imports
+
 _received: list[int] = []
+_unfinished: list[bool] = []
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,18 +49,35 @@ def _restore(previous: dict[int, Any]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, signals raise Interrupted."""
+    """Inside, signals raise Interrupted; during imports, where an exception may be swallowed, become another one, or
+    abort C++ code, they end the process at once, or wait while something is `unfinished`."""
     _received.clear()
-    previous = _install(_raise_interrupted)
+    previous = _install(_interrupt)
     try:
         yield
     finally:
         _restore(previous)
 
 
-def _raise_interrupted(signum: int, _: FrameType | None) -> None:
+def _interrupt(signum: int, frame: FrameType | None) -> None:
     _received.append(signum)
-    raise Interrupted(signum)
+    while frame is not None and frame.f_code.co_filename != IMPORTING:
+        frame = frame.f_back
+    if frame is None:
+        raise Interrupted(signum)
+    if not _unfinished:
+        print(f"promptprior: stopped by {signal.Signals(signum).name}.", file=sys.stderr, flush=True)
+        os._exit(128 + signum)
+
+
+@contextmanager
+def unfinished() -> Iterator[None]:
+    """Inside, there is something that must be tidied up before the process ends."""
+    _unfinished.append(True)
+    try:
+        yield
+    finally:
+        _unfinished.pop()
 
 
 def received_signal() -> int:
@@ -64,7 +86,7 @@ def received_signal() -> int:
 
 
 def raise_if_interrupted() -> None:
-    """Raise Interrupted if a signal came whose exception was swallowed, as imports and callbacks sometimes do."""
+    """Raise Interrupted if a signal came that waits, or whose exception was swallowed, as callbacks sometimes do."""
     if _received:
         raise Interrupted(_received[0])
 

@@ -21,7 +21,7 @@ from promptprior.artifacts.header import tensor_digest
 from promptprior.cost import Cost
 from promptprior.errors import TrainingError
 from promptprior.files import check_room, read_json, read_tensors, replace_folder, write_json, write_tensors, write_text
-from promptprior.interruptions import DeferredSignals
+from promptprior.interruptions import DeferredSignals, raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
 from promptprior.processes import add_up, all_decide, is_first
@@ -108,6 +108,7 @@ def train(
     Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run.
     Several processes make the same steps; the first one writes and calls `watch`.
     """
+    raise_if_interrupted()
     meter = run.objective.backbone.meter
     start_time, rows, tokens = time.monotonic(), meter.rows, meter.tokens
     resumed = _restore(run, folder) if folder is not None and (folder / "state.json").exists() else None

@@ -1,7 +1,7 @@
 """Runs fit, adapt and compare many times, each time disturbed and then started again, and compares what is on disk.
 
-`python -m tests.kill.runner VERB DISTURBANCE COUNT SEED` prints a JSON object: how many runs were disturbed, and what
-went wrong. Every run is the real command line in a process of its own, forked from this one, which has imported
+`python -m tests.kill.runner SEED VERB:DISTURBANCE:COUNT …` prints a JSON object for each: how many runs were
+disturbed, and what went wrong. Every run is the real command line in a process of its own, forked from this one, which has imported
 everything and loaded nothing. Its clock stands still, so that equal results are equal bytes, seconds included; its
 folder is in memory where there is /dev/shm, for a killed process (unlike a dead machine) loses nothing that it wrote.
 
@@ -38,16 +38,14 @@ from tests.test_cli import saved_model, write_task
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--length", "3", "--data", "../data", "--backbone", "../model")
 TARGET = ("--shots", "2", "--target.batch-size", "2", "--target.eval-every", "1", "--test-limit", "4")
+SOURCES = ("--sources", "vowels,sounds", "--source.batch-size", "2")
 VERBS = {
-    "fit": ("fit", "--method", "multitask", "--sources", "vowels,sounds", "--source.batch-size", "2", *TINY,
-            "--steps", "4", "--output", "out/prior"),
-    "adapt": ("adapt", "--method", "prompt_tuning", "--target", "edges", *TARGET, *TINY,
-              "--steps", "4", "--output", "out/prompt"),
-    "guard": ("adapt", "--prior", "../prior/out/prior", "--guard", "true", "--target", "edges", *TARGET, "--data", "../data",
-              "--steps", "2", "--output", "out/prompt"),
-    "compare": ("compare", "--methods", "zero_shot,prompt_tuning,multitask", "--sources", "vowels,sounds", "--seeds", "13",
-                "--targets", "edges,other,third", "--cells-per-run", "2", "--source.batch-size", "2", *TARGET, *TINY,
-                "--steps", "2", "--output", "out"),
+    "fit": ("fit", "--method", "multitask", *SOURCES, *TINY, "--steps", "4", "--output", "out/prior"),
+    "adapt": ("adapt", "--target", "edges", *TARGET, *TINY, "--steps", "4", "--output", "out/prompt"),
+    "guard": ("adapt", "--prior", "../prior/out/prior", "--guard", "true", "--target", "edges", *TARGET,
+              "--data", "../data", "--steps", "2", "--output", "out/prompt"),
+    "compare": ("compare", "--methods", "zero_shot,prompt_tuning,multitask", *SOURCES, "--targets", "edges,other,third",
+                "--seeds", "13", "--cells-per-run", "2", *TARGET, *TINY, "--steps", "2", "--output", "out"),
 }  # fmt: skip
 TRIES = 3  # times that one run is disturbed, at most
 WRITES = ("open", "mkdir", "write", "fsync", "reserve")  # what a full disk refuses
@@ -102,7 +100,9 @@ def disturb(folder: Path, disturbance: Disturbance, log: int) -> None:
         if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             name = "open"
         else:
-            name = {"os.rename": "rename", "os.remove": "remove", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}.get(event, "")
+            name = {"os.rename": "rename", "os.remove": "remove", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}.get(
+                event, ""
+            )
         if name and is_inside(args[0]):
             operation(name)
 
@@ -223,7 +223,9 @@ def scene() -> Iterator[Path]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def problems(reference: dict[str, bytes], folder: Path, disturbed: list[Outcome], last: Outcome, steps: int) -> list[str]:
+def problems(
+    reference: dict[str, bytes], folder: Path, disturbed: list[Outcome], last: Outcome, steps: int
+) -> list[str]:
     """What is wrong after a disturbed command was given once more."""
     wrong = [] if last.code == 0 else [f"the same command again ended with {last.code}: {last.said[-2000:]}"]
     after = contents(folder)
@@ -236,55 +238,57 @@ def problems(reference: dict[str, bytes], folder: Path, disturbed: list[Outcome]
     return wrong
 
 
-def experiment(verb: str, kind: str, count: int, seed: int) -> dict[str, Any]:
+def experiment(base: Path, verb: str, kind: str, count: int, seed: int) -> dict[str, Any]:
     """Disturb a command `count` times. `kind` is kill (operations), time (SIGKILL), full, SIGINT or SIGTERM."""
     rng, failures, disturbed_runs = random.Random(seed), list[str](), 0
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with scene() as base:
-        if verb == "guard":
-            assert run("fit", base / "prior").code == 0
-        start = time.monotonic()
-        real_report = kind not in ("kill", "full")
-        whole = run(verb, base / "reference", None, real_report)
-        seconds = time.monotonic() - start
-        assert whole.code == 0, whole.said
-        reference, writes = contents(base / "reference"), [name for name in whole.operations if name in WRITES]
-        assert not leftovers(iter(reference)), leftovers(iter(reference))
-        while disturbed_runs < count:
-            folder, disturbed, wrong = base / f"run{disturbed_runs}", list[Outcome](), list[str]()
-            was_finished = False
-            for _ in range(rng.randint(1, TRIES) if kind in ("kill", "time") else 1):
-                total = {"kill": len(whole.operations) * 2, "full": len(writes)}.get(kind, whole.steps)
-                disturbance = Disturbance("SIGKILL" if kind == "time" else kind, rng.randint(1, total))
-                if kind == "kill" and disturbed:  # there is less to do than in a whole run
-                    disturbance.at = rng.randint(1, max(1, len(disturbed[-1].operations) // 2))
-                if kind == "time" or (kind.startswith("SIG") and rng.random() < 0.5):
-                    disturbance.after = rng.uniform(0, 1.1 * seconds)
-                outcome = run(verb, folder, disturbance, real_report)
-                disturbed_runs += 1
-                disturbed.append(outcome)
-                expected = {"full": (2,), "SIGINT": (0, 130), "SIGTERM": (0, 143)}.get(kind, (0, -signal.SIGKILL))
-                if outcome.code not in expected or "Traceback" in outcome.said:
-                    wrong.append(f"{disturbance} ended with {outcome.code}: {outcome.said[-2000:]}")
-                if kind == "full" and outcome.said.count("cannot write") != 1:
-                    wrong.append(f"a full disk is told in one message: {outcome.said[-2000:]}")
-                if kind not in ("kill", "time"):
-                    wrong += [f"{disturbance} left {name}" for name in leftovers(iter(contents(folder)))]
-                left = contents(folder)
-                was_finished |= all(left.get(name) == data for name, data in reference.items())
-                if outcome.code == 0:
-                    break
-            last = run(verb, folder, None, real_report)
-            # A finished adapt keeps no checkpoint: the command begins again, as it always did.
-            steps = whole.steps * (2 if was_finished and verb in ("adapt", "guard") else 1)
-            wrong += problems(reference, folder, disturbed, last, steps)
-            failures += [f"{verb}, {[d.operations[-1:] for d in disturbed]}, {kind}: {text}" for text in wrong]
-            shutil.rmtree(folder)
+    if verb == "guard" and not (base / "prior").exists():
+        assert run("fit", base / "prior").code == 0
+    start = time.monotonic()
+    real_report = kind not in ("kill", "full")
+    whole = run(verb, base / "reference", None, real_report)
+    seconds = time.monotonic() - start
+    assert whole.code == 0, whole.said
+    reference, writes = contents(base / "reference"), [name for name in whole.operations if name in WRITES]
+    assert not leftovers(iter(reference)), leftovers(iter(reference))
+    while disturbed_runs < count:
+        folder, disturbed, wrong = base / f"run{disturbed_runs}", list[Outcome](), list[str]()
+        was_finished = False
+        for _ in range(rng.randint(1, TRIES) if kind in ("kill", "time") else 1):
+            total = {"kill": len(whole.operations) * 2, "full": len(writes)}.get(kind, whole.steps)
+            disturbance = Disturbance("SIGKILL" if kind == "time" else kind, rng.randint(1, total))
+            if kind == "kill" and disturbed:  # there is less to do than in a whole run
+                disturbance.at = rng.randint(1, max(1, len(disturbed[-1].operations) // 2))
+            if kind == "time" or (kind.startswith("SIG") and rng.random() < 0.5):
+                disturbance.after = rng.uniform(0, 1.1 * seconds)
+            outcome = run(verb, folder, disturbance, real_report)
+            disturbed_runs += 1
+            disturbed.append(outcome)
+            expected = {"full": (2,), "SIGINT": (0, 130), "SIGTERM": (0, 143)}.get(kind, (0, -signal.SIGKILL))
+            if outcome.code not in expected or "Traceback" in outcome.said:
+                wrong.append(f"{disturbance} ended with {outcome.code}: {outcome.said[-2000:]}")
+            if kind == "full" and (outcome.said.count("promptprior: ") != 1 or "tried again" in outcome.said):
+                wrong.append(f"a full disk is told in one message: {outcome.said[-2000:]}")
+            if kind not in ("kill", "time"):
+                wrong += [f"{disturbance} left {name}" for name in leftovers(iter(contents(folder)))]
+            left = contents(folder)
+            was_finished |= all(left.get(name) == data for name, data in reference.items())
+            if outcome.code == 0:
+                break
+        last = run(verb, folder, None, real_report)
+        # A finished adapt keeps no checkpoint: the command begins again, as it always did.
+        steps = whole.steps * (2 if was_finished and verb in ("adapt", "guard") else 1)
+        wrong += problems(reference, folder, disturbed, last, steps)
+        failures += [f"{verb}, {[d.operations[-1:] for d in disturbed]}, {kind}: {text}" for text in wrong]
+        shutil.rmtree(folder)
+    shutil.rmtree(base / "reference")
     return {"verb": verb, "kind": kind, "disturbed": disturbed_runs, "failures": failures, "seconds_alone": seconds,
             "operations": len(whole.operations)}  # fmt: skip
 
 
 if __name__ == "__main__":
-    verb, kind, count, seed = sys.argv[1:]
-    print(json.dumps(experiment(verb, kind, int(count), int(seed)), indent=1))
+    seed, *pieces = sys.argv[1:]  # pieces: VERB:DISTURBANCE:COUNT
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with scene() as base:
+        results = [experiment(base, *piece.split(":")[:2], int(piece.split(":")[2]), int(seed)) for piece in pieces]
+    print(json.dumps(results, indent=1))

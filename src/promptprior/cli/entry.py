@@ -1,7 +1,6 @@
 """The entry point: find the verb, read its settings, run it; every known error is one message and exit code 2."""
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,34 +13,25 @@ from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
-from promptprior.interruptions import received_signal
+from promptprior.interruptions import raise_if_interrupted
 
-FAILED, SIGNALLED = 2, 128
-RESUMABLE = ("fit", "adapt", "compare")
+FAILED = 2
 
 
-def run_command(words: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 for an error that the user can mend, 128 and the number of
-    the signal that stopped it."""
-    words = sys.argv[1:] if words is None else list(words)
-    start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
+def run_command(words: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0, or 2 for an error that the user can mend."""
     try:
         run(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (Exception, KeyboardInterrupt) as error:
-        if (signum := received_signal()) or isinstance(error, KeyboardInterrupt):
-            signum = signum or signal.SIGINT  # an import that is interrupted may end in any error
-            advice = " Run the same command again: it resumes, and finished work is kept." * (words[0] in RESUMABLE)
-            print(f"{start}promptprior: stopped by {signal.Signals(signum).name}.{advice}", file=sys.stderr)
-            return SIGNALLED + signum
-        if not isinstance(error, PromptpriorError):
-            raise
+    except PromptpriorError as error:
+        raise_if_interrupted()  # an interrupted import may end in any error
         if "--debug" in words:
             traceback.print_exc()
+        start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
         print(f"{start}promptprior: {error}", file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
