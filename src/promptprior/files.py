@@ -5,6 +5,7 @@ work together (promptprior.processes) only the first writes; the others only rea
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -84,10 +85,10 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
     """Make or replace a folder in one step: `write` fills a temporary sibling, which then takes its place.
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
-    (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the
-    old folder as `.NAME.swapped-out`, which the next claim puts back). Raises ArtifactError when the disk refuses, and when the old folder holds
-    files that the new one does not and that are not named in `may_delete`: saving never deletes what it
-    did not write.
+    (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the old
+    folder as `.NAME.swapped-out`, which the next claim puts back). Raises DiskError when the disk refuses, and
+    ArtifactError when the old folder holds files that the new one does not and that are not named in
+    `may_delete`: saving never deletes what it did not write.
     """
     path = path.resolve()
     partial = _partial_sibling(path)
@@ -279,9 +280,11 @@ def check_room(folder: Path, needed: int) -> None:
     with disk_errors(folder, needed):
         try:
             with probe.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
+                try:
                     os.posix_fallocate(file.fileno(), 0, needed)
-                else:
+                except (AttributeError, OSError) as error:  # macOS, Windows and some file systems have no such call
+                    if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
                     file.write(bytes(needed))
         finally:
             probe.unlink(missing_ok=True)

@@ -51,12 +51,12 @@ def _restore(previous: dict[int, Any]) -> None:
 def interruptible() -> Iterator[None]:
     """Inside, signals raise Interrupted; during imports, where an exception may be swallowed, become another one, or
     abort C++ code, they end the process at once, or wait while something is `unfinished`."""
-    _received.clear()
     previous = _install(_interrupt)
     try:
         yield
     finally:
         _restore(previous)
+        _received.clear()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

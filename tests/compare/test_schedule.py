@@ -12,8 +12,8 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import text_costs
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Cell, Plan, cells
-from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Queue, Work, WorkerContext, remaining_work
 from promptprior.compare.progress import ProgressDisplay
+from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Queue, Work, WorkerContext, remaining_work
 from promptprior.errors import DiskError, SpecError, TrainingError
 from promptprior.fit import RunControl
 from promptprior.notation import Tensor
@@ -157,7 +157,7 @@ def test_a_full_disk_stops_the_comparison_and_trains_nothing_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(execute, "adapt", refused)
-        with pytest.raises(DiskError, match="multitask, seed 13: cannot write x: .* run the same command again"):
+        with pytest.raises(DiskError, match=r"multitask, seed 13: cannot write x: .* run the same command again"):
             run.compare(plan, backbone, heard.append)
     assert adapted == ["zero_shot", "multitask"]
     assert all(row.is_ok for row in read_rows(plan.output / run.RESULTS))
@@ -201,11 +201,11 @@ def test_seconds_of_a_prior_count_the_runs_that_were_killed(plan: Plan, backbone
             raise Killed
 
     plan = replace(plan, methods=("multitask",), seeds=(13,), targets=("three",))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ProgressDisplay, "every", 0.0)
-        patch.setattr(RunControl, "checkpoint_seconds", 0.0)
         patch.setattr(RunControl.__init__, "__defaults__", (None, None, 0.0))
-        run.compare(plan, backbone, die)
+        with pytest.raises(Killed):
+            run.compare(plan, backbone, die)
     [state] = plan.output.glob("priors/*/checkpoints/source/state.json")
     meaning = json.loads(state.read_text())
     meaning["spent"]["seconds"] += 1000

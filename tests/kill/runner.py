@@ -1,9 +1,10 @@
 """Runs fit, adapt and compare many times, each time disturbed and then started again, and compares what is on disk.
 
 `python -m tests.kill.runner SEED VERB:DISTURBANCE:COUNT …` prints a JSON object for each: how many runs were
-disturbed, and what went wrong. Every run is the real command line in a process of its own, forked from this one, which has imported
-everything and loaded nothing. Its clock stands still, so that equal results are equal bytes, seconds included; its
-folder is in memory where there is /dev/shm, for a killed process (unlike a dead machine) loses nothing that it wrote.
+disturbed, and what went wrong. Every run is the real command line in a process of its own, forked from this one, which
+has imported everything and trained nothing. Its clock stands still, so that equal results are equal bytes, seconds
+included; its folder is in memory where there is /dev/shm, for a killed process (unlike a dead machine) loses nothing
+that it wrote.
 
 The operations that a run can die at are every opening for writing, write (half of it is done), fsync, rename, exchange,
 removal and new folder inside its folder, and every training step.

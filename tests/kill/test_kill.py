@@ -46,7 +46,8 @@ def audit(event, args):
 
 sys.addaudithook(audit)
 from promptprior.cli import main
-sys.exit(main(["fit", "--sources", "noun_polarity", "--steps", "3", "--backbone", sys.argv[3], "--output", sys.argv[4]]))
+words = ["fit", "--sources", "noun_polarity", "--steps", "3", "--backbone", sys.argv[3], "--output", sys.argv[4]]
+sys.exit(main(words))
 """
 
 
