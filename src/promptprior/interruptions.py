@@ -48,14 +48,21 @@ def _restore(previous: dict[int, Any]) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, signals raise Interrupted; during imports, where an exception may be swallowed, become another one, or
-    abort C++ code, they end the process at once, or wait while something is `unfinished`."""
+def interruptible(*, owns_process: bool = False) -> Iterator[None]:
+    """Inside, signals raise Interrupted, whatever error an interrupted import or callback makes of it.
+
+    During imports, where an exception may be swallowed or abort C++ code, they end the process at once, or wait while
+    something is `unfinished`. In a process of its own, one that was interrupted is deaf to more signals: it is ending.
+    """
     previous = _install(_interrupt)
     try:
         yield
+    except (Exception, KeyboardInterrupt) as error:
+        if _received and not isinstance(error, Interrupted):
+            raise Interrupted(_received[0]) from error
+        raise
     finally:
-        _restore(previous)
+        _restore(dict.fromkeys(previous, signal.SIG_IGN) if _received and owns_process else previous)
         _received.clear()
 
 
@@ -78,11 +85,6 @@ def unfinished() -> Iterator[None]:
         yield
     finally:
         _unfinished.pop()
-
-
-def received_signal() -> int:
-    """The first signal that came inside `interruptible`, 0 for none. Its exception may have become another one."""
-    return _received[0] if _received else 0
 
 
 def raise_if_interrupted() -> None:

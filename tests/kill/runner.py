@@ -173,12 +173,12 @@ def run(verb: str, folder: Path, disturbance: Disturbance | None = None, real_re
             sys.argv = ["promptprior", *VERBS[verb]]
             clock = SimpleNamespace(monotonic=lambda: 0.0)
             sys.modules["promptprior.train"].time = execute.time = clock  # type: ignore[attr-defined, assignment]
-            every_step = disturbance.kind == "kill" or disturbance.after is not None
+            every_step = disturbance.kind in ("kill", "full") or disturbance.after is not None
             RunControl.__init__.__defaults__ = (None, None, 0.0 if every_step else 30.0)  # type: ignore[attr-defined]
             if not real_report:
                 comparison.write_report = plain_report  # type: ignore[assignment]
             disturb(folder, disturbance, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-            code = main(VERBS[verb])
+            code = main()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -40,26 +40,29 @@ def test_a_disturbed_command_given_again_comes_to_the_same_bytes(verb: str) -> N
 INTERRUPTED_AT = """
 import os, signal, sys
 
-def audit(event, args):
-    if event == "import" and args[0] == sys.argv[1]:
-        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+module, name, backbone, output = sys.argv[1:]
+
+def audit(event, args):  # when a module's code is about to run
+    if event == "exec" and args[0].co_filename.endswith(module):
+        os.kill(os.getpid(), getattr(signal, name))
 
 sys.addaudithook(audit)
 from promptprior.cli import main
-words = ["fit", "--sources", "noun_polarity", "--steps", "3", "--backbone", sys.argv[3], "--output", sys.argv[4]]
-sys.exit(main(words))
+sys.argv[1:] = ["fit", "--sources", "noun_polarity", "--steps", "3", "--backbone", backbone, "--output", output]
+sys.exit(main())
 """
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["promptprior.cli.entry", "ruamel.yaml", "torch._C", "transformers.models.llama"])
+@pytest.mark.parametrize("module", ["cli/entry.py", "ruamel/yaml/main.py", "torch/_tensor.py", "modeling_llama.py"])
 def test_a_signal_during_start_up_ends_it_in_one_line(module: str, name: str, tmp_path: Path) -> None:
     """An exception there would abort torch's C++ code, and transformers would make a ModuleNotFoundError of it."""
     from tests.test_cli import saved_model
 
-    model = saved_model(tmp_path / "model", seed=0) if module.startswith("transformers") else tmp_path / "nowhere"
+    model = saved_model(tmp_path / "model", seed=0) if "llama" in module else tmp_path / "nowhere"
     command = [sys.executable, "-c", INTERRUPTED_AT, module, name, str(model), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 128 + getattr(signal, name), done.stderr
-    assert done.stderr == f"promptprior: stopped by {name}.\n"
+    assert done.stderr.startswith(f"promptprior: stopped by {name}.")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
