@@ -22,7 +22,6 @@ from torch.nn.functional import cross_entropy
 from workloads import Case as Workload
 from workloads import backbone, drawn_tokens, even_tokens, has_data
 
-from promptprior.backbone.frozen import best_dtype
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -77,7 +76,7 @@ class Case:
 
 def usual() -> Case:
     """What is measured unless told otherwise: what this machine computes in, and real texts where there are some."""
-    dtype = str(best_dtype("cpu")).removeprefix("torch.")
+    dtype = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
     return Case(dtype=dtype, text="real" if has_data() else "even")
 
 

@@ -21,6 +21,7 @@ from promptprior.cli import main
 from promptprior.cli.arguments import read_words
 from promptprior.cli.verb import PLUGINS, VERBS, Verb, find_verb
 from promptprior.compare.plan import Plan
+from promptprior.compare.run import ComparisonOutcome
 from promptprior.config.mapping import from_mapping, list_settings
 from promptprior.config.training import setting
 from promptprior.config.yaml_file import load_yaml
@@ -28,7 +29,6 @@ from promptprior.errors import SpecError
 from promptprior.methods import METHODS
 from promptprior.report.similarity_gain import read_similarity
 from promptprior.tasks import builtin
-from promptprior.tasks.task import content_id
 from tests.backbone.tiny import config, tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -109,7 +109,8 @@ def test_fit_adapt_evaluate_predict_inspect(cli: Cli, data: Path, model: Path, t
     adapt = ["adapt", "--prior", prior, "--data", data, "--target", "edges", "--shots", 2, "--dtype", "float32"]
     code, out, err = cli(*adapt, "--target.steps", 2, "--output", prompt)
     assert code == 0, err
-    assert re.search(r"dev 0\.\d+ at step \d\ntest accuracy", out)
+    assert "learned from 4 examples, 4 others for dev\n" in out
+    assert re.search(r"dev 0\.\d+ at step \d\ntest accuracy .*  of 8 test rows\n", out)
     header = json.loads((prompt / "promptprior.json").read_text())
     assert (header["method"], header["settings"]["length"]) == ("multitask", 3)  # the prior's own
     assert (prompt / "adapter_config.json").exists()
@@ -128,8 +129,8 @@ def test_fit_adapt_evaluate_predict_inspect(cli: Cli, data: Path, model: Path, t
     code, _, err = cli(*predict, "--output", answers)
     assert code == 0, err
     found = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [a["example_id"] for a in found] == ["a", content_id({"text": "anything"})]
-    assert {a["text"] for a in found} <= {"low", "high"}
+    assert [(a.get("id"), a["text"]) for a in found] == [("a", "test xxx 1"), (None, "anything")]
+    assert {a["answer"] for a in found} <= {"low", "high"}
 
     code, out, _ = cli("inspect", prompt)
     assert code == 0
@@ -145,7 +146,7 @@ def test_predictions_of_labelled_rows_are_the_ones_that_evaluate_counts(
     assert cli("adapt", *common, "--shots", 2, "--steps", 2, "--length", 3, "--output", prompt)[0] == 0
     cli("predict", "--prompt", prompt, *common, "--input", data / "edges" / "test.jsonl", "--output", answers)
     given = [json.loads(line)["label"] for line in (data / "edges" / "test.jsonl").read_text().splitlines()]
-    told = [json.loads(line)["text"] for line in answers.read_text().splitlines()]
+    told = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
     right = sum(a == b for a, b in zip(given, told, strict=True)) / len(given)
     assert json.loads(cli("evaluate", "--prompt", prompt, *common, "--json")[1])["scores"]["accuracy"] == right
 
@@ -406,7 +407,8 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
 def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     plans: list[Plan] = []
     module = import_module("promptprior.compare.run")
-    monkeypatch.setattr(module, "compare", lambda plan, **_: plans.append(plan) or plan.output)
+    outcome = ComparisonOutcome(tmp_path / "report.html", 1, ())
+    monkeypatch.setattr(module, "run_plan", lambda plan, **_: plans.append(plan) or outcome)
     file = tmp_path / "more.yaml"
     file.write_text("seeds: [1]\nsettings: {target: {steps: 7}}\n")
     words = ["--preset", "quick", "--output", tmp_path / "out"]

@@ -282,8 +282,8 @@ BILLION_LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' *
         ("{{a: 1}: 3}", "job.yaml, line 1: found unhashable key"),
         ("a: &a [x, *a]\n", "job.yaml: not YAML: its aliases (*name) stand for more than"),
         (BILLION_LAUGHS, "job.yaml: not YAML: its aliases (*name) stand for more than"),
-        (b"a: \xff\n", "job.yaml: byte 3 is not UTF-8"),
-        (b"a: \x00\n", "job.yaml: not YAML"),
+        (b"a: \xff\n", "job.yaml line 1: not UTF-8 (byte 0xff at offset 3"),
+        (b"a: \x00\n", "job.yaml line 1: a NUL character"),
         ("[" * 5000, "job.yaml: not YAML"),
     ],
 )

@@ -46,5 +46,6 @@ def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_reading_entry_points_needs_no_torch() -> None:
-    code = "import sys; from promptprior import plugins; plugins.load_plugins('promptprior.a'); print('torch' in sys.modules)"
+    code = "import sys; from promptprior import plugins; plugins.load_plugins('promptprior.a')"
+    code += "; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -11,9 +11,7 @@ A soft prompt is only an input of a frozen model, so particles, tasks, episodes 
 prompts and more rows of one batch.
 
 The names below are public (`__init__.pyi` says where each lives; it is imported on first use, so that `promptprior
---help` needs no torch). Other packages may also import from these modules: `promptprior.methods` (contract and table of
-recipes), `.parameterisations`, `.objectives`, `.rules`, `.train`, `.tasks`, `.backbone`, `.artifacts`, `.config`,
-`.report`, `.compare`, `.plugins` and `.errors`; names that begin with an underscore are private everywhere.
+--help` needs no torch). docs/extending.md lists the modules that other packages may import beside this one.
 """
 
 import lazy_loader

@@ -20,7 +20,7 @@ from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import RunControl, make_run_context
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -30,6 +30,7 @@ from promptprior.parameterisations.registry import folded, parameterisation, pla
 from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.rule import Rule
+from promptprior.tasks.metrics import merit
 from promptprior.tasks.sampling.batch import Batch, collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
 from promptprior.tasks.task import Task
@@ -72,10 +73,11 @@ def adapt(
 ) -> list[Adapted]:
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
-    Raises SpecError when the method needs a prior and there is none, when it cannot answer an episode's task, and when
-    what it returns does not fit together; ArtifactError for a prior of another backbone.
+    Raises SpecError when the method is no recipe, when it needs a prior and there is none, when it cannot answer an
+    episode's task, and when what it returns does not fit together; ArtifactError for a prior of another backbone.
     """
     settings, control = settings or Settings(), control or RunControl()
+    check_recipe(method)
     for episode in episodes:
         if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
@@ -253,16 +255,16 @@ class _FinishedRun:
         assert best is not None
         ways, size = len(init.variants) * len(self.rates), init.ensemble_size
 
-        def merit(copy: int) -> tuple[float, float]:
+        def standing(copy: int) -> tuple[float, float]:
             return best.score[copy], -best.nll[copy]
 
         first, part = place * ways, ways // size
-        members = [max(range(first + m * part, first + (m + 1) * part), key=merit) for m in range(size)]
-        chosen = max(members, key=merit)
+        members = [max(range(first + m * part, first + (m + 1) * part), key=standing) for m in range(size)]
+        chosen = max(members, key=standing)
         variant_place, rate_place = divmod(chosen - first, len(self.rates))
         variant = init.variants[variant_place]
         rate = self.rates[rate_place] if method.trains else None
-        score, step = best.score[chosen], best.step[chosen]
+        score, step = merit(episode.task.metrics[0], best.score[chosen]), best.step[chosen]
 
         form, params = folded(
             init.parameterisation, {name: value[members].clone() for name, value in self.done.params.items()}
@@ -282,7 +284,7 @@ class _FinishedRun:
             parameterisation=form.name,
             parameterisation_settings=plain_settings(form),
             backbone=backbone.card,
-            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids),),
+            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids, task.path),),
             scores={"dev": {**variant, "learning_rate": rate, "best_step": step, "dev_score": score}},
             versions=versions(),
         )
@@ -297,14 +299,17 @@ class _FinishedRun:
             learning_rate=rate,
             best_step=step,
             dev_score=score if task.is_choice else None,
-            curve=tuple(self.curve(chosen, task.is_choice)),
+            curve=tuple(self.curve(chosen, task)),
             trainable=trainable * size,
             cost=self.cost,
             variant=variant,
         )
 
-    def curve(self, copy: int, has_score: bool) -> list[dict[str, Any]]:
-        """One copy's learning curve: train loss, and dev score and NLL at the steps where dev was evaluated."""
+    def curve(self, copy: int, task: Task) -> list[dict[str, Any]]:
+        """One copy's learning curve: train loss, and dev score and NLL at the steps where dev was evaluated.
+
+        The score is the task's first metric; the history of the run has its merit.
+        """
         points = []
         for line in self.done.history:
             on_dev = "dev_nll" in line
@@ -312,7 +317,7 @@ class _FinishedRun:
                 {
                     "step": line["step"],
                     "train_loss": line["loss"][copy] if "loss" in line else None,
-                    "dev_score": line["dev_score"][copy] if on_dev and has_score else None,
+                    "dev_score": merit(task.metrics[0], line["dev_score"][copy]) if on_dev and task.is_choice else None,
                     "dev_nll": line["dev_nll"][copy] if on_dev else None,
                 }
             )

@@ -22,7 +22,7 @@ from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.processes import add_up
-from promptprior.tasks.metrics import Prediction, score
+from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.task import Example, Split, Task
 
@@ -111,9 +111,13 @@ def evaluate_requests(
 def dev_scores(
     objective: Answering, eval_sets: Sequence[EvalSet], params: Params
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """What selection sees of each copy: its task's metric and its NLL. Free text is selected by NLL alone."""
+    """What selection sees of each copy: the merit of its task's first metric (higher is better), and its NLL in nats.
+
+    Free text is selected by NLL alone.
+    """
     results = evaluate_requests(objective, params, eval_sets, generate=False)
-    values = [r.scores.get(e.task.metrics[0], 0.0) for r, e in zip(results, eval_sets, strict=True)]
+    firsts = [(e.task.metrics[0], r.scores) for e, r in zip(eval_sets, results, strict=True)]
+    values = [merit(name, scores[name]) if scores else 0.0 for name, scores in firsts]
     return torch.tensor(values, dtype=torch.float64), torch.tensor([r.nll for r in results], dtype=torch.float64)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,10 +26,10 @@ if TYPE_CHECKING:  # imported where tensors are read and written: reports must n
     from torch import Tensor
 
 CLAIM = ".claim"  # locked while a command writes to its folder
+MOST_BYTES = 2**33  # of a file that is read whole
+MOST_OF_HEADER = 10**8  # bytes of a safetensors file's header
 ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
-PARTIAL = re.compile(
-    r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)"
-)  # `_partial_sibling`, and `_swap_in`'s old folder
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # names that _partial_sibling, _swap_in give
 DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
@@ -121,16 +122,23 @@ def check_replaceable(path: Path, ours: Collection[str]) -> None:
         )
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises ArtifactError when there is none or it cannot be read."""
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a file. Raises ArtifactError when it is missing, no regular file, larger than `most` bytes or cannot
+    be read."""
     try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ArtifactError(f"{path}: this is a pipe, socket or device; expected a file")
+        if status.st_size > most and not stat.S_ISDIR(status.st_mode):
+            raise ArtifactError(f"{path}: {status.st_size:,} bytes; expected at most {most:,}")
         return path.read_bytes()
     except FileNotFoundError as error:
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         there = f"its folder holds {', '.join(beside[:10]) or 'nothing'}" if beside else "nor its folder"
         raise ArtifactError(f"{path}: no such file ({there}); check the path") from error
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{path}: cannot be read: {reason}") from error
 
 
 def read_text(path: Path) -> str:
@@ -147,14 +155,27 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises ArtifactError naming the line when it is not whole."""
-    text = read_text(path)
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str, line: int | None = None) -> Any:
+    """The value of a JSON text. Raises ArtifactError naming `where`, and the line, for whatever is wrong with it."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:  # half of a surrogate pair is no text that could be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ArtifactError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); the file is cut off "
+            f"{where}, line {line or error.lineno}, column {error.colno}: not JSON ({error.msg}); the file is cut off "
             "or was edited: copy it again or write it anew"
         ) from error
+    except RecursionError as error:
+        at = f", line {line}" if line else ""
+        raise ArtifactError(f"{where}{at}: lists or objects are nested too deep; the file was edited") from error
+    except ValueError as error:  # a whole number of thousands of digits; half of a surrogate pair
+        at = f", line {line}" if line else ""
+        raise ArtifactError(f"{where}{at}: {str(error)[:200]}; the file was edited: copy it again") from error
+    return value
 
 
 def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
@@ -166,10 +187,14 @@ def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors import torch as safetensors
 
+    odd = {d for d, _ in tensor_shapes(path).values()} - TENSOR_TYPES
+    if odd:
+        known = ", ".join(sorted(TENSOR_TYPES))
+        raise ArtifactError(f"{path}: it holds numbers of the type {', '.join(sorted(odd))}; expected one of {known}")
     data = read_bytes(path)
     try:
         tensors = safetensors.load(data)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(
             f"{path}: not a whole safetensors file ({error}; {len(data):,} bytes); it was cut off while "
             "being written or copied: copy it again, or fit again"
@@ -177,6 +202,49 @@ def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
     if finite:
         check_finite(tensors, str(path))
     return {name: value.clone() for name, value in sorted(tensors.items())}
+
+
+TENSOR_TYPES = frozenset(["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"])
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of every tensor of a safetensors file, from its header alone, none larger than the file says.
+
+    Raises ArtifactError when the file is not whole or says something impossible.
+    """
+
+    def damaged(reason: str) -> ArtifactError:
+        return ArtifactError(
+            f"{path}: not a whole safetensors file ({reason}; {size:,} bytes); it was cut off while "
+            "being written or copied: copy it again, or fit again"
+        )
+
+    if not path.is_file():
+        read_bytes(path)  # says what is there instead
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MOST_OF_HEADER):
+                raise damaged(f"its header would have {length:,} bytes")
+            header = parse_json(file.read(length).decode("utf-8", "replace"), str(path))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not isinstance(header, dict):
+        raise damaged("its header is no JSON object")
+    shapes = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            whole = all(type(n) is int and n >= 0 for n in [*shape, start, end])
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole or not isinstance(dtype, str) or not start <= end <= size - 8 - length:
+            raise damaged(f"the entry of tensor {name[:100]!r} is {str(entry)[:200]}")
+        shapes[name] = (dtype, shape)
+    return shapes
 
 
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
@@ -220,7 +288,7 @@ def append_line(path: Path, record: Mapping[str, object]) -> None:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The objects of a JSONL file, a half-written last line left out (the next `append_line` cuts it off).
+    """The objects of a JSONL file, a half-written last line left out (the next `append_lines` cuts it off).
 
     A missing file has no lines. Raises ArtifactError naming the number of a broken line before the last.
     """
@@ -231,7 +299,7 @@ def read_lines(path: Path) -> list[Any]:
     for number, line in enumerate(lines, start=1):
         try:
             records += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{path}, line {number}: not JSON ({error}); delete this line to go on without it"
             ) from error
@@ -345,7 +413,7 @@ def _is_whole(tail: bytes) -> bool:
     # No strict beginning of a JSON object is itself JSON, so a cut-off record never passes.
     try:
         return isinstance(json.loads(tail), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

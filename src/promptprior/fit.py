@@ -9,7 +9,7 @@ from promptprior.backbone import Backbone
 from promptprior.config.mapping import to_mapping
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
-from promptprior.methods import Recipe, RunContext
+from promptprior.methods import Recipe, RunContext, check_recipe
 from promptprior.methods.shared.source_prompts import learns_from_tasks
 from promptprior.parameterisations.registry import plain_settings
 from promptprior.tasks.task import Task
@@ -75,7 +75,8 @@ def fit(
 
 
 def check_fittable(method: Recipe, sources: Sequence[Task]) -> None:
-    """Raise SpecError when the method learns nothing from sources, or there are none."""
+    """Raise SpecError when the method is no recipe or learns nothing from sources, or there are none."""
+    check_recipe(method)
     if not method.needs_sources:
         raise SpecError(f"method {method.name!r} has no prior to fit; use adapt")
     if not sources and learns_from_tasks(method):

@@ -20,7 +20,7 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, make_eval_set, predictions_of, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, Recipe, make_method
-from promptprior.tasks.metrics import Prediction, score
+from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.watch import WatchStage
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
@@ -45,12 +45,16 @@ class Candidate:
     @property
     def rank(self) -> tuple[float, float]:
         """Higher is better. Six digits, as training logs them: the same prompt must not beat itself by rounding."""
-        return round(self.score or 0.0, 6), -float(f"{self.nll:.6g}")
+        standing = 0.0 if self.score is None else merit(self.adapted.episode.task.metrics[0], self.score)
+        return round(standing, 6), -float(f"{self.nll:.6g}")
 
 
 @dataclass(frozen=True)
 class Gap:
-    """By how much the chosen candidate is ahead of another in what decided, with a 95% interval over dev examples."""
+    """By how much the chosen candidate is ahead of another in what decided, with a 95% interval over dev examples.
+
+    Ahead is positive whatever the metric: with NLL, by how much the chosen one's is lower.
+    """
 
     of: str
     mean: float
@@ -156,8 +160,9 @@ def paired_gap(chosen: Candidate, other: Candidate) -> Gap:
         if chosen.rank[0] == other.rank[0]:
             return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
         examples = [dev[p] for p in places]
-        own, others = (score(task, examples, [c.predictions[p] for p in places]) for c in (chosen, other))
-        return own[task.metrics[0]] - others[task.metrics[0]]
+        scores = (score(task, examples, [c.predictions[p] for p in places]) for c in (chosen, other))
+        own, others = (merit(task.metrics[0], values[task.metrics[0]]) for values in scores)
+        return own - others
 
     resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
     low, high = np.quantile([ahead(places) for places in resamples], (0.025, 0.975)).tolist()

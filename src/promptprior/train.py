@@ -32,7 +32,7 @@ LOG_BYTES = 200  # roughly, of the log of a step
 FORMAT = 2  # of checkpoints; those of format 1 do not name it, and differ in nothing else
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
-"""Score (higher is better) and NLL in nats (breaks ties) of every copy on its dev examples."""
+"""Merit (higher is better, whatever the metric) and NLL in nats (breaks ties) of every copy on its dev examples."""
 
 Watch = Callable[[int, int, Info], None]
 """Called after every step: steps done, steps in all, what the step reported."""
@@ -77,7 +77,8 @@ class Trained:
     """The result of a run. `params` are each copy's best answer where dev selected, the answer at the end otherwise.
 
     `answer` is what the rule answers at the end (rules/rule.py), `last` the params it moved: most rules answer those.
-    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_score" and "dev_nll".
+    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_score" (as
+    `Select` gives it: higher is better) and "dev_nll".
     """
 
     params: Params

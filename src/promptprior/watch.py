@@ -16,8 +16,13 @@ WatchStage = Callable[[str], Watch | None]
 def tensorboard(folder: Path) -> WatchStage:
     """Write every number a step reports to TensorBoard, one run per stage, one line per copy.
 
-    Raises SpecError when the tensorboard package is missing, DiskError when the folder cannot be written.
+    Raises SpecError when the tensorboard package is missing, and when logs cannot be written there; DiskError when
+    that happens later.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{folder} (--tensorboard): {error.strerror}; expected a folder that can be written") from error
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from promptprior.backbone import Backbone
 from promptprior.backbone.added_tokens import BakedPrompt, embedding_factor, stored_dtype, token, write_baked
 from promptprior.backbone.engine import as_backbone
-from promptprior.backbone.frozen import Frozen, freeze
+from promptprior.backbone.frozen import Frozen, freeze, load_frozen
 from promptprior.errors import ArtifactError
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import WORDS, config, tiny, tokenizer
@@ -349,7 +349,10 @@ def test_a_model_that_reads_more_than_one_table_is_found_out(tmp_path: Path, mon
 
 
 def test_a_tokenizer_without_rules_for_every_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("promptprior.backbone.added_tokens.same_tokens", lambda *_: False)
+    def without_new_tokens(*source: str) -> Frozen:
+        return replace(load_frozen(*source), tokenizer=tokenizer())
+
+    monkeypatch.setattr("promptprior.backbone.added_tokens.load_frozen", without_new_tokens)
     with pytest.raises(ArtifactError, match=r"reads a text after special tokens otherwise than alone"):
         write_baked(tiny("llama", torch.float32).frozen, {"p": torch.zeros(2, 32)}, tmp_path)
 

@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 from torch._dynamo.testing import CompileCounter
 
 from promptprior.backbone.forward import dispatch
-from promptprior.backbone.forward.dispatch import twice_differentiated
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
 from promptprior.backbone.kernels.block_vjp import compile_kernels
@@ -64,11 +63,12 @@ def test_compiled_blocks_give_the_same_gradients_in_few_graphs_or_are_left() -> 
 
 def test_second_derivatives_leave_the_compiled_route() -> None:
     route = partial(llama_states, kernels=compile_kernels("eager"), keep=False)
-    after = twice_differentiated(route)
+    after = replace(tiny("llama"), states=route).for_second_order().states
     assert isinstance(after, partial)
     assert after.func is dispatch.packed_states
     assert after.keywords == {"keep": False}
-    assert twice_differentiated(partial(t5_states, kernels=compile_kernels("eager"))).keywords.keys() == {"kernels"}
+    encoder_decoder = replace(tiny("t5"), states=partial(t5_states, kernels=compile_kernels("eager")))
+    assert encoder_decoder.for_second_order().states.keywords.keys() == {"kernels"}
 
 
 def test_other_families_have_nothing_to_compile() -> None:

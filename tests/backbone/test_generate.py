@@ -14,9 +14,9 @@ from .tiny import CAUSAL, tiny
 def test_greedy_text_is_that_of_transformers(family: str) -> None:
     backbone = tiny(family)
     batch, prompts = random_batch(6, 1, 2), random_prompts(backbone, 2, 4).detach()
-    padded = left_pad(backbone.frozen, prompts, batch)
+    embeds, mask, _ = left_pad(backbone.frozen, prompts, batch)
     ids = backbone.frozen.model.generate(
-        inputs_embeds=padded.embeds, attention_mask=padded.mask, max_new_tokens=8, do_sample=False, pad_token_id=0
+        inputs_embeds=embeds, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # transformers' word for an argument that will be gone

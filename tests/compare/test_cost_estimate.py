@@ -1,31 +1,54 @@
-"""What a fit is said to cost, against what the backbone then counts."""
+"""What work is said to cost, against what the backbone then reads, for every method."""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
-from promptprior.compare.cost_estimate import SCORED, adapting_cost, source_cost, target_size
+from promptprior.backbone.engine import Meter
+from promptprior.compare.cost_estimate import adapting_cost, source_cost, target_size, text_tokens
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.schedule import WorkerContext, remaining_work
-from promptprior.config.training import Training
+from promptprior.config.training import Settings, Training
+from promptprior.cost import SCORED, SECOND_ORDER
 from promptprior.fit import fit
-from promptprior.methods import make_method
+from promptprior.methods import METHODS, RunContext, make_method
+from promptprior.rules import curvature, inner, maml
 from promptprior.tasks.sampling.draws import k_shot
+from promptprior.tasks.task import Task
+from promptprior.train import Run, Trained, train
 from tests.backbone.tiny import tiny
 from tests.world import choice_task, early, short
 
-OPTIONS = {
-    "multitask": {},
-    "multitask_long": {"times": 3},
-    "spot": {},
-    "bmtpt": {"particles": 4},
-    "bmtpt_chains": {"particles": 2},
-    "bmtpt_single": {},
-    "reptile": {},
-    "maml": {},
-    "tpt": {"bank_size": 8},
-    "mpt": {},
+
+def longer(task: Task) -> Task:
+    """A task whose texts are longer than a prompt."""
+    examples = {s: tuple(replace(e, text=f"Is {e.text} late?") for e in task.split(s)) for s in ("train", "test")}
+    return replace(task, examples=examples)
+
+
+SOURCES = [longer(choice_task(f"source{i}", early)) for i in range(4)]
+TARGET = longer(choice_task("target", early, choices=("yes", "no", "nobody knows")))
+OPTIONS: dict[str, list[dict[str, object]]] = {
+    "multitask_long": [{"times": 3}],
+    "spot": [{}, {"probe_steps": 0}],
+    "prompt_arithmetic": [{}, {"scales": (0.5, 1.0)}, {"top": 0}],
+    "attempt": [{}, {"start": "fresh"}, {"attention_steps": 8}, {"joint_steps": 10}],
+    "mpt": [{}, {"teacher_steps": 60}, {"joint_steps": 10}],
+    "bmtpt": [{}, {"budget": "steps"}, {"budget": "batch"}, {"ensemble": True}, {"joint_steps": 20}],
+    "bmtpt_predictive": [{}, {"particles": 2}],
+    "maml": [{}, {"budget": "updates"}, {"inner_steps": 4}, {"parameterisation": "bank"}],
+    "reptile": [{}, {"budget": "updates"}],
+    "imaml": [{}, {"solve_steps": 6}],
+    "tpt": [{}, {"start": "sources"}, {"rule": "svgd", "rule_options": {"particles": 2}}, {"rule": "maml"}],
+    "tpt_as_released": [{"bank_size": 40, "retrieve": 8, "task_tokens": 8}],
+    "lora": [{"rank": 2}],
+    "in_context": [{"separator": " "}],
 }
+CASES = [(name, options) for name in METHODS for options in OPTIONS.get(name, [{}])]
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +56,65 @@ def backbone() -> Backbone:
     return tiny("llama", torch.float32)
 
 
-@pytest.mark.parametrize(("name", "options"), OPTIONS.items(), ids=list(OPTIONS))
-def test_a_fit_costs_about_what_is_said(backbone: Backbone, name: str, options: dict[str, object]) -> None:
-    method, settings = make_method(name, options), short(source=Training(steps=36, batch_size=8))
-    sources = [choice_task("one", early), choice_task("two", early)]
-    counted = fit(method, sources, backbone, settings).header.diagnostics["cost"]
-    assert isinstance(counted, dict)
-    said = method.source_passes(settings) * source_cost(backbone, sources, settings.source, settings.length)
-    assert 0.6 < said / counted["tokens"] < 1.5
+@dataclass
+class Weighing(Meter):
+    """What the backbone reads, weighted as estimates weigh it."""
+
+    weighted: float = 0.0
+    is_second_order: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "tokens":
+            weight = SECOND_ORDER if self.is_second_order else 1.0 if torch.is_grad_enabled() else SCORED
+            self.weighted = getattr(self, "weighted", 0.0) + weight * (value - getattr(self, "tokens", 0))
+        super().__setattr__(name, value)
+
+
+@pytest.fixture
+def weighing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    meter = Weighing()
+
+    def marked(*inputs: Any) -> Any:
+        meter.is_second_order = True
+        try:
+            return curvature_product(*inputs)
+        finally:
+            meter.is_second_order = False
+
+    curvature_product = curvature.hessian_product
+    for module in (curvature, inner, maml):
+        monkeypatch.setattr(module, "hessian_product", marked, raising=False)
+    return replace(backbone, meter=meter)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o)}" for n, o in CASES])
+def test_work_costs_what_is_said_within_30_percent(weighing: Backbone, name: str, options: dict[str, object]) -> None:
+    method = make_method(name, options)
+    settings = Settings(
+        length=8,
+        source=Training(steps=24, batch_size=16),
+        target=Training(steps=20, batch_size=8, learning_rates=(0.1, 0.3), eval_every=8, eval_steps=(1, 2)),
+    )
+    meter, prior = cast(Weighing, weighing.meter), None
+    if method.needs_sources:
+        stages: list[float] = []
+
+        def train_stage(run: Run, stage: str) -> Trained:
+            before = meter.weighted
+            done = train(run)
+            stages.append(meter.weighted - before)
+            return done
+
+        monkey = RunContext(weighing, settings, train_stage)
+        method.source_recipe().fit(monkey, SOURCES, 13)  # what it reads beside its training is diagnostics
+        said = source_cost(method, text_tokens(weighing, SOURCES), len(SOURCES), settings)
+        assert 0.7 < said / sum(stages) < 1.3
+        prior = fit(method, SOURCES, weighing, replace(settings, source=replace(settings.source, steps=1)))
+    before = meter.weighted
+    adapted = adapt(method, [make_episode(TARGET, 6, 13)], weighing, prior, settings)
+    score_on_test(weighing, adapted, 24)
+    said = adapting_cost(method, target_size(weighing, TARGET), 6, settings, tested=24)
+    assert 0.7 < said / (meter.weighted - before) < 1.3
 
 
 def test_copies_are_the_variants_that_are_adapted() -> None:
@@ -55,7 +129,8 @@ def test_copies_are_the_variants_that_are_adapted() -> None:
 def test_shots_are_counted_as_a_draw_would_have_them(backbone: Backbone, k: int, dev_limit: int | None) -> None:
     task = choice_task("one", early, size=24)
     shots, size = k_shot(task, k, 13, dev_limit), target_size(backbone, task)
-    read = SCORED * size.text_tokens * (len(shots.train) + len(shots.dev) + 5)
+    shown, ranked = len(shots.train) * size.text_tokens, size.ranked_tokens
+    read = SCORED * (2 * shown + ranked * (len(shots.dev) + 5))  # demonstrations stand before dev and before test
     said = adapting_cost(make_method("in_context"), size, k, short(dev_limit=dev_limit), tested=5)
     assert said == pytest.approx(read)
 

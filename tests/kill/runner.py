@@ -293,3 +293,4 @@ if __name__ == "__main__":
     with scene() as base:
         results = [experiment(base, *piece.split(":")[:2], int(piece.split(":")[2]), int(seed)) for piece in pieces]
     print(json.dumps(results, indent=1))
+    sys.exit(any(result["failures"] for result in results))

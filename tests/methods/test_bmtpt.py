@@ -1,6 +1,7 @@
 """BMTPT end to end on a tiny model: its limits are the methods it contains, and its prior says how it lies."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import evaluate, predict, score_ensemble
-from promptprior.fit import fit
+from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import METHODS, make_method
 from promptprior.methods.from_sources.bmtpt import Bmtpt
-from promptprior.methods.run_context import RunContext
+from promptprior.methods.run_context import InitialParams, RunContext
 from promptprior.notation import Tensor
+from promptprior.objectives.objective import mean_weights
+from promptprior.rules.svgd import Svgd, reweighted
+from promptprior.tasks.sampling.draws import StratifiedDraws
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short, text_task
 
@@ -97,16 +101,50 @@ def test_the_source_loss_falls(prior: Prior) -> None:
     assert max(last) < min(first)
 
 
-def test_one_particle_is_descent_on_the_mixture_as_multitask_does_it(
+def test_one_particle_is_descent_as_multitask_does_it_on_stratified_batches(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_start = RunContext.initial_prompt
+    own_start, own_mixture = RunContext.initial_prompt, RunContext.mixture
     monkeypatch.setattr(
         RunContext, "initial_prompt", lambda context, seed, *names, labels=(): own_start(context, seed)
     )  # same for both
     single = fit(make_method("bmtpt_single", {"width": 0.0}), SOURCES, backbone, short())
+
+    def stratified(context: RunContext, sources: Any, seed: int) -> StratifiedDraws:
+        mixture = own_mixture(context, sources, seed)
+        return StratifiedDraws(mixture.pools, mixture.rates, mixture.batch_size, seed)
+
+    monkeypatch.setattr(RunContext, "mixture", stratified)
     multitask = fit(make_method("multitask"), SOURCES, backbone, short())
     assert torch.equal(single.params["prompt"], multitask.params["prompt"])
+
+
+LONG = [  # four tasks whose texts have nothing like the same length
+    replace(
+        task,
+        examples={s: tuple(replace(e, text=f"{e.text} " * times) for e in task.split(s)) for s in ("train", "test")},
+    )
+    for times, task in ((t, choice_task(f"task{t}", early, size=s)) for t, s in ((1, 56), (3, 8), (6, 8), (10, 8)))
+]
+
+
+@pytest.mark.parametrize("budget", ["full", "batch"])
+@pytest.mark.parametrize(("mixture", "weighting"), [("uniform", "proportional"), ("proportional", "balanced")])
+def test_tasks_count_what_they_should_however_long_their_texts_are(
+    backbone: Backbone, budget: Any, mixture: Any, weighting: Any
+) -> None:
+    method = Bmtpt(particles=3, weighting=weighting, budget=budget)
+    context = make_run_context(backbone, short(mixture=mixture, source=Training(200, 12)), RunControl())
+    initial = InitialParams(context.direct(), {"prompt": torch.zeros(3, 4, backbone.width)})
+    run = method.particle_run(context, initial, context.mixture(LONG, 13), "key")
+    assert isinstance(run.rule, Svgd)
+    realised = torch.zeros(4, dtype=torch.float64)
+    for step in range(200):
+        batch = reweighted(run.draws.batch(step), run.rule.task_weights)
+        realised.index_add_(0, batch.row_task, mean_weights(batch, 1))
+        assert len(set(batch.task_index.tolist())) == 4
+    wanted = torch.tensor([0.7, 0.1, 0.1, 0.1] if weighting == "proportional" else [0.25] * 4).double()
+    assert ((realised / 200 - wanted).abs() < 0.02).all()
 
 
 def test_chains_do_not_see_each_other(backbone: Backbone) -> None:

@@ -1,25 +1,32 @@
-"""What every method of `METHODS` must hold, one suite for all: pure, seeded, resumable, and right together or apart.
+"""What every method of `METHODS` must hold, one suite for all: pure, seeded, resumable, right together or apart, and
+blind to the answers of dev and test.
 
-A method without an entry in `OPTIONS` fails: give it options that make it small.
+A method of promptprior without an entry in `OPTIONS` fails: give it options that make it small. Methods of other
+packages are in `METHODS` wherever those are installed, so the suite checks them too; `EVERY_METHOD` and `EVERY_PRIOR`
+list the checks for tests that call them by hand (tests/outside).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
 import torch
 
-from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.adapt import Adapted, adapt, initial_adaptation, make_episode, score_on_test, target_run
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
-from promptprior.methods import METHODS, Episode, make_method
-from promptprior.rules.rule import Info
+from promptprior.methods import METHODS, Episode, Recipe, make_method
+from promptprior.notation import Params
+from promptprior.objectives.weight_objective import objective_of
+from promptprior.rules.rule import Info, answer
+from promptprior.tasks import Example
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
 
@@ -66,13 +73,13 @@ TARGETS_ONLY: Mapping[str, Mapping[str, object]] = {
     "tpt": {"freeze_bank": True},
 }
 """Options, by the first word of a method's name, that no source stage may depend on."""
-WITH_PRIOR = [name for name in METHODS if make_method(name).needs_sources]
-UNTRAINED = ("zero_shot", "in_context")
+WITH_PRIOR = [name for name, recipe in METHODS.items() if recipe.needs_sources]
+ONE_OF_EACH_CLASS = {type(METHODS[name]): name for name in reversed(list(METHODS))}.values()
 RATES = (0.01, 0.5)
 
 
 def settings(**changes: object) -> Settings:
-    source = Training(steps=6, batch_size=4, learning_rates=(0.5,), schedule="constant")
+    source = Training(steps=5, batch_size=4, learning_rates=(0.5,), schedule="constant")
     target = Training(steps=3, batch_size=8, learning_rates=(0.3,), eval_every=1)
     return Settings(**{"length": 4, "source": source, "target": target, **changes})  # type: ignore[arg-type]
 
@@ -82,8 +89,13 @@ def with_rates(*rates: float) -> Settings:
 
 
 @cache
-def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
-    return tiny("llama", dtype)
+def backbone(dtype: torch.dtype = torch.float32, family: str = "llama") -> Backbone:
+    return tiny(family, dtype)
+
+
+def small_method(name: str) -> Recipe:
+    """A method with options that make it small."""
+    return make_method(name, OPTIONS.get(name))
 
 
 @dataclass
@@ -110,31 +122,31 @@ class Fitted:
 
 
 @cache
-def fitted(name: str) -> Fitted:
+def fit_small(name: str) -> Fitted:
     """The prior of a method, fitted once without interruption."""
     folder, watched = Path(mkdtemp()), Watched()
-    prior = fit(
-        make_method(name, OPTIONS[name]), SOURCES, backbone(), settings(), control=RunControl(folder, watch=watched)
-    )
+    prior = fit(small_method(name), SOURCES, backbone(), settings(), control=RunControl(folder, watch=watched))
     return Fitted(prior, folder / "prior", watched.losses)
 
 
 @cache
-def episodes() -> tuple[Episode, ...]:
-    return make_episode(CHOICE, 2, 13), make_episode(FREE, 3, 21)
+def episodes(name: str) -> tuple[Episode, ...]:
+    """One of ranked choices and one of free text, without what the method cannot answer."""
+    both = make_episode(CHOICE, 2, 13), make_episode(FREE, 3, 21)
+    return tuple(episode for episode in both if METHODS[name].serves(episode.task) is None)
 
 
-def adapted(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
-    """Episodes adapted on a float64 trunk: Adam would make whole steps of float32 noise in gradients near 0."""
-    made = make_method(name, OPTIONS[name])
-    prior = prior or (fitted(name).prior if made.needs_sources else None)
+def adapt_small(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
+    """Episodes adapted on a float64 model: Adam would make whole steps of float32 noise in gradients near 0."""
+    made = small_method(name)
+    prior = prior or (fit_small(name).prior if made.needs_sources else None)
     return adapt(made, given, backbone(torch.float64), prior, using or settings())
 
 
 @cache
-def alone(name: str, place: int = 0) -> Adapted:
+def adapt_alone(name: str, place: int = 0) -> Adapted:
     """One of the two episodes, adapted once by itself."""
-    return adapted(name, episodes()[place])[0]
+    return adapt_small(name, episodes(name)[place])[0]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -148,8 +160,9 @@ def assert_close(one: Adapted, other: Adapted) -> None:
     assert (one.learning_rate, one.best_step) == (other.learning_rate, other.best_step)
 
 
-def test_every_method_stands_in_this_suite() -> None:
-    assert OPTIONS.keys() == METHODS.keys()
+def test_every_method_has_options_in_this_suite() -> None:
+    own = {name for name, recipe in METHODS.items() if type(recipe).__module__.startswith("promptprior.")}
+    assert OPTIONS.keys() == own
     assert all(make_method(name).name == name for name in METHODS)
 
 
@@ -162,29 +175,27 @@ def test_methods_without_a_prior_refuse_to_fit(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_fitting_lowers_the_loss_of_the_sources(name: str) -> None:
     """In every stage: a distilled loss and its teachers' are of different size."""
-    for stage, losses in fitted(name).losses.items():
+    for stage, losses in fit_small(name).losses.items():
         assert sum(losses[-2:]) < sum(losses[:2]), stage
 
 
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_what_only_targets_see_changes_no_prior(name: str) -> None:
     """Neither target settings nor the options that `source_recipe` resets: the recipe's own `fit` is asked."""
-    options = {**OPTIONS[name], **TARGETS_ONLY.get(name.split("_")[0], {})}
+    options = {**OPTIONS.get(name, {}), **TARGETS_ONLY.get(name.split("_")[0], {})}
     made = make_method(name, {k: v for k, v in options.items() if (name, k) != ("bmtpt_no_prior", "penalty")})
     context = make_run_context(backbone(), settings(target=Training(steps=1, learning_rates=(0.1, 0.2))), RunControl())
     params = made.source_recipe().fit(context, SOURCES, 13).params
-    assert (
-        made.source_recipe() == make_method(name, OPTIONS[name]).source_recipe() == made.source_recipe().source_recipe()
-    )
-    assert params.keys() == fitted(name).prior.params.keys()
-    assert all(torch.equal(value, params[n]) for n, value in fitted(name).prior.params.items())
+    assert made.source_recipe() == small_method(name).source_recipe() == made.source_recipe().source_recipe()
+    assert params.keys() == fit_small(name).prior.params.keys()
+    assert all(torch.equal(value, params[n]) for n, value in fit_small(name).prior.params.items())
 
 
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Which also says: the same seed gives the same bytes, and fitting leaves what it is given as it was."""
-    expected = files_of(fitted(name).folder)
-    made = make_method(name, OPTIONS[name])
+    expected = files_of(fit_small(name).folder)
+    made = small_method(name)
     with pytest.raises(KeyboardInterrupt):
         fit(
             made,
@@ -201,25 +212,25 @@ def test_a_killed_fit_comes_to_the_same_bytes(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", WITH_PRIOR)
 def test_another_seed_gives_another_prior(name: str) -> None:
     few = settings(source=replace(settings().source, steps=1))
-    one, other = (fit(make_method(name, OPTIONS[name]), SOURCES, backbone(), few, seed=s).params for s in (13, 21))
+    one, other = (fit(small_method(name), SOURCES, backbone(), few, seed=s).params for s in (13, 21))
     assert any(not torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_episodes_together_equal_episodes_apart(name: str) -> None:
-    together = adapted(name, *episodes())
+    together = adapt_small(name, *episodes(name))
     for place, one in enumerate(together):
-        assert_close(one, alone(name, place))
-        assert one.episode == episodes()[place]
+        assert_close(one, adapt_alone(name, place))
+        assert one.episode == episodes(name)[place]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_adapting_changes_neither_model_nor_prior_and_comes_to_the_same_twice(name: str) -> None:
     model = backbone(torch.float64).frozen.model
     weights = {n: w.clone() for n, w in model.state_dict().items()}
-    prior = fitted(name).prior if name in WITH_PRIOR else None
+    prior = fit_small(name).prior if METHODS[name].needs_sources else None
     kept = {n: v.clone() for n, v in prior.params.items()} if prior else {}
-    one, two = alone(name).prompt.params, adapted(name, episodes()[0])[0].prompt.params
+    one, two = adapt_alone(name).prompt.params, adapt_small(name, episodes(name)[0])[0].prompt.params
     assert all(torch.equal(one[n], two[n]) for n in one)
     assert prior is None or all(torch.equal(v, kept[n]) for n, v in prior.params.items())
     assert all(torch.equal(w, weights[n]) for n, w in model.state_dict().items())
@@ -230,44 +241,132 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     """Probes, networks and joint stages before the episode's own training included."""
     meter = backbone(torch.float64).meter
     rows, tokens = meter.rows, meter.tokens
-    made = adapted(name, episodes()[0])[0]
+    made = adapt_small(name, episodes(name)[0])[0]
     assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_CLASS if METHODS[name].trains])
+def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> None:
+    """Whatever a method draws in a step (dropout, particles) is drawn again."""
+    prior = fit_small(name).prior if METHODS[name].needs_sources else None
+    inputs = (small_method(name), episodes(name)[:1], backbone(torch.float64), prior, settings())
+    with pytest.raises(KeyboardInterrupt):
+        adapt(*inputs, RunControl(tmp_path, watch=Watched(dies_at=2), checkpoint_seconds=0))
+    [again] = adapt(*inputs, RunControl(tmp_path))
+    assert all(torch.equal(value, again.prompt.params[n]) for n, value in adapt_alone(name).prompt.params.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all(name: str) -> None:
-    episode = episodes()[0]
+    episode = episodes(name)[0]
     shots = replace(episode.shots, train=episode.shots.train[::-1], dev=episode.shots.dev[::-1])
     backwards = replace(episode, shots=shots)
     assert episode.shots.train != backwards.shots.train
-    assert_close(alone(name), adapted(name, backwards)[0])
+    assert_close(adapt_alone(name), adapt_small(name, backwards)[0])
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in UNTRAINED])
+@pytest.mark.parametrize("name", [name for name, recipe in METHODS.items() if recipe.trains])
 def test_dev_picks_the_rate_as_if_each_had_been_tried_alone(name: str) -> None:
-    picked = adapted(name, episodes()[0], using=with_rates(*RATES))[0]
-    apart = [adapted(name, episodes()[0], using=with_rates(rate))[0] for rate in RATES]
+    picked = adapt_small(name, episodes(name)[0], using=with_rates(*RATES))[0]
+    apart = [adapt_small(name, episodes(name)[0], using=with_rates(rate))[0] for rate in RATES]
 
-    def standing(one: Adapted) -> tuple[float, float]:
+    def merit(one: Adapted) -> tuple[float, float]:
         judged = next(p for p in one.curve if p["step"] == one.best_step)
         return one.dev_score or 0.0, -judged["dev_nll"]
 
     assert picked.learning_rate in [one.learning_rate for one in apart]
-    assert standing(picked) == pytest.approx(max(map(standing, apart)), rel=1e-4)
-    best = max(apart, key=standing)
+    assert merit(picked) == pytest.approx(max(map(merit, apart)), rel=1e-4)
+    best = max(apart, key=merit)
     if best.best_step > 0:  # at step 0 all rates are the same
         assert_close(picked, best)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_priors_and_prompts_come_back_from_their_folders(name: str, tmp_path: Path) -> None:
-    if name in WITH_PRIOR:
-        loaded = Prior.from_pretrained(fitted(name).folder, backbone().card)
+    if METHODS[name].needs_sources:
+        loaded = Prior.from_pretrained(fit_small(name).folder, backbone().card)
         assert loaded.header.method == name
-        assert_close(adapted(name, episodes()[0], prior=loaded)[0], alone(name))
-    made = alone(name)
+        assert_close(adapt_small(name, episodes(name)[0], prior=loaded)[0], adapt_alone(name))
+    made = adapt_alone(name)
     made.prompt.save_pretrained(tmp_path / "prompt")
     again = replace(made, prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone().card))
     one, two = (score_on_test(backbone(), [a], limit=6)[0] for a in (made, again))
     assert one == two
     assert again.prompt.header.method == name
+
+
+def with_other_answers(episode: Episode) -> Episode:
+    """The episode with wrong answers in dev, in test, and wherever else a method must not look."""
+    shown = {example.id for example in episode.shots.train}
+
+    def changed(example: Example) -> Example:
+        if example.id in shown:
+            return example
+        if example.label is None:
+            text = f"{example.target[::-1]}!"
+            return replace(example, target=text, references=(text,))
+        label = (example.label + 1) % len(example.choices)
+        return replace(example, target=example.choices[label], label=label)
+
+    examples = {split: tuple(map(changed, rows)) for split, rows in episode.task.examples.items()}
+    shots = replace(episode.shots, dev=tuple(map(changed, episode.shots.dev)))
+    return replace(episode, task=replace(episode.task, examples=examples), shots=shots)
+
+
+def trajectory(name: str, episode: Episode) -> list[Params]:
+    """The params that a method's `init` returns, and those that answer after each step: all before dev selects."""
+    made, model = small_method(name), backbone(torch.float64)
+    context = make_run_context(model, settings(), RunControl())
+    init = initial_adaptation(made, context, [fit_small(name).prior] if made.needs_sources else [], [episode])
+    objective = objective_of(model, init.parameterisation)
+    rates = init.learning_rates or settings().target.learning_rates
+    run = target_run(made, context, objective, init, [episode], rates if made.trains else (1.0,))
+    state = run.rule.init(run.params)
+    params = [dict(init.params), answer(run.rule, state)]
+    for step in range(run.steps):
+        state, _ = run.rule.step(state, run.draws.batch(step), objective)
+        params.append(answer(run.rule, state))
+    return params
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
+    """Dev selects and test is for the end: wrong answers there change neither start nor any step."""
+    for episode in episodes(name):
+        steps = zip(trajectory(name, episode), trajectory(name, with_other_answers(episode)), strict=True)
+        for step, (right, wrong) in enumerate(steps):
+            differing = [n for n in right if not torch.equal(right[n], wrong[n])]
+            assert not differing, f"{episode.task.name}, {f'step {step - 1}' if step else 'init'}: {differing}"
+
+
+@pytest.mark.parametrize("family", ["t5", "gemma3", "mistral"])
+@pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
+def test_other_families_of_models_are_served(name: str, family: str, tmp_path: Path) -> None:
+    """An encoder-decoder, and sliding windows shorter than a prompt and its text."""
+    made, model = small_method(name), backbone(family=family)
+    few = settings(**{s: replace(getattr(settings(), s), steps=2) for s in ("source", "target")})
+    prior = fit(made, SOURCES, model, few) if made.needs_sources else None
+    one = adapt(made, episodes(name)[:1], model, prior, few)[0]
+    assert len(one.curve) == (3 if made.trains else 1)  # step 0 is asked too
+    one.prompt.save_pretrained(tmp_path / "prompt")
+    again = replace(one, prompt=Prompt.from_pretrained(tmp_path / "prompt", model.card))
+    scored, after = (score_on_test(model, [a], limit=6)[0] for a in (one, again))
+    assert scored == after
+    assert isfinite(scored.nll)
+
+
+EVERY_METHOD: Sequence[Callable[[str], None]] = (
+    test_episodes_together_equal_episodes_apart,
+    test_adapting_changes_neither_model_nor_prior_and_comes_to_the_same_twice,
+    test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it,
+    test_the_order_of_shots_does_not_matter_where_every_step_sees_them_all,
+    test_dev_picks_the_rate_as_if_each_had_been_tried_alone,
+    test_nothing_is_learned_from_answers_of_dev_or_test,
+)
+"""Checks of every method that trains, by its name. Three more need a folder: a killed adaptation, folders, families."""
+EVERY_PRIOR: Sequence[Callable[[str], None]] = (
+    test_fitting_lowers_the_loss_of_the_sources,
+    test_what_only_targets_see_changes_no_prior,
+    test_another_seed_gives_another_prior,
+)
+"""Checks of every method that learns from sources; `test_a_killed_fit_comes_to_the_same_bytes` also needs a folder."""

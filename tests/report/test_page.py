@@ -114,7 +114,7 @@ def test_a_results_file_gives_the_same_bytes_as_its_rows(tmp_path):
     ("rows", "text"),
     [
         ([], "nothing to report: no result rows"),
-        ([result_row(), result_row(k=None)], "row 2: k: expected an integer"),
+        ([result_row(), result_row(k=None)], "row 2: 'k' is None; expected a whole number"),
     ],
 )
 def test_bad_rows_leave_nothing_behind(tmp_path, rows, text):
@@ -172,7 +172,7 @@ def hostile_rows():
 
 
 class Declared(dict):
-    """Entry points by name, as plugins.load gives them."""
+    """Entry points by name, as plugins.load_plugins gives them."""
 
     def describe(self, name):
         return f"{name!r} (of a package)"
@@ -184,7 +184,7 @@ def test_other_packages_add_sections(tmp_path, monkeypatch):
         return Section("Ours", ((None, (Table("ours", "Our table", "A note.", columns("Method"), rows),)),))
 
     declared = Declared(ours=ours, silent=lambda grid: None)
-    monkeypatch.setattr(report_page.plugins, "load", lambda group: declared if group.endswith("tables") else {})
+    monkeypatch.setattr(report_page.plugins, "load_plugins", lambda group: declared if group.endswith("tables") else {})
     report = make_report(grid_rows(ks=(16,)), "t")
     assert [section.title for section in report.sections][-1] == "Ours"
     assert "Our table" in Page(report.write_page(tmp_path / "r.html")).text

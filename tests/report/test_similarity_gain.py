@@ -1,6 +1,7 @@
 """Does similarity predict gains? Against planted gains, and rank correlations by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from promptprior.errors import DataError
 from promptprior.report.results import Grid, Row
 from promptprior.report.results import parse as parse_json
 from promptprior.report.similarity_gain import (
+    Similarity,
     TaskSimilarity,
     read_similarity,
     similarity_gain_correlation,
-    source_gains,
     write_similarity,
 )
 from tests.report.result_rows import TARGETS, grid_rows, result_row, task_similarity
@@ -50,12 +51,15 @@ def test_gains_are_paired_differences_by_sources_averaged_over_k():
         row("spot", "a", 0.4, ["y", "x"]),  # other sources: another place, though the same cell of a grid
         row("zero_shot", "a", 0.1),
     ]
-    found = {(g.method, g.sources): g.gain for g in source_gains(grid(rows))}
-    assert found == {("spot", ("x",)): pytest.approx((0.1 + 0.2) / 2), ("spot", ("x", "y")): pytest.approx(-0.1)}
+    pairs = tuple(Similarity(source, "a", value, *[0.0] * 4) for source, value in (("x", 0.25), ("y", 0.75)))
+    correlations = similarity_gain_correlation(grid(rows), replace(FOUND, pairs=pairs))
+    assert {method for method, _ in correlations} == {"spot"}
+    x, x_and_y = (0.25, pytest.approx((0.1 + 0.2) / 2)), (0.5, pytest.approx(-0.1))
+    assert [point[1:] for point in correlations["spot", "prompt"].points] == [x, x_and_y]
 
 
 def test_what_was_planted_is_predicted_and_noise_is_not():
-    told = similarity_gain_correlation(FOUND, source_gains(grid(grid_rows())))
+    told = similarity_gain_correlation(grid(grid_rows()), FOUND)
     gradient, label = told["multitask", "gradient"], told["multitask", "label"]
     assert gradient.correlation.low > 0.5
     assert label.correlation.low < 0 < label.correlation.high
@@ -66,7 +70,7 @@ def test_what_was_planted_is_predicted_and_noise_is_not():
 
 
 def test_few_points_have_no_correlation_and_unknown_sources_no_point():
-    some = source_gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["country_of"])]))
-    assert {(len(f.points), f.correlation) for f in similarity_gain_correlation(FOUND, some).values()} == {(1, None)}
-    other = source_gains(grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["elsewhere"])]))
-    assert {f.points for f in similarity_gain_correlation(FOUND, other).values()} == {()}
+    some = grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["country_of"])])
+    assert {(len(f.points), f.correlation) for f in similarity_gain_correlation(some, FOUND).values()} == {(1, None)}
+    other = grid([row("prompt_tuning", "antonym", 0.5), row("spot", "antonym", 0.6, ["elsewhere"])])
+    assert {f.points for f in similarity_gain_correlation(other, FOUND).values()} == {()}

@@ -8,17 +8,18 @@ import torch
 from transformers import Adafactor as PublishedAdafactor
 
 from promptprior.errors import SpecError
+from promptprior.methods.published import published_settings
 from promptprior.notation import Memory, Params
-from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, optimiser, optimiser_step
+from promptprior.rules.optimiser import Adafactor, AdamW, Optimiser, Rate, Sgd, optimiser, optimiser_step, stage_rate
 from promptprior.rules.rule import State
 
 SHAPES = {"prompt": (5, 7), "gate": (3,), "depth": ()}
 COPIES, STEPS = 3, 8
-KINDS: dict[str, Callable[[Rate], Optimiser]] = {
-    "adamw": lambda rate: AdamW(rate, weight_decay=0.1),
-    "adafactor": lambda rate: Adafactor(rate, weight_decay=0.1),
-    "sgd": Sgd,
-    "momentum": lambda rate: Sgd(rate, momentum=0.9),
+KINDS: dict[str, Callable[..., Optimiser]] = {
+    "adamw": lambda rate, decay=0.1: AdamW(rate, weight_decay=decay),
+    "adafactor": lambda rate, decay=0.1: Adafactor(rate, weight_decay=decay),
+    "sgd": lambda rate, decay=0.0: Sgd(rate),
+    "momentum": lambda rate, decay=0.0: Sgd(rate, momentum=0.9),
 }
 
 
@@ -83,6 +84,29 @@ def test_every_copy_moves_as_the_published_optimiser_moves_it(kind: str, copy: i
         torch.testing.assert_close(joint[name][copy : copy + 1], expected, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("scale", [0.136, 1.0, 10.0])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_a_published_decay_is_the_same_number_at_every_embedding_scale(kind: str, scale: float) -> None:
+    """The published optimiser has the absolute rate, ours that rate over the scale; both the same decay."""
+    ours = moved(KINDS[kind](Rate((0.05 / scale,), scale=scale)), some(0), gradients())
+    undecayed = moved(KINDS[kind](Rate((0.05 / scale,), scale=scale), 0.0), some(0), gradients())
+    for name, expected in theirs(ORACLES[kind], 1).items():
+        torch.testing.assert_close(ours[name][1:2], expected, rtol=1e-6, atol=1e-9, msg=name)
+        assert not torch.allclose(ours[name], undecayed[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.136, 10.0])
+@pytest.mark.parametrize("name", ["maml", "mpt"])
+def test_published_settings_take_the_published_part_of_a_prompt_away(name: str, scale: float) -> None:
+    """A gradient of 0 leaves decay alone: lr x decay of every entry, with the papers' absolute rates of 0.5 and 0.3."""
+    stage = replace(published_settings(name, scale, 3200, 320).source, schedule="constant", warmup=0)
+    made = optimiser(stage.optimiser, stage_rate(stage, stage.learning_rates, scale), stage.weight_decay)
+    params = {"prompt": torch.full((1, 3, 4), scale, dtype=torch.float64)}
+    after, _ = made.update({"prompt": torch.zeros(1, 3, 4, dtype=torch.float64)}, made.init(params), params, 0)
+    part = {"maml": 0.5e-5, "mpt": 0.3e-5}[name]
+    assert (1 - after["prompt"] / scale).flatten().tolist() == pytest.approx([part] * 12, rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_together_equal_copies_apart(kind: str) -> None:
     """Bit for bit, also where every copy has its own rate."""
@@ -109,11 +133,14 @@ def test_updates_leave_what_they_are_given_as_it_was(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rates_are_in_units_of_the_scale(kind: str) -> None:
-    """The same problem in units twice as large: params twice as large, gradients half, every move twice as large."""
+    """The same problem in units twice as large: params twice as large, gradients half, every move twice as large.
+
+    Decay takes its part per absolute rate, so half of it there is as much.
+    """
     plain = moved(KINDS[kind](Rate((0.05,), scale=0.1)), some(0), gradients())
     double = {n: 2 * v for n, v in some(0).items()}
     half = [{n: g / 2 for n, g in gradient.items()} for gradient in gradients()]
-    scaled = moved(KINDS[kind](Rate((0.05,), scale=0.2)), double, half)
+    scaled = moved(KINDS[kind](Rate((0.05,), scale=0.2), 0.05), double, half)
     for name, value in plain.items():
         torch.testing.assert_close(scaled[name], 2 * value, rtol=1e-6, atol=1e-9, msg=name)
 

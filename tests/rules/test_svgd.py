@@ -277,7 +277,7 @@ def test_the_count_tempers_repulsion_and_annealing_moves_it() -> None:
 def test_task_weights_reweigh_rows_of_tasks() -> None:
     objective, batch = prompt_problem()
     params = {"prompt": particles(2, 3, 32).float() * 0.1}
-    weights = (0.0, 2.0)
+    weights = (0.0, 1.5)  # wanted 0 : 1, drawn 1/3 : 2/3
     only_second = batch.take(torch.tensor([1, 2]))
     rule = Svgd(Sgd(Rate((0.3,))))
     weighted = steps_of(replace(rule, task_weights=weights), params, objective, batch, 2)

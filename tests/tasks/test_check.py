@@ -1,9 +1,11 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from promptprior.errors import DataError
-from promptprior.tasks.loading.check import Shared, check_raise, check_task, shared_text
+from promptprior.tasks.loading.check import Problem, Shared, check_raise, check_task, conflicts, shared_text
+from promptprior.tasks.loading.load import load_task
 from promptprior.tasks.task import Example, Task
 
 
@@ -72,3 +74,36 @@ def test_shared_text_counts_test_texts_in_other_tasks_training() -> None:
     three = task([example("y", "short")], [example("v", "v")], [example("z", "short")], "three")
     assert shared_text([one, two, three]) == (Shared("one", "two", 2),)
     assert Shared("two", "three", 1) in shared_text([one, two, three], shortest=1)
+
+
+def test_labels_are_read_without_the_space_around_them(tmp_path: Path):
+    file = tmp_path / "padded.csv"
+    rows = [f"text {i},{' pos ' if i % 3 == 0 else 'neg' if i % 3 == 1 else 'pos'}" for i in range(30)]
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    padded = load_task(file)
+    assert padded.label_names == ("neg", "pos")
+    assert {e.target for e in padded.split("train")} == {"neg", "pos"}
+    file.write_text("text,label\na,x\nb,y\nc,  \n")
+    with pytest.raises(DataError, match=r"line 4: column 'label' is empty"):
+        load_task(file)
+
+
+def test_labels_that_differ_by_case_are_refused_with_their_counts(tmp_path: Path):
+    file = tmp_path / "cases.csv"
+    rows = [f"text {i},{('pos', 'neg', 'neg', 'Pos')[i % 4]}" for i in range(18)]
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    with pytest.raises(DataError, match=r"labels differ only by case: 'Pos' \(4 rows\), 'pos' \(5 rows\)"):
+        load_task(file)
+
+
+def test_one_text_with_two_answers_is_said(tmp_path: Path):
+    file = tmp_path / "unclear.csv"
+    rows = [f"text {i},{('pos', 'neg')[i % 2]}" for i in range(40)]
+    file.write_text("\n".join(["text,label", *rows, "Text 5!,pos"]) + "\n")
+    unclear = load_task(file)
+    [line] = conflicts(unclear)
+    assert line.endswith("have two different answers: 'text 5\\nLabel:' has 'neg', 'pos'")
+    assert line.startswith("1 text(s) of ")
+    assert Problem("warning", line) in check_task(unclear)
+    file.write_text("\n".join(["text,label", *rows, "Text 5!,neg"]) + "\n")
+    assert not conflicts(load_task(file))

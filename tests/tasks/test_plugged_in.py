@@ -63,8 +63,9 @@ def test_they_are_listed_and_suggested(package: Path) -> None:
 
 @pytest.mark.usefixtures("package")
 def test_rows_without_answers_are_read_by_a_packages_task() -> None:
-    assert unlabelled_task("parity", rows_of([{"text": "Number: 7"}], "x")).split("test")[0].choices == ("even", "odd")
-    assert unlabelled_task("echo", rows_of([{"text": "hi"}], "x")).split("test")[0].text == "hi"
+    parity, indices = unlabelled_task("parity", rows_of([{"text": "Number: 7"}], "x"))
+    assert (parity.split("test")[0].choices, indices) == (("even", "odd"), [0])
+    assert unlabelled_task("echo", rows_of([{"text": "hi"}], "x"))[0].split("test")[0].text == "hi"
 
 
 @pytest.mark.parametrize(

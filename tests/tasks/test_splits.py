@@ -1,4 +1,4 @@
-from promptprior.tasks.loading.splits import CARVED_MOST, carve, complete_splits
+from promptprior.tasks.loading.splits import CARVED_MOST, complete_splits
 from promptprior.tasks.task import Example
 
 
@@ -28,6 +28,12 @@ def test_one_split_gives_three_that_share_nothing_and_lose_nothing() -> None:
     assert [len(part) for part in parts] == [81, 9, 10]
     assert set.union(*parts) == set(examples(100))
     assert len(notes) == 2
+
+
+def carve(given: tuple[Example, ...]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """What stays in train, and what is carved out of it for validation."""
+    splits, _ = complete_splits({"train": given, "test": examples(1, "of another kind")})
+    return splits["train"], splits["validation"]
 
 
 def test_carving_depends_on_content_not_on_order() -> None:

@@ -23,6 +23,7 @@ from promptprior.artifacts.header import (
 )
 from promptprior.artifacts.model_card import model_card
 from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import shorten
 from promptprior.errors import ArtifactError
 from promptprior.files import (
     check_finite,
@@ -67,6 +68,12 @@ class _Artifact:
                     f"the parameterisation 'direct' has one tensor 'prompt' of shape [copies, length, {width}]; got "
                     f"{shapes}"
                 )
+            length = header.parameterisation_settings.get("length", prompt.shape[1])
+            if length != prompt.shape[1]:
+                raise ArtifactError(
+                    f"the header's parameterisation_settings say length {shorten(length)}; got {shapes}: the file was "
+                    "edited, copy it again"
+                )
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the folder, whole or not at all; equal artifacts give equal bytes.
@@ -99,10 +106,8 @@ class _Artifact:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, backbone: BackboneCard | None = None) -> Self:
-        """Read a folder; as a prompt also one that only PEFT wrote (which needs `backbone`).
-
-        Raises ArtifactError when it is damaged, of the other kind, no artifact, or not of `backbone`.
-        """
+        """Read a folder; as a prompt also one that only PEFT wrote (which needs `backbone`). Raises ArtifactError when
+        it is damaged, of the other kind, no artifact, or not of `backbone`."""
         folder, kind = Path(folder), cls.kind
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; a {kind} is read from the folder it was saved to")

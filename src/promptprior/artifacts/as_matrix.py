@@ -6,7 +6,7 @@ from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.errors import ArtifactError
 from promptprior.notation import Float, Tensor
 from promptprior.parameterisations.parameterisation import Offsetting
-from promptprior.parameterisations.registry import form_class
+from promptprior.parameterisations.registry import form_class, make_form
 from promptprior.tasks.sampling.batch import Tokens, collate
 
 
@@ -29,7 +29,7 @@ def single_prompt(artifact: Prior | Prompt, where: str) -> Float[Tensor, "L D"]:
             "prompt_tuning, multitask, spot and reptile are. This one is served by promptprior itself (promptprior "
             "predict)"
         )
-    form = cls(**header.parameterisation_settings)
+    form = make_form(header.parameterisation, header.parameterisation_settings)
     if isinstance(form, Offsetting):
         raise ArtifactError(
             f"{what} also changes the embeddings of every text, which no single prompt does: it is served by "

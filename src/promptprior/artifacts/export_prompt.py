@@ -22,10 +22,8 @@ BAKED_FILE = "promptprior_prompts.json"
 
 
 def export_prompt(artifact: Prior | Prompt, form: Literal["peft", "npy", "safetensors"], folder: Path | str) -> None:
-    """Write one prompt, float32 [L, D], with a model card; the folder is whole or not there.
-
-    Raises ArtifactError when the artifact is not one prompt, and when the folder holds other files.
-    """
+    """Write one prompt, float32 [L, D], with a model card; the folder is whole or not there. Raises ArtifactError when
+    the artifact is not one prompt, and when the folder holds other files."""
     folder, header = Path(folder), artifact.header
     prompt = single_prompt(artifact, f"the {header.kind} for {folder}")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.config.mapping import from_mapping, to_mapping
+from promptprior.config.mapping import from_mapping, shorten, to_mapping
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
@@ -25,13 +25,26 @@ Origin = Literal["promptprior", "peft", "npy", "pt", "safetensors"]
 
 @dataclass(frozen=True)
 class TaskCard:
-    """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train."""
+    """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train.
+
+    `path` is the file or folder that the target was loaded from, absolute, where it was one.
+    """
 
     name: str
     version: str
     fingerprint: str
     role: Literal["source", "target"]
     example_ids: tuple[str, ...] = ()
+    path: str = field(default="", metadata={"omit_from_hash_if_default": True})
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What a header says of a tensor: its shape, its type as torch names it, and `tensor_digest` of its entries."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,13 @@ class Header:
 
 def versions() -> dict[str, object]:
     """The versions of Python and of the libraries that decide what numbers come out."""
-    names = ("promptprior", "torch", "transformers", "safetensors")
-    return {"python": python_version(), **{name: _installed_version(name) for name in names}}
+    installed: dict[str, object] = {"python": python_version()}
+    for name in ("promptprior", "torch", "transformers", "safetensors"):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:  # a checkout that is only on the path
+            installed[name] = "none"
+    return installed
 
 
 def header_mapping(header: Header, params: Params) -> dict[str, Any]:
@@ -69,23 +87,25 @@ def header_mapping(header: Header, params: Params) -> dict[str, Any]:
 
 
 def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
-    """The header of an artifact folder, and its records of the tensors.
-
-    Raises ArtifactError when the file is damaged, of a format this version does not know, or misses a key.
-    """
+    """The header of an artifact folder, and its records of the tensors. Raises ArtifactError when the file is damaged,
+    of a format this version does not know, or misses a key."""
     path = folder / HEADER_FILE
     mapping = read_json(path)
     if not isinstance(mapping, dict):
         raise ArtifactError(f"{path}: expected a JSON object; got {type(mapping).__name__}: copy it again")
     if (file_version := mapping.get("format_version")) != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: format_version is {file_version!r}; promptprior {_installed_version('promptprior')} reads "
+            f"{path}: format_version is {file_version!r}; promptprior {versions()['promptprior']} reads "
             f"{FORMAT_VERSION}: install the promptprior that wrote it"
         )
     tensors = mapping.pop("tensors", None)
     if not isinstance(tensors, dict):
         raise ArtifactError(f"{path}: 'tensors' is missing; the file was edited: copy it again")
     try:
+        for name, record in tensors.items():
+            if not isinstance(record, dict):
+                raise SpecError(f"{path}: 'tensors.{name}' is {shorten(record)}; expected shape, dtype and digest")
+            from_mapping(TensorRecord, record, str(path), f"tensors.{name}")
         return from_mapping(Header, mapping, str(path)), tensors
     except SpecError as error:
         raise ArtifactError(f"{error}; the file was edited or is from another version") from error
@@ -136,10 +156,3 @@ def _finite_or_text(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite_or_text(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is only on the path
-        return "none"

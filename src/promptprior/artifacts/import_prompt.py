@@ -9,11 +9,13 @@
 `.pt` files go through torch's restricted unpickler (weights_only), which builds tensors and plain containers only.
 """
 
+import io
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,11 @@ PROMPT_NAMES = (
 )
 """Parts of dotted names that say "this tensor is the prompt"."""
 
+ORIGINS: Mapping[str, Origin] = {".npy": "npy", ".pt": "pt", ".pth": "pt", ".bin": "pt", ".safetensors": "safetensors"}
+MOST_BYTES = 2**31  # of a file; prompts are a thousandth of that
+MOST_NESTED = 32  # containers in one another
+FORMATS = f"{', '.join(ORIGINS)} files, PEFT adapter folders and folders of promptprior"
+
 
 @dataclass(frozen=True, eq=False)
 class FoundPrompt:
@@ -67,12 +74,24 @@ def find_prompt(path: Path | str, backbone: BackboneCard | None = None, tensor: 
     several prompts, anything but numbers, or NaN, and when the prompt does not fit `backbone` (where that is given).
     """
     path, name = Path(path), ""
-    if path.is_dir():
-        found = _find_in_folder(path, backbone)
-    elif path.suffix in READERS:
-        origin, reader = READERS[path.suffix]
-        name, prompt = _choose_matrix(reader(path), tensor, path)
-        found = FoundPrompt(prompt, origin, {"tensor": name} if name else {})
+    folder = path if (path / HEADER_FILE).exists() else path / "prior"  # a folder of ours, or the prior that fit wrote
+    if (folder / HEADER_FILE).exists():
+        artifact = load_any(folder, backbone)
+        known = {"method": artifact.header.method, "tasks": [task.name for task in artifact.header.tasks]}
+        found = FoundPrompt(single_prompt(artifact, str(folder)), artifact.header.origin, known)
+    elif is_foreign(path):
+        config, prompt = peft.read_adapter(path)
+        if backbone is not None:
+            peft.check_fits(config, prompt, backbone, path)
+        names = ("peft_type", "task_type", "base_model_name_or_path", "num_virtual_tokens")
+        found = FoundPrompt(prompt.clone(), "peft", {name: config[name] for name in names if name in config})
+    elif path.is_dir():
+        readable = sorted(p.name for p in path.iterdir() if p.suffix in ORIGINS)
+        hint = f"name the file: {', '.join(readable[:5])}" if readable else f"readable are {FORMATS}"
+        raise ArtifactError(f"{path} has neither {HEADER_FILE} nor {peft.CONFIG_FILE}, so it is no prompt; {hint}")
+    elif path.suffix in ORIGINS:
+        name, prompt = _choose_matrix(_read_file(path), tensor, path)
+        found = FoundPrompt(prompt, ORIGINS[path.suffix], {"tensor": name} if name else {})
     else:
         raise ArtifactError(f"{path}: prompts are not read from this kind of file; readable are {FORMATS}")
     check_finite({name or "prompt": found.prompt}, str(path))
@@ -100,25 +119,6 @@ def import_prompt(
     return Prompt(header, {"prompt": found.prompt[None].clone()})
 
 
-def _find_in_folder(folder: Path, backbone: BackboneCard | None) -> FoundPrompt:
-    prior = folder / "prior"  # what fit wrote
-    if not (folder / HEADER_FILE).exists() and (prior / HEADER_FILE).exists():
-        folder = prior
-    if (folder / HEADER_FILE).exists():
-        artifact = load_any(folder, backbone)
-        known = {"method": artifact.header.method, "tasks": [task.name for task in artifact.header.tasks]}
-        return FoundPrompt(single_prompt(artifact, str(folder)), artifact.header.origin, known)
-    if is_foreign(folder):
-        config, prompt = peft.read_adapter(folder)
-        if backbone is not None:
-            peft.check_fits(config, prompt, backbone, folder)
-        names = ("peft_type", "task_type", "base_model_name_or_path", "num_virtual_tokens")
-        return FoundPrompt(prompt.clone(), "peft", {name: config[name] for name in names if name in config})
-    readable = sorted(p.name for p in folder.iterdir() if p.suffix in READERS)
-    hint = f"name the file: {', '.join(readable[:5])}" if readable else f"readable are {FORMATS}"
-    raise ArtifactError(f"{folder} has neither {HEADER_FILE} nor {peft.CONFIG_FILE}, so it is no prompt; {hint}")
-
-
 def _choose_matrix(tensors: Mapping[str, Tensor], wanted: str | None, path: Path) -> tuple[str, Float[Tensor, "L D"]]:
     """The name and the [L, D] float32 of the tensor that is the prompt: the wanted, the only, or the likely one."""
     names = [f"{name or '(unnamed)'} {list(value.shape)}" for name, value in tensors.items()]
@@ -144,15 +144,32 @@ def _choose_matrix(tensors: Mapping[str, Tensor], wanted: str | None, path: Path
     return name, matrix.to(torch.float32, copy=True).contiguous()
 
 
-def _read_numpy(path: Path) -> dict[str, Tensor]:
-    """The one array of a .npy file, under the name ""."""
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by dotted names; "" is a bare tensor or array. Whether they are finite is checked later."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path, finite=False)
+    data, kind = read_bytes(path, MOST_BYTES), ".npy" if path.suffix == ".npy" else ".pt"
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        read_bytes(path)  # says what is there instead
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise _unreadable(path, error, ".npy", "pickle" in str(error)) from error
+        if kind == ".npy":
+            _check_array_size(data)
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        else:
+            if zipfile.is_zipfile(
+                path
+            ):  # torch stores its members as they are; compressed, a few bytes may be terabytes
+                with zipfile.ZipFile(path) as archive:
+                    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                        raise ValueError("its members are compressed, and torch.save compresses none")
+            with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
+                return dict(named_tensors(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)))
+    except Exception as error:  # damaged files raise half a dozen kinds
+        if isinstance(error, pickle.UnpicklingError) or (kind == ".npy" and "pickle" in str(error)):
+            raise ArtifactError(
+                f"{path}: it holds Python objects, not numbers alone, or is no {kind} file; unpickling them could run "
+                "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
+            ) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{path}: not a whole {kind} file ({reason[0][:300]}): copy it again") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
         # numpy knows no bfloat16 and stores it as two raw bytes
         return {"": torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)}
@@ -163,42 +180,33 @@ def _read_numpy(path: Path) -> dict[str, Tensor]:
     return {"": torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))}
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote, by dotted names; "" is a bare tensor."""
-    read_bytes(path)  # says what is there instead
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise half a dozen kinds
-        raise _unreadable(path, error, ".pt", isinstance(error, pickle.UnpicklingError)) from error
-    return dict(named_tensors(content))
+def named_tensors(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested containers, whatever its shape, with its dotted name.
 
-
-def _unreadable(path: Path, error: Exception, kind: str, holds_objects: bool) -> ArtifactError:
-    if holds_objects:
-        return ArtifactError(
-            f"{path}: it holds Python objects, not numbers alone, or is no {kind} file; unpickling them could run "
-            "code, so they are never opened: in the program that wrote it, save the tensor or array itself"
-        )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return ArtifactError(f"{path}: not a whole {kind} file ({reason[0]}): copy it again")
-
-
-def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested containers, with its dotted name."""
+    Raises ValueError for tensors that are not ordinary ones, and for containers that hold themselves or go too deep.
+    """
     if isinstance(content, Tensor):
+        kind = "meta" if content.is_meta else "quantised" if content.is_quantized else str(content.layout)
+        if kind != "torch.strided":
+            raise ValueError(f"tensor {name or '(unnamed)'} is {kind}, not an ordinary one that holds its numbers")
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():
+            raise ValueError(f"tensor {name or '(unnamed)'} has {content.numel():,} entries, more than the file holds")
         yield name, content.detach()
     elif isinstance(content, Mapping | list | tuple):
+        if depth == MOST_NESTED:
+            raise ValueError(f"its containers are more than {MOST_NESTED} deep, or hold themselves")
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key), depth + 1)
 
 
-Reader = Callable[[Path], dict[str, Tensor]]
-READERS: Mapping[str, tuple[Origin, Reader]] = {
-    ".npy": ("npy", _read_numpy),
-    ".pt": ("pt", _read_torch),
-    ".pth": ("pt", _read_torch),
-    ".bin": ("pt", _read_torch),
-    ".safetensors": ("safetensors", partial(read_tensors, finite=False)),  # whether it is finite is checked later
-}
-FORMATS = f"{', '.join(READERS)} files, PEFT adapter folders and folders of promptprior"
+def _check_array_size(data: bytes) -> None:
+    # Whether an .npy file holds the entries that its header claims, before memory for them is asked for.
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError("an archive of several arrays: save the one array" if data[:2] == b"PK" else "no numpy header")
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    claimed, held = prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if min(shape, default=0) < 0 or claimed > held:
+        raise ValueError(f"its header claims {str(shape)[:100]} numbers, {claimed:,} bytes; it holds {held:,}")

@@ -1,6 +1,6 @@
 """A readable page about an artifact folder, for people deciding whether to trust and use it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from promptprior.artifacts import peft_format as peft
@@ -10,10 +10,8 @@ from promptprior.notation import Tensor
 
 
 def inspect_artifact(folder: Path | str) -> str:
-    """What a folder holds: method, backbone, shapes, norms in units of the backbone's scale, tasks, scores.
-
-    Reads and checks everything, without the backbone. Raises ArtifactError as `from_pretrained` does.
-    """
+    """What a folder holds: method, backbone, shapes, norms in units of the backbone's scale, tasks, scores. Reads and
+    checks everything, without the backbone. Raises ArtifactError as `from_pretrained` does."""
     folder = Path(folder)
     if is_foreign(folder):  # PEFT knows no backbone, so norms are absolute
         config, prompt = peft.read_adapter(folder)
@@ -69,13 +67,11 @@ def _value_lines(mapping: Mapping[str, object]) -> list[str]:
     for name, value in pairs:
         texts = [f"{value:.6g}" if isinstance(value, float) else str(value)]
         if isinstance(value, list | tuple) and value and all(isinstance(row, Mapping | list | tuple) for row in value):
-            texts = [_row_text(row) for row in value]
+            texts = [
+                ", ".join(f"{key} {entry}" for key, entry in flat_items(row))
+                if isinstance(row, Mapping)
+                else " ".join(f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in row)
+                for row in value
+            ]
         lines += [f"{'' if i else name:{column}}  {text}" for i, text in enumerate(texts)]
     return lines
-
-
-def _row_text(row: Mapping[str, object] | Sequence[object]) -> str:
-    # A row of a table: names with their values, or numbers side by side.
-    if isinstance(row, Mapping):
-        return ", ".join(f"{name} {value}" for name, value in flat_items(row))
-    return " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row)

@@ -9,12 +9,11 @@ from promptprior.backbone.identity import BackboneCard
 from promptprior.notation import Params
 
 AUTO_CLASS = {False: "AutoModelForCausalLM", True: "AutoModelForSeq2SeqLM"}  # by is_encoder_decoder
+BEFORE_TEXT = "\n```\n\nIt goes before the embeddings of the text, a begin token included."
 READING = {
-    "npy": '```python\nimport numpy\n\nprompt = numpy.load("this-folder/prompt.npy")  # float32 [L, D]\n```\n\n'
-    "It goes before the embeddings of the text, a begin token included.",
+    "npy": '```python\nimport numpy\n\nprompt = numpy.load("this-folder/prompt.npy")  # float32 [L, D]' + BEFORE_TEXT,
     "safetensors": "```python\nfrom safetensors.torch import load_file\n\n"
-    'prompt = load_file("this-folder/prompt.safetensors")["prompt"]  # float32 [L, D]\n```\n\n'
-    "It goes before the embeddings of the text, a begin token included.",
+    'prompt = load_file("this-folder/prompt.safetensors")["prompt"]  # float32 [L, D]' + BEFORE_TEXT,
 }
 OWN_HEAD = "nothing for greedy decoding, and for sampling at high temperature a logit bias that forbids the new ids."
 TIED = "a logit bias that forbids the new ids, always: the head is tied, so their logits are arbitrary."
@@ -22,10 +21,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_card(header: Header, params: Params, is_adapter: bool, exported_as: str | None = None) -> str:
-    """The text of README.md. `is_adapter` says whether PEFT can load the folder.
-
-    `exported_as` is for a prompt beside which no header lies: "peft" or a key of READING.
-    """
+    """The text of README.md. `is_adapter` says whether PEFT can load the folder. `exported_as` is for a prompt beside
+    which no header lies: "peft" or a key of READING."""
     backbone, name, auto = header.backbone, header.kind.capitalize(), AUTO_CLASS[header.backbone.is_encoder_decoder]
     with_promptprior = (
         f'```python\nfrom promptprior import {name}\n\n{header.kind} = {name}.from_pretrained("this-folder")\n```'
@@ -49,7 +46,8 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
         f"`{backbone.name}` ({backbone.architecture}, width {backbone.width}, fingerprint "
         f"`{backbone.fingerprint}`). It works with no other backbone."
     )
-    parts = ["\n".join(front_matter), f"# {_title(header)}", summary, "## Load it", *loading, *_origin_parts(header)]
+    title, sections = _describe(header)
+    parts = ["\n".join(front_matter), f"# {title}", summary, "## Load it", *loading, *sections]
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,8 +71,9 @@ def baked_card(
         "other than transformers ignore `suppress_tokens`: they need " + (TIED if keep_tied else OWN_HEAD),
     ]
     for prompt in baked:
-        parts.append(f"## {prompt.name}: {_title(headers[prompt.name])}, {prompt.length} tokens")
-        parts += [part.replace("## ", "### ", 1) for part in _origin_parts(headers[prompt.name])]
+        title, sections = _describe(headers[prompt.name])
+        parts.append(f"## {prompt.name}: {title}, {prompt.length} tokens")
+        parts += [section.replace("## ", "### ", 1) for section in sections]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,20 +91,17 @@ def flat_items(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{name}", value
 
 
-def _title(header: Header) -> str:
+def _describe(header: Header) -> tuple[str, list[str]]:
+    # A title, and sections: what it was learned from, how good it was, whose terms hold.
     targets = ", ".join(task.name for task in header.tasks if task.role == "target")
-    return f"{header.method} {header.kind} for {targets}" if targets else f"{header.method} {header.kind}"
-
-
-def _origin_parts(header: Header) -> list[str]:
-    # What it was learned from, how good it was, and whose terms hold.
+    title = f"{header.method} {header.kind}" + (f" for {targets}" if targets else "")
     rows = [
         f"| {task.name} | {task.role} | {task.version} | {len(task.example_ids) or 'all of train'} |"
         for task in header.tasks
     ]
     tasks = ["| task | role | version | examples |", "|---|---|---|---|", *rows] if rows else ["None recorded."]
     scores = [f"- {name}: {value}" for name, value in flat_items(header.scores)] or ["None recorded."]
-    return [
+    return title, [
         "## Tasks\n\n" + "\n".join(tasks),
         "## Scores\n\n" + "\n".join(scores),
         "## Licence\n\nThe numbers here were learned from the tasks above and from the backbone: what their "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import shorten
 from promptprior.errors import ArtifactError
 from promptprior.files import read_json, read_tensors, write_json, write_tensors
 from promptprior.notation import Float, Mapping, Params, Tensor
@@ -24,46 +25,37 @@ TASK_TYPES = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}  # by is_encoder_decoder
 def write_adapter(folder: Path, prompt: Float[Tensor, "L D"], backbone: BackboneCard) -> None:
     """Write the two files of a PEFT prompt-tuning adapter."""
     config = {  # every key PEFT writes; it fills in those that are null from the model at load time
-        "auto_mapping": None,
+        **dict.fromkeys(("auto_mapping", "modules_to_save", "num_attention_heads", "num_layers", "peft_version")),
+        **dict.fromkeys(("prompt_tuning_init_text", "revision", "tokenizer_kwargs", "tokenizer_name_or_path")),
         "base_model_name_or_path": backbone.name,
         "inference_mode": True,
-        "modules_to_save": None,
-        "num_attention_heads": None,
-        "num_layers": None,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": prompt.shape[0],
         "peft_type": "PROMPT_TUNING",
-        "peft_version": None,
         "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "revision": None,
         "task_type": TASK_TYPES[backbone.is_encoder_decoder],
         "token_dim": backbone.width,
-        "tokenizer_kwargs": None,
-        "tokenizer_name_or_path": None,
     }
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
     write_tensors(folder / TENSORS_FILE, {TENSOR: prompt})
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
-    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote.
-
-    Raises ArtifactError for adapters that are not one soft prompt, and for pickled weights.
-    """
+    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote. Raises ArtifactError for
+    adapters that are not one soft prompt, and for pickled weights."""
     path = folder / CONFIG_FILE
     config = read_json(path)
     if not isinstance(config, dict) or "peft_type" not in config:
         raise ArtifactError(f"{path}: 'peft_type' is missing; this is not a PEFT adapter")
     if config["peft_type"] not in READABLE:
         raise ArtifactError(
-            f"{path}: peft_type {config['peft_type']!r} cannot be read as a soft prompt; readable are "
+            f"{path}: peft_type {shorten(repr(config['peft_type']))} cannot be read as a soft prompt; readable are "
             f"{', '.join(READABLE)}"
         )
     if config.get("task_type") not in (None, *TASK_TYPES.values()):
         raise ArtifactError(
-            f"{path}: task_type {config['task_type']!r} needs a head that a prompt does not have; readable are "
-            f"{', '.join(TASK_TYPES.values())}"
+            f"{path}: task_type {shorten(repr(config['task_type']))} needs a head that a prompt does not have; "
+            f"readable are {', '.join(TASK_TYPES.values())}"
         )
 
     path = folder / TENSORS_FILE
@@ -79,10 +71,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
             "that also changes the model cannot be read as a prompt"
         )
     prompt, length = tensors[TENSOR], config.get("num_virtual_tokens")
-    if prompt.ndim != 2 or not isinstance(length, int) or prompt.shape[0] not in (length, 2 * length):
+    if not prompt.is_floating_point():
+        raise ArtifactError(f"{path}: {TENSOR!r} holds {prompt.dtype}; expected floating point: copy the folder again")
+    rows = (length, 2 * length) if type(length) is int else ()  # zero_shot has a prompt of no rows
+    if prompt.ndim != 2 or prompt.shape[0] not in rows:
         raise ArtifactError(
             f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
-            f"width] with the {length} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
+            f"width] with the {shorten(length)} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
         )
     return config, prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
 
@@ -114,9 +109,8 @@ def write_lora(folder: Path, weights: Params, settings: Mapping[str, object], ba
         "task_type": TASK_TYPES[backbone.is_encoder_decoder],
     }
     write_json(folder / CONFIG_FILE, config)
-    write_tensors(
-        folder / TENSORS_FILE, {LORA_PREFIX + n.replace(ADAPTER, ""): value[0] for n, value in weights.items()}
-    )
+    tensors = {LORA_PREFIX + name.replace(ADAPTER, ""): value[0] for name, value in weights.items()}
+    write_tensors(folder / TENSORS_FILE, tensors)
 
 
 def read_lora(folder: Path) -> Params:

@@ -85,18 +85,11 @@ def write_baked(
         settings = folder / "tokenizer_config.json"
         write_json(settings, {**read_json(settings), "add_bos_token": False})
     written = load_frozen(str(folder), dtype, str(frozen.device))
-    baked = tuple(_describe(frozen, written, name, prompt) for name, prompt in prompts.items())
-    for description, prompt in zip(baked, prompts.values(), strict=True):
-        _check_logits(frozen, written, description, prompt)
-    return baked
+    return tuple(_check_baked(frozen, written, name, prompt) for name, prompt in prompts.items())
 
 
 def token(name: str, number: int) -> str:
-    """The token of one vector of a prompt.
-
-    >>> token("sst2", 0)
-    '<prompt:sst2:0>'
-    """
+    """The token of one vector of a prompt."""
     return f"<prompt:{name}:{number}>"
 
 
@@ -187,53 +180,45 @@ def embedding_factor(model: PreTrainedModel) -> float:
     return float((read.double() * table.double()).sum() / table.double().square().sum())
 
 
-def _describe(frozen: Frozen, written: Frozen, name: str, prompt: Float[Tensor, "L D"]) -> BakedPrompt:
-    """How to write a baked prompt. Raises ArtifactError when no string gives its tokens before every text."""
+@torch.no_grad()
+def _check_baked(frozen: Frozen, written: Frozen, name: str, prompt: Float[Tensor, "L D"]) -> BakedPrompt:
+    """How to write a baked prompt. Raises ArtifactError when no string gives its tokens before every text, and unless
+    text in the new model gives the logits of vectors in the old one."""
     begin, _ = frame(frozen.tokenizer)
     tokens = [token(name, i) for i in range(len(prompt))]
     ids = [*written.tokenizer.convert_tokens_to_ids(tokens), *begin]
+    wanted = [[*ids, *frozen.tokenizer(probe).input_ids[len(begin) :]] for probe in PROBES]
     bare = "".join([*tokens, *frozen.tokenizer.convert_ids_to_tokens(begin)])
-    for text in (bare, bare + " "):  # some tokenizers need a space where a text's first word begins
-        if all(same_tokens(frozen, written, text, ids, probe) for probe in PROBES):
-            read = written.embed(torch.tensor(ids[: len(prompt)])).to(prompt)
-            rounding = float((read - prompt).abs().max()) / frozen.card.scale
-            return BakedPrompt(name, text, tuple(ids), len(prompt), rounding)
-    raise ArtifactError(
-        f"the tokenizer of {frozen.card.name} reads a text after special tokens otherwise than alone, so no string "
-        "gives the tokens this prompt was trained before: export as peft or npy instead"
-    )
+    strings = (bare, bare + " ")  # some tokenizers need a space where a text's first word begins
+    fitting = (s for s in strings if [written.tokenizer(s + probe).input_ids for probe in PROBES] == wanted)
+    if (text := next(fitting, None)) is None:
+        raise ArtifactError(
+            f"the tokenizer of {frozen.card.name} reads a text after special tokens otherwise than alone, so no string "
+            "gives the tokens this prompt was trained before: export as peft or npy instead"
+        )
 
-
-def same_tokens(frozen: Frozen, written: Frozen, text: str, ids: Sequence[int], probe: str) -> bool:
-    """Whether the prompt's string and a text become the prompt's tokens and the text's own."""
-    begin, _ = frame(frozen.tokenizer)
-    return written.tokenizer(text + probe).input_ids == [*ids, *frozen.tokenizer(probe).input_ids[len(begin) :]]
-
-
-@torch.no_grad()
-def _check_logits(frozen: Frozen, written: Frozen, baked: BakedPrompt, prompt: Float[Tensor, "L D"]) -> None:
-    """Raise ArtifactError unless text in the new model gives the logits of vectors in the old one."""
-    ids = torch.tensor([frozen.tokenizer(PROBES[0]).input_ids], device=frozen.device)
-    embeds = torch.cat([prompt.to(frozen.device, frozen.dtype)[None], frozen.embed(ids)], dim=1)
-    text_ids = torch.tensor([written.tokenizer(baked.text + PROBES[0]).input_ids], device=frozen.device)
+    text_ids = torch.tensor([frozen.tokenizer(PROBES[0]).input_ids], device=frozen.device)
+    embeds = torch.cat([prompt.to(frozen.device, frozen.dtype)[None], frozen.embed(text_ids)], dim=1)
     decoder = {}
     if frozen.card.is_encoder_decoder:
         start = [[frozen.model.config.decoder_start_token_id]]
         decoder["decoder_input_ids"] = torch.tensor(start, device=frozen.device)
     old = frozen.model(inputs_embeds=embeds, **decoder).logits[0, -1].float()
-    new = written.model(input_ids=text_ids, **decoder).logits[0, -1].float()
+    new = written.model(input_ids=torch.tensor(wanted[:1], device=frozen.device), **decoder).logits[0, -1].float()
     difference = float((new[: len(old)] - old).abs().max() / old.abs().max())
     allowed = max(TOLERANCE, torch.finfo(frozen.dtype).eps ** 0.5)
     if not difference <= allowed:
         raise ArtifactError(
-            f"baked into {frozen.card.name}, prompt {baked.name!r} gives logits that differ by {difference:.2g} of "
+            f"baked into {frozen.card.name}, prompt {name!r} gives logits that differ by {difference:.2g} of "
             f"the largest (allowed {allowed:.2g}): {frozen.card.architecture} does more with ids than to look them "
             "up; export as peft or npy instead"
         )
+    read = written.embed(torch.tensor(ids[: len(prompt)])).to(prompt)
+    rounding = float((read - prompt).abs().max()) / frozen.card.scale
+    return BakedPrompt(name, text, tuple(ids), len(prompt), rounding)
 
 
 def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
-    config = AutoConfig.from_pretrained(model_folder(name))
-    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    dtype = str(AutoConfig.from_pretrained(model_folder(name)).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else "float32"

@@ -4,38 +4,22 @@ Rows are independent given the prompts, so each process computes its own texts, 
 (`promptprior.processes`). Every process then makes the same update that a single one would make.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 
-from promptprior.backbone.frozen import Frozen
 from promptprior.notation import Int, Tensor
 from promptprior.processes import process_rank, processes
 from promptprior.tasks.sampling.batch import Batch
 
-MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 Result = TypeVar("Result")
 
 
-def token_budget(frozen: Frozen, kept: int, recompute: bool = False) -> int:
-    """How many tokens fit into a share of the free memory, where each layer keeps `kept` numbers of one."""
-    layers = frozen.model.config.get_text_config().num_hidden_layers
-    entries = kept + layers * frozen.card.width if recompute else kept * layers
-    if frozen.device.type == "cuda":
-        free_bytes = torch.cuda.mem_get_info(frozen.device)[0]
-    else:
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(256, int(MEMORY_SHARE * free_bytes / (entries * frozen.dtype.itemsize)))
-
-
 def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
-    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again.
-
-    Says so once per piece. Raises what `run` raised when a single text does not fit.
-    """
+    """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again. Says so once per
+    piece. Raises what `run` raised when a single text does not fit."""
     for piece in pieces:
         try:
             result = run(piece)
@@ -44,10 +28,7 @@ def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iter
             memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
             if piece.texts == 1 or not memory:
                 raise
-            fits = False
         else:
-            fits = True
-        if fits:
             yield result
             continue
         # Outside of `except`: the error's traceback would hold on to what the failed piece computed

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.engine import Backbone
-from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -24,19 +23,10 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
     return reader, [module for module in reader.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def check_layers(backbone: Backbone, layers: int) -> None:
-    """Raise SpecError for a number of layers that the model does not have."""
-    most = len(layers_of(backbone.frozen.model)[1]) if layers else 0
-    if not 0 <= layers <= most:
-        raise SpecError(f"query layers {layers} (--options.query-layers): expected 0 to {most} ({backbone.card.name})")
-
-
 @torch.no_grad()
 def first_states(backbone: Backbone, batch: Batch, layers: int) -> Float[Tensor, "X T D"]:
     """What each text by itself is after the first `layers` layers, before any final norm; 0: its word embeddings.
-
-    Entries behind a text's end mean nothing. Its share of the model's layers is added to the backbone's meter.
-    """
+    Entries behind a text's end mean nothing. Its share of the model's layers is added to the backbone's meter."""
     words = backbone.frozen.embed(batch.text_ids)
     if layers == 0 or words.shape[1] == 0:
         return words

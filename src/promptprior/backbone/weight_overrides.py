@@ -15,11 +15,12 @@ import torch
 from torch.func import functional_call
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.forward.dispatch import States, candidates, disagreement, route_losses
+from promptprior.backbone.forward.dispatch import States, candidates, disagreement
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
+from promptprior.backbone.kernels.lm_head import state_losses
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -31,20 +32,17 @@ Which = Literal["vectors", "biases"]
 Answer = TypeVar("Answer")
 
 
-class FunctionalCall(torch.nn.Sequential):
+class _FunctionalCall(torch.nn.Sequential):
     """A module whose forward pass is any function, so that torch can replace the weights of the model inside it."""
 
     def forward(self, function: Callable[[], Answer]) -> Answer:
-        """Call it."""
         return function()
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedModel:
-    """A backbone under other weights. `start` are those weights as they stand, in what they are computed in.
-
-    No prompt is read: texts stand by themselves, as for zero_shot. Work is counted by the backbone's own meter.
-    """
+    """A backbone under other weights. `start` are those weights as they stand, in what they are computed in. No prompt
+    is read: texts stand by themselves, as for zero_shot. Work is counted by the backbone's own meter."""
 
     backbone: Backbone
     frozen: Frozen
@@ -54,42 +52,35 @@ class WeightedModel:
 
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
-        frozen, states = self.frozen, self.states
-        losses = self._pieces(weights, batch, lambda prompt, piece: route_losses(frozen, states, prompt, piece))
+        model, frozen, states = self.frozen.model, self.frozen, self.states
+        losses = self._each_piece(weights, batch, lambda p, piece: state_losses(model, states(frozen, p, piece), piece))
         return torch.cat(losses)
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
-        texts = self._pieces(weights, batch, lambda prompt, piece: generate_texts(self.frozen, prompt, piece, options))
+        texts = self._each_piece(weights, batch, lambda p, piece: generate_texts(self.frozen, p, piece, options))
         return [text for piece in texts for text in piece]
 
-    def _pieces(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
-        """What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights."""
+    def _each_piece(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
+        # What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights
         shape = (1, 0, self.backbone.width)
         no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
-        batch = batch.reading(torch.zeros_like(batch.prompt_index))
-
-        def each_piece() -> list[Answer]:
-            answers = []
-            for piece in self.backbone.split(batch, 0):
-                self.backbone.meter.count(piece, 0)
-                answers.append(compute(no_prompt, piece))
-            return answers
-
-        return self.call_with(weights, each_piece)
+        pieces = list(self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), 0))
+        answers = self.call_with(weights, lambda: [compute(no_prompt, piece) for piece in pieces])
+        for piece in pieces:
+            self.backbone.meter.count(piece, 0)
+        return answers
 
     def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
         """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""
         named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
-        return functional_call(FunctionalCall(self.frozen.model), named, (function,))
+        return functional_call(_FunctionalCall(self.frozen.model), named, (function,))
 
 
 def own_weights_model(backbone: Backbone, which: Which) -> WeightedModel:
-    """The backbone under other biases, or all other vectors: biases and the scales of norms.
-
-    Raises SpecError for biases of a model without any.
-    """
+    """The backbone under other biases, or all other vectors: biases and the scales of norms. Raises SpecError for
+    biases of a model without any."""
     frozen = backbone.frozen
     start = {
         name: weight.detach()
@@ -133,10 +124,8 @@ def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[st
 
 
 def lora_start(model: WeightedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU.
-
-    A is uniform within one over the square root of its input, B zero.
-    """
+    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU. A is uniform within one over the square root
+    of its input, B zero."""
     start = {}
     for name, weight in model.start.items():
         drawn = torch.zeros(weight.shape, dtype=weight.dtype)

@@ -1,16 +1,20 @@
 """What several verbs build from their settings before they call the library."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from promptprior.artifacts.artifact import is_foreign
-from promptprior.artifacts.header import HEADER_FILE, Header, read_header
+from promptprior.artifacts.header import HEADER_FILE, Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
+from promptprior.backbone.engine import Meter
 from promptprior.compare.cost_estimate import tokens_per_second
 from promptprior.compare.plan import load_backbone
-from promptprior.compare.progress import duration, watch_steps
-from promptprior.errors import ArtifactError
+from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr, watch_steps
+from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.tasks import Task
+from promptprior.tasks.loading.check import conflicts
+from promptprior.tasks.sampling.batch import Batch
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 
@@ -32,6 +36,15 @@ def artifact_folder(path: Path) -> Path:
     return inside if not (path / HEADER_FILE).exists() and (inside / HEADER_FILE).exists() else path
 
 
+def holds_own(folder: Path, kind: Kind) -> bool:
+    """Whether a folder holds a prior that `fit` wrote, or a prompt that `adapt` wrote and not `import`."""
+    try:
+        header = read_header(folder)[0]
+    except ArtifactError:
+        return False
+    return header.kind == kind and header.origin == "promptprior"
+
+
 def header_at(given: Mapping[str, object], key: str) -> Header | None:
     """The header of the artifact that a setting names; none for PEFT's folders, which have no header."""
     if given.get(key) is None:
@@ -42,4 +55,59 @@ def header_at(given: Mapping[str, object], key: str) -> Header | None:
     return None if is_foreign(folder) else read_header(folder)[0]
 
 
-__all__ = ["artifact_folder", "cost_line", "header_at", "load_backbone", "watcher"]
+def warn_of_conflicts(tasks: Iterable[Task]) -> None:
+    """Say, on stderr, of each task where one text has two different answers."""
+    for task in tasks:
+        for line in conflicts(task):
+            say_to_stderr(f"warning: task {task.name}: {line}")
+
+
+def target_of_prompt(prompt: Path, data: Path | None) -> tuple[str, TaskCard]:
+    """What loads the task that a prompt was adapted to, and what the prompt remembers of it.
+
+    That is a task folder of its name in `data`, else the file or folder that it was loaded from, else its name. Raises
+    SpecError where the prompt names no task, DataError where its file or folder has gone.
+    """
+    header = header_at({"prompt": prompt}, "prompt")
+    cards = [card for card in header.tasks if card.role == "target"] if header is not None else []
+    if not cards:
+        raise SpecError(f"target (--target) is missing: {prompt} does not say which task it is for; name the task")
+    card = cards[0]
+    if not card.path or (data is not None and (data / card.name).is_dir()):
+        return card.name, card
+    if not Path(card.path).exists():
+        raise DataError(
+            f"{prompt} was adapted to task {card.name!r} of {card.path}, which is not there any more: say where it is "
+            "(--target FILE)"
+        )
+    return card.path, card
+
+
+class ProgressMeter(Meter):
+    """A backbone's meter that shows how many of `total` texts it has read."""
+
+    def __init__(self, label: str, total: int) -> None:
+        super().__init__()
+        self.label, self.total, self.texts = label, max(total, 1), 0
+        self.display = ProgressDisplay(say_to_stderr)
+
+    def count(self, batch: Batch, length: int) -> None:
+        """Add one chunk, and show how far the work is."""
+        super().count(batch, length)
+        self.texts += batch.texts
+        share = min(1.0, self.texts / self.total)
+        left = duration((time.monotonic() - self.display.start) * (1 - share) / share)
+        self.display.show(f"{100 * share:3.0f}% {self.label} · {left} left", (self.label, share))
+
+
+__all__ = [
+    "ProgressMeter",
+    "artifact_folder",
+    "cost_line",
+    "header_at",
+    "holds_own",
+    "load_backbone",
+    "target_of_prompt",
+    "warn_of_conflicts",
+    "watcher",
+]

@@ -16,28 +16,66 @@ from promptprior.errors import PromptpriorError, SpecError, unknown_name
 from promptprior.interruptions import raise_if_interrupted
 
 FAILED = 2
+LONGEST_MESSAGE = 3000  # characters
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0, or 2 for an error that the user can mend."""
+    """Run one command line and return its exit code.
+
+    0; 1 where a comparison has cells that failed; 2 for an error that the user can mend.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    if sys.stdout is None:  # the next file that is opened would be taken for it
+        print("promptprior: standard output is closed; send it to a file or /dev/null", file=sys.stderr)
+        return FAILED
+    start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C knows few letters
     try:
-        run(words)
+        code = run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         raise_if_interrupted()  # an interrupted import may end in any error
         if "--debug" in words:
             traceback.print_exc()
-        start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
-        print(f"{start}promptprior: {error}", file=sys.stderr)
+        print(f"{start}promptprior: {printable(str(error))}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    except (OSError, MemoryError, RuntimeError) as error:  # the last resort: whoever wants a path or memory says more
+        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+        raise_if_interrupted()
+        if isinstance(error, RuntimeError) and not is_memory:
+            raise
+        if "--debug" in words:
+            traceback.print_exc()
+        reason = "memory is used up; lower the batch size, the prompt length or the method's sizes"
+        if isinstance(error, OSError):
+            reason = f"{error.filename or 'what was printed'}: {error.strerror or error}; check the path and the disk"
+        print(f"{start}promptprior: {reason}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return FAILED
+    return code or 0
 
 
-def run(words: Sequence[str]) -> None:
-    """Show help or run a verb."""
+def printable(message: str) -> str:
+    """A message without control characters, and no longer than a screen: it may quote what a stranger wrote."""
+    if len(message) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
+
+
+def run(words: Sequence[str]) -> int | None:
+    """Show help or run a verb; returns what the verb does."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(f"{ascii(word)[:200]} is not UTF-8; expected words of text") from error
     first, *others = words or ["--help"]
     if first == "--version":
         from importlib.metadata import version
@@ -51,6 +89,7 @@ def run(words: Sequence[str]) -> None:
     if {"-h", "--help"} & set(others):
         return print(verb_help(verb))
     plan, common = read_settings(verb, others)
+    check_outputs(verb, plan)
     with all_processes(verb):
         return verb.run(plan, common.dry_run)
 
@@ -94,13 +133,42 @@ def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
     return from_mapping(verb.settings, given, where, flags="--"), common
 
 
+LONGEST_NAME = 200  # bytes; files beside it have longer names
+
+
+def check_outputs(verb: Verb, plan: Any) -> None:
+    """Raise SpecError for an output whose name cannot be written, before any work."""
+    for name in ("output", "markdown", "csv", "tensorboard"):
+        path = getattr(plan, name, None)
+        if not isinstance(path, Path):
+            continue
+        what = f"{str(path)[:200]!r} (--{name})"
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise SpecError(f"{what}: a name of {len(path.name)} characters; expected at most {LONGEST_NAME} bytes")
+        try:
+            stands = path.resolve()
+            above = next(folder for folder in stands.parents if folder.exists())
+        except (OSError, ValueError, StopIteration) as error:  # too long, NUL, links in a circle, the root itself
+            reason = getattr(error, "strerror", None) or str(error) or "the root of all folders"
+            raise SpecError(f"{what}: {reason}; choose another folder") from error
+        if path.name in ("", "..") and not (verb.name in ("compare", "fit") and path.name == ""):
+            raise SpecError(f"{what}: expected the name of what is to be written; this is a folder that stands")
+        if not above.is_dir():
+            raise SpecError(f"{what}: {above} is a file; expected a folder that it can be written in")
+        if not os.access(above, os.W_OK):
+            raise SpecError(f"{what}: {above} may not be written; choose another folder")
+
+
 @contextmanager
 def all_processes(verb: Verb) -> Iterator[None]:
     """Work with the other processes of this job, if torchrun or accelerate started some; only the first one prints.
 
     Raises SpecError for a verb whose work is not split.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "") or "1"
+    if not size.isdecimal() or int(size) == 0:
+        raise SpecError(f"WORLD_SIZE is {size!r}; expected a number of processes, 1 or more: unset it")
+    processes = int(size)
     if processes == 1:
         yield
         return
@@ -108,6 +176,14 @@ def all_processes(verb: Verb) -> Iterator[None]:
         raise SpecError(
             f"{verb.name} runs in one process, and this job has {processes} (WORLD_SIZE): start it without torchrun or "
             "accelerate; fit, adapt, evaluate and predict can be split"
+        )
+    unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    rank = os.environ.get("RANK", "")
+    if unset or not rank.isdecimal() or int(rank) >= processes:
+        wrong = f"{', '.join(unset)} missing" if unset else f"RANK is {rank!r}"
+        raise SpecError(
+            f"WORLD_SIZE is {processes} and {wrong}: start all processes by torchrun or accelerate, which set them, or "
+            "unset WORLD_SIZE"
         )
     from promptprior.processes import is_first, process_group
 

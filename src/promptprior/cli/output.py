@@ -1,23 +1,8 @@
-"""What verbs print, and the settings they keep beside what they write. Needs no torch."""
+"""What verbs print. Needs no torch."""
 
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from promptprior.config.mapping import dump_yaml
-from promptprior.files import write_text
-
-
-def save_plan(plan: Any, path: Path) -> None:
-    """Write the resolved settings of a verb as a plan file that can be given back to the command."""
-    write_text(path, dump_yaml(plan))
-
-
-def plan_beside(output: Path) -> Path:
-    """Where the plan of an output that is one file or artifact is kept."""
-    return output.with_name(f"{output.name}.plan.yaml")
 
 
 def command_line() -> str:
@@ -37,7 +22,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def score_lines(scores: Mapping[str, float]) -> str:
-    """Scores by name, a line each."""
+def score_lines(scores: Mapping[str, float], of: str = "") -> str:
+    """Scores by name, a line each; `of` says what they are means of."""
     width = max(map(len, scores), default=0)
-    return "\n".join(f"{name:{width}}  {value:.4f}" for name, value in scores.items())
+    return "\n".join(f"{name:{width}}  {value:.4f}  {of}".rstrip() for name, value in scores.items())

@@ -19,6 +19,7 @@ BACKBONE = "Hub id, folder, .gguf file, or smollm2"
 DTYPE = "auto, float32, bfloat16, float16 or float64"
 DEVICE = "cuda, cpu, …; by default the first GPU, else the CPU"
 TENSORBOARD = "folder for TensorBoard logs of every step (needs tensorboard)"
+FORCE = "replace what this command did not write itself; what it reads is never replaced"
 OPTIONS = {"help": "options of the method itself: --options.retrieval weighted (promptprior methods show NAME)"}
 
 VERBS: Mapping[str, tuple[str, str]] = {
@@ -41,14 +42,14 @@ VERBS: Mapping[str, tuple[str, str]] = {
 class Verb:
     """A verb. `positional` names the settings that may be given without a flag, or PLAN_FILE.
 
-    `run` gets the settings and whether to only say what it would do; `defaults` completes what was given, from the
-    artifact that the settings name. `is_parallel`: whether torchrun may start it in several processes.
-    `presets` is a folder of plan files that `--preset` names.
+    `run` gets the settings and whether to only say what it would do, and may return an exit code; `defaults` completes
+    what was given, from the artifact that the settings name. `is_parallel`: whether torchrun may start it in several
+    processes. `presets` is a folder of plan files that `--preset` names.
     """
 
     name: str
     settings: type[Config]
-    run: Callable[[Any, bool], None]
+    run: Callable[[Any, bool], int | None]
     example: str
     positional: tuple[str, ...] = (PLAN_FILE,)
     defaults: Callable[[Mapping[str, object]], dict[str, object]] = dict

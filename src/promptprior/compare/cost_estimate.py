@@ -1,7 +1,8 @@
 """What work will cost before it runs: tokens of a stage, and seconds from a quick measurement.
 
-A token that is trained on counts 1, one that is only scored SCORED. Texts are counted by their tokens, without the
-prompts that all texts of a copy share.
+A token that is read with a gradient counts 1, without one SCORED, in a Hessian product SECOND_ORDER. What a method
+multiplies is its own to say (methods/contract.py: `source_passes` and its like). Demonstrations are taken to fit the
+context, and texts that are generated are not counted.
 """
 
 import time
@@ -12,30 +13,38 @@ from statistics import mean
 
 import torch
 
-from promptprior.backbone import Backbone, training_tokens
-from promptprior.config.training import Settings, Training
+from promptprior.backbone import Backbone, ranking_tokens, training_tokens
+from promptprior.config.training import Settings
+from promptprior.cost import SCORED
 from promptprior.methods import Method
 from promptprior.tasks import Task, collate
 
-SCORED = 0.4  # measured: forward without gradient over forward and backward, SmolLM2 on two cores
 SAMPLE = 30  # examples whose length is measured
 
 
-def text_tokens(backbone: Backbone, task: Task) -> float:
-    """Mean tokens of a task's texts with their answers, from the first few."""
-    return mean(map(len, training_tokens(backbone, task, task.split("train")[:SAMPLE])))
+def text_tokens(backbone: Backbone, tasks: Sequence[Task]) -> float:
+    """Mean tokens of tasks' texts with their answers, from the first few of each."""
+    return mean(mean(map(len, training_tokens(backbone, t, t.split("train")[:SAMPLE]))) for t in tasks)
 
 
-def source_cost(backbone: Backbone, sources: Sequence[Task], stage: Training, length: int) -> float:
-    """Tokens of training a prompt on sources as `multitask` does; a method's `source_passes` multiply them."""
-    return stage.steps * (stage.batch_size * mean(text_tokens(backbone, s) for s in sources) + length)
+def source_cost(method: Method, tokens: float, sources: int, settings: Settings) -> float:
+    """Tokens of a method's source stage, on so many sources whose texts have so many tokens on average."""
+    stage = method.source_recipe()
+    texts = stage.source_texts(settings, sources)
+    step = texts * tokens + stage.prompt_tokens(settings, texts, sources)
+    return stage.source_passes(settings) * settings.source.steps * step
 
 
 @dataclass(frozen=True)
 class TargetSize:
-    """What an estimate needs to know of a target: mean tokens of a text with its answer, and examples per class."""
+    """What an estimate needs to know of a target.
+
+    Mean tokens of a text with its answer, as training reads it; with all its choices, as ranking does; and the number
+    of training examples of each class.
+    """
 
     text_tokens: float
+    ranked_tokens: float
     class_sizes: tuple[int, ...]
 
 
@@ -44,18 +53,17 @@ def target_size(backbone: Backbone, task: Task) -> TargetSize:
     examples = task.split("train")
     has_classes = task.is_choice and len({e.choices for e in examples[:50]}) == 1
     class_sizes = Counter(e.label for e in examples).values() if has_classes else [len(examples)]
-    return TargetSize(text_tokens(backbone, task), tuple(class_sizes))
+    encode = ranking_tokens if task.is_choice else training_tokens
+    ranked = mean(map(len, encode(backbone, task, examples[:SAMPLE])))
+    return TargetSize(text_tokens(backbone, [task]), ranked, tuple(class_sizes))
 
 
 def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings, tested: int) -> float:
-    """Tokens of adapting a method to k shots of a target, if it uses any, and of testing on so many examples.
+    """Tokens of adapting a method to k shots of a target, and of testing on so many examples.
 
     Shots are counted as a k-shot draw would be, and not drawn: k of each class for training and k for dev, as far as
     there are so many, and of dev at most `dev_limit` in all.
     """
-    stage, testing = settings.target, SCORED * tested * target.text_tokens
-    if not method.uses_shots:
-        return testing
     train = dev = 0
     for size in target.class_sizes:
         half = min(k, size // 2)
@@ -64,12 +72,22 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         else:
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
             train, dev = train + min(k, size - dev_half), dev + dev_half
+
+    def scored(texts: float) -> float:
+        shown = train * target.text_tokens if method.uses_shots and not method.trains else 0.0  # demonstrations
+        prompts = method.prompt_tokens(settings, texts) if method.trains else shown
+        return SCORED * (texts * target.ranked_tokens + prompts) if texts else 0.0
+
+    stage, testing = settings.target, method.answering_prompts() * scored(tested)
     if not method.trains:
-        return SCORED * (train + dev) * target.text_tokens + testing
-    dev_evaluations = 2 + (stage.steps // stage.eval_every if stage.eval_every else 0)
-    training = stage.steps * (min(stage.batch_size, train) * target.text_tokens + settings.length)
+        return scored(dev) + testing
+    asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
+    asked |= set(range(0, stage.steps, stage.eval_every)) if stage.eval_every else set()
+    texts = min(stage.batch_size, train)
+    step = texts * target.text_tokens + method.prompt_tokens(settings, texts)
     copies = method.adaptation_copies(settings) * len(stage.learning_rates)
-    return copies * (training + SCORED * dev_evaluations * dev * target.text_tokens) + testing
+    before = method.steps_before(settings) * step
+    return before + copies * (stage.steps * step + len(asked) * scored(dev)) + testing
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

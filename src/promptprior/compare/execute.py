@@ -13,9 +13,9 @@ from promptprior.backbone import BackboneCard
 from promptprior.compare.plan import Cell
 from promptprior.compare.progress import step_text
 from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Work, WorkerContext, prior_folder
-from promptprior.config.mapping import to_mapping
+from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.cost import Cost
-from promptprior.errors import DiskError, PromptpriorError
+from promptprior.errors import ArtifactError, DiskError, PromptpriorError, SpecError
 from promptprior.files import read_json
 from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
@@ -192,4 +192,12 @@ def load_prior(folder: Path | None, backbone: BackboneCard) -> FittedPrior | Non
     """A prior that was saved; None for none. Raises ArtifactError when it is damaged or of another backbone."""
     if folder is None:
         return None
-    return FittedPrior(Prior.from_pretrained(folder / "prior", backbone), Cost(**read_json(folder / PRIOR_COST)))
+    file = folder / PRIOR_COST
+    recorded = read_json(file)
+    if not isinstance(recorded, dict) or recorded.keys() != Cost.__dataclass_fields__.keys():
+        raise ArtifactError(f"{file}: expected seconds, rows and tokens; delete {folder} to fit this prior again")
+    try:
+        cost = from_mapping(Cost, recorded, str(file))
+    except SpecError as error:
+        raise ArtifactError(f"{error}; delete {folder} to fit this prior again") from error
+    return FittedPrior(Prior.from_pretrained(folder / "prior", backbone), cost)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.config.choices import Shared
-from promptprior.config.mapping import stable_hash
-from promptprior.config.training import Settings, setting
+from promptprior.config.mapping import check_bounds, stable_hash
+from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
 from promptprior.interruptions import raise_if_interrupted
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
+STEPS = "--target.steps, with dev asked after each third of them (--target.eval-every) unless it is 0"
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 
@@ -34,11 +35,16 @@ class Plan:
     methods: tuple[str, ...] = setting(("zero_shot", "prompt_tuning", "multitask", "spot"), "methods to compare")
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")
     targets: tuple[str, ...] = setting((), "target tasks: names, files or folders")
-    shots: tuple[int, ...] = setting((16,), "examples per class to learn from, and as many again for dev")
-    seeds: tuple[int, ...] = setting((13, 21, 42), "seeds: each its own draw of shots, start and batches")
+    shots: tuple[int, ...] = setting(
+        (16,), "examples per class to learn from, and as many again for dev", **SHOT_BOUNDS
+    )
+    seeds: tuple[int, ...] = setting(
+        (13, 21, 42), "seeds: each its own draw of shots, start and batches", **SEED_BOUNDS
+    )
     source_seed: int | None = setting(
         None,
         "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each",
+        **SEED_BOUNDS,
     )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
     partition: str | None = setting(None, "named partition that sources and targets come from unless they are given")
@@ -49,50 +55,47 @@ class Plan:
     device: str | None = setting(None, "cuda, cpu, …; by default the first GPU, else the CPU")
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps of the source and the target stage")
-    test_limit: int | None = setting(None, "at most this many test examples per target")
-    train_limit: int | None = setting(None, "at most this many training examples per source")
+    steps: int | None = setting(None, f"{STEPS}; the source stage has as many", **STEP_BOUNDS)
+    test_limit: int | None = setting(None, "at most this many test examples per target", **LIMIT_BOUNDS)
+    train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
     cells_per_run: int = setting(
-        32, "at most this many cells of a method and seed adapt as copies of one run", formerly="together"
+        32,
+        "at most this many cells of a method and seed adapt as copies of one run",
+        formerly="together",
+        least=1,
+        most=10**6,
     )
-    retries: int = setting(1, "times that failed work is tried again before its cells count as failed")
+    retries: int = setting(
+        1, "times that failed work is tried again before its cells count as failed", least=0, most=1000
+    )
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
     engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
     address: str | None = setting(None, "of the Ray cluster; by default one of this machine, started if there is none")
-    ray_cpus: float = setting(1.0, "CPU cores, and threads, of each worker of --engine ray")
-    ray_gpus: float = setting(0.0, "GPUs of each worker of --engine ray; 0.5 puts two workers on each")
+    ray_cpus: float = setting(1.0, "CPU cores, and threads, of each worker of --engine ray", above=0, most=10**4)
+    ray_gpus: float = setting(
+        0.0, "GPUs of each worker of --engine ray; 0.5 puts two workers on each", least=0, most=10**4
+    )
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"help": "options of single methods: --options.spot.retrieval weighted"}
     )
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         for name in ("methods", "targets", "shots", "seeds"):
             values = getattr(self, name)
             if not values:
                 raise SpecError(f"{name} (--{name}) is empty: a comparison needs at least one")
             if len(set(values)) < len(values):
                 raise SpecError(f"{name} (--{name}) names something twice: {', '.join(map(str, values))}")
-        if min(self.shots) < 1:
-            raise SpecError(f"shots (--shots) must be at least 1; got {min(self.shots)}")
         on_both_sides = sorted(set(self.sources) & set(self.targets))
         if on_both_sides:
             names = ", ".join(on_both_sides)
             raise SpecError(f"{names} (--sources, --targets): a target cannot be among its own sources")
         if self.source_seed not in (None, *self.seeds):
             raise SpecError(f"source seed {self.source_seed} (--source-seed): expected one of --seeds {self.seeds}")
-        if self.cells_per_run < 1 or self.retries < 0:
-            raise SpecError(
-                f"cells per run {self.cells_per_run}, retries {self.retries} (--cells-per-run, --retries): expected at "
-                "least 1 and 0"
-            )
-        if self.ray_cpus <= 0 or self.ray_gpus < 0:
-            raise SpecError(
-                f"a worker with {self.ray_cpus:g} CPU and {self.ray_gpus:g} GPU (--ray-cpus, --ray-gpus): expected "
-                "more than 0 and at least 0"
-            )
         self.make_methods()
 
     def make_methods(self) -> "list[Method]":
@@ -138,6 +141,11 @@ def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None
     with quiet_loading():
         backbone = load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
     raise_if_interrupted()
+    length, context = getattr(getattr(plan, "settings", None), "length", 0), backbone.frozen.context
+    if context is not None and length >= context:
+        raise SpecError(
+            f"prompt length {length} (--length): {plan.backbone} reads {context} tokens, the text among them"
+        )
     return backbone
 
 
@@ -170,6 +178,7 @@ def unserved(plan: Plan, tasks: Tasks) -> list[str]:
 def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     """All cells of a plan, seeds outermost, so that a half-done comparison is a fair one; without `unserved` ones."""
     from promptprior.methods.shared.source_prompts import prior_origin
+    from promptprior.tasks.metrics import direction_mark
 
     cells_by_key: dict[str, Cell] = {}
     methods = [(method, prior_origin(method, tasks.sources)) for method in plan.make_methods()]
@@ -194,6 +203,7 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
             plan.test_limit,
             *draw,
         ]
+        identity += direction_mark(target)
         if plan.compile:
             identity.append("compiled")
         if method.trains_targets_jointly:

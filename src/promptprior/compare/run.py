@@ -7,9 +7,10 @@ only when its results are on disk.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from promptprior.artifacts.header import HEADER_FILE
@@ -33,23 +34,41 @@ from promptprior.compare.schedule import (
     remaining_work,
     work_folder,
 )
-from promptprior.config.mapping import dump_yaml
+from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.errors import DiskError, SpecError
-from promptprior.files import append_lines, check_room, claimed, write_json, write_text
+from promptprior.files import append_lines, check_room, claimed, write_json
+from promptprior.preflight import check_lengths, check_metrics, check_start
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, load_task
+from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.task import normalised
 from promptprior.watch import tensorboard
 
-RESULTS = "results.jsonl"
+RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
 ROW_BYTES = 16_384  # roughly, of a cell's row, and of its prompt's header and card
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
 
+@dataclass(frozen=True)
+class ComparisonOutcome:
+    """The report of a comparison, how many cells it has, and the errors of those that failed."""
+
+    page: Path
+    cells: int
+    errors: tuple[str, ...]
+
+
 def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = "") -> Path:
-    """Run what is missing of a plan and write its report; returns the path of report.html.
+    """Run what is missing of a plan and write its report; returns the path of report.html. See `run_plan`."""
+    return run_plan(plan, backbone, say, command).page
+
+
+def run_plan(
+    plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = ""
+) -> ComparisonOutcome:
+    """Run what is missing of a plan and write its report.
 
     Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
     tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on. Raises
@@ -68,7 +87,7 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         by_cell = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
         return write_report(
             [by_cell[cell.key] for cell in wanted if cell.key in by_cell],
-            plan.output / "report.html",
+            plan.output / PAGE,
             "promptprior comparison",
             expected=len(wanted),
             command=command,
@@ -76,16 +95,23 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
             left_out=left_out,
         )
 
+    if plan.engine == "ray":
+        from promptprior.compare.executors.ray_driver import check_address
+
+        check_address(plan.address)
     with claimed(plan.output):
         done = _finished_keys(plan)
         finished = sum(cell.key in done for cell in wanted)
         prompt_bytes = 4 * plan.resolved().length * context.backbone.width
         check_room(plan.output, (len(wanted) - finished) * (prompt_bytes + ROW_BYTES))
-        write_text(plan.output / "plan.yaml", dump_yaml(replace(plan, settings=plan.resolved(), steps=None)))
+        save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:
             say(f"left out: {line}")
+        for task in (*tasks.sources, *tasks.targets):
+            for line in conflicts(task):
+                say(f"warning: task {task.name}: {line}")
         if plan.similarity:
             from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
 
@@ -102,7 +128,12 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
         if left:
             _run_work(context, left, write, say)
         _remove_checkpoints(plan, wanted)
-        return write()
+        page, rows = write(), read_rows(plan.output / RESULTS)
+        good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
+        errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
+    if errors:
+        say(f"{len(errors)} of {len(wanted)} cells failed; the same command tries them again. The first: {errors[0]}")
+    return ComparisonOutcome(page, len(wanted), errors)
 
 
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
@@ -132,23 +163,44 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
 
 
 def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
-    """What work is done with, and the cells that are wanted. Raises SpecError where no method can answer any target."""
+    """What work is done with, and the cells that are wanted.
+
+    Raises SpecError where no method can answer any target, and ArtifactError where files of others are in the way.
+    """
+    is_own = bool(read_rows(plan.output / RESULTS)) or is_plan_of(plan.output / PLAN, "compare")
+    for name in (PLAN, PAGE):
+        check_output(plan.output / name, "compare", (*plan.sources, *plan.targets), force=None, is_own=is_own)
     tasks = load_tasks(plan)
     left_out = unserved(plan, tasks)
     if len(left_out) == len(plan.methods) * len(tasks.targets):
         raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(left_out)}")
-    context = WorkerContext(plan, tasks, backbone or load_backbone(plan))
+    for target in tasks.targets:
+        check_metrics(target, plan.test_limit)
+    context, settings = WorkerContext(plan, tasks, backbone or load_backbone(plan)), plan.resolved()
+    check_start(context.backbone, settings)
+    for source in tasks.sources:
+        check_lengths(context.backbone, source, source.split("train"), settings.length)
+    for target in tasks.targets:
+        texts = [*target.split("train"), *target.split("test")[: plan.test_limit]]
+        check_lengths(context.backbone, target, texts, settings.length)
     return context, cells(plan, tasks, context.backbone)
 
 
 def load_tasks(plan: Plan) -> Tasks:
     """The tasks of a plan, checked; sources lose the examples whose normalised text stands in a target.
 
-    Raises SpecError for a task on both sides.
+    Raises SpecError for a task on both sides, and for two of one name: in tables they would be one.
     """
     limits: dict[Split, int] | None = {"train": plan.train_limit} if plan.train_limit else None
     sources = [load_task(name, plan.data, limits) for name in plan.sources]
     targets = [load_task(name, plan.data) for name in plan.targets]
+    for flag, side in (("--sources", sources), ("--targets", targets)):
+        if twice := [name for name, count in Counter(task.name for task in side).items() if count > 1]:
+            origins = ", ".join(task.origin for task in side if task.name == twice[0])
+            raise SpecError(
+                f"two tasks are called {twice[0]!r} ({flag}: {origins}), and tables tell tasks by their names: rename "
+                "one (its file or folder, or the key 'task' of its spec)"
+            )
     for target in targets:
         target.split("test")  # raises now where there is none
     on_both_sides = {t.fingerprint for t in targets} & {s.fingerprint for s in sources}
@@ -233,4 +285,4 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
                     say(f"no report yet: {error}")
                 report_end = time.monotonic()
                 report_seconds = report_end - report_start
-    say(f"all done in {duration(time.monotonic() - progress.start)}")
+    say(f"finished in {duration(time.monotonic() - progress.start)}")

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 
 from promptprior.backbone import Backbone
-from promptprior.compare.cost_estimate import TargetSize, adapting_cost, source_cost, target_size
+from promptprior.compare.cost_estimate import TargetSize, adapting_cost, source_cost, target_size, text_tokens
 from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config.mapping import stable_hash
 from promptprior.fit import source_settings
@@ -128,7 +128,7 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
     work: list[Work] = []
     priors: set[Path] = set()
     sizes: dict[str, TargetSize] = {}  # of targets; measured once, for many cells share a target
-    multitask_cost: float | None = None  # likewise of all sources
+    tokens_of_sources: float | None = None  # likewise
     for cells in plan_groups(plan, wanted):
         known = frozenset(cell.key for cell in cells if cell.key in done)
         if len(known) == len(cells):
@@ -140,10 +140,10 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
             if prior not in priors and not is_fitted(prior):
                 tokens = 0.0
                 if learns_from_tasks(method):
-                    if multitask_cost is None:
-                        sources, length = context.tasks.sources, settings.length
-                        multitask_cost = source_cost(context.backbone, sources, settings.source, length)
-                    tokens = method.source_passes(settings) * multitask_cost
+                    sources = context.tasks.sources
+                    if tokens_of_sources is None:
+                        tokens_of_sources = text_tokens(context.backbone, sources)
+                    tokens = source_cost(method, tokens_of_sources, len(sources), settings)
                 stage = method.source_recipe()
                 work.append(Fit(stage, prior_seed, f"{stage.name}, seed {prior_seed}", prior, tokens))
             priors.add(prior)
@@ -152,7 +152,7 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
             fingerprint, tested = cell.target.fingerprint, len(cell.target.split("test")[: plan.test_limit])
             if fingerprint not in sizes:
                 sizes[fingerprint] = target_size(context.backbone, cell.target)
-            tokens += adapting_cost(method, sizes[fingerprint], cell.k, settings, tested)
+            tokens += adapting_cost(method, sizes[fingerprint], cell.k or plan.shots[0], settings, tested)
         label = f"{method.name}, seed {seed}" if seed else method.name
         work.append(Group(method, seed, label, cells, prior, tokens, known))
     return work

@@ -82,15 +82,16 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     A field with `omit_from_hash_if_default` in its metadata is left out while it has its default, and one with
     `omit_from_hash_if` while that function of the config says so: a setting that came later changes no hash of what was
     made before it. A `fact` of a method is written though no setting changes it. `for_hash` writes a renamed field
-    under its first name (its metadata's `formerly`). The inverse of `from_mapping`. Raises TypeError for values that
-    JSON has no form for.
+    under its first name (its metadata's `formerly`), and fields that are `hash_only`: revisions of what a setting
+    means. The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {
             (for_hash and item.metadata.get("formerly")) or item.name: to_mapping(current, for_hash=for_hash)
             for item in fields(value)
             for current in [getattr(value, item.name)]
-            if (item.init or item.metadata.get("fact")) and not _is_omitted(item, value, current)
+            if (item.init or item.metadata.get("fact") or (for_hash and item.metadata.get("hash_only")))
+            and not _is_omitted(item, value, current)
         }
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name], for_hash=for_hash) for name in sorted(value, key=str)}
@@ -211,6 +212,9 @@ def from_mapping(
                 if isinstance(value, Mapping):
                     value = _complete_by_default(value, _default_of(item))
                 value = _convert(value, hint, place / name)
+            if problem := bounds_problem(item, value):
+                typed = "" if flags is None else f" ({flag((place / name).key, flags)})"
+                raise SpecError(f"{place / name}: {name.replace('_', ' ')} {shorten(value)}{typed}: {problem}")
             values[name] = value
         elif _default_of(item) is MISSING:
             missing.append(name)
@@ -223,6 +227,50 @@ def from_mapping(
         return cls(**values)
     except SpecError as error:
         raise SpecError(f"{place}: {key + ': ' if key else ''}{error}") from error
+
+
+def bounds_problem(item: Field[Any], value: object) -> str:
+    """What was expected of a field's number, or of every number of its tuple; "" where it is within its bounds.
+
+    Bounds stand in the field's metadata: `least`, `above` and `most`, `at_least_one` for a tuple that must not be
+    empty. None passes, NaN never does.
+    """
+    least, above, most, at_least_one = map(item.metadata.get, ("least", "above", "most", "at_least_one"))
+    if least is above is most is at_least_one is None:
+        return ""
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    bad = [
+        n
+        for n in numbers
+        if not ((least is None or n >= least) and (above is None or n > above) and (most is None or n <= most))
+    ]
+    if not bad and (numbers or not at_least_one):
+        return ""
+    low = f"at least {_as_bound(least)}" if least is not None else f"more than {above:g}" if above is not None else ""
+    if most is not None and any(n > most for n in bad):
+        low += f"{' and ' if low else ''}at most {_as_bound(most)}"
+    if isinstance(value, tuple):
+        low = f"at least one number{', each ' + low if low else ''}"
+    return f"expected {low or 'a number'}" + (", or null for none" if _default_of(item) is None else "")
+
+
+def check_bounds(config: Any, flags: str = "--") -> None:
+    """Raise SpecError for a number of a config that is out of its field's bounds, naming value and flag."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if problem := bounds_problem(item, value):
+            typed = flags + item.name.replace("_", "-")
+            raise SpecError(f"{item.name.replace('_', ' ')} {shorten(value)} ({typed}): {problem}")
+
+
+def shorten(value: object, most: int = 200) -> str:
+    """A value as an error shows it, however long it is."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def _as_bound(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 @cache
@@ -365,7 +413,7 @@ def _convert_plain(value: Any, hint: Any, place: _Place) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if hint is Path and isinstance(value, str | Path):
+    if hint is Path and isinstance(value, str | Path) and str(value):
         return Path(value)
     if type(value) is hint and hint is not float:
         return value

@@ -4,6 +4,7 @@
 """
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ruamel.yaml.nodes import Node
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from promptprior.errors import SpecError
+from promptprior.untrusted import ESCAPED_SURROGATE, MOST_DIGITS, read_utf8
 
+MOST_BYTES = 2**18  # of a file; the longest plan or spec here has a few thousand
 MOST_NODES = 200_000  # of a document with every alias written out; the built-in tasks have a few hundred
 
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -71,6 +74,15 @@ class _BoundedConstructor(SafeConstructor):
             raise YAMLError(f"its aliases (*name) stand for more than {MOST_NODES:,} values; write them out")
         return super().construct_document(node)
 
+    def construct_yaml_int(self, node: Any) -> Any:
+        if len(node.value) > MOST_DIGITS:
+            reason = f"a number of {len(node.value):,} digits; put it in quotes if it is meant as text"
+            raise MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
+
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ruamel's YAMLError, RecursionError or ValueError."""
@@ -85,12 +97,16 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises SpecError naming file and line for broken YAML, a key given twice, an unknown tag, or anything but a
     mapping on top.
     """
+    text = read_utf8(path, SpecError, MOST_BYTES)
     try:
-        value = parse_yaml(path.read_bytes().decode())
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        value = parse_yaml(text)
+        if surrogate := ESCAPED_SURROGATE.search(text):  # a pair is a character, one alone has no UTF-8
+            json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        assert surrogate is not None
+        raise SpecError(f"{path}: {surrogate[0]} is half of a surrogate pair; write the character itself") from None
+    except RecursionError as error:
+        raise SpecError(f"{path}: not YAML: nested too deep") from error
     except MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, str(error.problem)
         if "!function" in problem:
@@ -101,7 +117,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         if twice := re.match('found duplicate key "(.*?)" with', problem):
             problem = f"key {twice[1]!r} is given twice; keep one"
         raise SpecError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {problem}") from error
-    except (YAMLError, RecursionError, ValueError) as error:
+    except (YAMLError, ValueError) as error:
         raise SpecError(f"{path}: not YAML: {error}") from error
     if value is None:
         return {}

@@ -21,7 +21,7 @@ from promptprior.methods.from_sources import (
     spot,
     tpt,
 )
-from promptprior.methods.options import with_options
+from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import dept, in_context, prompt_tuning, residual_prompt_tuning, weight_tuning
 
@@ -45,6 +45,13 @@ _OWN: dict[str, Recipe] = {
 }
 _OTHERS = cast(MutableMapping[str, Recipe], plugins.load_plugins("promptprior.methods", _OWN))
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
+
+
+def check_recipe(method: object) -> None:
+    """Raise SpecError unless this is a recipe: a value, not its class, its name or something like it."""
+    if not isinstance(method, Recipe):
+        hint = "call the class" if isinstance(method, type) else "make_method(NAME) gives one by its name"
+        raise SpecError(f"method {method!r}: expected a Recipe (promptprior.methods); {hint}")
 
 
 def make_method(name: str, options: Mapping[str, object] | None = None, flags: str = "--options.") -> Recipe:
@@ -71,5 +78,9 @@ __all__ = [
     "Method",
     "Recipe",
     "RunContext",
+    "check_recipe",
+    "fact",
     "make_method",
+    "option",
+    "target_option",
 ]

@@ -9,11 +9,12 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.config.training import Settings
+from promptprior.config.mapping import check_bounds
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.methods.options import check_bounds, fact
+from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
+from promptprior.methods.workload import Workload
 from promptprior.notation import Params, Tensor
 from promptprior.parameterisations.parameterisation import Parameterisation
 from promptprior.parameterisations.registry import Form
@@ -61,7 +62,7 @@ class AdaptationInit:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Workload):
     """What every recipe says of itself; `init`, and `fit` where it learns from sources, are its own.
 
     A control arm is a value of a recipe under another name: Bmtpt(name="bmtpt_chains", kernel="none"). `prior_of` names
@@ -81,10 +82,10 @@ class Recipe:
     adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_bounds(self, "--options.")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Where each episode starts, given its prior (none for methods without sources); learns from `shots.train` only.
+        """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach.
 
         Dev shots are for selection, and test examples for the end.
         """
@@ -98,14 +99,6 @@ class Recipe:
         """The recipe that fits this one's priors, with target options at their defaults; equal ones share a prior."""
         defaults = {f.name: f.default for f in fields(self) if f.metadata.get("target") and f.default is not MISSING}
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
-
-    def source_passes(self, settings: Settings) -> float:
-        """How many times the rows of `multitask` the source stage reads; decides estimates only."""
-        return 1.0
-
-    def adaptation_copies(self, settings: Settings) -> int:
-        """In how many ways each episode adapts for each learning rate; decides estimates only."""
-        return 1
 
     def serves(self, task: Task) -> str | None:
         """Why this method cannot answer a task, in words; None where it can."""

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Any, TypedDict, TypeVar, Unpack, cast, get_type_hints
+from typing import Any, TypeVar, Unpack, cast, get_origin, get_type_hints
 
-from promptprior.config.mapping import from_mapping
+from promptprior.config.mapping import FlagText, from_mapping
+from promptprior.config.training import Bounds
 from promptprior.errors import SpecError
+
+MOST_OF_OPTION = 10**8
 
 
 def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], bool] | None = None) -> Any:
@@ -20,18 +23,13 @@ def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], 
     )
 
 
-class OptionRules(TypedDict, total=False):
-    """What an option's value must be, and when it is left out of hashes.
+class OptionRules(Bounds, total=False):
+    """What an option's value must be (its bounds), and when it is left out of hashes.
 
-    least, above                 bounds of the number, or of every element of a tuple; None passes
-    at_least_one                 an empty tuple is refused
     omit_from_hash_if_default    the option came later than results: at its default it is no part of their hashes
     omit_from_hash_if            the same, where this is true of the recipe
     """
 
-    least: float
-    above: float
-    at_least_one: bool
     omit_from_hash_if_default: bool
     omit_from_hash_if: Callable[[Any], bool]
 
@@ -39,29 +37,18 @@ class OptionRules(TypedDict, total=False):
 def option(default: Any, text: str, *, target: bool = False, **rules: Unpack[OptionRules]) -> Any:
     """A choice of the recipe, with the line that help shows.
 
-    `target`: only targets see it, so that arms which differ in nothing else share a prior.
+    `target`: only targets see it, so that arms which differ in nothing else share a prior. Numbers end at
+    `MOST_OF_OPTION` unless `most` says otherwise.
     """
+    first = default[0] if isinstance(default, tuple) and default else default
+    if {"least", "above"} & rules.keys() or (isinstance(first, int | float) and not isinstance(first, bool)):
+        rules.setdefault("most", MOST_OF_OPTION)
     return field(default=default, kw_only=True, metadata={"help": text, "target": target, **rules})
 
 
 def target_option(default: Any, text: str, **rules: Unpack[OptionRules]) -> Any:
     """An option that only targets see: it is no part of what decides a prior."""
     return option(default, text, target=True, **rules)
-
-
-def check_bounds(recipe: Any) -> None:
-    """Raise SpecError for an option outside its bounds, naming value, flag and what was expected."""
-    for item in fields(recipe):
-        least, above = item.metadata.get("least"), item.metadata.get("above")
-        value = getattr(recipe, item.name)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        is_low = any((least is not None and n < least) or (above is not None and n <= above) for n in numbers)
-        if is_low or (item.metadata.get("at_least_one") and not numbers):
-            bound = f"at least {least:g}" if least is not None else f"more than {above:g}" if above is not None else ""
-            expected = f"at least one number{', each ' + bound if bound else ''}" if isinstance(value, tuple) else bound
-            raise SpecError(
-                f"{item.name.replace('_', ' ')} {value} (--options.{item.name.replace('_', '-')}): expected {expected}"
-            )
 
 
 R = TypeVar("R")
@@ -76,7 +63,10 @@ def with_options(recipe: R, options: Mapping[str, object], where: str, flags: st
     """
     if not options:
         return recipe
-    read = from_mapping(_options_class(cast(Any, type(recipe))), options, where, flags=flags)
+    # A list may be given as flags give it: one value, or several with commas. Options are free values until here.
+    lists = {name for name, hint in get_type_hints(type(recipe)).items() if get_origin(hint) is tuple}
+    as_given = {n: FlagText(v) if n in lists and type(v) in (str, int, float) else v for n, v in options.items()}
+    read = from_mapping(_options_class(cast(Any, type(recipe))), as_given, where, flags=flags)
     changes = {f.name: getattr(read, f.name) for f in fields(read) if f.name in options}
     try:
         return replace(recipe, **changes)  # type: ignore[type-var]  # a dataclass

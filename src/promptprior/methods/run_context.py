@@ -15,6 +15,7 @@ from promptprior.parameterisations.initial import start_prompt
 from promptprior.parameterisations.parameterisation import Parameterisation
 from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.optimiser import optimiser, stage_rate
+from promptprior.tasks.metrics import direction_mark
 from promptprior.tasks.sampling.batch import Tokens
 from promptprior.tasks.sampling.draws import Draws, MixtureDraws, Pool, Shots, generator, mixture_rates
 from promptprior.tasks.task import Example, Task
@@ -34,7 +35,7 @@ class Episode:
     def key(self) -> str:
         """A hash that differs between any two episodes."""
         drawn = [[e.id for e in examples] for examples in (self.shots.train, self.shots.dev)]
-        return stable_hash([self.task.fingerprint, self.k, self.seed, drawn])
+        return stable_hash([self.task.fingerprint, self.k, self.seed, drawn, *direction_mark(self.task)])
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
 from promptprior.backbone import Backbone, backing_off, own_share
 from promptprior.notation import Bool, Float, Params, Tensor
-from promptprior.parameterisations.parameterisation import Offsetting, Parameterisation, Penalised
+from promptprior.parameterisations.parameterisation import Masking, Offsetting, Parameterisation, Penalised
 from promptprior.processes import add_up
 from promptprior.tasks.sampling.batch import Batch
 
@@ -22,18 +22,6 @@ class Objective(Protocol):
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """The batch in pieces that fit into a share of the memory; their rows are the batch's, in order."""
-        ...
-
-
-@runtime_checkable
-class Masking(Protocol):
-    """Optional for a parameterisation: some tokens of its prompts are hidden from the rows that read them.
-
-    No position attends to a hidden token; all others keep their positions. Such batches take the plain padded route.
-    """
-
-    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"]:
-        """True for hidden tokens of the prompts that `prompts(params, batch)` makes."""
         ...
 
 
@@ -92,8 +80,13 @@ def copies_of(params: Params) -> int:
 
 
 def mean_weights(batch: Batch, copies: int) -> Float[Tensor, " R"]:
-    """Row weights that sum to one within each copy: a copy's objective is the weighted mean over its rows."""
+    """Row weights for which a copy's objective is the weighted mean over its rows.
+
+    They sum to one within each copy, or with the batch's `weight_total` do so in the mean over draws.
+    """
     weight = batch.weight.double()
+    if batch.weight_total is not None:
+        return weight / batch.weight_total
     total = weight.new_zeros(copies).index_add(0, batch.row_copy, weight)
     return weight / total[batch.row_copy]
 

@@ -15,10 +15,8 @@ from promptprior.tasks.sampling.batch import Batch
 
 @dataclass(frozen=True)
 class Decomposed:
-    """params: "shared" Float[C, L, D], "u" Float[C, K, L] and "v" Float[C, K, D], for `tasks` = K tasks.
-
-    A text of copy c and task t reads prompt c * K + t.
-    """
+    """params: "shared" Float[C, L, D], "u" Float[C, K, L] and "v" Float[C, K, D], for `tasks` = K tasks. A text of copy
+    c and task t reads prompt c * K + t."""
 
     length: int
     width: int

@@ -8,7 +8,7 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.notation import Params, Tensor
-from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Parameterisation
+from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Masking, Parameterisation
 from promptprior.parameterisations.registry import GROUP, Form, form_class
 from promptprior.tasks.sampling.batch import Batch
 
@@ -50,6 +50,7 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
     try:
         with torch.no_grad():
             returned = probe.prompts(params, batch)
+            hidden = probe.hidden(params, batch) if isinstance(probe, Masking) else None
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -60,6 +61,12 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
     finally:
         vars(backbone.meter).update(meter)
     _check_prompts(returned, form, label, batch.texts, backbone.width)
+    shape = list(returned[0].shape[:2])
+    if hidden is not None and (list(hidden.shape) != shape or hidden.dtype != torch.bool):
+        raise SpecError(
+            f"{label}: hidden: got {list(hidden.shape)} of {hidden.dtype}; expected {shape} of torch.bool, one for "
+            "each token of the prompts, or None"
+        )
 
 
 def _check_prompts(returned: object, form: Parameterisation, label: str, texts: int, width: int) -> None:

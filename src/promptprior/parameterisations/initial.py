@@ -44,10 +44,8 @@ def start_prompt(
 
 
 def vocabulary_start(backbone: Backbone, length: int, generator: torch.Generator) -> Float[Tensor, "L D"]:
-    """Embeddings of distinct tokens drawn from the most frequent part of the vocabulary (Lester et al. 2021).
-
-    Raises SpecError for more tokens than there are.
-    """
+    """Embeddings of distinct tokens drawn from the most frequent part of the vocabulary (Lester et al. 2021). Raises
+    SpecError for more tokens than there are."""
     table = backbone.frozen.vocabulary_embeddings
     special = set(backbone.frozen.tokenizer.all_special_ids)
     pool = torch.tensor([i for i in range(min(len(table), FREQUENT + len(special))) if i not in special])
@@ -57,5 +55,5 @@ def vocabulary_start(backbone: Backbone, length: int, generator: torch.Generator
 
 
 def linear_init(*shape: int, fan_in: int, generator: torch.Generator) -> Tensor:
-    """Uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws its weights and biases."""
+    """Of this shape, uniform within 1 / sqrt(fan_in), as torch.nn.Linear draws its weights and biases."""
     return (torch.rand(*shape, generator=generator) * 2 - 1) / fan_in**0.5

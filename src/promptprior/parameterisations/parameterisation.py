@@ -9,7 +9,8 @@ moves its params. It is one of two things:
                        themselves, one copy after another
 
 and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
-embeddings (`Offsetting`), diagnostics (`Diagnosable`), a plain prompt that it comes to when trained (`Foldable`).
+embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a plain prompt
+that it comes to when trained (`Foldable`).
 
 What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only; a
 field called `backbone` is filled in at load. `form_check.check_form` tests a form and its params before training.
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from promptprior.backbone import Backbone
-from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.notation import Bool, Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
 
@@ -29,12 +30,10 @@ class Parameterisation(Protocol):
     @property
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
-        ...
 
     @property
     def length(self) -> int:
         """L, the tokens of each prompt it makes: the memory budget counts on it."""
-        ...
 
     def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
         """The distinct prompts that a batch needs, and which of them (0 to P - 1) each text reads.
@@ -42,7 +41,6 @@ class Parameterisation(Protocol):
         Text x belongs to copy `batch.copy_index[x]` and comes from task `batch.task_index[x]`. It must be a function of
         params, and of each text alone: neither other texts nor padding may change the prompt that a text reads.
         """
-        ...
 
 
 class Answers(Protocol):
@@ -51,15 +49,12 @@ class Answers(Protocol):
     @property
     def length(self) -> int:
         """Prompt-like tokens in front of each text, for the memory budget; 0 for weights."""
-        ...
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token."""
-        ...
 
     def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
-        """The first line of greedy text after each text."""
-        ...
+        """The first line of greedy text after each text; `params` have the shapes they are trained in."""
 
 
 @runtime_checkable
@@ -79,11 +74,9 @@ class AnsweringForm(Protocol):
     @property
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
-        ...
 
     def answers(self, backbone: Backbone) -> Answers:
         """What answers texts with this backbone; made once for a run. Raises SpecError where the backbone cannot."""
-        ...
 
 
 @runtime_checkable
@@ -92,7 +85,6 @@ class Penalised(Protocol):
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """What training adds to each copy's mean loss on a batch, in nats; None for nothing. Evaluation never does."""
-        ...
 
 
 @runtime_checkable
@@ -101,6 +93,17 @@ class Offsetting(Protocol):
 
     def offsets(self, params: Params) -> Float[Tensor, "P S D"]:
         """For each of its prompts, what is added to the embeddings of a text's tokens 0 to S - 1."""
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A parameterisation that hides tokens of its prompts: nothing attends to them, all others keep their positions."""
+
+    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"] | None:
+        """True at every hidden token of the prompts that `prompts(params, batch)` returns; None where none is.
+
+        A call that hides tokens takes the engine's plain route, so None is much faster than a mask without True.
+        """
         ...
 
 
@@ -110,7 +113,6 @@ class Diagnosable(Protocol):
 
     def diagnose(self, params: Params, texts: Mapping[str, Sequence[Tokens]]) -> Mapping[str, object]:
         """A report on one copy, by topic, in plain JSON values; `texts` are samples of each task, by its name."""
-        ...
 
 
 @runtime_checkable
@@ -119,4 +121,3 @@ class Foldable(Protocol):
 
     def fold(self, params: Params) -> Params:
         """The same prompts as params of `Direct`."""
-        ...

@@ -7,12 +7,12 @@ Another package adds its own by an entry point of the group `promptprior.paramet
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, cast, get_type_hints
 
 from promptprior import plugins
 from promptprior.backbone import Backbone
-from promptprior.config.mapping import to_mapping
+from promptprior.config.mapping import kind_name, shorten, to_mapping
 from promptprior.errors import ArtifactError, SpecError, unknown_name
 from promptprior.notation import Params
 from promptprior.parameterisations.bank import Bank
@@ -57,11 +57,34 @@ def form_class(name: str) -> type[Any]:
     return form
 
 
-def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Form:
-    """The form that an artifact names, with the backbone at hand where it reads one. Raises as `form_class` does."""
+def make_form(name: str, settings: Mapping[str, object], **reads: object) -> Any:
+    """The form of a name with the settings that a file keeps, and what else it reads. Raises ArtifactError for settings
+    that it does not have, that are missing or of another type, and as `form_class` does."""
     cls = form_class(name)
-    reads = {"backbone": backbone} if any(f.name == "backbone" for f in fields(cls)) else {}
-    return cls(**settings, **reads)
+    known = {
+        item.name: item for item in fields(cls) if item.init and item.name not in reads and item.name != "backbone"
+    }
+    where = f"parameterisation_settings of {name!r}"
+    hints = get_type_hints(cls)
+    for key, value in settings.items():
+        if key not in known:
+            raise ArtifactError(f"{where}: {unknown_name('key', key, known)}")
+        plain = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hints[key])
+        if plain is not None and type(value) not in plain:
+            raise ArtifactError(f"{where}: {key} is {shorten(value)}; expected {kind_name(hints[key])}")
+    required = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    if missing := [key for key in required if key not in settings]:
+        raise ArtifactError(f"{where} lack {', '.join(missing)}; the file was edited: copy it again")
+    try:
+        return cls(**settings, **reads)
+    except (TypeError, ValueError, SpecError) as error:
+        raise ArtifactError(f"{where}: {shorten(error)}; the file was edited: copy it again") from error
+
+
+def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Form:
+    """The form that an artifact names, with the backbone at hand where it reads one. Raises as `make_form` does."""
+    reads_backbone = any(item.name == "backbone" for item in fields(form_class(name)))
+    return make_form(name, settings, **({"backbone": backbone} if reads_backbone else {}))
 
 
 def plain_settings(form: Form) -> dict[str, object]:

@@ -17,10 +17,8 @@ TEXTS_AT_ONCE = 64  # read together by the early layers
 
 @torch.no_grad()
 def pooled(backbone: Backbone, batch: Batch, kind: Query, layers: int = 0) -> Float[Tensor, "X D"]:
-    """Maximum or mean of each text's states over its own positions; zeros for an empty text.
-
-    States are word embeddings (`layers` 0), or what that many early layers make of the text alone.
-    """
+    """Maximum or mean of each text's states over its own positions; zeros for an empty text. States are word embeddings
+    (`layers` 0), or what that many early layers make of the text alone."""
     states = first_states(backbone, batch, layers).to(backbone.frozen.prompt_dtype)  # [X, T, D]
     lengths = batch.text_lengths.to(states.device)[:, None]
     pads = torch.arange(states.shape[1], device=states.device) >= lengths  # [X, T]

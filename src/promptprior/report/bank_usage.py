@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from promptprior.report.plots import escaped, heatmap
 from promptprior.report.results import Grid
 from promptprior.report.section import (
-    EMPTY,
     Control,
     Plot,
     Section,
     Table,
-    TableCell,
     columns,
     format_number,
+    make_table,
     number_cell,
 )
 
@@ -66,23 +65,17 @@ class BankUsage:
 
     def token_tables(self) -> tuple[Table, ...]:
         """The most used tokens of the first target's bank, where the diagnostics list them."""
-        tokens = self.diagnostics[0].get("tokens", ())[:TOP_TOKENS]
         rows = [
-            (
-                TableCell(str(token["row"])),
-                TableCell(", ".join(repr(str(word)) for word in token["words"])),
-                number_cell(token["share"], "two_digits"),
-                number_cell(token["rms"], "two_digits"),
-            )
-            for token in tokens
+            (str(token["row"]), ", ".join(repr(str(word)) for word in token["words"]), token["share"], token["rms"])
+            for token in self.diagnostics[0].get("tokens", ())[:TOP_TOKENS]
         ]
         note = (
             f"Bank adapted to {self.targets[0]} with k = {self.k}, seed {self.seed}: the share of texts that retrieve "
             "a token, its size in units of the embedding scale, and the words whose embeddings lie nearest by cosine."
         )
-        heads = columns("Token|Nearest words", (), ["Share of texts", "Size"])
+        heads = columns("Token|Nearest words", (), {"Share of texts": "two_digits", "Size": "two_digits"})
         title = f"Most used tokens of {self.method}"
-        return (Table(f"tokens-{self.method}", title, note, heads, tuple(rows)),) if rows else ()
+        return (make_table(f"tokens-{self.method}", title, note, heads, rows),) if rows else ()
 
     def figure(self) -> "Figure":
         """Which tokens the texts of each task retrieve, the most used tokens first."""
@@ -122,40 +115,32 @@ def bank_usages(grid: Grid) -> tuple[BankUsage, ...]:
     return tuple(usages)
 
 
-def retrieval_section(grid: Grid) -> Section:
-    """Whether retrieval is real, and which tokens it takes."""
+def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
+    """Whether retrieval is real and which tokens it takes; and plain numbers of all other topics."""
     usages = bank_usages(grid)
-    if not usages:
-        return Section("Retrieval", ())
     rows = []
     for usage in usages:
-        size = len(usage.shares)
         means = [usage.mean(name) for name in RETRIEVAL_HEADS]
-        over_all = (number_cell(size - usage.used, "count"), number_cell(usage.entropy, "amount"))
-        rows.append(
-            (
-                TableCell(usage.method),
-                number_cell(usage.k, "count"),
-                number_cell(usage.seed, "plain"),
-                *(number_cell(mean, "count" if mean == round(mean or 0) else "amount") for mean in means),
-                *(over_all if size else (EMPTY, EMPTY)),
-            )
-        )
-    table = Table(
+        cells = [number_cell(mean, "count" if mean == round(mean or 0) else "amount") for mean in means]
+        over_all = (len(usage.shares) - usage.used, usage.entropy) if usage.shares else (None, None)
+        rows.append((usage.method, usage.k, usage.seed, *cells, *over_all))
+    table = make_table(
         "retrieval",
         "Is retrieval real?",
         "Means over the targets of a run. Overlap: mean Jaccard index of the tokens of two texts; 1 means that every "
         "text gets the same prompt. The last two columns put all tasks of a run together; tokens that no text of any "
         "task retrieves are dead.",
-        columns("Method", (), ["k", "Seed", *RETRIEVAL_HEADS.values(), "Dead over all tasks", "Entropy over all"]),
-        tuple(rows),
+        (
+            *columns("Method", (), {"k": "count", "Seed": "plain"}),
+            *columns("", (), RETRIEVAL_HEADS.values()),
+            *columns("", (), {"Dead over all tasks": "count", "Entropy over all": "amount"}),
+        ),
+        rows,
     )
     # Of every method the tokens of the largest k and the first seed; a map of the first seed for each k.
     listed = {usage.method: usage for usage in sorted(usages, key=lambda usage: (usage.k, -usage.seed))}
-    drawn: dict[tuple[str, int], BankUsage] = {}
-    for usage in usages:
-        drawn.setdefault((usage.method, usage.k), usage)
-    options = dict(enumerate(usage for usage in drawn.values() if usage.map))
+    drawn = {(usage.method, usage.k): usage for usage in reversed(usages)}
+    options = dict(enumerate(usage for usage in usages if usage.map and drawn[usage.method, usage.k] is usage))
     plot = Plot(
         "map",
         "Tasks and tokens",
@@ -167,23 +152,16 @@ def retrieval_section(grid: Grid) -> Section:
         is_overview=False,
     )
     tables = (table, *(token_table for usage in listed.values() for token_table in usage.token_tables()))
-    return Section("Retrieval", ((None, tables),), (plot,) if options else ())
+    retrieval = Section("Retrieval", ((None, tables if usages else ()),), (plot,) if options else ())
 
-
-def diagnostic_section(grid: Grid) -> Section:
-    """Plain numbers of all other topics, as topic.key, averaged over the cells of each method."""
-    numbers: dict[str, dict[str, list[float]]] = {}
+    numbers: dict[str, dict[str, list[float]]] = {}  # method -> topic.key -> the values of its cells
     for row in grid.rows:
         for name, value in number_leaves({topic: part for topic, part in row.diagnostics.items() if topic != TOPIC}):
             numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
-    rows = [
-        (TableCell(method), TableCell(name), number_cell(sum(values) / len(values), "amount"))
-        for method, of_method in numbers.items()
-        for name, values in of_method.items()
-    ]
-    note, heads = "Means over the cells of a method.", columns("Method|Name", (), ["Mean"])
-    tables = (Table("diagnostics", "Diagnostics", note, heads, tuple(rows)),) if rows else ()
-    return Section("Other diagnostics", ((None, tables),))
+    plain = [(m, name, sum(x) / len(x)) for m, of_method in numbers.items() for name, x in of_method.items()]
+    note, heads = "Means over the cells of a method.", columns("Method|Name", (), {"Mean": "amount"})
+    others = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
+    return retrieval, Section("Other diagnostics", ((None, others),))
 
 
 def number_leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

@@ -1,13 +1,14 @@
 """What a target costs with each method, its share of the prior included, and whom nothing beats at that cost."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from promptprior.report.plots import error_bars, escaped, hover_interval, method_style, plot_label
+from promptprior.report.plots import escaped, interval_trace, method_style
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Control, Plot, Section, Table, TableCell, columns, count_distinct, number_cell
+from promptprior.report.section import Control, Plot, Section, Table, Value, columns, count_distinct, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ SHARES: dict[Share, str] = {
     "whole": "target and whole prior",
 }
 """Of what its prior cost, a target bears an equal share with all cells that used it, nothing, or everything."""
+Costs = dict[tuple[Unit, Share], float]
+Place = tuple[str, str, int]  # method, target, k
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,16 @@ def shared_by(grid: Grid) -> dict[str, int]:
     return {cell: users[name] for cell, name in prior.items()}
 
 
-def cost(row: Row, unit: Unit, share: Share, users: int) -> float:
-    """What one cell cost."""
-    borne = {"share": 1 / users, "target": 0, "whole": 1}[share]
-    return float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne)
-
-
-def mean_costs(rows: Sequence[Row], users: Mapping[str, int]) -> dict[tuple[Unit, Share], float]:
-    """The mean costs of some cells in each unit and share of the prior."""
-    return {
-        (unit, share): sum(cost(row, unit, share, users[row.cell]) for row in rows) / len(rows)
-        for unit in UNITS
-        for share in SHARES
-    }
+def mean_costs(rows: Collection[Row], users: Mapping[str, int]) -> Costs:
+    """What cells cost on average in each unit and share of the prior, given how many cells used each prior."""
+    costs: Costs = {}
+    for unit, share in product(UNITS, SHARES):
+        paid = []
+        for row in rows:
+            borne = {"share": 1 / users[row.cell], "target": 0, "whole": 1}[share]
+            paid.append(float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne))
+        costs[unit, share] = sum(paid) / len(rows)
+    return costs
 
 
 def cost_points(grid: Grid, k: int) -> tuple[CostPoint, ...]:
@@ -64,8 +64,8 @@ def cost_points(grid: Grid, k: int) -> tuple[CostPoint, ...]:
     users = shared_by(grid)
     points = []
     for method in grid.methods if grid.shared[k] else ():
-        rows = [row for of_target in grid.shared_rows(method, k).values() for row in of_target]
-        points.append(CostPoint(method, stratified_bootstrap(grid.shared_runs(method, k)), mean_costs(rows, users)))
+        rows = [row for of_target in grid.shared_rows[method, k].values() for row in of_target]
+        points.append(CostPoint(method, stratified_bootstrap(grid.shared_runs[method, k]), mean_costs(rows, users)))
     return tuple(points)
 
 
@@ -82,14 +82,36 @@ def pareto_front(points: Sequence[CostPoint], unit: Unit, share: Share) -> tuple
 
 def cost_section(grid: Grid) -> Section:
     """Score against cost, and what cells of each method cost."""
-    by_k = {k: cost_points(grid, k) for k in grid.ks}
-    parts: list[tuple[int | None, tuple[Table, ...]]] = []
-    for k, points in by_k.items():
-        if points:
-            parts.append((k, (_pareto_table(points, len(grid.shared[k]), k),)))
     if not grid.methods:
         return Section("Cost", ())
-    parts.append((None, (_cost_table(grid),)))
+    users = shared_by(grid)
+    by_k = {k: cost_points(grid, k) for k in grid.ks}
+    by_target = {place: mean_costs(rows.values(), users) for place, rows in grid.runs.items()}
+    units: tuple[Unit, Unit] = ("seconds", "tokens")
+    parts: list[tuple[int | None, tuple[Table, ...]]] = []
+    for k, points in by_k.items():
+        fronts = [pareto_front(points, unit, "share") for unit in units]
+        table = make_table(
+            f"pareto-k{k}",
+            f"Score against cost, k = {k}",
+            f"Mean score and mean cost of a target, its share of the prior included, over {len(grid.shared[k])} "
+            "targets. On a front are the methods that no other matches for less or beats for as little."
+            f"{grid.sign_note}",
+            (
+                *columns("Method", (), {"Mean score": "score", "Seconds": "amount", "Tokens read": "amount"}),
+                *columns("Front in seconds|Front in tokens"),
+            ),
+            [
+                (
+                    point.method,
+                    point.score.estimate,
+                    *(point.costs[unit, "share"] for unit in units),
+                    *("yes" if point in best else "" for best in fronts),
+                )
+                for point in points
+            ],
+        )
+        parts += [(k, (table,))] if points else []
     plot = Plot(
         "cost",
         "Cost against score",
@@ -101,107 +123,78 @@ def cost_section(grid: Grid) -> Section:
             Control("cost", UNITS, "seconds"),
             Control("of", SHARES, "share"),
         ),
-        lambda k, unit, share: cost_figure(grid, k, by_k[k], unit, share),
+        lambda k, unit, share: cost_figure(grid, k, by_k[k], by_target, (unit, share)),
     )
-    return Section("Cost", tuple(parts), (plot,))
+    return Section("Cost", (*parts, (None, (_cost_table(grid, users),))), (plot,))
 
 
-def _pareto_table(points: Sequence[CostPoint], targets: int, k: int) -> Table:
-    """Score against cost at one k."""
-    units: tuple[Unit, Unit] = ("seconds", "tokens")
-    fronts = [pareto_front(points, unit, "share") for unit in units]
-    return Table(
-        f"pareto-k{k}",
-        f"Score against cost, k = {k}",
-        f"Mean score and mean cost of a target, its share of the prior included, over {targets} targets. On a front "
-        "are the methods that no other matches for less or beats for as little.",
-        (
-            *columns("Method", (), ["Mean score", "Seconds", "Tokens read"]),
-            *columns("Front in seconds|Front in tokens"),
-        ),
-        tuple(
-            (
-                TableCell(point.method),
-                number_cell(point.score.estimate, "score"),
-                *(number_cell(point.costs[unit, "share"], "amount") for unit in units),
-                *(TableCell("yes" if point in best else "") for best in fronts),
-            )
-            for point in points
-        ),
-    )
-
-
-def _cost_table(grid: Grid) -> Table:
+def _cost_table(grid: Grid, users: Mapping[str, int]) -> Table:
     """What cells of each method cost, and the size of what they train and store."""
-    users = shared_by(grid)
-    rows = []
+    rows: list[Sequence[Value]] = []
     for method in grid.methods:
         cells = [row for row in grid.rows if row.method == method]
         means = mean_costs(cells, users)
-        sizes = [[getattr(row.parameters, name) for row in cells] for name in ("trainable", "stored")]
         numbers: list[float] = []
         for unit in UNITS:
             prior = sum(getattr(row.cost.source, unit) for row in cells) / len(cells)
             numbers += [means[unit, "target"], means[unit, "share"], prior]
-        rows.append(
-            (
-                TableCell(method),
-                TableCell(count_distinct([f"{row.steps:,}" for row in cells])),
-                number_cell(len(cells), "count"),
-                *(number_cell(number, "amount") for number in numbers),
-                *(TableCell(" to ".join(f"{n:,}" for n in sorted({min(size), max(size)}))) for size in sizes),
-            )
-        )
+        sizes = [{getattr(row.parameters, name) for row in cells} for name in ("trainable", "stored")]
+        ranges = [" to ".join(f"{n:,}" for n in sorted({min(size), max(size)})) for size in sizes]
+        rows.append((method, count_distinct([f"{row.steps:,}" for row in cells]), len(cells), *numbers, *ranges))
     heads = [f"{unit.title()} {of}" for unit in UNITS for of in ("on the target", "with share", "of the prior")]
-    return Table(
+    return make_table(
         "costs",
         "Costs",
         "Means over the scored cells of a method. A prior is fitted once; its cost is shared equally by the cells "
         "that used it (with share), and given whole in the last column of each three.",
-        (*columns("Method|Steps", (), ["Cells", *heads]), *columns("Numbers trained|Numbers stored")),
-        tuple(rows),
+        (
+            *columns("Method|Steps", (), {"Cells": "count"}),
+            *columns("", (), dict.fromkeys(heads, "amount")),
+            *columns("Numbers trained|Numbers stored"),
+        ),
+        rows,
     )
 
 
-def cost_figure(grid: Grid, k: int, points: Sequence[CostPoint], unit: Unit, share: Share) -> "Figure":
+def cost_figure(
+    grid: Grid, k: int, points: Sequence[CostPoint], by_target: Mapping[Place, Costs], axis: tuple[Unit, Share]
+) -> "Figure":
     """Where every method stands on each target and on average, and the Pareto front of the averages."""
     from plotly.graph_objects import Figure
 
-    figure, users = Figure(), shared_by(grid)
+    figure, (unit, share) = Figure(), axis
     best = pareto_front(points, unit, share)
     if len(best) > 1:
         figure.add_scatter(
-            x=[p.costs[unit, share] for p in best], y=[p.score.estimate for p in best], mode="lines",
+            x=[p.costs[axis] for p in best], y=[p.score.estimate for p in best], mode="lines",
             name="Pareto front", hoverinfo="skip",
             line={"color": "var(--muted)", "width": 1.5, "dash": "dot", "shape": "hv"},
         )  # fmt: skip
     means = {point.method: point for point in points}
     for method in grid.methods:
-        colour, symbol = method_style(grid, method)
+        style = method_style(grid, method)
         intervals = {t: i for t in grid.targets if (i := grid.intervals.get((method, t, k)))}
         if not intervals:
             continue
-        paid = []  # the mean cost of each target
-        for target in intervals:
-            own_k = k if (method, target, k) in grid.scores else 0
-            rows = [grid.by_place[method, target, own_k, s] for s in grid.seed_scores(method, target, k)]
-            paid.append(sum(cost(row, unit, share, users[row.cell]) for row in rows) / len(rows))
+        trace = interval_trace(style, {escaped(t): i for t, i in intervals.items()})
+        trace |= {"error_y": None, "y": [grid.merit(t, i.estimate) for t, i in intervals.items()]}
         figure.add_scatter(
-            x=paid, y=[i.estimate for i in intervals.values()], mode="markers", name=plot_label(method),
-            legendgroup=escaped(method), showlegend=method not in means, hoverinfo="text", cliponaxis=False,
-            text=[f"{escaped(t)}<br>{hover_interval(method, i)}" for t, i in intervals.items()],
-            marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.4},
+            **trace, x=[by_target[method, t, k][axis] for t in intervals], mode="markers",
+            legendgroup=style.name, showlegend=method not in means, cliponaxis=False,
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.4},
         )  # fmt: skip
         if method in means:
             point = means[method]
-            mean_cost = point.costs[unit, share]
+            paid = point.costs[axis]
+            trace = interval_trace(style, {"": point.score})
+            trace["text"] = [
+                f"{text.removeprefix('<br>')}<br>over {len(grid.shared[k])} targets, {paid:.3g} {UNITS[unit]}"
+                for text in trace["text"]
+            ]
             figure.add_scatter(
-                x=[mean_cost], y=[point.score.estimate], mode="markers", name=plot_label(method),
-                legendgroup=escaped(method), hoverinfo="text", cliponaxis=False,
-                error_y=error_bars([point.score], colour),
-                text=[f"{hover_interval(method, point.score)}<br>over {len(grid.shared[k])} targets, "
-                      f"{mean_cost:.3g} {UNITS[unit]}"],
-                marker={"color": colour, "symbol": symbol, "size": 14, "line": {"width": 2, "color": colour}},
+                **trace, x=[paid], mode="markers", legendgroup=style.name, cliponaxis=False,
+                marker={"color": style.colour, "symbol": style.symbol, "size": 14,
+                        "line": {"width": 2, "color": style.colour}},
             )  # fmt: skip
     figure.update_layout(height=460)
     figure.update_xaxes(title=f"{UNITS[unit]} for {SHARES[share]}", rangemode="tozero")

@@ -10,13 +10,11 @@ from promptprior.report.results import Grid, SeedScores
 from promptprior.report.section import (
     NO_BREAK,
     Table,
-    TableCell,
     Verdict,
     columns,
     format_number,
     interval_cell,
-    list_words,
-    number_cell,
+    make_table,
 )
 from promptprior.report.statistics import (
     NEAR_FLOOR,
@@ -38,7 +36,7 @@ NAMED = 4  # targets of negative transfer that the headline names with all their
 
 @dataclass(frozen=True)
 class Difference:
-    """Method minus baseline on one target, paired by seed."""
+    """Method minus baseline on one target, paired by seed; positive is better, whatever the metric."""
 
     target: str
     interval: Interval
@@ -91,16 +89,19 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
     compared = []
     others = sorted((m for m in grid.methods if m != grid.baseline), key=lambda method: method not in grid.transfer)
     for k, method in product(grid.ks, others):
-        of_baseline = {target: grid.scores.get((grid.baseline, target, k), {}) for target in grid.targets}
-        pairs = {t: pair_seeds(grid.seed_scores(method, t, k), base) for t, base in of_baseline.items()}
-        pairs = {target: pair for target, pair in pairs.items() if pair}
+        pairs = {}
+        for target in grid.targets:
+            ours = grid.merits(target, grid.seed_scores.get((method, target, k), {}))
+            base = grid.merits(target, grid.scores.get((grid.baseline, target, k), {}))
+            if pair := pair_seeds(ours, base):
+                pairs[target] = pair
         if not pairs:
             continue
-        ours = {t: [score for score, _ in pair.values()] for t, pair in pairs.items()}
-        base = {t: [score for _, score in pair.values()] for t, pair in pairs.items()}
+        own_runs = {t: [merit for merit, _ in pair.values()] for t, pair in pairs.items()}
+        base_runs = {t: [merit for _, merit in pair.values()] for t, pair in pairs.items()}
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
-        widths = {t: grid.bounds(t)[1] - grid.bounds(t)[0] for t in gaps}
+        widths = {t: grid.bounds[t][1] - grid.bounds[t][0] for t in gaps}
         p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
         compared.append(
             Comparison(
@@ -110,10 +111,10 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
                     Difference(t, interval(list(gap.values()), bounds=(-widths[t], widths[t])))
                     for t, gap in gaps.items()
                 ),
-                difference=mean_difference(ours, base),
+                difference=mean_difference(own_runs, base_runs),
                 by_seed=interval_by_seed(gaps, sum(widths.values()) / len(widths)),
-                gains=average_relative_gain(ours, base),
-                improvement=probability_of_improvement(ours, base),
+                gains=average_relative_gain(own_runs, base_runs, lower_is_better=grid.lower_is_better),
+                improvement=probability_of_improvement(own_runs, base_runs),
                 p=p,
                 p_holm=p,
                 p_targets=paired_permutation([sum(gap.values()) / len(gap) for gap in gaps.values()]),
@@ -147,33 +148,41 @@ def gain_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
     undefined = list(dict.fromkeys(t for c in compared.values() for t in c.gains.undefined))
     caveat = f"; the baseline is below {NEAR_FLOOR} on {', '.join(near_floor)}" if near_floor else ""
     caveat += f"; it is 0 or less, so that there is none, on {', '.join(undefined)}" if undefined else ""
-    heads = ["Difference", "Difference by seed", "ARG", f"ARG, base ≥ {NEAR_FLOOR}"]
-    return Table(
+    return make_table(
         f"against-{grid.baseline}-k{k}",
         f"Against {grid.baseline}, k = {k}",
         "Paired by target and seed. By seed: each seed's mean over targets, which share its prior, is one observation. "
         f"ARG: mean relative gain over targets{caveat}. P(better): the chance that a run beats "
         "one of the baseline. p permutes the signs of all differences, Holm corrects it for all comparisons here; "
-        "p, targets permutes the signs of the targets' mean differences.",
+        f"p, targets permutes the signs of the targets' mean differences.{grid.sign_note}",
         (
-            *columns("Method", heads, ["Median gain"]),
-            *columns("Won / tied / lost", ["P(better)"], ["p", "p, Holm", "p, targets"]),
+            *columns("Method", {"Difference": "signed", "Difference by seed": "signed"}),
+            *columns("", dict.fromkeys(["ARG", f"ARG, base ≥ {NEAR_FLOOR}"], "percent"), {"Median gain": "percent"}),
+            *columns("Won / tied / lost", {"P(better)": "two_digits"}),
+            *columns("", (), dict.fromkeys(["p", "p, Holm", "p, targets"], "p")),
         ),
-        tuple(
+        [
             (
-                TableCell(c.method),
+                c.method,
                 interval_cell(c.difference, "signed", c.verdict),
-                interval_cell(c.by_seed, "signed"),
-                interval_cell(c.gains.gain, "percent"),
-                interval_cell(c.gains.above_floor, "percent"),
-                number_cell(c.gains.median, "percent"),
-                TableCell(f"{c.gains.wins} / {c.gains.ties} / {c.gains.losses}"),
-                interval_cell(c.improvement, "two_digits"),
-                *(number_cell(p, "p") for p in (c.p, c.p_holm, c.p_targets)),
+                c.by_seed,
+                *(c.gains.gain, c.gains.above_floor, c.gains.median),
+                f"{c.gains.wins} / {c.gains.ties} / {c.gains.losses}",
+                c.improvement,
+                *(c.p, c.p_holm, c.p_targets),
             )
             for c in (compared[method] for method in grid.methods if method in compared)
-        ),
+        ],
     )
+
+
+def list_words(names: Sequence[str]) -> str:
+    """Names with commas and "and".
+
+    >>> list_words(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
@@ -204,27 +213,20 @@ def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
                 verb = plural if len(named) > 1 else singular
                 phrases.append(f"{list_words(named)} {verb} {grid.baseline} on average")
         sentences.append(f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}.")
-    return [*sentences, _negative_transfer(grid, transfer)]
 
-
-def _negative_transfer(grid: Grid, transfer: Sequence[Comparison]) -> str:
-    """Targets on which some transfer method is clearly worse than the baseline, the worst hit first."""
+    # Negative transfer: targets on which some transfer method is clearly worse, those hit most often first.
     worse: dict[str, dict[str, list[str]]] = {}  # target -> method -> every k
     for c in transfer:
         for d in c.targets_that_are("worse"):
             worse.setdefault(d.target, {}).setdefault(c.method, []).append(str(c.k))
-    if not worse:
-        return "On no target is a transfer method clearly worse."
     hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
     worst = sorted(worse, key=lambda target: -hits[target])
+    if not worst:
+        return [*sentences, "On no target is a transfer method clearly worse."]
     if len(worst) > NAMED:
         shown = list_words([f"{target} ({hits[target]} times)" for target in worst[:NAMED]])
-        return (
-            f"Negative transfer: some method is clearly worse on {len(worst)} of {len(grid.targets)} targets, "
-            f"most often on {shown}."
-        )
-    named = [
-        f"{t} ({'; '.join(f'{m}, k{NO_BREAK}={NO_BREAK}{list_words(ks)}' for m, ks in worse[t].items())})"
-        for t in worst
-    ]
-    return f"Negative transfer: clearly worse on {list_words(named)}."
+        on = f"some method is clearly worse on {len(worst)} of {len(grid.targets)} targets, most often on {shown}"
+    else:
+        at = {t: [f"{m}, k{NO_BREAK}={NO_BREAK}{list_words(ks)}" for m, ks in worse[t].items()] for t in worst}
+        on = "clearly worse on " + list_words([f"{target} ({'; '.join(at[target])})" for target in worst])
+    return [*sentences, f"Negative transfer: {on}."]

@@ -4,95 +4,58 @@ whichever the dev shots prefer (guard.py), scored on test.
 Worked out from results alone. "No prompt" is not among the rivals here, since it has seen no dev shots.
 """
 
-from dataclasses import dataclass
+from itertools import product
 
 from promptprior.report.results import Grid, Row
 from promptprior.report.scores import shared_words
-from promptprior.report.section import Section, Table, TableCell, columns, interval_cell, number_cell
-from promptprior.report.statistics import Interval, mean_difference, stratified_bootstrap
+from promptprior.report.section import Section, Value, columns, make_table
+from promptprior.report.statistics import mean_difference, stratified_bootstrap
 
 
-@dataclass(frozen=True)
-class GuardedResult:
-    """A method with the guard: its mean score, that over the baseline's, and the share of its prompts that was kept."""
-
-    method: str
-    unguarded: Interval
-    guarded: Interval
-    gain: Interval
-    share_kept: float
-
-
-def guard_analysis(grid: Grid, k: int) -> tuple[GuardedResult, ...]:
+def guard_section(grid: Grid) -> Section:
     """Every method that learned from sources, over the targets and seeds that all methods have finished.
 
     A method is left out where some prompt of it, or of the baseline, was not judged on dev shots.
     """
-    results = []
-    for method in (m for m in grid.methods if m in grid.transfer):
-        unguarded: dict[str, list[float]] = {}
-        guarded: dict[str, list[float]] = {}
-        baseline: dict[str, list[float]] = {}
+    results: dict[int, list[tuple[Value, ...]]] = {}
+    for k, method in product(grid.ks, (m for m in grid.methods if m in grid.transfer)):
+        alone: dict[str, list[float]] = {target: [] for target in grid.shared[k]}
+        guarded: dict[str, list[float]] = {target: [] for target in grid.shared[k]}
+        baseline: dict[str, list[float]] = {target: [] for target in grid.shared[k]}
         is_kept: list[bool] = []
         is_judged = True
-        for target, seeds in grid.shared[k].items():
-            unguarded[target], guarded[target], baseline[target] = [], [], []
-            for seed in sorted(seeds):
-                ours = grid.by_place.get((method, target, k, seed))
-                base = grid.by_place.get((grid.baseline, target, k, seed))
-                if ours is None or base is None:
-                    continue
-                our_dev, base_dev = dev_preference(ours), dev_preference(base)
-                if our_dev is None or base_dev is None or ours.score is None or base.score is None:
-                    is_judged = False
-                    break
-                is_kept.append(our_dev >= base_dev)
-                unguarded[target].append(ours.score)
-                guarded[target].append(ours.score if is_kept[-1] else base.score)
-                baseline[target].append(base.score)
-        if is_judged and is_kept and all(unguarded.values()):
-            results.append(
-                GuardedResult(
-                    method,
-                    unguarded=stratified_bootstrap(unguarded),
-                    guarded=stratified_bootstrap(guarded),
-                    gain=mean_difference(guarded, baseline),
-                    share_kept=sum(is_kept) / len(is_kept),
-                )
-            )
-    return tuple(results)
+        for target, seed in ((target, seed) for target, seeds in grid.shared[k].items() for seed in sorted(seeds)):
+            ours, base = (grid.by_place.get((m, target, k, seed)) for m in (method, grid.baseline))
+            if ours is None or base is None:
+                continue
+            our_dev, base_dev = _dev_preference(grid, ours), _dev_preference(grid, base)
+            if our_dev is None or base_dev is None or ours.score is None or base.score is None:
+                is_judged = False
+                break
+            is_kept.append(our_dev >= base_dev)
+            alone[target].append(grid.merit(target, ours.score))
+            guarded[target].append(grid.merit(target, ours.score if is_kept[-1] else base.score))
+            baseline[target].append(grid.merit(target, base.score))
+        if is_judged and is_kept and all(alone.values()):
+            means = (stratified_bootstrap(alone), stratified_bootstrap(guarded), mean_difference(guarded, baseline))
+            results.setdefault(k, []).append((method, *means, sum(is_kept) / len(is_kept)))
 
-
-def dev_preference(row: Row) -> tuple[float, float] | None:
-    """Dev score, then NLL, at the step that was kept: higher is better. None where dev was not asked."""
-    nll = next((p.dev_nll for p in row.curve if p.step == row.best_step and p.dev_nll is not None), None)
-    return None if nll is None else (row.dev_score or 0.0, -nll)
-
-
-def guard_section(grid: Grid) -> Section:
-    """What a guard would have kept, where dev has judged both sides."""
+    heads = (
+        *columns("Method", ["Mean alone", "Mean guarded"]),
+        *columns("", {f"Guarded minus {grid.baseline}": "signed"}, {"Share kept": "two_digits"}),
+    )
     parts = []
-    for k in grid.ks:
-        results = guard_analysis(grid, k)
-        if not results:
-            continue
-        table = Table(
-            f"guarded-k{k}",
-            f"With a guard, k = {k}",
+    for k, rows in results.items():
+        note = (
             f"At every target and seed the method's prompt or that of {grid.baseline}, whichever the dev shots prefer "
             "(score, then NLL; what is equal stays with the method), scored on test: what adapt --guard would have "
-            f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}.",
-            columns("Method", ["Mean alone", "Mean guarded", f"Guarded minus {grid.baseline}"], ["Share kept"]),
-            tuple(
-                (
-                    TableCell(r.method),
-                    interval_cell(r.unguarded),
-                    interval_cell(r.guarded),
-                    interval_cell(r.gain, "signed"),
-                    number_cell(r.share_kept, "two_digits"),
-                )
-                for r in results
-            ),
+            f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}.{grid.sign_note}"
         )
-        parts.append((k, (table,)))
+        parts.append((k, (make_table(f"guarded-k{k}", f"With a guard, k = {k}", note, heads, rows),)))
     return Section("With a guard", tuple(parts))
+
+
+def _dev_preference(grid: Grid, row: Row) -> tuple[float, float] | None:
+    """Merit on dev, then NLL, at the step that was kept: higher is better. None where dev was not asked."""
+    nll = next((p.dev_nll for p in row.curve if p.step == row.best_step and p.dev_nll is not None), None)
+    return None if nll is None else (grid.merit(row.target, row.dev_score or 0.0), -nll)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import inf, log2
 from typing import TYPE_CHECKING
 
-from promptprior.report.plots import empty_figure, error_bars, escaped, hover_interval, method_style, plot_label
+from promptprior.report.plots import interval_trace, method_style
 from promptprior.report.results import Grid
-from promptprior.report.section import Control, Plot, Section, Table, TableCell, columns, interval_cell, number_cell
+from promptprior.report.section import Control, Plot, Section, Table, columns, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -36,16 +36,12 @@ class Adaptation:
     k: int
     targets: tuple[str, ...]
     curves: tuple[MeanCurve, ...]
-
-    @property
-    def steps(self) -> list[int]:
-        """Every step of some curve."""
-        return sorted({step for curve in self.curves for step in curve.points})
+    sign_note: str = ""
 
     @property
     def steps_to_show(self) -> tuple[int, ...]:
         """0, 1, 2, 5, 10, ... and the last step; a few evenly spaced ones where these are not there."""
-        steps = self.steps
+        steps = sorted({step for curve in self.curves for step in curve.points})
         usual = tuple(step for step in steps if step in USUAL_STEPS or step == steps[-1])
         if len(usual) >= min(FEW, len(steps)):
             return usual
@@ -62,16 +58,15 @@ class Adaptation:
         rows = []
         for curve in self.curves:
             first = next((step for step, score in curve.points.items() if score.estimate >= level), None)
-            means = [interval_cell(curve.points.get(step)) for step in steps]
-            rows.append((TableCell(curve.method), *means, number_cell(first, "count")))
-        table = Table(
+            rows.append((curve.method, *map(curve.points.get, steps), first))
+        table = make_table(
             f"adaptation-k{self.k}",
             f"Learning curves of adaptation, k = {self.k}",
             f"Mean dev score after so many steps, over {len(self.targets)} targets ({', '.join(self.targets)}). Dev "
             "shots also chose step and learning rate, so that these scores flatter; they compare speeds. The last "
-            f"column is the first step at which a method is where {baseline} ends.",
-            columns("Method", [f"step {step}" for step in steps], [f"reaches {baseline}'s end"]),
-            tuple(rows),
+            f"column is the first step at which a method is where {baseline} ends.{self.sign_note}",
+            columns("Method", [f"step {step}" for step in steps], {f"reaches {baseline}'s end": "count"}),
+            rows,
         )
         return (table,)
 
@@ -80,17 +75,17 @@ class Adaptation:
         from plotly.graph_objects import Figure
 
         if not self.curves:
-            return empty_figure("no dev scores are recorded here")
-        figure, steps = Figure(), self.steps
+            return _empty_figure("no dev scores are recorded here")
+        figure = Figure()
         for curve in self.curves:
-            colour, symbol = method_style(grid, curve.method)
+            style = method_style(grid, curve.method)
             figure.add_scatter(
-                x=[log2(1 + step) for step in curve.points], y=[i.estimate for i in curve.points.values()],
-                name=plot_label(curve.method), mode="lines+markers", line={"color": colour, "width": 2},
-                marker={"color": colour, "symbol": symbol, "size": 8}, hoverinfo="text",
-                text=[f"step {step}<br>{hover_interval(curve.method, i)}" for step, i in curve.points.items()],
-                error_y=error_bars(curve.points.values(), colour),
+                **interval_trace(style, {f"step {step}": i for step, i in curve.points.items()}),
+                x=[log2(1 + step) for step in curve.points], mode="lines+markers",
+                line={"color": style.colour, "width": 2},
+                marker={"color": style.colour, "symbol": style.symbol, "size": 8},
             )  # fmt: skip
+        steps = sorted({step for curve in self.curves for step in curve.points})
         shown = [s for s in steps if len(steps) < 10 or s in USUAL_STEPS or s == steps[-1]]
         figure.update_xaxes(tickvals=[log2(1 + s) for s in shown], ticktext=[str(s) for s in shown], title="steps")
         figure.update_yaxes(title="dev score, mean over targets")
@@ -104,8 +99,12 @@ def adaptation(grid: Grid, k: int) -> Adaptation:
     """
     runs: dict[str, dict[str, list[dict[int, float]]]] = {}  # method -> target -> dev score by step of each run
     for method in grid.methods:
-        for target, rows in grid.shared_rows(method, k).items():
-            curves = [{p.step: p.dev_score for p in row.curve if p.dev_score is not None} for row in rows if row.k == k]
+        for target, rows in grid.shared_rows[method, k].items():
+            curves = [
+                {p.step: grid.merit(target, p.dev_score) for p in row.curve if p.dev_score is not None}
+                for row in rows
+                if row.k == k
+            ]
             if curves and all(curves):
                 runs.setdefault(method, {})[target] = curves
     targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
@@ -115,7 +114,7 @@ def adaptation(grid: Grid, k: int) -> Adaptation:
         steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
         points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
         mean_curves.append(MeanCurve(method, points))
-    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points))
+    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points), grid.sign_note)
 
 
 def learning_curve_section(grid: Grid) -> Section:
@@ -159,32 +158,37 @@ def curves_figure(grid: Grid, target: str, k: int, curve: str) -> "Figure":
 
     figure = Figure()
     for method in grid.methods:
-        own_k = k if (method, target, k) in grid.scores else 0
         runs: dict[int, dict[int, float]] = {}  # seed -> value by step
-        for seed in grid.seed_scores(method, target, k):
-            points = grid.by_place[method, target, own_k, seed].curve
-            stride = max(1, -(-len(points) // CURVE_POINTS))
-            thinned = points if stride == 1 else (*points[:-1:stride], points[-1])  # the last point always stays
+        for seed, row in grid.runs.get((method, target, k), {}).items():
+            stride = max(1, -(-len(row.curve) // CURVE_POINTS))
+            thinned = row.curve if stride == 1 else (*row.curve[:-1:stride], row.curve[-1])  # the last point stays
             values = {p.step: getattr(p, curve) for p in thinned if getattr(p, curve) is not None}
             if values:
                 runs[seed] = values
         if not runs:
             continue
-        colour, _ = method_style(grid, method)
+        style = method_style(grid, method)
         for seed, values in runs.items():
             figure.add_scatter(
-                x=list(values), y=list(values.values()), mode="lines", name=plot_label(method),
-                legendgroup=escaped(method), showlegend=False, opacity=0.35, line={"color": colour, "width": 1},
+                x=list(values), y=list(values.values()), mode="lines", name=style.label,
+                legendgroup=style.name, showlegend=False, opacity=0.35, line={"color": style.colour, "width": 1},
                 hovertemplate=f"%{{fullData.name}}, seed {seed}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
         common = [step for step in next(iter(runs.values())) if all(step in values for values in runs.values())]
         figure.add_scatter(
             x=common, y=[sum(values[step] for values in runs.values()) / len(runs) for step in common], mode="lines",
-            name=plot_label(method), legendgroup=escaped(method), line={"color": colour, "width": 2.5},
+            name=style.label, legendgroup=style.name, line={"color": style.colour, "width": 2.5},
             hovertemplate="%{fullData.name}, mean<br>step %{x}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
     if not figure.data:
-        return empty_figure("no learning curve is recorded here")
+        return _empty_figure("no learning curve is recorded here")
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=CURVES[curve])
     return figure
+
+
+def _empty_figure(text: str) -> "Figure":
+    from plotly.graph_objects import Figure
+
+    layout = {"height": 240, "annotations": [{"text": text, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}]}
+    return Figure([{"type": "scatter", "x": [], "y": []}], layout)

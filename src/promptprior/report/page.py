@@ -23,24 +23,15 @@ from typing import TypedDict, Unpack, cast
 from promptprior import plugins
 from promptprior.errors import DataError, SpecError
 from promptprior.files import write_text
-from promptprior.report.bank_usage import diagnostic_section, retrieval_section
+from promptprior.report.bank_usage import diagnostic_sections
 from promptprior.report.cost_points import cost_section
 from promptprior.report.gains import Comparison, comparisons, headline
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.learning_curves import learning_curve_section
-from promptprior.report.plots import figure_template
+from promptprior.report.plots import LAYOUT
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
-from promptprior.report.section import (
-    Column,
-    Section,
-    Table,
-    TableCell,
-    columns,
-    count_distinct,
-    format_number,
-    number_cell,
-)
+from promptprior.report.section import Section, Table, columns, count_distinct, format_number, make_table
 from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
 
 PLUGIN_GROUP = "promptprior.report_tables"
@@ -97,32 +88,26 @@ class Report:
     def sections(self) -> tuple[Section, ...]:
         """Every section there is something to put into, in the order a reader asks; those of other packages last."""
         grid = self.grid
-        failed = [
-            (
-                TableCell(row.cell[:12]),
-                TableCell(row.method),
-                TableCell(row.target),
-                number_cell(row.k, "count"),
-                number_cell(row.seed, "plain"),
-                TableCell(row.error),
-            )
-            for row in grid.failed
-        ]
-        heads = (*columns("Cell|Method|Target", (), ["k", "Seed"]), Column("Error", "text"))
-        failures = Table("failed", "Failed cells", "", heads, tuple(failed))
+        failed = [(row.cell[:12], row.method, row.target, row.k, row.seed, row.error) for row in grid.failed]
+        heads = (*columns("Cell|Method|Target", (), {"k": "count", "Seed": "plain"}), *columns("Error"))
+        failures = make_table("failed", "Failed cells", "", heads, failed)
         sections = [
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),
             guard_section(grid),
             cost_section(grid),
             similarity_section(grid, self.options.get("task_similarity")),
-            retrieval_section(grid),
-            diagnostic_section(grid),
+            *diagnostic_sections(grid),
             Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]
         declared = plugins.load_plugins(PLUGIN_GROUP)
         for name in declared:
-            section = cast(Callable[[Grid], object], declared[name])(grid)
+            try:
+                section = cast(Callable[[Grid], object], declared[name])(grid)
+            except Exception as error:  # another package's code: anything can go wrong
+                raise SpecError(
+                    f"entry point {declared.describe(name)} failed: {error}; mend or uninstall that package"
+                ) from error
             if not isinstance(section, Section | None):
                 raise SpecError(
                     f"entry point {declared.describe(name)} returned {section!r}; expected a "
@@ -161,6 +146,9 @@ class Report:
             )
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
+        if unknown := sorted({grid.targets[t].metric for t, known in grid.metrics.items() if known is None}):
+            names = ", ".join(unknown)
+            notices.append(f"Of metrics that are not installed here higher is taken to be better: {names}.")
         notices += [f"Left out: {line}." for line in self.options.get("left_out", ())]
         return notices
 
@@ -192,10 +180,12 @@ class Report:
         """Write the page, which needs nothing beside it, and return its path."""
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
+        from plotly.graph_objects import layout as plotly_layout
         from plotly.offline import get_plotlyjs
 
         plots = [plot for section in self.sections for plot in section.plots]
-        data = {"figures": {plot.name: plot.to_json() for plot in plots}, "template": figure_template()}
+        template = plotly_layout.Template(layout=LAYOUT).to_plotly_json()
+        data = {"figures": {plot.name: plot.to_json() for plot in plots}, "template": template}
         assets = files("promptprior.report").joinpath("assets")
         plotly = get_plotlyjs().replace("\r\n", "\n")
         style, script, page = (

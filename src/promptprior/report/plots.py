@@ -4,8 +4,8 @@ Colours are names of variables of report.css, so that dark mode is defined in on
 """
 
 import html
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from promptprior.report.results import Grid
 from promptprior.report.section import format_number
@@ -17,36 +17,39 @@ if TYPE_CHECKING:
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon")
 COLOURS = 8  # --m0 to --m7 of report.css
 LONGEST_NAME = 40
+AXIS = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
+LAYOUT = {
+    "autosize": True,
+    "dragmode": "zoom",
+    "hovermode": "closest",
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"color": "var(--ink)", "size": 13},
+    "margin": {"l": 8, "r": 20, "t": 12, "b": 40},
+    "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemwidth": 30},
+    "hoverlabel": {"bgcolor": "var(--raised)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
+    "annotationdefaults": {"showarrow": False, "font": {"color": "var(--muted)"}},
+    "xaxis": AXIS,
+    "yaxis": AXIS,
+}  # of all figures: the page holds it once, as plotly's template
 
 
-def figure_template() -> dict[str, Any]:
-    """The layout that all figures share, as plotly's template."""
-    from plotly.graph_objects import layout as plotly_layout
+class MethodStyle(NamedTuple):
+    """How a method is drawn: its colour and symbol, its name escaped, and the same cut to a label."""
 
-    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
-    layout = {
-        "autosize": True,
-        "dragmode": "zoom",
-        "hovermode": "closest",
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "var(--ink)", "size": 13},
-        "margin": {"l": 8, "r": 20, "t": 12, "b": 40},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemwidth": 30},
-        "hoverlabel": {"bgcolor": "var(--raised)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
-        "annotationdefaults": {"showarrow": False, "font": {"color": "var(--muted)"}},
-        "xaxis": axis,
-        "yaxis": axis,
-    }
-    return plotly_layout.Template(layout=layout).to_plotly_json()
+    colour: str
+    symbol: str
+    name: str
+    label: str
 
 
-def method_style(grid: Grid, method: str) -> tuple[str, str]:
-    """Colour and symbol of a method; the baseline's are its own."""
+def method_style(grid: Grid, method: str) -> MethodStyle:
+    """How a method is drawn; the baseline's colour and symbol are its own."""
+    names = escaped(method), plot_label(method)
     if method == grid.baseline:
-        return "var(--m-base)", "circle-open"
+        return MethodStyle("var(--m-base)", "circle-open", *names)
     place = [m for m in grid.methods if m != grid.baseline].index(method)
-    return f"var(--m{place % COLOURS})", SYMBOLS[place % len(SYMBOLS)]
+    return MethodStyle(f"var(--m{place % COLOURS})", SYMBOLS[place % len(SYMBOLS)], *names)
 
 
 def plot_label(name: str) -> str:
@@ -59,32 +62,25 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def hover_interval(method: str, i: Interval) -> str:
-    """A method with its mean, interval and number of runs."""
-    ends = (
-        " (one run)"
-        if i.low is None
-        else f" [{format_number(i.low, 'score')}, {format_number(i.high, 'score')}], {i.n} runs"
-    )
-    return f"{escaped(method)}<br>{format_number(i.estimate, 'score')}{ends}"
+def interval_trace(
+    style: MethodStyle, intervals: Mapping[str, Interval], axis: Literal["x", "y"] = "y"
+) -> dict[str, Any]:
+    """What traces of a method's intervals share: estimates and bars along an axis, and what hovering tells of each.
 
-
-def error_bars(intervals: Iterable[Interval], colour: str) -> dict[str, Any]:
-    """The bars of some intervals; of one run there is none."""
-    ends = [
-        (0.0, 0.0) if i.low is None or i.high is None else (i.high - i.estimate, i.estimate - i.low) for i in intervals
-    ]
-    above, below = [up for up, _ in ends], [down for _, down in ends]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": colour, "thickness": 1.5,
-            "width": 0}  # fmt: skip
-
-
-def empty_figure(text: str) -> "Figure":
-    """A figure that says why there is nothing to draw."""
-    from plotly.graph_objects import Figure
-
-    layout = {"height": 240, "annotations": [{"text": text, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}]}
-    return Figure([{"type": "scatter", "x": [], "y": []}], layout)
+    The keys of `intervals` head the hover texts, which give mean, ends and number of runs. One run has no bar.
+    """
+    texts, above, below = [], [], []
+    for head, i in intervals.items():
+        ends = " (one run)"
+        if i.low is not None:
+            ends = f" [{format_number(i.low, 'score')}, {format_number(i.high, 'score')}], {i.n} runs"
+        texts.append(f"{head}<br>{style.name}<br>{format_number(i.estimate, 'score')}{ends}")
+        above.append(0.0 if i.high is None else i.high - i.estimate)
+        below.append(0.0 if i.low is None else i.estimate - i.low)
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": style.colour,
+            "thickness": 1.5, "width": 0}  # fmt: skip
+    estimates = [i.estimate for i in intervals.values()]
+    return {axis: estimates, f"error_{axis}": bars, "text": texts, "hoverinfo": "text", "name": style.label}
 
 
 def heatmap(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from promptprior.report.plots import method_style, plot_label
+from promptprior.report.plots import method_style
 from promptprior.report.results import Grid
-from promptprior.report.section import EMPTY, NO_BREAK, Table, TableCell, columns, format_number
+from promptprior.report.section import format_number
 from promptprior.report.statistics import SIGNIFICANT, TIE, holm, paired_permutation
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class Ranking:
         """Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart."""
         from plotly.graph_objects import Figure
 
-        names = [plot_label(method) for method, _ in self.best_first]
+        styles = [method_style(grid, method) for method, _ in self.best_first]
+        names = [style.label for style in styles]
         figure = Figure()
-        for place, (method, rank) in enumerate(self.best_first):
-            colour, symbol = method_style(grid, method)
-            marker = {"color": colour, "symbol": symbol, "size": 12, "line": {"width": 2, "color": colour}}
-            text = f"{names[place]}<br>mean rank {rank:.2f}"
+        for place, (style, (_, rank)) in enumerate(zip(styles, self.best_first, strict=True)):
+            colour, text = style.colour, f"{style.label}<br>mean rank {rank:.2f}"
+            marker = {"color": colour, "symbol": style.symbol, "size": 12, "line": {"width": 2, "color": colour}}
             figure.add_scatter(
                 x=[rank], y=[place], mode="markers", marker=marker, text=[text], hoverinfo="text", showlegend=False,
                 cliponaxis=False,
@@ -83,7 +83,7 @@ class Ranking:
 
 
 def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
-    """Rank methods by their scores on the same targets, higher better; scores that differ by less than 1e-9 tie.
+    """Rank methods by their merits on the same targets, higher is better; what differs by less than 1e-9 ties.
 
     Friedman's chi-square is corrected for ties, and (0, p = 1) where all methods tie everywhere. Raises ValueError for
     fewer than three methods or two targets, of which there is nothing to test.
@@ -133,22 +133,4 @@ def pairwise_comparisons(scores: Mapping[str, Sequence[float]]) -> tuple[Pairwis
     outcomes = [(int((gap > TIE).sum()), int((np.abs(gap) <= TIE).sum()), int((gap < -TIE).sum())) for gap in gaps]
     return tuple(
         PairwiseComparison(a, b, *outcome, p) for (a, b), outcome, p in zip(pairs, outcomes, corrected, strict=True)
-    )
-
-
-def wins_table(pairs: Sequence[PairwiseComparison], methods: Sequence[str], targets: int, k: int) -> Table:
-    """Who beats whom on how many targets."""
-    outcomes = {(pair.first, pair.second): (pair.wins, pair.losses, pair.p) for pair in pairs}
-    outcomes |= {(pair.second, pair.first): (pair.losses, pair.wins, pair.p) for pair in pairs}
-    cells = {
-        both: TableCell(f"{wins} : {losses}", f"p{NO_BREAK}{format_number(p, 'p_equals')}")
-        for both, (wins, losses, p) in outcomes.items()
-    }
-    return Table(
-        f"wins-k{k}",
-        f"Who beats whom, k = {k}",
-        f"On how many of the {targets} targets the row's method scores higher : lower than the column's. "
-        "p: paired permutation test over targets, Holm over all pairs.",
-        columns("|".join(["Method", *methods])),
-        tuple((TableCell(a), *(cells.get((a, b), EMPTY) for b in methods)) for a in methods),
     )

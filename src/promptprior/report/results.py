@@ -6,7 +6,6 @@ key that has a default may be missing: results written before it was known still
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,9 @@ from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
 from promptprior.files import read_lines
 from promptprior.report.statistics import UNBOUNDED, Interval, interval
-from promptprior.tasks.metrics import METRICS
+from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
-SharedSeeds = Mapping[str, frozenset[int]]
-"""The seeds of each target that every method has finished."""
 
 
 @dataclass(frozen=True)
@@ -156,105 +153,99 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     return tuple({row.cell: row for row in rows}.values())
 
 
-@dataclass(frozen=True)
 class Grid:
     """The rows of a comparison by method, target, k and seed; `baseline` is the method that transfer must beat.
 
-    Where two rows stand for the same place (a setting was changed in between), the last one counts.
+    Where two rows stand for the same place (a setting was changed in between), the last one counts. Everything is plain
+    data, worked out once:
+
+    - `by_place`: the row of each method, target, k and seed; `rows` are those with a score, `failed` those without
+    - `methods`: those that train nothing, then the baseline, then the others in order of appearance
+    - `transfer`: methods that learned from source tasks
+    - `targets`: one row of each target, which tells its family, metric and size; by family, then name
+    - `bounds`: the least and largest score of each target's metric; those of another package's metric are not known
+    - `metrics`: the metric of each target, None for one of a package that is not installed here; `lower_is_better`: the
+      targets where lower is better; `sign_note`: what tables over targets say of them
+    - `ks`: the numbers of shots compared; (0,) where nothing was trained
+    - `scores`: the score of each seed, by method, target and k
+    - `seed_scores`: the same for every k of `ks`; what needs no examples (k = 0) stands beside each
+    - `runs`: the rows of these scores; `intervals`: their mean and interval over seeds, within the metric's range
+    - `shared`: by k, the targets that every method has finished, with the seeds common to all that use shots
+    - `shared_rows`: by method and k, the rows at these targets and seeds; what needs no examples at all seeds
+    - `shared_runs`: the merits of those rows, for each target in the order of its seeds
     """
 
-    all_rows: tuple[Row, ...]
-    baseline: str
+    def __init__(self, all_rows: tuple[Row, ...], baseline: str) -> None:
+        self.all_rows, self.baseline = all_rows, baseline
+        self.by_place = {(row.method, row.target, row.k, row.seed): row for row in all_rows}
+        self.rows = tuple(row for row in self.by_place.values() if row.is_ok)
+        self.failed = tuple(row for row in self.by_place.values() if not row.is_ok)
 
-    @cached_property
-    def by_place(self) -> dict[tuple[str, str, int, int], Row]:
-        """The row of each method, target, k and seed."""
-        return {(row.method, row.target, row.k, row.seed): row for row in self.all_rows}
-
-    @cached_property
-    def rows(self) -> tuple[Row, ...]:
-        """Rows with a score."""
-        return tuple(row for row in self.by_place.values() if row.is_ok)
-
-    @cached_property
-    def failed(self) -> tuple[Row, ...]:
-        """Rows without one."""
-        return tuple(row for row in self.by_place.values() if not row.is_ok)
-
-    @cached_property
-    def methods(self) -> tuple[str, ...]:
-        """Methods that train nothing, then the baseline, then the others in order of appearance."""
-        names = dict.fromkeys(row.method for row in self.rows)
         trained = {row.method for row in self.rows if row.steps}
-        return tuple(sorted(names, key=lambda m: 1 if m == self.baseline else 2 if m in trained else 0))
+        ranks = {row.method: 1 if row.method == baseline else 2 if row.method in trained else 0 for row in self.rows}
+        self.methods = tuple(sorted(ranks, key=lambda method: ranks[method]))
+        self.transfer = frozenset(row.method for row in self.rows if row.sources)
+        self.ks = tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
+        first = {row.target: row for row in reversed(self.rows)}
+        self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
+        own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
+        self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
+        self.metrics = {target: known_metric(row.metric) for target, row in self.targets.items()}
+        self.lower_is_better = [t for t, known in self.metrics.items() if known and not known.higher_is_better]
+        names = ", ".join(self.lower_is_better)
+        note = f" Higher is better: scores of {names}, where lower is better, count with a minus sign."
+        self.sign_note = note if names else ""
 
-    @cached_property
-    def transfer(self) -> frozenset[str]:
-        """Methods that learned from source tasks."""
-        return frozenset(row.method for row in self.rows if row.sources)
-
-    @cached_property
-    def targets(self) -> dict[str, Row]:
-        """One row of each target, which tells its family, metric and size; by family, then name."""
-        rows = {row.target: row for row in reversed(self.rows)}
-        return {t: rows[t] for t in sorted(rows, key=lambda target: (rows[target].family, target))}
-
-    @cached_property
-    def ks(self) -> tuple[int, ...]:
-        """The numbers of shots compared; (0,) where nothing was trained."""
-        return tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
-
-    @cached_property
-    def scores(self) -> Mapping[tuple[str, str, int], SeedScores]:
-        """Score of each seed, for each method, target and k."""
-        scores: dict[tuple[str, str, int], dict[int, float]] = {}
+        self.scores: dict[tuple[str, str, int], dict[int, float]] = {}
         for row in self.rows:
-            assert row.score is not None  # rows hold ok cells only
-            scores.setdefault((row.method, row.target, row.k), {})[row.seed] = row.score
-        return scores
+            assert row.score is not None  # an ok cell has one
+            self.scores.setdefault((row.method, row.target, row.k), {})[row.seed] = row.score
+        self.seed_scores: dict[tuple[str, str, int], dict[int, float]] = {}
+        self.runs: dict[tuple[str, str, int], dict[int, Row]] = {}
+        self.intervals: dict[tuple[str, str, int], Interval] = {}
+        for m, t, k in product(self.methods, self.targets, self.ks):
+            own_k = k if (m, t, k) in self.scores else 0
+            if scores := self.scores.get((m, t, own_k)):
+                self.seed_scores[m, t, k] = scores
+                self.runs[m, t, k] = {seed: self.by_place[m, t, own_k, seed] for seed in scores}
+                self.intervals[m, t, k] = interval(list(scores.values()), bounds=self.bounds[t])
 
-    @cached_property
-    def intervals(self) -> Mapping[tuple[str, str, int], Interval]:
-        """Mean and interval over seeds, within the metric's range, by method, target and k."""
-        finished = [place for place in product(self.methods, self.targets, self.ks) if self.seed_scores(*place)]
-        return {
-            (m, t, k): interval(list(self.seed_scores(m, t, k).values()), bounds=self.bounds(t)) for m, t, k in finished
-        }
-
-    @cached_property
-    def shared(self) -> Mapping[int, SharedSeeds]:
-        """By k, the targets that every method has finished, with the seeds common to all methods that use shots."""
-        shared: dict[int, dict[str, frozenset[int]]] = {k: {} for k in self.ks}
+        self.shared: dict[int, dict[str, frozenset[int]]] = {k: {} for k in self.ks}
         for k, target in product(self.ks, self.targets):
             finished = [set(self.scores[m, target, k]) for m in self.methods if (m, target, k) in self.scores]
             seeds = set.intersection(*finished) if finished else set()
-            if all(self.seed_scores(m, target, k) for m in self.methods) and (seeds or not finished):
-                shared[k][target] = frozenset(seeds)
-        return shared
+            if all((m, target, k) in self.runs for m in self.methods) and (seeds or not finished):
+                self.shared[k][target] = frozenset(seeds)
+        self.shared_rows = {
+            (m, k): {
+                target: [row for seed, row in self.runs[m, target, k].items() if seed in seeds or row.k != k]
+                for target, seeds in self.shared[k].items()
+            }
+            for m, k in product(self.methods, self.ks)
+        }
+        self.shared_runs = {
+            place: {
+                t: [self.merit(t, self.scores[r.method, t, r.k][r.seed]) for r in rows]
+                for t, rows in of_targets.items()
+            }
+            for place, of_targets in self.shared_rows.items()
+        }
 
-    def bounds(self, target: str) -> tuple[float, float]:
-        """The least and largest score of a target's metric; those of another package's metric are not known."""
-        metric = METRICS.get(self.targets[target].metric)
-        return metric.bounds if metric else UNBOUNDED
+    def merit(self, target: str, score: float) -> float:
+        """A score on a target as methods are compared by it: higher is better, whatever the metric."""
+        return -score if target in self.lower_is_better else score
 
-    def seed_scores(self, method: str, target: str, k: int) -> SeedScores:
-        """Scores by seed. What needs no examples (k = 0) stands beside every k."""
-        return self.scores.get((method, target, k)) or self.scores.get((method, target, 0), {})
+    def merits(self, target: str, scores: SeedScores) -> SeedScores:
+        """Scores of seeds the same way."""
+        return {seed: self.merit(target, score) for seed, score in scores.items()}
 
-    def shared_rows(self, method: str, k: int) -> dict[str, list[Row]]:
-        """The rows of a method at the shared targets and seeds; what needs no examples stands beside all seeds."""
-        rows = {}
-        for target, seeds in self.shared[k].items():
-            uses_shots = (method, target, k) in self.scores
-            own_k = k if uses_shots else 0
-            own_seeds = [s for s in self.scores[method, target, own_k] if s in seeds or not uses_shots]
-            rows[target] = [self.by_place[method, target, own_k, seed] for seed in own_seeds]
-        return rows
 
-    def shared_runs(self, method: str, k: int) -> dict[str, list[float]]:
-        """The scores of those rows, for each target in the order of its seeds."""
-        rows = self.shared_rows(method, k)
-        return {t: [self.scores[r.method, r.target, r.k][r.seed] for r in of_target] for t, of_target in rows.items()}
+def known_metric(name: str) -> Metric | None:
+    """A metric by name; None for one of a package that is not installed here."""
+    try:
+        return metric(name)
+    except SpecError:
+        return None
 
 
 def parse(kind: type[C], value: object, where: str) -> C:

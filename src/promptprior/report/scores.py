@@ -5,20 +5,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from promptprior.report.gains import Comparison, gain_table
-from promptprior.report.plots import error_bars, escaped, hover_interval, method_style, plot_label
-from promptprior.report.ranks import PairwiseComparison, Ranking, pairwise_comparisons, ranking, wins_table
+from promptprior.report.plots import escaped, interval_trace, method_style, plot_label
+from promptprior.report.ranks import PairwiseComparison, Ranking, pairwise_comparisons, ranking
 from promptprior.report.results import Grid
 from promptprior.report.section import (
+    EMPTY,
     NO_BREAK,
     Control,
     Plot,
     Section,
     Table,
     TableCell,
+    Value,
     columns,
     format_number,
     interval_cell,
-    number_cell,
+    make_table,
 )
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
@@ -47,8 +49,8 @@ class Overall:
     aggregates: tuple[MethodAggregate, ...]
     ranking: Ranking | None
     pairs: tuple[PairwiseComparison, ...]
+    sign_note: str = ""
 
-    @property
     def table(self) -> Table:
         """Mean, interquartile mean, median and mean rank of every method."""
         ranks = dict(self.ranking.best_first) if self.ranking else {}
@@ -59,20 +61,31 @@ class Overall:
                 "methods differ by Nemenyi's test where their mean ranks are at least "
                 f"{self.ranking.critical:.2f} apart."
             )
-        return Table(
+        return make_table(
             f"overall-k{self.k}",
             f"All targets, k = {self.k}",
             f"Over {shared_words(self.targets)}. IQM is the mean of the middle half of all runs; median is the median "
-            f"target. 95% intervals resample seeds within targets. {rank_note}",
-            columns("Method", ["Mean", "IQM", "Median"], ["Mean rank"]),
-            tuple(
-                (
-                    TableCell(a.method),
-                    *(interval_cell(i) for i in (a.mean, a.iqm, a.median)),
-                    number_cell(ranks.get(a.method), "two_digits"),
-                )
-                for a in self.aggregates
-            ),
+            f"target. 95% intervals resample seeds within targets. {rank_note}{self.sign_note}",
+            columns("Method", ["Mean", "IQM", "Median"], {"Mean rank": "two_digits"}),
+            [(a.method, a.mean, a.iqm, a.median, ranks.get(a.method)) for a in self.aggregates],
+        )
+
+    def wins_table(self) -> Table:
+        """Who beats whom on how many targets."""
+        methods = [a.method for a in self.aggregates]
+        outcomes = {(pair.first, pair.second): (pair.wins, pair.losses, pair.p) for pair in self.pairs}
+        outcomes |= {(pair.second, pair.first): (pair.losses, pair.wins, pair.p) for pair in self.pairs}
+        cells = {
+            both: TableCell(f"{wins} : {losses}", f"p{NO_BREAK}{format_number(p, 'p_equals')}")
+            for both, (wins, losses, p) in outcomes.items()
+        }
+        return make_table(
+            f"wins-k{self.k}",
+            f"Who beats whom, k = {self.k}",
+            f"On how many of the {len(self.targets)} targets the row's method scores better : worse than the column's. "
+            "p: paired permutation test over targets, Holm over all pairs.",
+            columns("|".join(["Method", *methods])),
+            [(a, *(cells.get((a, b), EMPTY) for b in methods)) for a in methods],
         )
 
 
@@ -81,7 +94,7 @@ def overall(grid: Grid, k: int) -> Overall:
     targets = tuple(grid.shared[k])
     if not targets:
         return Overall(k, (), (), None, ())
-    runs = {method: grid.shared_runs(method, k) for method in grid.methods}
+    runs = {method: grid.shared_runs[method, k] for method in grid.methods}
     means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
     aggregates = tuple(
         MethodAggregate(
@@ -93,7 +106,8 @@ def overall(grid: Grid, k: int) -> Overall:
         for method, of_method in runs.items()
     )
     can_rank = len(means) > 2 and len(targets) > 1
-    return Overall(k, targets, aggregates, ranking(means) if can_rank else None, pairwise_comparisons(means))
+    ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
+    return Overall(k, targets, aggregates, ranks, pairs, grid.sign_note)
 
 
 def shared_words(targets: Sequence[str]) -> str:
@@ -105,84 +119,80 @@ def shared_words(targets: Sequence[str]) -> str:
 def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section, Section]:
     """The sections over all targets and of single targets, with their plots."""
     all_overall = {k: overall(grid, k) for k in grid.ks}
-    at_k = {k: {c.method: c for c in compared if c.k == k} for k in grid.ks}
     parts: list[tuple[int | None, tuple[Table, ...]]] = []
+    scores = []
     for k, o in all_overall.items():
-        tables = [o.table] if o.targets else []
-        tables += [gain_table(grid, at_k[k], k)] if at_k[k] else []
-        if len(o.aggregates) > 1:
-            tables.append(wins_table(o.pairs, [a.method for a in o.aggregates], len(o.targets), k))
+        at_k = {c.method: c for c in compared if c.k == k}
+        tables = [o.table()] if o.targets else []
+        tables += [gain_table(grid, at_k, k)] if at_k else []
+        tables += [o.wins_table()] if len(o.aggregates) > 1 else []
         parts.append((k, tuple(tables)))
-    parts.append((None, _shots_tables(grid)))
+        scores.append((k, (_score_table(grid, at_k, k),)))
+
+    # Few-shot curves: the mean of every method at every k, over targets finished everywhere.
+    targets = [t for t in grid.targets if all(t in grid.shared[k] for k in grid.ks)]
+    if len(grid.ks) > 1 and targets:
+        means: list[Sequence[Value]] = [
+            (m, *(stratified_bootstrap({t: grid.shared_runs[m, k][t] for t in targets}) for k in grid.ks))
+            for m in grid.methods
+        ]
+        note = f"Mean over {shared_words(targets)} and at every k.{grid.sign_note}"
+        heads = columns("Method", [f"k = {k}" for k in grid.ks])
+        parts.append((None, (make_table("shots", "Few-shot curves", note, heads, means),)))
     plots = _score_plots(grid, all_overall) if grid.ks else ()
-    scores = tuple((k, (_score_table(grid, at_k[k], k),)) for k in grid.ks)
-    return Section("Over all targets", tuple(parts), plots), Section("Scores", scores)
+    return Section("Over all targets", tuple(parts), plots), Section("Scores", tuple(scores))
+
+
+def metric_label(grid: Grid, target: str) -> str:
+    """A target's metric, and its direction where lower is better."""
+    return grid.targets[target].metric + (" (lower is better)" if target in grid.lower_is_better else "")
 
 
 def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
     """Every method on every target, or why there is no score."""
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
-    failed = {(row.method, row.target, row.k) for row in grid.failed}
-
-    def score_cell(method: str, target: str) -> TableCell:
-        mean = grid.intervals.get((method, target, k))
-        if mean is None:
-            return TableCell("failed" if (method, target, k) in failed else "missing")
-        differences = compared[method].targets if method in compared else ()
-        cell = interval_cell(mean, verdict=next((d.verdict for d in differences if d.target == target), ""))
-        if len(grid.scores.get((method, target, k), range(most))) == most:
-            return cell
-        so_far = f"{mean.n} of {most} seeds"
-        return replace(cell, detail=so_far if mean.n == 1 else f"{cell.detail}, {so_far}")
-
-    return Table(
+    failed = {(row.method, row.target) for row in grid.failed if row.k == k}
+    verdicts = {(method, d.target): d.verdict for method, c in compared.items() for d in c.targets}
+    rows: list[Sequence[Value]] = []
+    for target, row in grid.targets.items():
+        detail = f"{row.family} · {metric_label(grid, target)} · n{NO_BREAK}={NO_BREAK}{row.n_test}"
+        cells: list[Value] = [TableCell(target, detail)]
+        for method in grid.methods:
+            mean = grid.intervals.get((method, target, k))
+            if mean is None:
+                cells.append(TableCell("failed" if (method, target) in failed else "missing"))
+                continue
+            cell = interval_cell(mean, verdict=verdicts.get((method, target), ""))
+            if len(grid.scores.get((method, target, k), range(most))) != most:
+                so_far = f"{mean.n} of {most} seeds"
+                cell = replace(cell, detail=so_far if mean.n == 1 else f"{cell.detail}, {so_far}")
+            cells.append(cell)
+        rows.append(cells)
+    return make_table(
         f"scores-k{k}",
         f"Scores, k = {k}",
         "Mean over seeds with its 95% interval (Student's t below thirty seeds, else BCa bootstrap). A triangle says "
         f"that the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets.",
         columns("Target", grid.methods),
-        tuple(
-            (
-                TableCell(target, f"{row.family} · {row.metric} · n{NO_BREAK}={NO_BREAK}{row.n_test}"),
-                *(score_cell(method, target) for method in grid.methods),
-            )
-            for target, row in grid.targets.items()
-        ),
+        rows,
     )
-
-
-def _shots_tables(grid: Grid) -> tuple[Table, ...]:
-    """Few-shot curves: the mean of every method at every k, over targets finished everywhere."""
-    targets = [t for t in grid.targets if all(t in grid.shared[k] for k in grid.ks)]
-    if len(grid.ks) < 2 or not targets:
-        return ()
-    rows = []
-    for method in grid.methods:
-        runs = [grid.shared_runs(method, k) for k in grid.ks]
-        means = [stratified_bootstrap({t: of_k[t] for t in targets}) for of_k in runs]
-        rows.append((TableCell(method), *map(interval_cell, means)))
-    note = f"Mean over {shared_words(targets)} and at every k."
-    heads = columns("Method", [f"k = {k}" for k in grid.ks])
-    return (Table("shots", "Few-shot curves", note, heads, tuple(rows)),)
 
 
 def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, ...]:
     """Scores by target, few-shot curves and ranks, as far as there are any."""
-    ks = Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1])
     plots = [
         Plot(
             "scores",
             "Score by method and target",
             "Mean over seeds with its 95% interval, which may run out of the picture; ticks are single runs.",
             "Score of each method on each target. The table of scores holds the same numbers.",
-            (ks,),
+            (Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1]),),
             lambda k: score_figure(grid, k),
         )
     ]
     if len(grid.ks) > 1:
         means = {k: {a.method: a.mean for a in o.aggregates} for k, o in all_overall.items()}
-        has_means = any(means.values())
-        options = {MEAN_TARGET: "mean over targets"} if has_means else {}
+        options = {MEAN_TARGET: "mean over targets"} if any(means.values()) else {}
         options |= {target: target for target in grid.targets}
         plots.append(
             Plot(
@@ -216,26 +226,24 @@ def score_figure(grid: Grid, k: int) -> "Figure":
 
     figure, targets, runs, ends = Figure(), list(grid.targets), [], []
     for m, method in enumerate(grid.methods):
-        colour, symbol = method_style(grid, method)
-        name = plot_label(method)
+        style = method_style(grid, method)
         intervals = {t: i for t in targets if (i := grid.intervals.get((method, t, k)))}
         shift = 0.56 * m / (len(grid.methods) - 1) - 0.2 if len(grid.methods) > 1 else 0
         heights = {t: targets.index(t) + shift for t in intervals}
-        scores = [(t, seed, score) for t in intervals for seed, score in grid.seed_scores(method, t, k).items()]
+        scores = [(t, s, score) for t in intervals for s, score in grid.seed_scores[method, t, k].items()]
         runs += [score for _, _, score in scores]
         ends += [(i.low, i.high) for i in intervals.values() if i.low is not None and i.high is not None]
         figure.add_scatter(
-            x=[score for _, _, score in scores], y=[heights[t] for t, _, _ in scores], mode="markers", name=name,
-            legendgroup=escaped(method), showlegend=False, hoverinfo="text",
-            text=[f"{escaped(method)}<br>seed {s}: {format_number(score, 'score')}" for _, s, score in scores],
-            marker={"size": 6, "symbol": "line-ns", "opacity": 0.75, "line": {"width": 1.5, "color": colour}},
+            x=[score for _, _, score in scores], y=[heights[t] for t, _, _ in scores], mode="markers",
+            name=style.label, legendgroup=style.name, showlegend=False, hoverinfo="text",
+            text=[f"{style.name}<br>seed {s}: {format_number(score, 'score')}" for _, s, score in scores],
+            marker={"size": 6, "symbol": "line-ns", "opacity": 0.75, "line": {"width": 1.5, "color": style.colour}},
         )  # fmt: skip
         figure.add_scatter(
-            x=[i.estimate for i in intervals.values()], y=list(heights.values()), mode="markers", name=name,
-            legendgroup=escaped(method), hoverinfo="text",
-            text=[f"{escaped(t)}<br>{hover_interval(method, i)}" for t, i in intervals.items()],
-            marker={"size": 10, "color": colour, "symbol": symbol, "line": {"width": 1.5, "color": colour}},
-            error_x=error_bars(intervals.values(), colour),
+            **interval_trace(style, {escaped(t): i for t, i in intervals.items()}, axis="x"),
+            y=list(heights.values()), mode="markers", legendgroup=style.name,
+            marker={"size": 10, "color": style.colour, "symbol": style.symbol,
+                    "line": {"width": 1.5, "color": style.colour}},
         )  # fmt: skip
     # The range of all runs, and of intervals as far as they do not dwarf it: of two seeds they are many times wider.
     low, high = min(runs, default=0.0), max(runs, default=1.0)
@@ -245,8 +253,8 @@ def score_figure(grid: Grid, k: int) -> "Figure":
     figure.update_layout(height=110 + len(targets) * (30 + 17 * len(grid.methods)))
     figure.update_xaxes(title="score on test", range=[left, right])
     figure.update_yaxes(range=[len(targets) - 0.5, -0.62], showticklabels=False, showgrid=False, fixedrange=True)
-    for place, (target, row) in enumerate(grid.targets.items()):
-        words = f"<b>{plot_label(target)}</b>  {plot_label(row.metric)}"
+    for place, target in enumerate(grid.targets):
+        words = f"<b>{plot_label(target)}</b>  {plot_label(metric_label(grid, target))}"
         figure.add_annotation(
             text=words, xref="paper", x=0, xanchor="left", y=place - 0.4, align="left", font_size=12, showarrow=False
         )
@@ -267,16 +275,14 @@ def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target
         intervals = of_mean if target == MEAN_TARGET else of_target
         if not intervals:
             continue
-        colour, symbol = method_style(grid, method)
-        uses_shots = any(row.k for row in grid.rows if row.method == method)
-        figure.add_scatter(
-            x=list(intervals), y=[i.estimate for i in intervals.values()], name=plot_label(method), hoverinfo="text",
-            text=[f"k = {k}<br>{hover_interval(method, i)}" for k, i in intervals.items()],
-            mode="lines+markers" if uses_shots else "lines",
-            line={"color": colour, "width": 2, "dash": "solid" if uses_shots else "dash"},
-            marker={"color": colour, "symbol": symbol, "size": 9},
-            error_y=error_bars(intervals.values(), colour) if uses_shots else None,
-        )  # fmt: skip
+        style = method_style(grid, method)
+        trace = interval_trace(style, {f"k = {k}": i for k, i in intervals.items()})
+        trace |= {"mode": "lines+markers", "line": {"color": style.colour, "width": 2, "dash": "solid"}}
+        if not any(row.k for row in grid.rows if row.method == method):
+            trace |= {"mode": "lines", "line": {"color": style.colour, "width": 2, "dash": "dash"}, "error_y": None}
+        marker = {"color": style.colour, "symbol": style.symbol, "size": 9}
+        figure.add_scatter(x=list(intervals), marker=marker, **trace)
     figure.update_xaxes(type="log", tickvals=grid.ks, ticktext=[str(k) for k in grid.ks], title="shots k")
-    figure.update_yaxes(title="score on test")
+    is_lower = target in grid.lower_is_better
+    figure.update_yaxes(title=f"{plot_label(metric_label(grid, target))} on test" if is_lower else "score on test")
     return figure

@@ -46,10 +46,11 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its head and what its cells hold."""
+    """A column: its head, what its cells hold, and how make_table writes them."""
 
     head: str
     kind: Kind = "interval"
+    style: Style = "score"
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,44 @@ class Section:
 
 
 EMPTY = TableCell(DASH)
+Value = str | float | Interval | TableCell | None
+"""What a row of make_table holds."""
 
 
-def columns(texts: str = "", intervals: Iterable[str] = (), numbers: Iterable[str] = ()) -> tuple[Column, ...]:
-    """Columns: texts (split at |), then intervals, then numbers."""
+def columns(
+    texts: str = "",
+    intervals: Iterable[str] | Mapping[str, Style] = (),
+    numbers: Iterable[str] | Mapping[str, Style] = (),
+) -> tuple[Column, ...]:
+    """Columns: texts (split at |), then intervals, then numbers, in the style of each head, or as scores."""
+    kinds: tuple[tuple[Kind, Iterable[str]], ...] = (("interval", intervals), ("number", numbers))
     return (
         *(Column(head, "text") for head in texts.split("|") if head),
-        *(Column(head) for head in intervals),
-        *(Column(head, "number") for head in numbers),
+        *(
+            Column(head, kind, heads[head] if isinstance(heads, Mapping) else "score")
+            for kind, heads in kinds
+            for head in heads
+        ),
     )
+
+
+def make_table(name: str, title: str, note: str, heads: tuple[Column, ...], rows: Iterable[Iterable[Value]]) -> Table:
+    """A table of plain values: numbers and intervals in the style of their column, None as a dash."""
+    filled = []
+    for row in rows:
+        cells = []
+        for column, value in zip(heads, row, strict=True):
+            match value:
+                case TableCell():
+                    cells.append(value)
+                case str():
+                    cells.append(TableCell(value))
+                case Interval():
+                    cells.append(interval_cell(value, column.style))
+                case _:
+                    cells.append(number_cell(value, column.style))
+        filled.append(tuple(cells))
+    return Table(name, title, note, heads, tuple(filled))
 
 
 def interval_cell(
@@ -198,15 +228,6 @@ def format_number(value: float | None, style: Style) -> str:
         case _:
             text = f"{value:{ {'score': '.3f', 'signed': '+.3f', 'two_digits': '.2f'}[style] }}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def list_words(names: Sequence[str]) -> str:
-    """Names with commas and "and".
-
-    >>> list_words(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def count_distinct(values: Sequence[str]) -> str:

@@ -5,24 +5,25 @@ Measuring it takes a backbone (compare.task_similarity); reading and judging it 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from promptprior.config.choices import Measure
 from promptprior.files import read_json, write_json
 from promptprior.report.gains import pair_seeds
-from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style, plot_label
+from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style
 from promptprior.report.results import BackboneName, Grid, parse
 from promptprior.report.section import (
     Control,
     Plot,
     Section,
     Table,
-    TableCell,
+    Value,
     columns,
     format_number,
     interval_cell,
-    number_cell,
+    make_table,
 )
 from promptprior.report.statistics import Interval, rank_correlation
 
@@ -57,25 +58,20 @@ class TaskSimilarity:
     steps: int
     pairs: tuple[Similarity, ...]
 
-    @property
     def table(self) -> Table:
         """Every pair by every measure."""
-        return Table(
+        return make_table(
             "similarity",
             "Similarity of sources and targets",
             f"Measured on {self.backbone.name} with {self.shots} shots per class (seed {self.seed}) and {self.steps} "
             "steps from one common start. prompt, token, gradient: cosines of what training added to the prompt, of "
             "the same for its average token, and of the gradients at the start. label, format: overlap of answers and "
             "of the words of the template.",
-            columns("Source|Target", (), MEASURES),
-            tuple(
-                (
-                    TableCell(p.source),
-                    TableCell(p.target),
-                    *(number_cell(getattr(p, m), "two_digits") for m in MEASURES),
-                )
+            columns("Source|Target", (), dict.fromkeys(MEASURES, "two_digits")),
+            [
+                (p.source, p.target, *(getattr(p, m) for m in MEASURES))
                 for p in sorted(self.pairs, key=lambda p: (p.target, -p.gradient))
-            ),
+            ],
         )
 
     def figure(self, measure: Measure) -> "Figure":
@@ -121,30 +117,6 @@ def read_similarity(path: Path) -> TaskSimilarity | None:
 
 
 @dataclass(frozen=True)
-class SourceGain:
-    """What a method that learned from some sources gained on a target over the baseline, averaged over k and seeds."""
-
-    method: str
-    sources: tuple[str, ...]
-    target: str
-    gain: float
-
-
-def source_gains(grid: Grid) -> tuple[SourceGain, ...]:
-    """The gains of every method, set of sources and target; results of other sources do not replace each other here."""
-    scores: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
-    for row in grid.all_rows:
-        if row.score is not None:
-            scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
-    by_k: dict[tuple[str, tuple[str, ...], str], list[float]] = {}
-    for (method, sources, target, k), seeds in scores.items():
-        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
-        if sources and pairs and method != grid.baseline:
-            by_k.setdefault((method, sources, target), []).append(sum(x - y for x, y in pairs.values()) / len(pairs))
-    return tuple(SourceGain(*place, sum(gains) / len(gains)) for place, gains in by_k.items())
-
-
-@dataclass(frozen=True)
 class GainCorrelation:
     """One measure against one method's gains: a point (target, similarity, gain) for each set of sources and target."""
 
@@ -154,28 +126,36 @@ class GainCorrelation:
     correlation: Interval | None
 
 
-def similarity_gain_correlation(
-    similarity: TaskSimilarity, gains: Sequence[SourceGain]
-) -> dict[tuple[str, Measure], GainCorrelation]:
-    """Every measure against every method's gains.
+def similarity_gain_correlation(grid: Grid, similarity: TaskSimilarity) -> dict[tuple[str, Measure], GainCorrelation]:
+    """Every measure against what every method gained over the baseline, averaged over k and seeds.
 
-    A set of sources is as similar to a target as its sources are on average. Rank correlations resample whole targets;
-    of fewer than three points there is none.
+    A set of sources is as similar to a target as its sources are on average; results of other sources do not replace
+    each other here. Rank correlations resample whole targets; of fewer than three points there is none.
     """
+    scores: dict[tuple[str, tuple[str, ...], str, int], dict[int, float]] = {}
+    for row in grid.all_rows:
+        if row.score is not None:
+            scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
+    gains: dict[str, dict[tuple[tuple[str, ...], str], list[float]]] = {}  # method -> sources and target -> every k's
+    for (method, sources, target, k), seeds in scores.items():
+        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
+        if sources and pairs and method != grid.baseline:
+            gain = grid.merit(target, sum(x - y for x, y in pairs.values()) / len(pairs))
+            gains.setdefault(method, {}).setdefault((sources, target), []).append(gain)
+
     known = {(pair.source, pair.target): pair for pair in similarity.pairs}
     correlations = {}
-    for method in dict.fromkeys(gain.method for gain in gains):
-        of_method = [g for g in gains if g.method == method and all((s, g.target) in known for s in g.sources)]
-        for measure in MEASURES:
-            points = []
-            for gain in of_method:
-                values: list[float] = [getattr(known[source, gain.target], measure) for source in gain.sources]
-                points.append((gain.target, float(sum(values) / len(values)), gain.gain))
-            correlation = None
-            if len(points) >= FEWEST:
-                x, y = [value for _, value, _ in points], [value for *_, value in points]
-                correlation = rank_correlation(x, y, [target for target, _, _ in points])
-            correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
+    for method, measure in product(gains, MEASURES):
+        points = []
+        for (sources, target), at_ks in gains[method].items():
+            if all((source, target) in known for source in sources):
+                values: list[float] = [getattr(known[source, target], measure) for source in sources]
+                points.append((target, sum(values) / len(values), sum(at_ks) / len(at_ks)))
+        correlation = None
+        if len(points) >= FEWEST:
+            targets, x, y = zip(*points, strict=True)
+            correlation = rank_correlation(x, y, targets)
+        correlations[method, measure] = GainCorrelation(method, measure, tuple(points), correlation)
     return correlations
 
 
@@ -183,28 +163,22 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
     """How similar sources and targets are, and whether that predicts gains."""
     if similarity is None or not similarity.pairs:
         return Section("Task similarity", ())
-    correlations = similarity_gain_correlation(similarity, source_gains(grid))
+    correlations = similarity_gain_correlation(grid, similarity)
     methods = list(dict.fromkeys(method for method, _ in correlations))
-    tables = [similarity.table]
+    tables = [similarity.table()]
     if methods:
         note = (
             f"Spearman's rank correlation of similarity with the gain over {grid.baseline} (difference in score, "
             "averaged over k and seeds); a point is a set of sources and a target, as like as its sources are on "
             "average. 95% intervals resample targets. With one set of sources it compares targets, not sources."
         )
-        rows = [
-            (
-                TableCell(method),
-                *(
-                    interval_cell(correlations[method, m].correlation, "two_digits", no_ends="too few")
-                    for m in MEASURES
-                ),
-                number_cell(len(correlations[method, MEASURES[0]].points), "count"),
-            )
-            for method in methods
-        ]
-        heads = columns("Method", MEASURES, ["Points"])
-        tables.append(Table("similarity-gain", "Does similarity foretell gains?", note, heads, tuple(rows)))
+        rows: list[Sequence[Value]] = []
+        for method in methods:
+            of_method = [correlations[method, measure] for measure in MEASURES]
+            cells = [interval_cell(c.correlation, "two_digits", no_ends="too few") for c in of_method]
+            rows.append((method, *cells, len(of_method[0].points)))
+        heads = columns("Method", MEASURES, {"Points": "count"})
+        tables.append(make_table("similarity-gain", "Does similarity foretell gains?", note, heads, rows))
     measures = Control("measure", {m: m for m in MEASURES}, "gradient")
     plots = [
         Plot(
@@ -240,22 +214,19 @@ def gain_figure(grid: Grid, correlations: Sequence[GainCorrelation]) -> "Figure"
     for c in correlations:
         if not c.points:
             continue
-        colour, symbol = method_style(grid, c.method)
-        name = plot_label(c.method)
-        rho = (
-            f" (\N{GREEK SMALL LETTER RHO} {format_number(c.correlation.estimate, 'two_digits')})"
-            if c.correlation
-            else ""
-        )
+        style, rho = method_style(grid, c.method), ""
+        if c.correlation:
+            rho = f" (\N{GREEK SMALL LETTER RHO} {format_number(c.correlation.estimate, 'two_digits')})"
         figure.add_scatter(
-            x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=name + rho,
+            x=[x for _, x, _ in c.points], y=[gain for _, _, gain in c.points], mode="markers", name=style.label + rho,
             hoverinfo="text",
             text=[
-                f"{name} on {escaped(target)}<br>similarity {format_number(x, 'score')}, "
+                f"{style.label} on {escaped(target)}<br>similarity {format_number(x, 'score')}, "
                 f"gain {format_number(gain, 'score')}"
                 for target, x, gain in c.points
             ],
-            marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 10,
+                    "line": {"width": 1.5, "color": style.colour}},
         )  # fmt: skip
     figure.update_layout(showlegend=True)
     figure.update_xaxes(title=f"{correlations[0].measure} similarity")

@@ -12,7 +12,7 @@ statsmodels'.
 """
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -86,19 +86,19 @@ def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float
     of the middle half of all runs, pooled over targets and seeds. Seeds are drawn again within each target. With one
     seed everywhere the interval is unknown. Raises ValueError for no targets.
     """
-    scores = list(_arrays(runs).values())
-    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
-    return _percentile(float(_aggregated(scores, aggregate)), _aggregated(draws, aggregate), scores, level)
-
-
-def _aggregated(scores: Sequence[Floats], aggregate: Aggregate) -> Floats:
-    """From the scores of each target, [..., seeds] each, to one number, [...]."""
     from scipy.stats import trim_mean
 
-    if aggregate == "iqm":
-        return trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
-    over_targets = np.mean if aggregate == "mean" else np.median
-    return over_targets([x.mean(-1) for x in scores], axis=0)
+    scores = list(_arrays(runs).values())
+    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
+    aggregates: list[Floats] = []
+    for sample in (scores, draws):
+        if aggregate == "iqm":
+            aggregates.append(trim_mean(np.concatenate(sample, axis=-1), 0.25, axis=-1))
+        else:
+            over_targets = np.mean if aggregate == "mean" else np.median
+            aggregates.append(over_targets([x.mean(-1) for x in sample], axis=0))
+    estimate, drawn = aggregates
+    return _percentile(float(estimate), drawn, scores, level)
 
 
 @dataclass(frozen=True)
@@ -120,27 +120,31 @@ class Gains:
     undefined: tuple[str, ...]
 
 
-def average_relative_gain(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Gains:
+def average_relative_gain(
+    scores: Runs, base: Runs, level: float = 0.95, seed: int = 0, lower_is_better: Collection[str] = ()
+) -> Gains:
     """ARG: the mean over targets of (score - base) / base, each a mean over seeds (CrossFit, Ye et al. 2021).
 
-    Draws of a base that come to 0 or less are left out of the interval. Raises ValueError unless both have the same
-    targets and the same number of seeds for each.
+    Both are merits (higher is better). On targets named in `lower_is_better` these are scores with a minus sign, and
+    the gain is the share of the base's score that is saved. Draws of a base that come to 0 or less are left out of the
+    interval. Raises ValueError unless both have the same targets and the same number of seeds for each.
     """
     pairs = _paired(scores, base)
-    bases = {target: float(y.mean()) for target, (_, y) in pairs.items()}
+    signs = {target: -1.0 if target in lower_is_better else 1.0 for target in pairs}
+    bases = {target: signs[target] * float(y.mean()) for target, (_, y) in pairs.items()}  # as scores
     defined = [t for t, b in bases.items() if b > TIE]
     differences = np.array([float(x.mean() - y.mean()) for x, y in pairs.values()])
-    relative = [float(pairs[t][0].mean()) / bases[t] - 1 for t in defined]
+    relative = [float(pairs[t][0].mean()) / bases[t] - signs[t] for t in defined]
 
     def mean_gain(targets: Sequence[str]) -> Interval | None:
         if not targets:
             return None
-        sides = [pairs[t] for t in targets]
+        sides, sign = [pairs[t] for t in targets], np.array([[signs[t]] for t in targets])
         picks = _resampled([x for x, _ in sides], seed)
         drawn = [(x[i].mean(-1), y[i].mean(-1)) for (x, y), i in zip(sides, picks, strict=True)]  # [draws] each
-        usable = np.all([y > TIE for _, y in drawn], axis=0)
-        gains = np.mean([x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
-        estimate = np.mean([x.mean() / y.mean() - 1 for x, y in sides])
+        usable = np.all([s * y > TIE for (_, y), s in zip(drawn, sign, strict=True)], axis=0)
+        gains = np.mean(sign * [x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
+        estimate = np.mean(sign[:, 0] * [x.mean() / y.mean() - 1 for x, y in sides])
         return _percentile(float(estimate), gains, [x for x, _ in sides], level)
 
     return Gains(

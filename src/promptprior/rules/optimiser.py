@@ -1,8 +1,9 @@
 """Optimisers as pure functions of params with a leading copies axis: every copy moves as if it trained by itself.
 
 Learning rates are in units of the backbone's embedding scale s. AdamW and Adafactor, whose steps have the size of the
-rate, move an entry by about rate * s; SGD descends in p / s, so its step is rate * s^2 * gradient. Memory stays in the
-params' dtype.
+rate, move an entry by about rate * s, their absolute rate; SGD descends in p / s, so its step is rate * s^2 * gradient.
+Weight decay is decoupled, as AdamW's in torch and Adafactor's in transformers: a step takes rate * s * decay of p
+away, so that a published decay is the same number here. Memory stays in the params' dtype.
 """
 
 import math
@@ -108,17 +109,17 @@ class AdamW:
         return {f"{moment}/{n}": torch.zeros_like(p) for moment in ("mean", "square") for n, p in params.items()}
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
-        """p (1 - rate decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start at zero."""
+        """p (1 - rate s decay) - rate s m / (sqrt(v) + eps), both moments corrected for their start at zero."""
         updated: Params = {}
         moments: Memory = {}
         for name, p in params.items():
             g = gradient[name]
             mean = torch.lerp(memory[f"mean/{name}"], g, 1 - self.beta1)
             square = torch.lerp(memory[f"square/{name}"], g * g, 1 - self.beta2)
-            rate = self.rate.at(step, name, p)
+            rate = self.rate.at(step, name, p) * self.rate.scale  # absolute
             root = square.div(1 - self.beta2 ** (step + 1)).sqrt() + self.eps
             direction = mean / (1 - self.beta1 ** (step + 1)) / root
-            updated[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
+            updated[name] = p * (1 - rate * self.weight_decay) - rate * direction
             moments |= {f"mean/{name}": mean, f"square/{name}": square}
         return updated, moments
 
@@ -147,7 +148,7 @@ class Adafactor:
         return memory
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:
-        """p (1 - rate decay) - rate s u, with u = g / sqrt(second moment), clipped."""
+        """p (1 - rate s decay) - rate s u, with u = g / sqrt(second moment), clipped."""
         updated: Params = {}
         moments: Memory = {}
         keep = 1 - (step + 1) ** -self.decay
@@ -167,8 +168,8 @@ class Adafactor:
             axes = tuple(range(1, p.dim()))
             size = direction.square().mean(axes, keepdim=True).sqrt() if axes else direction.abs()
             direction = direction / (size / self.clip).clamp(min=1)
-            rate = self.rate.at(step, name, p)
-            updated[name] = p * (1 - rate * self.weight_decay) - rate * self.rate.scale * direction
+            rate = self.rate.at(step, name, p) * self.rate.scale  # absolute
+            updated[name] = p * (1 - rate * self.weight_decay) - rate * direction
         return updated, moments
 
 

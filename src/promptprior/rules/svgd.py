@@ -50,9 +50,10 @@ class Svgd:
     """One optimiser step on minus the Stein direction.
 
     `count` tempers: the number of tasks counts each source once, the number of training examples gives the true
-    posterior. `penalty` is minus the log-prior over count. `task_weights` multiplies the rows of each task: desired
-    share over drawn rate makes the loss an estimate for the desired mixture whatever the rates (self-normalised in
-    each batch). `scale`: the embedding scale, in which distances are reported.
+    posterior. `penalty` is minus the log-prior over count. `task_weights` multiplies the rows of each task: wanted
+    share over drawn rate, whose mean under the rates is 1. The sum over a batch is divided by its number of rows, so
+    that the loss is an unbiased estimate for the wanted mixture whatever the rates. `scale`: the embedding scale, in
+    which distances are reported.
     """
 
     optimiser: Optimiser
@@ -84,11 +85,11 @@ class Svgd:
 
 
 def reweighted(batch: Batch, task_weights: Sequence[float] | None) -> Batch:
-    """The batch with every row's weight multiplied by its task's; as it is without weights."""
+    """The batch with rows weighted by their tasks, their sum to be divided by the rows; as it is without weights."""
     if task_weights is None:
         return batch
     by_task = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
-    return replace(batch, weight=batch.weight * by_task[batch.row_task])
+    return replace(batch, weight=batch.weight * by_task[batch.row_task], weight_total=float(batch.rows))
 
 
 def force_statistics(forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:

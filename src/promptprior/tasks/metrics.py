@@ -136,7 +136,7 @@ class AnswerSet:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, its direction and its range. Only one where higher is better may be a task's first metric.
+    """A metric, its direction and its range. Whoever compares values of metrics compares their `merit`.
 
     `needs_ranking` says that it is computed from the likelihood of every choice; such metrics are reported for all
     tasks with ranked choices.
@@ -189,6 +189,25 @@ def metric(name: str) -> Metric:
             f"entry point {others.describe(name)} is {value!r}; expected a promptprior.tasks.metrics.Metric"
         )
     return value
+
+
+def merit(name: str, value: float) -> float:
+    """A metric's value as what selection, the guard and reports compare: higher is better, whatever the metric.
+
+    It is its own inverse: merit(name, merit(name, value)) is the value. Raises SpecError for an unknown metric.
+
+    >>> merit("accuracy", 0.5), merit("nll", 0.5)
+    (0.5, -0.5)
+    """
+    return value if metric(name).higher_is_better else -value
+
+
+def direction_mark(task: Task) -> list[str]:
+    """What a key gains for a task whose first metric is better when lower: before `merit`, dev picked the worst of it.
+
+    Keys of all other tasks stay as they were.
+    """
+    return [] if metric(task.metrics[0]).higher_is_better else ["lower is better"]
 
 
 def index_of(text: str, names: Sequence[str]) -> int:
@@ -271,12 +290,6 @@ def correlation(answers: AnswerSet, name: str) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def number_match(answers: AnswerSet) -> float:
-    """Share of answers whose last number equals the last number of the target (GSM8K)."""
-    true = true_numbers(answers, last_number)
-    return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
-
-
 def true_numbers(answers: AnswerSet, parse: Callable[[str], float | None]) -> NDArray[np.float64]:
     """The number in each target. Raises DataError for a target without one."""
     values = [parse(e.target) for e in answers.examples]
@@ -294,11 +307,8 @@ def as_number(text: str) -> float | None:
     >>> as_number(" 1,250.5 "), as_number("about 3"), as_number("nan")
     (1250.5, None, None)
     """
-    stripped = text.strip()
-    if not NUMBER.fullmatch(stripped):
-        return None
     try:
-        value = float(stripped.replace(",", ""))
+        value = float(text.strip().replace(",", "")) if NUMBER.fullmatch(text.strip()) else np.nan
     except ValueError:  # a sign or an exponent alone
         return None
     return value if np.isfinite(value) else None
@@ -317,10 +327,34 @@ def last_number(text: str) -> float | None:
 # --- text -------------------------------------------------------------------------------------------------
 
 
-def squad_f1(answers: AnswerSet) -> float:
-    """Mean F1 of two bags of normalised words, with the best reference, as in SQuAD 1.1's evaluation script."""
+def text_score(answers: AnswerSet, name: Literal["exact_match", "number_match", "squad_f1", "rougeL", "bleu"]) -> float:
+    """A score of free text against its references.
+
+    "exact_match" is the share of `exact_matches`; "number_match" that of answers whose last number equals the last
+    number of the target (GSM8K); "squad_f1" the mean F1 of two bags of normalised words, with the best reference, as in
+    SQuAD 1.1's evaluation script; "rougeL" the mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it
+    reads ASCII only); "bleu" BLEU over all answers together (sacrebleu's defaults), divided by 100.
+    """
+    pairs = answers.texts_and_references
+    if name == "exact_match":
+        return float(np.mean(answers.exact_matches))
+    if name == "number_match":
+        true = true_numbers(answers, last_number)
+        return float(np.mean([last_number(p.text) == t for p, t in zip(answers.predictions, true, strict=True)]))
+    if name == "rougeL":
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(["rougeL"])
+        return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
+    if name == "bleu":
+        from sacrebleu import corpus_bleu
+
+        texts, references = zip(*pairs, strict=True)
+        most = max(map(len, references))
+        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
+        return corpus_bleu(list(texts), streams).score / 100
     best = []
-    for text, references in answers.texts_and_references:
+    for text, references in pairs:
         words = Counter(squad_normalised(text).split())
         wanted = [Counter(squad_normalised(reference).split()) for reference in references]
         shared = [(words & bag).total() for bag in wanted]
@@ -339,56 +373,37 @@ def squad_normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def rouge_l(answers: AnswerSet) -> float:
-    """Mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it reads ASCII only)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"])
-    pairs = answers.texts_and_references
-    return float(np.mean([scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]))
-
-
-def bleu(answers: AnswerSet) -> float:
-    """BLEU over all answers together (sacrebleu's defaults), divided by 100."""
-    from sacrebleu import corpus_bleu
-
-    texts, references = zip(*answers.texts_and_references, strict=True)
-    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
-    return corpus_bleu(list(texts), streams).score / 100
-
-
 # --- ranked choices ---------------------------------------------------------------------------------------
 
 
-def acc_norm(answers: AnswerSet) -> float:
-    """Accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does."""
-    _ = answers.log_probabilities  # raises where some choice has no likelihood
-    right = []
-    for example, prediction, label in zip(answers.examples, answers.predictions, answers.labels, strict=True):
-        lengths = np.maximum([len(choice) for choice in example.choices], 1)
-        right.append(np.argmin(np.array(prediction.choice_nll) / lengths) == label)
-    return float(np.mean(right))
+def ranked_score(answers: AnswerSet, name: Literal["acc_norm", "nll", "brier", "ece"]) -> float:
+    """A score of the likelihoods of all choices.
 
-
-def brier(answers: AnswerSet) -> float:
-    """Brier's score, halved so that it lies in [0, 1] for any number of choices."""
-    rows = zip(answers.log_probabilities, answers.labels, strict=True)
-    return float(np.mean([((np.exp(p) - np.eye(len(p))[y]) ** 2).sum() / 2 for p, y in rows]))
-
-
-def ece(answers: AnswerSet) -> float:
-    """Expected calibration error of the likeliest choice, 15 equal bins of confidence (Guo et al. 2017)."""
-    probabilities = [np.exp(p) for p in answers.log_probabilities]
+    "acc_norm" is accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does;
+    "nll" the mean NLL of the right choice in nats; "brier" Brier's score, halved so that it lies in [0, 1] for any
+    number of choices; "ece" the expected calibration error of the likeliest choice, in 15 equal bins of confidence
+    (Guo et al. 2017).
+    """
+    labels, log_p = answers.labels, answers.log_probabilities
+    if name == "acc_norm":
+        lengths = [np.maximum([len(choice) for choice in example.choices], 1) for example in answers.examples]
+        rows = zip(answers.predictions, lengths, labels, strict=True)
+        return float(np.mean([np.argmin(np.array(p.choice_nll) / length) == y for p, length, y in rows]))
+    if name == "nll":
+        return -float(np.mean([p[y] for p, y in zip(log_p, labels, strict=True)]))
+    probabilities = [np.exp(p) for p in log_p]
+    if name == "brier":
+        gaps = [p - np.eye(len(p))[y] for p, y in zip(probabilities, labels, strict=True)]
+        return float(np.mean([(gap**2).sum() / 2 for gap in gaps]))
     confidence = np.array([p.max() for p in probabilities])
-    right = np.array([p.argmax() for p in probabilities]) == answers.labels
+    right = np.array([p.argmax() for p in probabilities]) == labels
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(right))
+    return float(np.abs(np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)).sum() / len(right))
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(partial(class_score, name="accuracy_score")),
-    "acc_norm": Metric(acc_norm, needs_ranking=True),
+    "acc_norm": Metric(partial(ranked_score, name="acc_norm"), needs_ranking=True),
     "macro_f1": Metric(partial(class_score, name="f1_score", over="seen")),
     "f1": Metric(partial(class_score, name="f1_score", over="last")),
     "f1_against_favor": Metric(partial(class_score, name="f1_score", over="stance")),
@@ -398,18 +413,18 @@ METRICS: dict[str, Metric] = {
     "grouped_exact_match": Metric(grouped_exact_match),
     "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
     "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),
-    "number_match": Metric(number_match),
-    "exact_match": Metric(lambda answers: float(np.mean(answers.exact_matches))),
-    "squad_f1": Metric(squad_f1),
-    "rougeL": Metric(rouge_l),
-    "bleu": Metric(bleu),
+    "number_match": Metric(partial(text_score, name="number_match")),
+    "exact_match": Metric(partial(text_score, name="exact_match")),
+    "squad_f1": Metric(partial(text_score, name="squad_f1")),
+    "rougeL": Metric(partial(text_score, name="rougeL")),
+    "bleu": Metric(partial(text_score, name="bleu")),
     "nll": Metric(
-        lambda answers: -float(np.mean([p[y] for p, y in zip(answers.log_probabilities, answers.labels, strict=True)])),
+        partial(ranked_score, name="nll"),
         higher_is_better=False,
         bounds=(0.0, float("inf")),
         needs_ranking=True,
     ),
-    "brier": Metric(brier, higher_is_better=False, needs_ranking=True),
-    "ece": Metric(ece, higher_is_better=False, needs_ranking=True),
+    "brier": Metric(partial(ranked_score, name="brier"), higher_is_better=False, needs_ranking=True),
+    "ece": Metric(partial(ranked_score, name="ece"), higher_is_better=False, needs_ranking=True),
 }
 """Name to metric; the one list of metrics in promptprior."""

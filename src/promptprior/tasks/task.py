@@ -37,7 +37,8 @@ class Task:
     """A task with its examples. `metrics[0]` is the score that selection and tables use.
 
     `target_delimiter` stands between text and answer for causal models (lm-eval's word). `version` changes
-    whenever the rendered text would. `origin` and `licence` say where the examples come from.
+    whenever the rendered text would. `origin` and `licence` say where the examples come from, `path` which file or
+    folder they were loaded from, absolute, where it was one.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     max_gen_toks: int = 32
     origin: str = ""
     licence: str = ""
+    path: str = ""
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The examples of one split. Raises DataError when the task has no such split or it is empty."""

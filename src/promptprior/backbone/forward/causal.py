@@ -44,10 +44,8 @@ def concatenated_states(
     keep: bool = True,
     hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """The same states from rows of prompt, text and target, right-padded to the longest.
-
-    No position attends to the prompt tokens that are `hidden`. Raises SpecError where the model cannot hide them.
-    """
+    """The same states from rows of prompt, text and target, right-padded to the longest. No position attends to the
+    prompt tokens that are `hidden`. Raises SpecError where the model cannot hide them."""
     length, text = prompts.shape[1], batch.text_index
     text_lengths = batch.text_lengths[text]  # [R]
     lengths = text_lengths + batch.target_lengths - 1  # the last token of a target is predicted, never read

@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch.nn import Linear
 
 from promptprior.backbone.forward import llama, t5
 from promptprior.backbone.forward.causal import concatenated_states, packed_states
 from promptprior.backbone.forward.reference import reference_losses
 from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.block_vjp import compile_kernels, saved_entries
+from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, compile_kernels, saved_entries
 from promptprior.backbone.kernels.lm_head import state_losses
-from promptprior.notation import Bool, Float, Tensor
-from promptprior.tasks.sampling.batch import Batch, Tokens, collate
+from promptprior.notation import Float, Tensor
+from promptprior.tasks.sampling.batch import Tokens, collate
 
 States = Callable[..., Float[Tensor, "V D"]]  # of (frozen, prompts, batch, keep=True)
 # bfloat16: the reference itself is 3-15 % rounding on a probe this small; a wrong mask or position is 50 % off and more
@@ -23,15 +24,26 @@ PLAIN_WIDTHS = 34  # what blocks under autograd keep of a token, in widths: fitt
 
 
 def candidates(frozen: Frozen) -> Iterator[States]:
-    """The routes that may serve a model, fastest first; the last always does."""
+    """The routes that may serve a model, fastest first; the last always does.
+
+    Hand-written blocks serve the families they were written for, with ordinary linear layers. In float16 T5 overflows:
+    transformers clamps it, they do not.
+    """
+    model, family = frozen.model, type(frozen.model).__name__
     if frozen.card.is_encoder_decoder:
-        if t5.is_t5_like(frozen.model):
-            yield t5.t5_states
+        half = model.dtype == torch.float16
+        if family in t5.FAMILIES and not half and model.config.dense_act_fn in ACTIVATIONS:
+            cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
+            read = [x for block in model.encoder.block for x in t5.t5_block(block, model).linears]
+            if all(type(linear) is Linear for linear in (*read, *(x for c in cross for x in (c.k, c.v)))):
+                yield t5.t5_states
         yield encoder_decoder_states
         return
-    if llama.is_llama_like(frozen.model):
-        yield llama.llama_states
-    if type(frozen.model)._can_set_attn_implementation():
+    if family in llama.FAMILIES and model.config.hidden_act in ACTIVATIONS:
+        read = [x for layer in model.model.layers for x in llama.llama_block(layer, model).linears]
+        if all(type(linear) is Linear for linear in read):
+            yield llama.llama_states
+    if type(model)._can_set_attn_implementation():
         yield packed_states
     yield concatenated_states
 
@@ -61,26 +73,6 @@ def chosen_route(frozen: Frozen, recompute: bool, check: bool, fused: bool = Fal
     return partial(route, keep=False) if recompute else route
 
 
-def route_hiding(frozen: Frozen, states: States, hidden: Bool[Tensor, "P L"]) -> States:
-    """The plain route, blind to some prompt tokens, with `states`' choice of what to keep for the backward pass."""
-    plain = encoder_decoder_states if frozen.card.is_encoder_decoder else concatenated_states
-    keep = not isinstance(states, partial) or states.keywords.get("keep", True)
-    return partial(plain, keep=keep, hidden=hidden)
-
-
-def twice_differentiated(states: States) -> States:
-    """The route to take where the gradient will itself be differentiated.
-
-    Blocks with gradients written by hand would run their plain form in the backward pass, on top of their own forward
-    pass; taking the plain route at once saves a third of a Hessian product (6.3 to 4.4 s of CPU on SmolLM2, 8 rows).
-    """
-    if isinstance(states, partial):
-        inner = twice_differentiated(states.func)
-        fits = states.keywords if inner is states.func else {k: v for k, v in states.keywords.items() if k == "keep"}
-        return partial(inner, **fits)
-    return packed_states if states is llama.llama_states else states
-
-
 def kept_per_token(frozen: Frozen, states: States) -> int:
     """How many numbers a route keeps of each token in one layer, for the backward pass."""
     model, route = frozen.model, states.func if isinstance(states, partial) else states
@@ -92,27 +84,11 @@ def kept_per_token(frozen: Frozen, states: States) -> int:
 
 
 def disagreement(frozen: Frozen, route: States) -> str | None:
-    """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not."""
-    prompts, batch = probe(frozen)
-    expected = reference_losses(frozen, prompts, batch)
-    expected_gradient = torch.autograd.grad(expected.sum(), prompts)[0]
-    try:
-        losses = route_losses(frozen, route, prompts, batch)
-        gradient = torch.autograd.grad(losses.sum(), prompts)[0]
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        return f"fails ({error})"
-    for what, left, right in (("losses", losses, expected), ("gradients", gradient, expected_gradient)):
-        difference = float((left - right).detach().norm() / right.detach().norm())
-        if not difference <= TOLERANCE[frozen.dtype]:
-            return f"has {what} that differ from plain concatenation by {difference:.1e}"
-    return None
+    """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not.
 
-
-def probe(frozen: Frozen) -> tuple[Float[Tensor, "P L D"], Batch]:
-    """Two prompts and three ragged texts with two answers each, all made of ordinary early tokens.
-
-    Ordinary matters in half precision: after noise or special tokens the gradient of the slow reference itself is 30 %
-    rounding (measured on SmolLM2 in bfloat16), after ordinary tokens 3 %.
+    The probe: two prompts and three ragged texts with two answers each, all of ordinary early tokens. Ordinary matters
+    in half precision: after noise or special tokens the gradient of the slow reference itself is 30 % rounding
+    (measured on SmolLM2 in bfloat16), after ordinary tokens 3 %.
     """
     generator = torch.Generator().manual_seed(0)
     special = set(frozen.tokenizer.all_special_ids)
@@ -122,11 +98,18 @@ def probe(frozen: Frozen) -> tuple[Float[Tensor, "P L D"], Batch]:
     sizes = [n for text in (9, 4, 6) for n in (text, 2, 1)] + [5, 5]
     ids = [words[torch.randint(len(words), (n,), generator=generator)] for n in sizes]
     tuples = [tuple(x.tolist()) for x in ids]
-    items = [Tokens(tuples[i], (tuples[i + 1], tuples[i + 2])) for i in (0, 3, 6)]
-    prompts = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype)
-    return prompts.requires_grad_(), collate(items, copies=[1, 0, 1])
+    batch = collate([Tokens(tuples[i], (tuples[i + 1], tuples[i + 2])) for i in (0, 3, 6)], copies=[1, 0, 1])
+    prompts = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype).requires_grad_()  # [2, 5, D]
 
-
-def route_losses(frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
-    """Mean negative log-likelihood of each row's target in nats per token, by a route."""
-    return state_losses(frozen.model, route(frozen, prompts, batch), batch)
+    expected = reference_losses(frozen, prompts, batch)
+    expected_gradient = torch.autograd.grad(expected.sum(), prompts)[0]
+    try:
+        losses = state_losses(frozen.model, route(frozen, prompts, batch), batch)
+        gradient = torch.autograd.grad(losses.sum(), prompts)[0]
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        return f"fails ({error})"
+    for what, left, right in (("losses", losses, expected), ("gradients", gradient, expected_gradient)):
+        difference = float((left - right).detach().norm() / right.detach().norm())
+        if not difference <= TOLERANCE[frozen.dtype]:
+            return f"has {what} that differ from plain concatenation by {difference:.1e}"
+    return None

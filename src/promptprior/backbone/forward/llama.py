@@ -4,25 +4,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Linear
 from transformers import PreTrainedModel
 
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import StagePlan, causal_plans, packed_model
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, BlockRun, Kernels, run_blocks
+from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
 from promptprior.backbone.kernels.packing import Layout, on_device, plan
-from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-
-
-def is_llama_like(model: PreTrainedModel) -> bool:
-    """Whether this file knows the model: a family it was written for, with ordinary linear layers."""
-    if type(model).__name__ not in FAMILIES or model.config.hidden_act not in ACTIVATIONS:
-        return False
-    return all(type(linear) is Linear for layer in model.model.layers for linear in llama_block(layer, model).linears)
 
 
 def llama_block(layer: Any, model: PreTrainedModel) -> Block:
@@ -48,10 +39,8 @@ def llama_block(layer: Any, model: PreTrainedModel) -> Block:
 def llama_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
-    """The final state that predicts each target token, row after row.
-
-    Of the last layer only the states that predict something are computed.
-    """
+    """The final state that predicts each target token, row after row. Of the last layer only the states that predict
+    something are computed."""
     model, decoder = frozen.model, frozen.model.model
     layout = on_device(plan(batch, prompts.shape[1]), frozen.device)
     used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
@@ -66,19 +55,19 @@ def llama_states(
     query_rotary = (key_rotary[0] * scale, key_rotary[1] * scale)
 
     layers = decoder.layers[: model.config.num_hidden_layers]
+    is_mistral = type(model).__name__ == "MistralForCausalLM"
+    # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
+    inputs = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
     plans: dict[int | None, list[StagePlan]] = {}  # masks, once for all layers with the same sliding window
     runs = []
     for number, layer in enumerate(layers):
-        is_mistral = type(model).__name__ == "MistralForCausalLM"
         window = model.config.sliding_window if is_mistral else getattr(layer.self_attn, "sliding_window", None)
         if window not in plans:
             plans[window] = causal_plans(layout, window)
-        # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
-        first = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
         run = BlockRun(
             block=llama_block(layer, model),
             plans=plans[window],
-            inputs=SharedInputs() if number else first,
+            inputs=SharedInputs() if number else inputs,
             query_rotary=query_rotary,
             key_rotary=key_rotary,
             rows=predicting if number == len(layers) - 1 else None,

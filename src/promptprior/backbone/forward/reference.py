@@ -12,10 +12,7 @@ from promptprior.tasks.sampling.batch import Batch
 
 
 def reference_losses(
-    frozen: Frozen,
-    prompts: Float[Tensor, "P L D"],
-    batch: Batch,
-    hidden: Bool[Tensor, "P L"] | None = None,
+    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
 ) -> Float[Tensor, " R"]:
     """Mean negative log-likelihood of each row's target, in nats per token.
 

@@ -3,12 +3,10 @@
 They also share the keys and values that cross-attention makes of it, in every layer.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
-from transformers import PreTrainedModel
 
 from promptprior.backbone.forward.causal import gradient_checkpointing, wrapped_forwards
 from promptprior.backbone.frozen import Frozen
@@ -26,14 +24,15 @@ def encoder_decoder_states(
     keep: bool = True,
     hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """The final decoder state that predicts each target token, row after row.
-
-    Neither encoder nor decoder attends to the prompt tokens that are `hidden`.
-    """
+    """The final decoder state that predicts each target token, row after row. Neither encoder nor decoder attends to
+    the prompt tokens that are `hidden`."""
     with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
         encoded, mask = encode(frozen, prompts, batch, hidden)
     decoder, text = frozen.model.get_decoder(), batch.text_index.to(frozen.device)
-    sharing = partial(shared_projections, decoder, encoded, text)
+    # Cross-attention makes keys and values of each text once, and every row reads those of its text
+    attentions = ((module, PROJECTIONS.get(name.rpartition(".")[2], ())) for name, module in decoder.named_modules())
+    linears = [module.get_submodule(child) for module, children in attentions for child in children]
+    sharing = partial(wrapped_forwards, linears, lambda project: lambda _: project(encoded).index_select(0, text))
     with sharing(), gradient_checkpointing(decoder, sharing, enabled=not keep):
         out = decoder(
             input_ids=decoder_inputs(frozen, batch).to(frozen.device),
@@ -44,17 +43,6 @@ def encoder_decoder_states(
     row = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)  # [V]
     column = ragged_arange(batch.target_lengths)
     return out.last_hidden_state[row.to(frozen.device), column.to(frozen.device)]
-
-
-@contextmanager
-def shared_projections(
-    decoder: PreTrainedModel, encoded: Float[Tensor, "X S D"], text_index: Int[Tensor, " R"]
-) -> Iterator[None]:
-    """Inside, cross-attention makes keys and values of each text once, and hands every row those of its text."""
-    names = ((module, PROJECTIONS.get(name.rpartition(".")[2], ())) for name, module in decoder.named_modules())
-    linears = [module.get_submodule(child) for module, children in names for child in children]
-    with wrapped_forwards(linears, lambda project: lambda _: project(encoded).index_select(0, text_index)):
-        yield
 
 
 def encode(

@@ -14,30 +14,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Linear
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import Part, StagePlan, pack, unpack
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, EAGER, Block, BlockRun, Kernels, run_blocks
-from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, ragged_take, rows_of_texts
-from promptprior.backbone.kernels.shared_inputs import SharedInputs
+from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
+from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, rows_of_texts
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration")
-
-
-def is_t5_like(model: PreTrainedModel) -> bool:
-    """Whether this file knows the model. In float16 T5 overflows: transformers clamps it, we do not."""
-    if type(model).__name__ not in FAMILIES or model.dtype == torch.float16:
-        return False
-    blocks = [t5_block(block, model) for block in model.encoder.block]
-    cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
-    read = [*(x for block in blocks for x in block.linears), *(x for c in cross for x in (c.k, c.v))]
-    return all(block.activation in ACTIVATIONS for block in blocks) and all(type(linear) is Linear for linear in read)
 
 
 def t5_block(block: Any, model: PreTrainedModel) -> Block:
@@ -65,26 +53,11 @@ def t5_states(
     frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
 ) -> Float[Tensor, "V D"]:
     """The final decoder state that predicts each target token, row after row."""
-    encoded, stage = _encode_ragged(frozen, prompts, batch, keep, kernels)
-    # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
-    grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
-    ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(frozen.device)  # [X C, U]
-    states = _decode_labels(frozen.model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
-    cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
-    cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
-    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
-    return states[cell_of_row.to(frozen.device)][is_target.to(frozen.device)]
-
-
-def _encode_ragged(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool, kernels: Kernels
-) -> tuple[Float[Tensor, "X S D"], Stage]:
-    """The encoder's output for each prompt and text, and where its tokens stand."""
-    model, encoder = frozen.model, frozen.model.encoder
+    model, encoder, device = frozen.model, frozen.model.encoder, frozen.device
     length, text_lengths = prompts.shape[1], batch.text_lengths.cpu()
     used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
-    embedded_prompts = prompts.to(frozen.device)[used].to(frozen.dtype).flatten(0, 1)
-    words = frozen.embed(ragged_take(batch.text_ids, batch.text_lengths))
+    embedded_prompts = prompts.to(device)[used].to(frozen.dtype).flatten(0, 1)
+    words = frozen.embed(batch.text_ids[torch.arange(batch.text_ids.shape[1]) < batch.text_lengths[:, None]])
     x = torch.cat([embedded_prompts, words])  # [P L + words, D]: what several texts read stands here once
 
     # Tokens stand [prompt, text, prompt, text, …]; each names the row of x that it reads
@@ -96,32 +69,31 @@ def _encode_ragged(
     source[prompt_tokens] = (reads[:, None] * length + torch.arange(length)).flatten()
     source[is_text] = len(used) * length + torch.arange(int(text_lengths.sum()))
     reads_prompt = torch.nn.functional.one_hot(reads).t().to(x)  # [P, X]
-    inputs = SharedInputs(None, source.to(x.device), prompt_tokens.to(x.device), reads_prompt)
+    inputs = SharedInputs(None, source.to(device), prompt_tokens.to(device), reads_prompt)
     if words.requires_grad:  # every token wants a gradient: nothing is gained by projecting shared rows once
         x, inputs = inputs.spread(x), SharedInputs()
 
     # All blocks share the relative positions of the first
-    stage, _ = ragged_stage(torch.arange(batch.texts), length + batch.text_lengths, 0)
-    stage = on_device(stage, frozen.device)
+    stage = on_device(ragged_stage(torch.arange(batch.texts), length + batch.text_lengths, 0)[0], device)
     bias = encoder.block[0].layer[0].SelfAttention.compute_bias(stage.size, stage.size)
     bias = bias.detach().contiguous()  # [1, H, S, S]; heads stood last
     pads = None if stage.is_full else ~stage.filled.view(stage.blocks, 1, 1, stage.size)
-    plan = StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])
-    runs = [
-        BlockRun(
-            block=t5_block(block, model),
-            plans=[plan],
-            inputs=SharedInputs() if number else inputs,
-            query_rotary=None,
-            key_rotary=None,
-            rows=None,
-            keep=keep,
-            plain=partial(_plain_block, block=block, stage=stage, bias=bias, pads=pads),
-            kernels=kernels,
-        )
-        for number, block in enumerate(encoder.block)
-    ]
-    return pack(encoder.final_layer_norm(run_blocks(x, runs))[None], stage)[0], stage
+    plans = [StagePlan(0, stage.tokens, stage, (Part(0, pads),), bias[0][:, None, :, None, :])]
+    runs = []
+    for number, block in enumerate(encoder.block):
+        weights, first = t5_block(block, model), inputs if number == 0 else SharedInputs()
+        plain = partial(_plain_block, block=block, stage=stage, bias=bias, pads=pads)
+        runs.append(BlockRun(weights, plans, first, plain, keep, kernels))
+    encoded = pack(encoder.final_layer_norm(run_blocks(x, runs))[None], stage)[0]  # [X, S, D]
+
+    # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
+    grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
+    ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(device)  # [X C, U]
+    states = _decode_labels(model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
+    cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
+    cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
+    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
+    return states[cell_of_row.to(device)][is_target.to(device)]
 
 
 def _plain_block(
@@ -138,9 +110,8 @@ def _decode_labels(
     model: PreTrainedModel, ids: Int[Tensor, "rows U"], encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
 ) -> Float[Tensor, "rows U D"]:
     """The decoder's final states. Rows stand text after text, as many for each."""
-    decoder = model.decoder
+    decoder, size = model.decoder, ids.shape[1]
     x = decoder.embed_tokens(ids)
-    size = ids.shape[1]
     bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)  # [1, H, U, U]
     later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
     bias = bias.masked_fill(later, float("-inf"))
@@ -152,36 +123,28 @@ def _decode_labels(
         q, k, v = (_split_heads(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
         weights = _softmax(q @ k.transpose(-1, -2) + bias)  # [rows, H, U, U]
         x = x + attention.o((weights @ v).transpose(1, 2).flatten(2))
-        x = x + _cross_attention(block.layer[1].layer_norm(x), block.layer[1].EncDecAttention, centred, centre, pads)
+
+        # Attention of all rows of a text to its one encoding, which is projected only where that costs less
+        h, attention = block.layer[1].layer_norm(x), block.layer[1].EncDecAttention
+        queries = h.reshape(len(encoded), -1, h.shape[-1])  # [X, n, D] with n = choices * U
+        q = _split_heads(attention.q(queries), attention)  # [X, H, n, d]
+        heads, count, width = q.shape[1:]
+        if count < width:
+            # Both projections on the side of the queries: each head's weights meet the queries of all texts in one
+            # product (`@` would copy the weights for every text)
+            key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
+            wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
+            # [X, S, H n]: so the gradient of `centred` comes token after token, and adds up without being turned
+            scores = (centred @ wide.transpose(1, 2)).masked_fill(pads[:, :, None], float("-inf"))
+            mixed = (_softmax(scores, dim=1).transpose(1, 2) @ centred).unflatten(1, (heads, count))  # [X, H, n, D]
+            attended = torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
+        else:
+            k, v = (_split_heads(linear(centred), attention) for linear in (attention.k, attention.v))  # [X, H, S, d]
+            scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
+            attended = _softmax(scores) @ v
+        x = x + attention.o(attended.transpose(1, 2).flatten(2) + attention.v(centre)).view(h.shape)
         x = block.layer[2](x)
     return decoder.final_layer_norm(x)
-
-
-def _cross_attention(
-    h: Float[Tensor, "R U D"],
-    attention: Any,
-    centred: Float[Tensor, "X S D"],
-    centre: Float[Tensor, "X 1 D"],
-    pads: Bool[Tensor, "X S"],
-) -> Float[Tensor, "R U D"]:
-    """Attention of all rows of a text to its one encoding, which is projected only where that costs less."""
-    queries = h.reshape(centred.shape[0], -1, h.shape[-1])  # [X, n, D] with n = choices * U
-    q = _split_heads(attention.q(queries), attention)  # [X, H, n, d]
-    heads, count, width = q.shape[1:]
-    if queries.shape[1] < attention.key_value_proj_dim:
-        # Both projections on the side of the queries: each head's weights meet the queries of all texts in one product
-        # (`@` would copy the weights for every text)
-        key_weight, value_weight = (linear.weight.view(heads, width, -1) for linear in (attention.k, attention.v))
-        wide = torch.einsum("xhnd,hdk->xhnk", q, key_weight).flatten(1, 2)  # [X, H n, D]
-        # [X, S, H n]: so the gradient of `centred` comes token after token, and adds up without being turned
-        scores = (centred @ wide.transpose(1, 2)).masked_fill(pads[:, :, None], float("-inf"))
-        mixed = (_softmax(scores, dim=1).transpose(1, 2) @ centred).unflatten(1, (heads, count))  # [X, H, n, D]
-        attended = torch.einsum("xhnk,hdk->xhnd", mixed, value_weight)
-    else:
-        k, v = (_split_heads(linear(centred), attention) for linear in (attention.k, attention.v))  # [X, H, S, d]
-        scores = (q @ k.transpose(-1, -2)).masked_fill(pads[:, None, None, :], float("-inf"))
-        attended = _softmax(scores) @ v
-    return attention.o(attended.transpose(1, 2).flatten(2) + attention.v(centre)).view(h.shape)
 
 
 def _split_heads(x: Float[Tensor, "R U hd"], attention: Any) -> Float[Tensor, "R H U d"]:

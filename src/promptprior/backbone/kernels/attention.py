@@ -23,10 +23,8 @@ LAYOUT: ContextVar[Layout] = ContextVar("layout")
 
 
 class MoveTokens(torch.autograd.Function):
-    """Ragged tokens to padded slots, or back, along axis 1.
-
-    A token has one slot, so the gradient of either way is a gather the other way (index_select's own is a scatter).
-    """
+    """Ragged tokens to padded slots, or back, along axis 1. A token has one slot, so the gradient of either way is a
+    gather the other way (index_select's own is a scatter)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stage: Stage, to_slots: bool, zero_pads: bool) -> Tensor:
@@ -84,37 +82,33 @@ class StagePlan:
 
 
 def causal_plans(layout: Layout, window: int | None = None) -> list[StagePlan]:
-    """The stages of a causal batch, in packed order, with what each sees: its prompt, its text, its own past.
-
-    `window` is the width of a sliding window of attention.
-    """
+    """The stages of a causal batch, in packed order, with what each sees: its prompt, its text, its own past. `window`
+    is the width of a sliding window of attention."""
     bodies, answers, device = layout.bodies, layout.suffixes, layout.bodies.token_of_slot.device
     prompt_at = torch.arange(layout.length, device=device)[None]  # [1, L]
-
-    def hidden(
-        query_at: Int[Tensor, "B S"], key_at: Int[Tensor, "#B K"], mask: Bool[Tensor, "#B #S K"] | None = None
-    ) -> Bool[Tensor, "#B #S 1 K"] | None:
-        """The mask, and with it what is outside the window."""
-        if window is not None and int(query_at.max()) >= window:
-            far = query_at[:, :, None] - key_at[:, None, :] >= window
-            mask = far if mask is None else far | mask
-        return None if mask is None else mask[:, :, None, :]
 
     plans: list[StagePlan] = []
     for stage in (layout.prompts if layout.prompt_tokens else None, bodies, answers):
         if stage is None:
             continue
-        parts = []
+        # What the stage sees: a stage, where its keys stand, which of them are hidden, which prompt each group reads
+        seen: list[tuple[int, Tensor, Tensor | None, Tensor | None]] = []
         if layout.prompt_tokens and plans:
-            parts.append(Part(0, hidden(stage.positions, prompt_at), layout.group_prompt))
+            seen.append((0, prompt_at, None, layout.group_prompt))
         if stage is answers:  # the text that is answered, less its padding
             choices = answers.blocks // bodies.blocks
             padding = torch.arange(bodies.size, device=device) >= layout.text_lengths[:, None]  # [B, T]
             padding = padding.repeat_interleave(choices, dim=0)[:, None, :]
-            text_at = bodies.positions.repeat_interleave(choices, dim=0)
-            parts.append(Part(len(plans) - 1, hidden(stage.positions, text_at, padding)))
+            seen.append((len(plans) - 1, bodies.positions.repeat_interleave(choices, dim=0), padding, None))
         later = torch.ones(stage.size, stage.size, dtype=torch.bool, device=device).triu(1)[None]
-        parts.append(Part(len(plans), hidden(stage.positions, stage.positions, later)))
+        seen.append((len(plans), stage.positions, later, None))
+
+        parts = []
+        for source, key_at, hidden, prompt_of in seen:
+            if window is not None and int(stage.positions.max()) >= window:
+                far = stage.positions[:, :, None] - key_at[:, None, :] >= window  # [B, S, K]
+                hidden = far if hidden is None else far | hidden
+            parts.append(Part(source, None if hidden is None else hidden[:, :, None, :], prompt_of))
         start = plans[-1].end if plans else 0
         plans.append(StagePlan(start, start + stage.tokens, stage, tuple(parts)))
     return plans
@@ -128,7 +122,7 @@ def packed_attention(
     attention_mask: Tensor | None,  # noqa: ARG001  the layout says who sees whom
     **options: Any,
 ) -> tuple[Float[Tensor, "1 N heads d"], None]:
-    """Attention of the packed sequence, [1, N, heads, d]: each stage over the keys it may see.
+    """Attention of the packed sequence, of shape [1, N, heads, d]: each stage over the keys it may see.
 
     `heads` query heads share H key heads. Of the interface's options it reads scaling, sliding_window and softcap.
     Raises NotImplementedError for score terms it does not know (attention sinks, learned position biases): the engine

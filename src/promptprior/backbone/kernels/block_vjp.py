@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from promptprior.backbone.kernels.attention import StagePlan
 from promptprior.backbone.kernels.attention_vjp import SavedAttention, attention_backward, attention_forward
-from promptprior.backbone.kernels.shared_inputs import SharedInputs
 from promptprior.notation import Float, Int, Tensor
 
 Rotary = tuple[Float[Tensor, "N half"], Float[Tensor, "N half"]]  # cosines and sines
@@ -53,23 +52,54 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
+class SharedInputs:
+    """Which input row each token reads, and which rows want a gradient: always the first ones.
+
+    Before the first attention a token's numbers depend on the token alone. So what several texts repeat is normed and
+    projected once, and below the first attention no gradient is carried to tokens that are never trained.
+
+    Without `source` each token is a row of its own, and the first `trained` rows want a gradient (None: all of them).
+    With it token t reads row `source[t]`; the rows are P prompts of L tokens, which want a gradient, then the tokens
+    of the texts. `prompt_tokens` names the tokens that read a prompt, text after text, and `reads[p, x]` is 1 where
+    text x reads prompt p.
+    """
+
+    trained: int | None = None
+    source: Int[Tensor, " N"] | None = None
+    prompt_tokens: Int[Tensor, " XL"] | None = None
+    reads: Float[Tensor, "P X"] | None = None
+
+    def spread(self, x: Float[Tensor, "S w"]) -> Float[Tensor, "N w"]:
+        """What each token reads."""
+        return x if self.source is None else x.index_select(0, self.source)
+
+    def collect(self, gradient: Float[Tensor, "N w"]) -> Float[Tensor, "n w"]:
+        """The gradient of the rows that want one, given that of every token: the transpose of `spread`."""
+        if self.prompt_tokens is None or self.reads is None:
+            return gradient[: self.trained]
+        # The sum over the texts that read a prompt, as a product: it adds up in float32 also where half goes in
+        of_texts = gradient.index_select(0, self.prompt_tokens).view(self.reads.shape[1], -1)  # [X, L w]
+        return (self.reads @ of_texts).view(-1, gradient.shape[1])  # [P L, w]
+
+
+@dataclass(frozen=True, eq=False)
 class BlockRun:
     """What one run through a block needs besides its input.
 
-    `inputs` says how tokens read the input's rows, and which of these want a gradient; `query_rotary` carries the
-    score's scale; `rows` are the tokens whose output is needed (None: all); `keep` says whether to keep activations for
-    the backward pass or compute them again; `plain` is the block as transformers computes it, from what tokens read.
+    `inputs` says how tokens read the input's rows, and which of these want a gradient; `plain` is the block as
+    transformers computes it, from what tokens read; `keep` says whether to keep activations for the backward pass or
+    compute them again; `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed.
     """
 
     block: Block
     plans: list[StagePlan]
     inputs: SharedInputs
-    query_rotary: Rotary | None
-    key_rotary: Rotary | None
-    rows: Int[Tensor, " V"] | None
-    keep: bool
     plain: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]]
+    keep: bool
     kernels: "Kernels"
+    query_rotary: Rotary | None = None
+    key_rotary: Rotary | None = None
+    rows: Int[Tensor, " V"] | None = None
 
 
 class SavedActivations(NamedTuple):
@@ -118,7 +148,31 @@ class BlockFunction(torch.autograd.Function):
             out = out if run.rows is None else out.index_select(0, run.rows)
             return torch.autograd.grad(out, x, gradient, create_graph=True)[0], None
         activations = tree_unflatten(leaves, ctx.structure) if run.keep else block_forward(x, run)[1]
-        return block_backward(gradient, x, activations, run), None
+
+        # The forward pass read backwards: of y = x W' the gradient is dx = dy W; a residual's is added in the norm's
+        block, collect, kernels = run.block, run.inputs.collect, run.kernels
+        inner = gradient @ block.down.weight  # [V, F]
+        if block.gate is None:
+            h = ACTIVATIONS[block.activation][1](inner, activations.up) @ block.up.weight  # [V, D]
+        else:
+            up, gate = kernels.activate_backward(inner, activations.gate, activations.up, block.activation)
+            h = (up @ block.up.weight).addmm_(gate, block.gate.weight)
+        middle = kernels.rms_backward(h, activations.middle, block.mlp_norm, activations.middle_scale, gradient)
+
+        tokens = run.plans[-1].end
+        attended = middle @ block.o.weight  # [V, H g d]
+        if run.rows is not None:  # tokens whose output was not needed get no gradient
+            attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
+        q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
+
+        h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
+        h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
+        h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
+        if run.rows is not None:
+            middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
+        n = len(h)  # rows that want no gradient get zero
+        trained = kernels.rms_backward(h, x[:n], block.norm, activations.scale[:n], collect(middle))
+        return trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])]), None
 
 
 def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor, "V D"], SavedActivations]:
@@ -141,38 +195,6 @@ def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor,
     return _add_product(middle, inner, block.down), activations
 
 
-def block_backward(
-    gradient: Float[Tensor, "V D"], x: Float[Tensor, "S D"], activations: SavedActivations, run: BlockRun
-) -> Float[Tensor, "S D"]:
-    """The gradient of the block's input, zero for rows that want none: the forward pass read backwards.
-
-    Of y = x W' the gradient is dx = dy W. A residual's gradient is added inside the norm's.
-    """
-    block, collect, kernels = run.block, run.inputs.collect, run.kernels
-    inner = gradient @ block.down.weight  # [V, F]
-    if block.gate is None:
-        h = ACTIVATIONS[block.activation][1](inner, activations.up) @ block.up.weight  # [V, D]
-    else:
-        up, gate = kernels.activate_backward(inner, activations.gate, activations.up, block.activation)
-        h = (up @ block.up.weight).addmm_(gate, block.gate.weight)
-    middle = kernels.rms_backward(h, activations.middle, block.mlp_norm, activations.middle_scale, gradient)  # [V, D]
-
-    tokens = run.plans[-1].end
-    attended = middle @ block.o.weight  # [V, H g d]
-    if run.rows is not None:  # tokens whose output was not needed get no gradient
-        attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
-    q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
-
-    h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
-    h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
-    h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
-    if run.rows is not None:
-        middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
-    n = len(h)
-    trained = kernels.rms_backward(h, x[:n], block.norm, activations.scale[:n], collect(middle))
-    return trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])])
-
-
 def _by_head(x: Float[Tensor, "N hd"], heads: int, kv_heads: int) -> Float[Tensor, "H N g d"]:
     """A view with key heads in front; queries that share a key head stand together."""
     return x.view(len(x), kv_heads, heads // kv_heads, -1).permute(1, 0, 2, 3)
@@ -185,9 +207,7 @@ def _by_token(x: Float[Tensor, "H N g d"]) -> Float[Tensor, "N hd"]:
 
 def _rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = False) -> Float[Tensor, "H N g d"]:
     """Rotary positions: each pair (x_i, x_{i + d/2}) turned by its angle, written in head order in the same pass.
-
-    `back`: the transpose, which turns by the opposite angle and writes token after token.
-    """
+    `back`: the transpose, which turns by the opposite angle and writes token after token."""
     if rotary is None:
         return x if back else x.contiguous()
     cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
@@ -225,23 +245,18 @@ def rms_backward(
     return weighted.mul_(scale).addcmul_(wide, along).add_(residual).to(x.dtype)
 
 
-def relu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient of ReLU in place, [*n]. `x` may be its input or its output: both are positive where it passes."""
-    return torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=gradient)
-
-
+# By name: the activation, and its gradient [*n] from (gradient, input). ReLU's is in place and takes its output as well
+# as its input: both are positive where it passes
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "silu": (F.silu, torch.ops.aten.silu_backward),
     "gelu_new": (gelu_tanh, gelu_tanh_backward),
-    "relu": (F.relu, relu_backward),
+    "relu": (F.relu, lambda dy, x: torch.ops.aten.threshold_backward.grad_input(dy, x, 0, grad_input=dy)),
 }
 
 
 def activate(gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"] | None, activation: str) -> Float[Tensor, "V F"]:
     """What enters the last product of a feed-forward layer: act(gate) * up, or act(gate) without a gate (`up` None).
-
-    ReLU without a gate overwrites its input, which its gradient can do without.
-    """
+    ReLU without a gate overwrites its input, which its gradient can do without."""
     if up is None and activation == "relu":
         return gate.relu_()
     inner = ACTIVATIONS[activation][0](gate)

@@ -66,10 +66,8 @@ def _in_pieces(
     states: Float[Tensor, "V D"],
     beside: Tensor,
 ) -> Float[Tensor, " V"]:
-    """A value for every state and what stands beside it.
-
-    Many states go through the head in pieces whose logits are computed again in the backward pass.
-    """
+    """A value for every state and what stands beside it. Many states go through the head in pieces whose logits are
+    computed again in the backward pass."""
     step = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
     if len(states) <= step:
         return values_of(states, beside)

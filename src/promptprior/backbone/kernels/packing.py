@@ -80,8 +80,18 @@ def plan(batch: Batch, length: int) -> Layout:
     """The layout of a batch whose prompts are `length` tokens long. Computed on the CPU."""
     used, prompt_index = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
     prompts, _ = ragged_stage(torch.arange(len(used)), torch.full((len(used),), length), 0)
-    grid, group_prompt = text_grid(prompt_index, len(used))  # [G, n]
-    body_texts = grid.flatten()  # [B]
+
+    # Groups [G, n] of texts that read one prompt, -1 where a cell is empty. One group per prompt where that wastes
+    # little; else one per text, and `group_prompt` says which prompt each reads
+    by_prompt = torch.argsort(prompt_index, stable=True)
+    counts = torch.bincount(prompt_index, minlength=len(used))
+    most, group_prompt = int(counts.max()), None
+    if len(used) * most > GROUP_WASTE * batch.texts:
+        body_texts, group_prompt = by_prompt, prompt_index[by_prompt]
+    else:
+        grid = torch.full((len(used), most), -1)
+        grid[torch.arange(most) < counts[:, None]] = by_prompt
+        body_texts = grid.flatten()  # [B]
     order = body_texts[body_texts >= 0]  # texts in the order they are packed
     text = batch.text_index  # [R]
     answers = (batch.target_lengths - 1).clamp(min=0)  # [R]; the last token of a target is predicted, never read
@@ -107,7 +117,8 @@ def plan(batch: Batch, length: int) -> Layout:
         rows = suffix_rows[suffix_rows >= 0]
         offset = length + batch.text_lengths[text]  # [R]; the position of an answer's first token
         suffixes, suffix_start = ragged_stage(suffix_rows, answers, offset)
-        token_ids.append(ragged_take(batch.target_ids[rows], answers[rows]))
+        is_read = torch.arange(batch.target_ids.shape[1]) < answers[rows][:, None]
+        token_ids.append(batch.target_ids[rows][is_read])
         positions.append(ragged_arange(answers[rows]) + offset[rows].repeat_interleave(answers[rows]))
 
     # The state that predicts a target's first token ends the text (an empty text: the prompt); the others are read
@@ -132,22 +143,6 @@ def plan(batch: Batch, length: int) -> Layout:
         group_prompt=group_prompt,
         predicts=torch.where(column == 0, predicts_first[row], answer_start[row] + column - 1),
     )
-
-
-def text_grid(prompt_index: Int[Tensor, " X"], prompts: int) -> tuple[Int[Tensor, "G n"], Int[Tensor, " G"] | None]:
-    """Texts arranged so that each row of the grid reads one prompt; -1 where a cell is empty.
-
-    One grid row per prompt when that wastes little; otherwise one per text, and the second value says which prompt
-    each reads.
-    """
-    order = torch.argsort(prompt_index, stable=True)
-    counts = torch.bincount(prompt_index, minlength=prompts)
-    most = int(counts.max())
-    if prompts * most > GROUP_WASTE * len(prompt_index):
-        return order[:, None], prompt_index[order]
-    grid = torch.full((prompts, most), -1)
-    grid[torch.arange(most) < counts[:, None]] = order
-    return grid, None
 
 
 def rows_of_texts(texts: Int[Tensor, " B"], text_index: Int[Tensor, " R"]) -> Int[Tensor, "B C"]:
@@ -194,8 +189,3 @@ def ragged_arange(lengths: Int[Tensor, " X"]) -> Int[Tensor, " n"]:
     """
     starts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
-
-
-def ragged_take(ids: Int[Tensor, "X T"], lengths: Int[Tensor, " X"]) -> Int[Tensor, " n"]:
-    """The first `lengths[x]` entries of every row, one after the other."""
-    return ids[torch.arange(ids.shape[1]) < lengths[:, None]]

@@ -1,16 +1,21 @@
 """promptprior adapt: a prior and a few examples of a target to a prompt."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from promptprior.cli.output import plan_beside, save_plan, score_lines
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, OPTIONS, TENSORBOARD, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE, with_steps
-from promptprior.config.mapping import from_mapping, merge_settings, to_mapping
-from promptprior.config.training import Settings, setting
+from promptprior.cli.output import score_lines
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
+from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
+from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
+
+if TYPE_CHECKING:  # help must not wait for torch
+    from promptprior.methods import Episode
 
 
 @dataclass(frozen=True)
@@ -20,27 +25,29 @@ class AdaptPlan:
     method: str = setting("prompt_tuning", "method; a prior brings its own")
     prior: Path | None = setting(None, "folder that fit wrote; prompt_tuning and zero_shot need none")
     target: str = setting("", "target task: a name, file or folder")
-    shots: int = setting(16, "examples per class to learn from, and as many again for dev")
-    seed: int = setting(13, "draw of shots, start and batches")
+    shots: int = setting(16, "examples per class to learn from, and as many again for dev", **SHOT_BOUNDS)
+    seed: int = setting(13, "draw of shots, start and batches", **SEED_BOUNDS)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
     device: str | None = setting(None, DEVICE)
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
-    steps: int | None = setting(None, "optimiser steps, the same as --target.steps")
-    test_limit: int | None = setting(None, "at most this many test examples")
+    steps: int | None = setting(None, STEPS, **STEP_BOUNDS)
+    test_limit: int | None = setting(
+        None, "at most this many test examples; 0: do not test, only save the prompt", least=0, most=10**9
+    )
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
     options: Mapping[str, Any] = field(default_factory=dict, metadata=OPTIONS)
 
     def __post_init__(self) -> None:
         if not self.target:
             raise SpecError("target (--target) is missing: name the task to adapt to")
-        if self.shots < 1:
-            raise SpecError(f"shots (--shots) must be at least 1; got {self.shots}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
@@ -48,22 +55,37 @@ class AdaptPlan:
 
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, load_backbone, watcher
+        from promptprior.cli.common import (
+            artifact_folder,
+            cost_line,
+            holds_own,
+            load_backbone,
+            warn_of_conflicts,
+            watcher,
+        )
         from promptprior.compare.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
+        from promptprior.preflight import check_lengths, check_metrics, check_start
         from promptprior.tasks import load_task
 
+        prior_folder = None if self.prior is None else artifact_folder(self.prior)
+        reads, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
+        check_output(self.output, "adapt", reads, force=self.force, is_own=is_own)
         method = make_method(self.method, self.options)
         settings = self.settings if self.steps is None else with_steps(self.settings, self.steps)
         task = load_task(self.target, self.data)
         episode = make_episode(task, self.shots, self.seed, settings.dev_limit)
         check_saveable(self.output)
         backbone = load_backbone(self)
-        prior = None if self.prior is None else Prior.from_pretrained(artifact_folder(self.prior), backbone.card)
-        tested = len(task.split("test")[: self.test_limit])
+        prior = None if prior_folder is None else Prior.from_pretrained(prior_folder, backbone.card)
+        tested = len(tests := task.split("test")[: self.test_limit])
+        check_start(backbone, settings)
+        check_lengths(backbone, task, [*episode.shots.train, *episode.shots.dev, *tests], settings.length)
+        if tested:
+            check_metrics(task, self.test_limit)
         if dry_run:
             size = target_size(backbone, task)
             cost = adapting_cost(method, size, self.shots, settings, tested)
@@ -73,22 +95,40 @@ class AdaptPlan:
             print(f"adapt {method.name} to {task.name}: {shots}, {settings.target.steps} steps, {tested} to test")
             return print(cost_line(backbone, task, settings.length, cost))
 
+        warn_of_conflicts([task])
         work = self.output.with_name(self.output.name + ".work")
         control = RunControl(work, watcher(method.name, self.tensorboard))
-        inputs = (method, [episode], backbone, prior, settings, control)
+        arguments = (method, [episode], backbone, prior, settings, control)
         with claimed(work, self.output, plan_beside(self.output)):
-            verdicts = guarded(*inputs) if self.guard else []
-            done = [verdict.adapted for verdict in verdicts] or adapt(*inputs)
-            results, adapted = score_on_test(backbone, done, self.test_limit)[0], done[0]
-            header, scores = adapted.prompt.header, {"test": dict(results.scores), "test_examples": tested}
-            header = replace(header, scores={**header.scores, **scores}, diagnostics=diagnose(backbone, done)[0])
+            verdicts = guarded(*arguments) if self.guard else []
+            done = [verdict.adapted for verdict in verdicts] or adapt(*arguments)
+            adapted, test_scores = done[0], dict[str, float]()
+            header = adapted.prompt.header
+            adapted.prompt.save_pretrained(self.output)  # before testing, which may fail
+            save_plan(replace(self, settings=settings, steps=None), plan_beside(self.output), "adapt")
+            if tested:
+                test_scores = dict(score_on_test(backbone, done, self.test_limit)[0].scores)
+                header = replace(header, scores={**header.scores, "test": test_scores, "test_examples": tested})
+            header = replace(header, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
-            save_plan(self, plan_beside(self.output))
             shutil.rmtree(work, ignore_errors=True)
-        lines = [verdict.says for verdict in verdicts]
+        lines = [*(verdict.says for verdict in verdicts), shots_line(episode)]
         lines += [] if adapted.dev_score is None else [f"dev {adapted.dev_score:.3f} at step {adapted.best_step}"]
-        print(*lines, score_lines({f"test {name}": value for name, value in results.scores.items()}), sep="\n")
+        scores = {f"test {name}": value for name, value in test_scores.items()}
+        lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
+        print(*lines, sep="\n")
         return print(self.output)
+
+
+def shots_line(episode: "Episode") -> str:
+    """How many examples were drawn, and which classes gave fewer than were asked for."""
+    from promptprior.tasks.sampling.draws import class_of
+
+    shots, task = episode.shots, episode.task
+    names = [example.target if class_of(task, example) != "all" else "all" for example in shots.train]
+    fewer = [f"{name} {count}" for name, count in Counter(names).items() if count < episode.k]
+    line = f"learned from {len(shots.train)} examples, {len(shots.dev)} others for dev"
+    return line + (f"; fewer than {episode.k} of a class were there to draw: {', '.join(fewer)}" if fewer else "")
 
 
 def settings_of_prior(given: Mapping[str, object]) -> dict[str, object]:

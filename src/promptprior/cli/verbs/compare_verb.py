@@ -10,11 +10,19 @@ from promptprior.compare.plan import Plan
 PRESETS = Path(__file__).parents[2] / "compare" / "presets"
 
 
-def run_comparison(plan: Plan, dry_run: bool) -> None:
-    """Run what is missing of a comparison, or say what that is."""
-    from promptprior.compare.run import compare, preview
+def run_comparison(plan: Plan, dry_run: bool) -> int:
+    """Run what is missing of a comparison, or say what that is.
 
-    print(preview(plan) if dry_run else compare(plan, command=command_line()))
+    The exit code is 1 where cells failed, 2 where all did.
+    """
+    from promptprior.compare.run import preview, run_plan
+
+    if dry_run:
+        print(preview(plan))
+        return 0
+    outcome = run_plan(plan, command=command_line())
+    print(outcome.page)
+    return 0 if not outcome.errors else 2 if len(outcome.errors) == outcome.cells else 1
 
 
 VERB = Verb(

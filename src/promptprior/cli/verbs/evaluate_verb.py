@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from promptprior.cli.output import plan_beside, save_plan, score_lines
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
+from promptprior.cli.output import score_lines
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
-from promptprior.config.mapping import merge_settings
-from promptprior.config.training import setting
-from promptprior.errors import SpecError
+from promptprior.config.mapping import check_bounds, merge_settings
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.training import LIMIT_BOUNDS, setting
+from promptprior.errors import DataError, SpecError
+
+if TYPE_CHECKING:  # help must not wait for torch
+    from promptprior.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class EvaluatePlan:
     """The settings of `promptprior evaluate`. Backbone and target are the prompt's own unless given."""
 
     prompt: Path = field(metadata={"help": "folder that adapt (or PEFT) wrote"})
-    target: str = setting("", "task: a name, file or folder")
+    target: str = setting("", "task: a name, file or folder; by default the one that the prompt was adapted to")
     split: Literal["train", "validation", "test"] = setting("test", "split to score on")
-    limit: int | None = setting(None, "at most this many examples")
+    limit: int | None = setting(None, "at most this many examples", **LIMIT_BOUNDS)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
@@ -31,25 +35,34 @@ class EvaluatePlan:
     abstention: bool = setting(False, "also accuracy on the most confident tenth of answers, two tenths, … all")
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write the JSON object to this file as well")
+    force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
-        if not self.target:
-            raise SpecError("target (--target) is missing: name the task to score on")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import load_backbone
+        from promptprior.cli.common import ProgressMeter, load_backbone
         from promptprior.evaluate import abstention, evaluate
         from promptprior.files import write_json
-        from promptprior.tasks import load_task
+        from promptprior.objectives.objective import copies_of
+        from promptprior.preflight import check_lengths, length_of_prompt
 
-        task = load_task(self.target, self.data)
-        count = len(task.split(self.split)[: self.limit])
+        task = load_target(self.prompt, self.target, self.data)
+        if self.output is not None:
+            inputs = (self.prompt, task.path or None, self.data, self.backbone)
+            check_output(self.output, "evaluate", inputs, force=self.force)
+        examples = task.split(self.split)[: self.limit]
+        count = len(examples)
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
+        check_lengths(backbone, task, examples, length_of_prompt(prompt))
         if dry_run:
             return print(f"score {self.prompt} on {count} examples of {task.name}, split {self.split}")
+        passes = 1 + self.abstention if task.is_choice else 2  # free text is scored and generated
+        texts = passes * count * copies_of(prompt.params)
+        backbone = replace(backbone, meter=ProgressMeter(f"scoring {count} rows", texts))
         results = evaluate(prompt, task, backbone, self.split, self.limit)
         report = {
             "prompt": str(self.prompt),
@@ -64,21 +77,50 @@ class EvaluatePlan:
             report["abstention"] = [list(point) for point in curve]
         if self.output is not None:
             write_json(self.output, report)
-            save_plan(self, plan_beside(self.output))
+            save_plan(replace(self, target=task.path or task.name), plan_beside(self.output), "evaluate", [self.output])
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
-        table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident})}"
+        of_rows = f"of {count} {self.split} rows"
+        table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident}, of_rows)}"
         return print(json.dumps(report) if self.json else table)
 
 
+def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
+    """The task to score a prompt on: the one that is named, else the prompt's own.
+
+    Raises DataError where the prompt's own has changed, or another task has its name.
+    """
+    from promptprior.cli.common import target_of_prompt
+    from promptprior.tasks import load_task
+
+    if target:
+        return load_task(target, data)
+    name, card = target_of_prompt(prompt, data)
+    try:
+        task = load_task(Path(name) if card.path == name else name, data)
+    except (SpecError, DataError) as error:
+        if card.path == name:
+            raise
+        raise type(error)(
+            f"{error}; if it was a file or folder of your own, say where it is (--target FILE)"
+        ) from error
+    if task.fingerprint != card.fingerprint:
+        raise DataError(
+            f"task {task.name!r} ({task.origin}) is not the one that {prompt} was adapted to: its fingerprint is "
+            f"{task.fingerprint}, not {card.fingerprint}. Its data changed, or another task has this name; to use it "
+            f"anyway, name it (--target {name})"
+        )
+    return task
+
+
 def settings_of_prompt(given: Mapping[str, object]) -> dict[str, object]:
-    """The settings with backbone and target of the prompt that is named; what is given wins."""
+    """The settings with backbone and dtype of the prompt that is named; what is given wins."""
     from promptprior.cli.common import header_at
 
     header = header_at(given, "prompt")
     if header is None:
         return dict(given)
-    targets = [task.name for task in header.tasks if task.role == "target"]
-    return merge_settings(given, {"backbone": header.backbone.name, **({"target": targets[0]} if targets else {})})
+    dtype = str(header.settings.get("dtype", "auto")).removeprefix("torch.")
+    return merge_settings(given, {"backbone": header.backbone.name, "dtype": dtype})
 
 
 VERB = Verb(

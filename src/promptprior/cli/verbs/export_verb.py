@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from promptprior.cli.verb import Verb
+from promptprior.cli.verb import FORCE, Verb
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 from promptprior.errors import ArtifactError, SpecError
 
@@ -24,6 +25,7 @@ class ExportPlan:
     keep_tied: bool = setting(
         False, "vocabulary: leave a tied head tied; the engine must then forbid the new ids itself"
     )
+    force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -58,19 +60,22 @@ class ExportPlan:
                     f"promptprior import {path} --backbone MODEL --output FOLDER"
                 )
         artifacts = [load_any(artifact_folder(path)) for path in self.prompts]
+        name = self.backbone or artifacts[0].header.backbone.name
+        check_output(self.output, "export", (*self.prompts, name), force=self.force)
         lengths = [len(single_prompt(a, str(path))) for a, path in zip(artifacts, self.prompts, strict=True)]
         if dry_run:
             names = ", ".join(self.token_names)
             return print(f"write {sum(lengths)} vectors of {names} as {self.format} to {self.output}")
         if self.format != "vocabulary":
             export_prompt(artifacts[0], self.format, self.output)
+            save_plan(self, plan_beside(self.output), "export", [self.output])
             return print(self.output)
-        name = self.backbone or artifacts[0].header.backbone.name
         frozen = load_frozen(name, stored_dtype(name) if self.dtype == "stored" else self.dtype, "cpu")
         named = dict(zip(self.token_names, artifacts, strict=True))
         for added in export_vocabulary(named, frozen, self.output, self.keep_tied):
             rounding = f"rounding {added.rounding:.2g} x scale"
             print(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
+        save_plan(self, plan_beside(self.output), "export", [self.output])
         return print(self.output)
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.cli.verb import BACKBONE, DATA, Verb
+from promptprior.cli.verb import BACKBONE, DATA, FORCE, Verb
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 
 
@@ -17,6 +18,7 @@ class ImportPlan:
     tensor: str | None = setting(None, "which tensor of the file, where several look like a prompt")
     data: Path | None = setting(None, DATA)
     output: Path = setting(Path("runs/imported"), "folder for the prompt, a PEFT adapter as well")
+    force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
         """Read the file, check it against the backbone, and save it as a prompt."""
@@ -26,10 +28,11 @@ class ImportPlan:
         from promptprior.backbone.frozen import load_frozen
         from promptprior.tasks import load_task
 
+        check_output(self.output, "import", (self.file, self.task, self.data, self.backbone), force=self.force)
         found = find_prompt(self.file, tensor=self.tensor)  # before the backbone is loaded
         check_saveable(self.output)
         tasks = [load_task(self.task, self.data)] if self.task else []
-        targets = tuple(TaskCard(task.name, task.version, task.fingerprint, "target") for task in tasks)
+        targets = tuple(TaskCard(task.name, task.version, task.fingerprint, "target", path=task.path) for task in tasks)
         card = load_frozen(self.backbone, "float32", "cpu").card
         prompt = import_prompt(self.file, card, targets, self.tensor)
         length, width = found.prompt.shape
@@ -38,6 +41,7 @@ class ImportPlan:
         if dry_run:
             return print(f"{line}, for {card.name}, to {self.output}")
         prompt.save_pretrained(self.output)
+        save_plan(self, plan_beside(self.output), "import", [self.output])
         return print(f"{line}\n{self.output}")
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from promptprior.cli.output import command_line
-from promptprior.cli.verb import Verb
+from promptprior.cli.verb import FORCE, Verb
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 from promptprior.errors import DataError
 
-RESULTS = "results.jsonl"
+RESULTS, PAGE = "results.jsonl", "report.html"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ReportPlan:
     csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting("prompt_tuning", "method that the others are compared with")
+    force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
         """Write the page, and the tables where they are asked for, and say where they are."""
@@ -30,9 +32,14 @@ class ReportPlan:
         for file in files:
             if not file.is_file():
                 raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
-        page = self.output or files[0].with_name("report.html")
+        page, own_page = self.output or files[0].with_name(PAGE), files[0].with_name(PAGE)
+        outputs = {"--output": page, "--markdown": self.markdown, "--csv": self.csv}
+        for flag, output in outputs.items():
+            if output is not None:  # the page beside the results is the comparison's own
+                is_own = output.absolute() == own_page.absolute()
+                check_output(output, "report", files, flag=flag, force=self.force, is_own=is_own)
         if dry_run:
-            wanted = [str(path) for path in (page, self.markdown, self.csv) if path]
+            wanted = [str(path) for path in outputs.values() if path]
             return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
 
         from promptprior.report.page import make_report
@@ -51,6 +58,9 @@ class ReportPlan:
             print(report.write_markdown(self.markdown))
         if self.csv:
             print(*report.write_csv(self.csv), sep="\n")
+        for output in outputs.values():
+            if output is not None and output.absolute() != own_page.absolute():
+                save_plan(self, plan_beside(output), "report", [output])
         return None
 
 

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from promptprior.cli.output import format_table
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
-from promptprior.config.training import Settings, setting
+from promptprior.config.mapping import check_bounds
+from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, Settings, Training, setting
 from promptprior.errors import SpecError
 
 
@@ -19,9 +21,9 @@ class SimilarPlan:
     target: tuple[str, ...] = setting((), "target task, or several: names, files or folders")
     sources: tuple[str, ...] = setting((), "source tasks to rank: names, files or folders")
     by: Measure = setting("gradient", "measure that ranks")
-    shots: int = setting(16, "examples per class that each task is seen through")
-    seed: int = setting(13, "draw of shots, start and batches")
-    steps: int = setting(20, "steps that each task's prompt is trained for")
+    shots: int = setting(16, "examples per class that each task is seen through", **SHOT_BOUNDS)
+    seed: int = setting(13, "draw of shots, start and batches", **SEED_BOUNDS)
+    steps: int = setting(20, "steps that each task's prompt is trained for", least=1, most=10**8)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
     dtype: str = setting("auto", DTYPE)
@@ -30,35 +32,40 @@ class SimilarPlan:
     compile: bool = setting(False, COMPILE)
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write it there; reports read similarity.json beside results.jsonl")
+    force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
         for name in ("target", "sources"):
             if not getattr(self, name):
                 raise SpecError(f"{name} (--{name}) is missing: name the tasks to compare")
-        if self.shots < 1 or self.steps < 1:
-            raise SpecError(f"shots and steps must be at least 1; got --shots {self.shots} --steps {self.steps}")
+        check_bounds(self)
 
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""
         from promptprior.cli.common import cost_line, load_backbone
-        from promptprior.compare.cost_estimate import source_cost
+        from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
+        from promptprior.methods import make_method
         from promptprior.report.similarity_gain import MEASURES, similar_sources, write_similarity
         from promptprior.tasks import load_task
 
+        if self.output is not None:
+            inputs = (*self.target, *self.sources, self.data, self.backbone)
+            check_output(self.output, "similar", inputs, force=self.force)
         sources = [load_task(name, self.data) for name in self.sources]
         targets = [load_task(name, self.data) for name in self.target]
         backbone, tasks = load_backbone(self), [*sources, *targets]
         if dry_run:
-            stage = replace(self.settings.target, steps=self.steps)
-            tokens = len(tasks) * source_cost(backbone, tasks, stage, self.settings.length)
+            settings = replace(self.settings, source=Training(self.steps, self.settings.target.batch_size))
+            tokens = len(tasks) * source_cost(make_method("multitask"), text_tokens(backbone, tasks), 1, settings)
             print(f"{self.steps} steps on {self.shots} shots per class of each of {len(tasks)} tasks")
             return print(cost_line(backbone, tasks[0], self.settings.length, tokens))
         probe = SimilarityProbe(self.shots, self.seed, self.steps)
         found = task_similarity(targets, sources, backbone, self.settings, probe)
         if self.output is not None:
             write_similarity(found, self.output)
+            save_plan(self, plan_beside(self.output), "similar", [self.output])
         ranks = similar_sources(found.pairs, self.by)
         if self.json:
             pairs = [{"rank": r, **asdict(pair)} for of_target in ranks.values() for r, pair in enumerate(of_target, 1)]

@@ -8,6 +8,7 @@ from promptprior.cli.output import format_table
 from promptprior.cli.verb import DATA, Verb
 from promptprior.config.training import setting
 from promptprior.errors import DataError, PromptpriorError, SpecError
+from promptprior.untrusted import path_kind
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class TasksPlan:
         from promptprior.tasks.loading.load import folders, split_files
 
         path, names, bad = Path(self.name), [self.name], []
-        if path.is_dir() and not split_files(path) and not list(path.glob("*.y*ml")) and folders(path):
+        is_folder = path_kind(path) == "folder"
+        if is_folder and not split_files(path) and not list(path.glob("*.y*ml")) and folders(path):
             names = [str(path / name) for name in folders(path)]
         for name in names:
             try:
-                task = load_task(Path(name) if Path(name).exists() else name, self.data)
+                task = load_task(Path(name) if path_kind(Path(name)) else name, self.data)
                 sizes = ", ".join(f"{split} {len(examples)}" for split, examples in task.examples.items())
                 lines = [f"ok     {name}", sizes, *(f"warning: {problem.message}" for problem in check_task(task))]
             except PromptpriorError as error:

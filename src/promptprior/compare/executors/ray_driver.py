@@ -6,6 +6,7 @@ machine does, takes no result with it: finished work has come back, and the work
 
 import logging
 import os
+import socket
 import time
 import uuid
 from collections import Counter
@@ -22,6 +23,7 @@ from promptprior.compare.schedule import Group, Queue, Work, WorkerContext, work
 from promptprior.errors import SpecError
 from promptprior.files import write_text
 
+CONNECT_SECONDS = 10.0  # that the head of a cluster may take to answer
 POLL = 2.0  # seconds between two looks at workers and machines
 MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
 
@@ -46,6 +48,18 @@ class WorkerHandle:
     is_ready: bool = False
     work: Work | None = None
     progress: tuple[str, float] = ("starting", 0.0)
+
+
+def check_address(address: str | None) -> None:
+    """Raise SpecError when nothing listens at the address of a cluster: Ray itself would wait for minutes."""
+    where = address or os.environ.get("RAY_ADDRESS", "")
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # auto, local, or none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SpecError(f"no Ray cluster could be reached at {where} (--address): {error}") from error
 
 
 def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[Any, bool, WorkerInit]:

@@ -15,12 +15,12 @@ from typing import Literal, cast
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.errors import SpecError
+from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.from_sources.spot import Spot
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
-from promptprior.methods.shared.attention_network import AttentionRecipe, joint_network
+from promptprior.methods.shared.attention_network import AttentionRecipe, joint_network, source_network
 from promptprior.methods.shared.source_prompts import prior_prompts, source_similarities
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.task import Task
@@ -56,23 +56,9 @@ class Attempt(AttentionRecipe):
         taught = self.spot().fit(context, sources, seed)
         if not self.attention_steps:
             return taught
-        bank = taught.params["prompt"]  # [S, L, D]
-        if len(sources) != len(bank):
-            raise SpecError(
-                f"--options.attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
-                f"{len(sources)} tasks (--sources)"
-            )
-        draws = context.mixture(sources, seed)
-        network = self.network(context, [token for pool in draws.pools for token in pool.items[: self.SAMPLE]], seed)
-        params = {**network, "sources": bank[None], "target": bank[None]}  # one copy, each source a task
-        form = self.mixture(context, cast(Sequence[str], taught.diagnostics["sources"]))
-        initial = InitialParams(form, params, {**self.multipliers(context), "target": 0.0})
-        key = context.key(self, "network", seed, *(t.fingerprint for t in sources))
-        stage = replace(context.settings.source, steps=self.attention_steps)
-        done = context.train(context.descent(key, stage, initial, draws), "network")
-        # every tensor of a prior has as many copies as there are sources
-        trained = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in self.network_tensors}
-        return replace(taught, params={**taught.params, **trained}, cost=taught.cost + done.cost)
+        names = cast(Sequence[str], taught.diagnostics["sources"])
+        network, cost = source_network(context, self, taught.params["prompt"], names, sources, seed)
+        return replace(taught, params={**taught.params, **network}, cost=taught.cost + cost)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode at its start, with a network that no other episode trains (unless in `joint_steps` before)."""
@@ -93,6 +79,18 @@ class Attempt(AttentionRecipe):
         if self.joint_steps:
             params = joint_network(context, self, InitialParams(form, params, multipliers), priors, episodes)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
+
+    def source_passes(self, settings: Settings) -> float:
+        """Source prompts, and the attention network after them."""
+        return 1.0 + self.attention_steps / max(1, settings.source.steps)
+
+    def steps_before(self, settings: Settings) -> int:
+        """Those of the probe, and those that targets train together."""
+        return self.joint_steps + (self.probe_steps if self.start == "similar" else 0)
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each source; on targets for each text."""
+        return settings.length * (sources or texts)
 
     def target_starts(
         self, context: RunContext, priors: Sequence[Prior], banks: Sequence[Tensor], episodes: Sequence[Episode]

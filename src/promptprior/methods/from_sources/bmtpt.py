@@ -26,7 +26,7 @@ from promptprior.methods.shared.particles import PenaltyKind, StartKind, penalty
 from promptprior.methods.shared.posterior import PosteriorRecipe
 from promptprior.rules.stein_kernels import make_kernel
 from promptprior.rules.svgd import Svgd
-from promptprior.tasks.sampling.draws import MixtureDraws
+from promptprior.tasks.sampling.draws import StratifiedDraws
 from promptprior.tasks.task import Task
 
 
@@ -36,6 +36,7 @@ class Bmtpt(PosteriorRecipe):
 
     name: str = fact("bmtpt")
     needs_sources: bool = fact(True, init=False)
+    revision: int = fact(1, init=False)  # 1: stratified batches, task weights that count in full
     start: StartKind = target_option("mean", "where targets start: mean, weighted, best (on dev) or sampled")
     penalty: PenaltyKind = target_option("gaussian", "prior of targets: gaussian, mixture or none")
     prior_width: tuple[float, ...] = target_option(
@@ -53,10 +54,9 @@ class Bmtpt(PosteriorRecipe):
         """Draw M particles from the posterior of all sources, and describe them."""
         starts = [context.initial_prompt(seed, "bmtpt", m) for m in range(1 if self.jitter else self.particles)]
         params = self.jittered(context, stacked(starts), seed) if self.jitter else stacked(starts)
-        draws = context.mixture(sources, seed)
         key = context.key(self, seed, *(t.fingerprint for t in sources))
-        run = self.particle_run(context, InitialParams(context.direct(), params), draws, key)
-        rule, done = cast(Svgd, run.rule), context.train(run, "source")
+        run = self.particle_run(context, InitialParams(context.direct(), params), context.mixture(sources, seed), key)
+        rule, draws, done = cast(Svgd, run.rule), cast(StratifiedDraws, run.draws), context.train(run, "source")
         chains = []
         if self.ensemble:  # the same particles, unseen by each other
             apart = replace(run, key=f"{run.key}-apart", rule=replace(rule, kernel=make_kernel("none")))
@@ -65,10 +65,10 @@ class Bmtpt(PosteriorRecipe):
         diagnostics = {
             "source_loss": loss_curve(done.history),
             "forces": force_curves(done.history),
-            "task_weights": (torch.tensor(rule.task_weights) * torch.tensor(draws.rates)).tolist(),
+            "task_weights": (torch.tensor(rule.task_weights) * torch.tensor(draws.text_rates)).tolist(),
             "count": rule.count,
             "spread": particle_spread(stages, context.backbone.scale, self.width),
-            **particle_report(run.objective, done.params["prompt"], cast(MixtureDraws, run.draws), rule),
+            **particle_report(run.objective, done.params["prompt"], draws, rule),
         }
         return FitResult(context.direct(), done.params, diagnostics, sum((c.cost for c in chains), done.cost))
 
@@ -94,6 +94,14 @@ class Bmtpt(PosteriorRecipe):
         params = {"prompt": starts.repeat_interleave(len(widths), dim=0)}
         variants = [{"prior_width": width} for width in widths] if prior_term else ({},)
         return AdaptationInit(context.direct(), params, prior_term, variants=variants)
+
+    def source_passes(self, settings: Settings) -> float:
+        """As many as its particles, and as many again with an ensemble of chains."""
+        return super().source_passes(settings) * (1 + self.ensemble)
+
+    def answering_prompts(self) -> int:
+        """Every particle's prompt where all adapt."""
+        return self.particles if self.is_ensemble else 1
 
     def adaptation_copies(self, settings: Settings) -> int:
         """One for each width, and as many for each particle where all adapt."""

@@ -15,7 +15,7 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
-from promptprior.cost import Cost
+from promptprior.cost import SCORED, Cost
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
@@ -106,8 +106,14 @@ class Mpt(Recipe):
         return after
 
     def source_passes(self, settings: Settings) -> float:
-        """Its teachers read as much as its own prompt."""
-        return 1.0 + (self.teacher_steps or settings.source.steps) / max(1, settings.source.steps) * self.distil
+        """Its teachers train on as much as its own prompt, and then show it their states of every text."""
+        if not self.distil:
+            return 1.0
+        return 1.0 + SCORED + (self.teacher_steps or settings.source.steps) / max(1, settings.source.steps)
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each source; a batch of `sampling: stochastic` has half of them or more."""
+        return settings.length * max(1, sources)
 
 
 ARMS = (Mpt(), Mpt(name="mpt_no_distil", distil=False))  # the second is a control: the same stage without teachers

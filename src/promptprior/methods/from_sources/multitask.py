@@ -28,6 +28,7 @@ class Multitask(Recipe):
         1,
         "factor on the source steps",
         least=1,
+        most=2**16,
         omit_from_hash_if=lambda arm: arm.name == "multitask" and arm.times == 1,
     )
 

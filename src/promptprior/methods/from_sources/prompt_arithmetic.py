@@ -36,7 +36,7 @@ class PromptArithmetic(Recipe):
     )
     top: int = target_option(2, "the most similar sources, whose vectors are combined; 0: all sources", least=0)
     scales: tuple[float, ...] = target_option(
-        (1.0,), "factors on the combined vector; of several, dev picks one", at_least_one=True
+        (1.0,), "factors on the combined vector; of several, dev picks one", at_least_one=True, least=-1e6, most=1e6
     )
     probe_steps: int = target_option(10, "steps that give a target its embedding", least=0)
     source_prompts: tuple[Path, ...] = option((), "prompts that others trained, instead of training on sources")
@@ -71,6 +71,10 @@ class PromptArithmetic(Recipe):
             return chosen
         share = chosen if self.combine == "mean" else chosen * (similarity.clamp(min=0) + 1e-6)
         return share / share.sum()
+
+    def steps_before(self, settings: Settings) -> int:
+        """Those of the probe, where similarity to sources has a say."""
+        return 0 if self.top == 0 and self.combine != "weighted" else self.probe_steps
 
     def adaptation_copies(self, settings: Settings) -> int:
         """One for each scale."""

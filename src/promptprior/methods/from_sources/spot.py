@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, RunContext, stacked
@@ -53,6 +54,18 @@ class Spot(Recipe):
         banks = [prior_prompts(context, prior)[0] for prior in priors]
         starts = [self.retrieve(bank, similarity) for bank, similarity in zip(banks, similarities, strict=True)]
         return AdaptationInit(context.direct(), stacked(starts))
+
+    def steps_before(self, settings: Settings) -> int:
+        """Those of the probe."""
+        return self.probe_steps
+
+    def source_texts(self, settings: Settings, sources: int) -> int:
+        """As many of each source."""
+        return max(1, settings.source.batch_size // sources) * sources
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each source."""
+        return settings.length * max(1, sources)
 
     def retrieve(self, bank: Float[Tensor, "S L D"], similarity: Float[Tensor, " S"]) -> Float[Tensor, "L D"]:
         """The start that source prompts and their similarity to the target give."""

@@ -2,16 +2,19 @@
 
 Wu et al. 2023 (Findings of EMNLP 2023, pp. 8734-8746); docs/tpt.md compares their released code with ours. Stage 1
 trains the bank on mixed sources; stage 2 adapts bank and task prompt to a target. Parameterisation bank, rule descent
-(or what `rule` says, with the options of the method it is borrowed from). Released settings are `tpt_as_released`;
-`tpt` is ours: retrieved and task tokens share the length of prompt tuning, queries are centred, keys start from source
-texts, and the task prompt is learned on the sources too. `tpt_static` and `tpt_random` are controls that retrieve
-without regard to what a text says.
+(or what `rule` says, with the options of the method it is borrowed from). `tpt_as_released` has the released sizes,
+pooling, scores and parts, but starts from the 5,000 most frequent tokens (theirs: ids 100-999 for the bank, 100-599 for
+the task prompt), keeps retrieved rows in bank order under mean pooling too (theirs: in order of score), and trains
+without dropout. `tpt` is ours: retrieved and task tokens share the length of prompt tuning, queries are centred, keys
+start from source texts, and the task prompt is learned on the sources too. `tpt_static` and `tpt_random` are controls
+that retrieve without regard to what a text says.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods.contract import FitResult
 from promptprior.methods.from_sources import bmtpt, meta_prompt_tuning
@@ -36,6 +39,7 @@ class Tpt(BankRecipe):
     """A bank that is learned on sources and adapted to targets."""
 
     needs_sources: bool = fact(True, init=False)
+    revision: int = fact(1, init=False, omit_from_hash_if=lambda arm: arm.rule != "svgd")  # 1: as bmtpt's
     rule: Literal["descent", "svgd", "maml", "fomaml", "reptile"] = option(
         "descent", "what moves the bank in stage 1", omit_from_hash_if_default=True
     )
@@ -60,6 +64,11 @@ class Tpt(BankRecipe):
             return None
         return with_options(BORROWED[self.rule], self.rule_options, f"options of rule {self.rule}")
 
+    def source_passes(self, settings: Settings) -> float:
+        """What the rule reads, and prompts for each source where the bank starts from them."""
+        lender = self.borrowed()
+        return (lender.source_passes(settings) if lender else 1.0) + (self.start == "sources")
+
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Stage 1: the bank, on all sources."""
         draws = context.mixture(sources, seed)
@@ -76,7 +85,7 @@ class Tpt(BankRecipe):
             "source_loss": loss_curve(done.history),
             **({"forces": force_curves(done.history)} if self.rule == "svgd" else {}),
             **cast(Bank, initial.parameterisation).diagnose(mean, texts),
-            "parameters": self.bank(context, self.own_tokens(context)).counts(mean),
+            "parameters": self.bank(context, self.own_tokens(context.settings)).counts(mean),
         }
         return FitResult(initial.parameterisation, done.params, diagnostics, done.cost + start_cost)
 

@@ -7,15 +7,18 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.cost import Cost
+from promptprior.errors import SpecError
 from promptprior.methods.contract import Recipe
 from promptprior.methods.options import option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
-from promptprior.notation import Params
+from promptprior.notation import Float, Params, Tensor
 from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, init_attention_network
 from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
+from promptprior.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class AttentionRecipe(Recipe):
     attends: Attends = option("all", "all: sources and the target's own prompt (as released); sources")
     query: Query = option("max", "pool of the text's word embeddings: max (as released) or mean")
     centre: bool = option(False, "take the mean query of the target's shots from every query: texts differ more")
-    rank: int = option(100, "width of the attention network's bottleneck", least=1)
+    rank: int = option(100, "width of the attention network's bottleneck", least=1, most=2**16)
     temperature: float = option(1.0, "of attention; 1 starts with scores of about one, on any backbone", above=0)
     absolute: bool = option(False, "temperature and queries in absolute numbers (as released)")
     attention_rate: float | None = option(
@@ -67,6 +70,36 @@ class AttentionRecipe(Recipe):
         if self.centre:
             network["centre"] = pooled(context.backbone, collate(texts), self.query).mean(0, keepdim=True)  # [1, D]
         return network
+
+
+def source_network(
+    context: RunContext,
+    recipe: AttentionRecipe,
+    bank: Float[Tensor, "S L D"],
+    names: Sequence[str],
+    sources: Sequence[Task],
+    seed: int,
+) -> tuple[Params, Cost]:
+    """The network after `recipe.attention_steps` steps with the sources as targets, and what that cost.
+
+    Raises SpecError where the prompts in the bank are not those of the sources.
+    """
+    if len(sources) != len(bank):
+        raise SpecError(
+            f"--options.attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
+            f"{len(sources)} tasks (--sources)"
+        )
+    draws = context.mixture(sources, seed)
+    network = recipe.network(context, [token for pool in draws.pools for token in pool.items[: recipe.SAMPLE]], seed)
+    params = {**network, "sources": bank[None], "target": bank[None]}  # one copy, each source a task
+    form = recipe.mixture(context, names)
+    initial = InitialParams(form, params, {**recipe.multipliers(context), "target": 0.0})
+    key = context.key(recipe, "network", seed, *(t.fingerprint for t in sources))
+    stage = replace(context.settings.source, steps=recipe.attention_steps)  # type: ignore[attr-defined]
+    done = context.train(context.descent(key, stage, initial, draws), "network")
+    # every tensor of a prior has as many copies as there are sources
+    trained = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in recipe.network_tensors}
+    return trained, done.cost
 
 
 def joint_network(

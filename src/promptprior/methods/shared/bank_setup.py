@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, Recipe
@@ -32,9 +33,11 @@ class BankRecipe(Recipe):
     """A bank of tokens retrieved by each text, and a task prompt beside them."""
 
     name: str = fact("tpt")
-    bank_size: int = option(60, "tokens in the bank", least=1)
-    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length", least=0)
-    task_tokens: int = option(0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length", least=0)
+    bank_size: int = option(60, "tokens in the bank", least=1, most=2**16)
+    retrieve: int = option(0, "tokens each text retrieves; 0: half of the prompt length", least=0, most=2**16)
+    task_tokens: int = option(
+        0, "tokens of the task prompt; 0: what retrieval leaves of the prompt length", least=0, most=2**16
+    )
     task_prompt: Literal["learned", "fresh", "none"] = option(
         "learned", "learned: trained on the sources with the bank; fresh: new for each target (as released); none"
     )
@@ -43,10 +46,11 @@ class BankRecipe(Recipe):
         0,
         "layers that read a text before it is pooled; 0: word embeddings (as released)",
         least=0,
+        most=2**16,
         omit_from_hash_if_default=True,
     )
     centre: bool = option(True, "take the sources' mean query from every query")
-    query_rank: int = option(0, "rank of a learned map of queries; 0: none", least=0)
+    query_rank: int = option(0, "rank of a learned map of queries; 0: none", least=0, most=2**16)
     keys: Literal["tied", "separate", "texts"] = option(
         "texts", "tied: tokens are their keys (as released); separate: start as the tokens; texts: as source queries"
     )
@@ -55,7 +59,7 @@ class BankRecipe(Recipe):
     temperature: float = option(0.1, "of the softmax over scores", above=0)
     balance: float = option(0.0, "weight of the term that evens out how often tokens are used", least=0)
     spread: float = option(0.0, "weight of the term that keeps keys apart", least=0)
-    budget: int = option(0, "tokens of the bank open to each source; 0: all", least=0)
+    budget: int = option(0, "tokens of the bank open to each source; 0: all", least=0, most=2**16)
     start: Literal["frequent", "sources"] = option(
         "frequent", "bank from frequent words, or from prompts trained on each source (SPoT's)"
     )
@@ -66,7 +70,7 @@ class BankRecipe(Recipe):
         return Bank(
             context.backbone,
             size=self.bank_size,
-            retrieve=self.retrieved_tokens(context),
+            retrieve=self.retrieved_tokens(context.settings),
             own=own,
             query=self.query,
             layers=self.query_layers,
@@ -76,17 +80,17 @@ class BankRecipe(Recipe):
             **settings,
         )
 
-    def retrieved_tokens(self, context: RunContext) -> int:
+    def retrieved_tokens(self, settings: Settings) -> int:
         """K."""
         if self.retrieve:
             return self.retrieve
-        return context.settings.length if self.task_prompt == "none" else max(1, context.settings.length // 2)
+        return settings.length if self.task_prompt == "none" else max(1, settings.length // 2)
 
-    def own_tokens(self, context: RunContext) -> int:
+    def own_tokens(self, settings: Settings) -> int:
         """Tokens of the task prompt. Raises SpecError when retrieval leaves none."""
         if self.task_prompt == "none":
             return 0
-        length, retrieved = context.settings.length, self.retrieved_tokens(context)
+        length, retrieved = settings.length, self.retrieved_tokens(settings)
         own = self.task_tokens or length - retrieved
         if own < 1:
             raise SpecError(
@@ -95,11 +99,17 @@ class BankRecipe(Recipe):
             )
         return own
 
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """A prompt for each text, as if no two retrieved the same rows; one for all where they do so by design."""
+        own = self.own_tokens(settings) if self.task_prompt == "learned" or not sources else 0
+        are_alike = self.scoring == "same" and self.selection == "hard"
+        return (self.retrieved_tokens(settings) + own) * (1 if are_alike else texts)
+
     def initial_bank(
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
     ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
-        backbone, own = context.backbone, self.own_tokens(context) if self.task_prompt == "learned" else 0
+        backbone, own = context.backbone, self.own_tokens(context.settings) if self.task_prompt == "learned" else 0
         form = self.bank(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
         rows, cost = frequent_rows(context, self.bank_size, generator("bank", seed)), Cost()  # [N, D]
         if self.start == "sources":
@@ -132,7 +142,7 @@ class BankRecipe(Recipe):
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Stage 2: every episode has a copy of its prior's bank (of several, their mean), and a task prompt."""
-        form = self.bank(context, self.own_tokens(context))
+        form = self.bank(context, self.own_tokens(context.settings))
         names = [name for name in (*BANK_TENSORS, "centre") if name in priors[0].params]
         if self.task_prompt == "learned":
             names.append("own")

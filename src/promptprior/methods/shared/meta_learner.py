@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from promptprior.config.training import Settings, Training
+from promptprior.cost import SECOND_ORDER
 from promptprior.errors import SpecError
 from promptprior.methods.contract import Recipe
 from promptprior.methods.options import fact, option
@@ -36,16 +38,21 @@ class MetaSizes:
 
 @dataclass(frozen=True)
 class MetaRule:
-    """How the start moves, and the rows through the backbone that a unit costs in one meta-update."""
+    """How the start moves, and the rows through the backbone that a unit costs in one meta-update.
+
+    `second_order_rows` are those of `rows_per_unit` that Hessian products read.
+    """
 
     make: Callable[[Optimiser, Inner, float | None, MetaSizes], Rule[MetaBatch]]
     rows_per_unit: Callable[[MetaSizes], int]
+    second_order_rows: Callable[[MetaSizes], int] = lambda _: 0
 
 
 def _maml(order: Literal[1, 2], passes: int) -> MetaRule:
     return MetaRule(
         lambda outer, inner, clip, _: Maml(outer, inner, order, clip),
         lambda sizes: passes * sizes.inner_steps * sizes.support_size + sizes.query_size,
+        lambda sizes: (passes - 1) * sizes.inner_steps * sizes.support_size,
     )
 
 
@@ -62,6 +69,7 @@ META_RULES: Mapping[MetaRuleName, MetaRule] = {
             outer, replace(inner, names=None), sizes.width, sizes.solve_steps, clip
         ),
         lambda sizes: (sizes.inner_steps + sizes.solve_steps) * sizes.support_size + sizes.query_size,
+        lambda sizes: sizes.solve_steps * sizes.support_size,
     ),
 }
 
@@ -76,10 +84,12 @@ class MetaRecipe(Recipe):
         None, "in units of the embedding scale; by default 1 for sgd, 0.1 for adam", above=0
     )
     inner_optimiser: InnerKind = option("sgd", "sgd or adam")
-    units_per_step: int = option(4, "units in a meta-batch, at most all there are", least=1)
-    support_size: int = option(4, "texts of a unit in each inner step", least=1)
-    query_size: int = option(4, "texts of a unit that its adapted copy is judged on; reptile has none", least=0)
-    units_per_task: int = option(2, "draws of every source task, at most 5", least=1)
+    units_per_step: int = option(4, "units in a meta-batch, at most all there are", least=1, most=2**16)
+    support_size: int = option(4, "texts of a unit in each inner step", least=1, most=2**16)
+    query_size: int = option(
+        4, "texts of a unit that its adapted copy is judged on; reptile has none", least=0, most=2**16
+    )
+    units_per_task: int = option(2, "draws of every source task, at most 5", least=1, most=2**16)
     shots: int | None = option(
         None, "examples per class in a unit's support, as many in its query; by default halves", least=1
     )
@@ -105,21 +115,40 @@ class MetaRecipe(Recipe):
         if self.rule == "meta_sgd" and self.parameterisation != "direct":
             raise SpecError(f"meta_sgd learns rates of a direct prompt; parameterisation is {self.parameterisation!r}")
 
+    def sizes(self) -> MetaSizes:
+        """What one unit of a meta-batch takes."""
+        return MetaSizes(self.inner_steps, self.support_size, self.query_size, self.width, self.solve_steps)
+
+    def meta_updates(self, stage: Training, units: int) -> int:
+        """Steps of the outer optimiser with so many units each, within the budget."""
+        if self.budget == "updates" or not stage.steps:
+            return stage.steps
+        rows = units * META_RULES[self.rule].rows_per_unit(self.sizes())
+        return max(1, stage.steps * stage.batch_size // rows)
+
+    def source_passes(self, settings: Settings) -> float:
+        """The rows of all units in all updates."""
+        stage, rule, sizes = settings.source, META_RULES[self.rule], self.sizes()
+        rows = rule.rows_per_unit(sizes) + (SECOND_ORDER - 1) * rule.second_order_rows(sizes)
+        updates = self.meta_updates(stage, self.units_per_step)
+        return updates * self.units_per_step * rows / max(1, stage.steps * stage.batch_size)
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """On sources a prompt for each unit."""
+        return settings.length * (texts / self.support_size if sources else 1)
+
     def source_run(
         self, context: RunContext, initial: InitialParams, sources: Sequence[Task], seed: int, key: str
     ) -> Run:
         """Meta-learning from any start, of a prompt or of a bank, within the multi-task baseline's budget."""
-        rule = META_RULES[self.rule]
-        sizes = MetaSizes(self.inner_steps, self.support_size, self.query_size, self.width, self.solve_steps)
+        rule, sizes = META_RULES[self.rule], self.sizes()
         # rules without a query learn from both sides of a unit
         units = units_of(sources, context.tokens, self.units_per_task, self.shots, seed, pooled=self.query_size == 0)
         count = min(self.units_per_step, len(units))
         sides = (self.inner_steps, self.support_size, self.query_size)
         draws = MetaDraws(units, count, *sides, [seed], same_support=self.rule == "imaml")
         stage, scale = context.settings.source, context.backbone.scale
-        if self.budget == "rows" and stage.steps:
-            rows = stage.steps * stage.batch_size
-            stage = replace(stage, steps=max(1, rows // (count * rule.rows_per_unit(sizes))))
+        stage = replace(stage, steps=self.meta_updates(stage, count))
 
         speeds = {name: FACTOR_SPEED / scale for name in initial.params if name.startswith(MULTIPLIER)}
         rate = stage_rate(stage, stage.learning_rates[:1], scale, {**speeds, **initial.lr_multipliers})

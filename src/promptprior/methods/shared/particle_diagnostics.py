@@ -13,18 +13,18 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, PromptObjective, copy_losses, mean_weights
 from promptprior.rules.svgd import Svgd, reweighted
 from promptprior.tasks.sampling.batch import Batch
-from promptprior.tasks.sampling.draws import MixtureDraws
+from promptprior.tasks.sampling.draws import StratifiedDraws
 
 HELD_OUT_STEPS = range(10**9, 10**9 + 8)  # steps whose batches no training reaches
 
 
-def held_out_batches(draws: MixtureDraws) -> list[Batch]:
+def held_out_batches(draws: StratifiedDraws) -> list[Batch]:
     """A few batches of the sources that no training step sees."""
     return [draws.batch(step) for step in HELD_OUT_STEPS]
 
 
 def particle_report(
-    objective: Objective, particles: Float[Tensor, "M L D"], draws: MixtureDraws, rule: Svgd
+    objective: Objective, particles: Float[Tensor, "M L D"], draws: StratifiedDraws, rule: Svgd
 ) -> dict[str, object]:
     """The loss of every particle and of their mean, how the particles lie, and how the sources' gradients agree."""
     mean = particles.mean(0, keepdim=True)

@@ -22,7 +22,7 @@ from promptprior.objectives.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.stein_kernels import KernelKind, make_kernel
 from promptprior.rules.svgd import Repulsion, Svgd
-from promptprior.tasks.sampling.draws import MixtureDraws, generator
+from promptprior.tasks.sampling.draws import MixtureDraws, StratifiedDraws, generator
 from promptprior.tasks.task import Task
 from promptprior.train import Run
 
@@ -33,12 +33,14 @@ TOKENS = ("prompt", "bank", "own")  # parameters in the space of embeddings
 class PosteriorRecipe(Recipe):
     """M particles that stand for the posterior of all sources."""
 
-    particles: int = option(5, "M, prompts that stand for the posterior", least=1)
+    particles: int = option(5, "M, prompts that stand for the posterior", least=1, most=2**16)
     kernel: KernelKind = option("per_token", "rbf, per_token, projected, gradient (its subspace) or none")
-    block: int = option(0, "coordinates in a block of kernel per_token; 0: whole tokens", least=0)
-    dimensions: int = option(16, "dimensions of kernel projected", least=1)
-    repulsion: float = option(1.0, "factor on the repulsive force; 1 is SVGD")
-    first_repulsion: float | None = option(None, "the factor at the first step, moved linearly to --options.repulsion")
+    block: int = option(0, "coordinates in a block of kernel per_token; 0: whole tokens", least=0, most=2**16)
+    dimensions: int = option(16, "dimensions of kernel projected", least=1, most=2**16)
+    repulsion: float = option(1.0, "factor on the repulsive force; 1 is SVGD", least=0)
+    first_repulsion: float | None = option(
+        None, "the factor at the first step, moved linearly to --options.repulsion", least=0
+    )
     weighting: Literal["balanced", "proportional", "counts", "agreement"] = option(
         "balanced",
         "likelihood of sources: balanced or proportional (tempered to one observation per source), counts (the true "
@@ -70,13 +72,18 @@ class PosteriorRecipe(Recipe):
             copies[name] += self.jitter * context.backbone.scale * noise
         return copies
 
-    def particle_run(self, context: RunContext, initial: InitialParams, draws: MixtureDraws, key: str) -> Run:
-        """SVGD of M particles on the tempered posterior, within the budget."""
+    def particle_run(self, context: RunContext, initial: InitialParams, mixture: MixtureDraws, key: str) -> Run:
+        """SVGD of M particles on the tempered posterior, within the budget. Of the mixture it takes pools and rates.
+
+        Its batches are stratified: the posterior is one of all sources, so a step should see them all.
+        """
         stage, scale = context.settings.source, context.backbone.scale
+        size = mixture.batch_size
         if self.budget == "steps":
             stage = replace(stage, steps=max(1, stage.steps // self.particles))
         elif self.budget == "batch":
-            draws = replace(draws, batch_size=max(1, draws.batch_size // self.particles))
+            size = max(1, size // self.particles)
+        draws = StratifiedDraws(mixture.pools, mixture.rates, size, mixture.seed)
         objective = PromptObjective(context.backbone, initial.parameterisation)
 
         if self.weighting in ("proportional", "counts"):
@@ -103,7 +110,7 @@ class PosteriorRecipe(Recipe):
             count=count,
             repulsion=Repulsion(self.repulsion, self.first_repulsion, max(1, stage.steps)),
             penalty=penalty,
-            task_weights=(share / torch.tensor(draws.rates)).tolist(),
+            task_weights=(share / torch.tensor(draws.text_rates)).tolist(),
             clip=stage.clip,
             scale=scale,
         )

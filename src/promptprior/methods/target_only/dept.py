@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
@@ -26,13 +27,19 @@ class Dept(Recipe):
     name: str = fact("dept")
     short: int = option(0, "tokens of the short prompt; 0: six tenths of the prompt length", least=0)
     positions: int = option(256, "tokens of a text that get offsets, from its first", least=1)
-    rank: int = option(0, "rank of the offsets; 0: as the numbers that the short prompt saves allow", least=0)
+    rank: int = option(
+        0, "rank of the offsets; 0: as the numbers that the short prompt saves allow", least=0, most=2**16
+    )
     low_rank_speed: float = option(0.1, "rate of both low-rank parts, as a multiple of the prompt's", least=0)
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """The short prompt."""
+        return self.short or max(1, round(0.6 * settings.length))
 
     def offset(self, context: RunContext) -> Offset:
         """The parameterisation. Raises SpecError for a short prompt that is longer than the whole."""
         length, width = context.settings.length, context.backbone.width
-        short = self.short or max(1, round(0.6 * length))
+        short = int(self.prompt_tokens(context.settings, texts=1))
         if short > length:
             raise SpecError(
                 f"short prompt of {short} tokens (--options.dept.short): expected at most --length {length}"

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
@@ -42,6 +43,10 @@ class ZeroShot(Recipe):
         frozen, width = context.backbone.frozen, context.backbone.width
         empty = torch.zeros(len(episodes), 0, width, dtype=frozen.prompt_dtype, device=frozen.device)
         return AdaptationInit(Direct(0, width), {"prompt": empty})
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """None."""
+        return 0
 
 
 ARMS = (PromptTuning(), ZeroShot())

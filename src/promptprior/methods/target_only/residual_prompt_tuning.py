@@ -26,7 +26,7 @@ class ResidualPromptTuning(Recipe):
     name: str = fact("residual_prompt_tuning")
     bottleneck: int = option(100, "width of the network's bottleneck", least=1)
     separate: bool = option(False, "a network for each token of the prompt, instead of one for all")
-    gain: float = option(0.0, "where LayerNorm's gain starts, in embedding scales; 0: at the prompt itself")
+    gain: float = option(0.0, "where LayerNorm's gain starts, in embedding scales; 0: at the prompt itself", least=0)
     network_rate: float | None = option(
         0.03, "rate of the network, times the prompt's in embedding scales; none: the prompt's own rate", least=0
     )

@@ -13,6 +13,7 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone.weight_overrides import Which, lora_start
+from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
@@ -35,8 +36,12 @@ class WeightRecipe(Recipe):
         (), "absolute rates to try; by default as many as --target.learning-rates, in the same proportions", above=0
     )
 
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """None."""
+        return 0
+
     def weight_init(self, context: RunContext, form: Form, starts: Sequence[Mapping[str, Tensor]]) -> AdaptationInit:
-        """Each episode's weights as copies, [E, *shape], in the dtype of prompts: half precision would swallow small steps."""
+        """Each episode's weights as copies, [E, *shape], in the prompts' dtype: half precision swallows small steps."""
         kept = context.backbone.frozen.prompt_dtype
         params = {name: torch.stack([weights[name] for weights in starts]).to(kept) for name in starts[0]}
         grid = tuple(self.rate * r / PROMPT_RATE for r in context.settings.target.learning_rates)
@@ -48,7 +53,7 @@ class Lora(WeightRecipe):
     """Low-rank additions to linear modules, fresh for every episode."""
 
     name: str = fact("lora")
-    rank: int = option(8, "rank of each addition", least=1)
+    rank: int = option(8, "rank of each addition", least=1, most=2**12)
     alpha: float = option(16.0, "additions count alpha / rank", above=0)
     modules: tuple[str, ...] = option((), "modules added to; by default PEFT's: q and v")
 

@@ -1,12 +1,13 @@
 """What can be wrong with a task, found before anything is trained on it."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
 
 from promptprior.errors import DataError
-from promptprior.tasks.task import SPLITS, Split, Task, normalised
+from promptprior.tasks.task import SPLITS, Example, Split, Task, normalised
 
 SHARED_TEXT_LENGTH = 40  # shorter texts coincide by chance: "yes", "great movie"
 
@@ -51,7 +52,21 @@ def check_task(task: Task) -> tuple[Problem, ...]:
         absent = [choice for label, choice in enumerate(choices.pop()) if label not in shown]
         if absent:
             warnings.append(f"no training example of class {', '.join(map(repr, absent[:10]))}")
+    warnings += conflicts(task)
     return (*(Problem("error", message) for message in errors), *(Problem("warning", w) for w in warnings))
+
+
+def conflicts(task: Task) -> list[str]:
+    """A line for every split of a choice task in which one text has two different answers."""
+    lines = []
+    for name in SPLITS if task.is_choice else ():
+        alike: dict[tuple[str, tuple[str, ...]], list[Example]] = defaultdict(list)
+        for example in task.examples.get(name, ()):
+            alike[normalised(example.text), example.choices].append(example)
+        if unclear := [examples for examples in alike.values() if len({e.target for e in examples}) > 1]:
+            text, answers = unclear[0][0].text[:40], ", ".join(sorted({repr(e.target) for e in unclear[0]}))
+            lines.append(f"{len(unclear)} text(s) of {name} have two different answers: {text!r} has {answers}")
+    return lines
 
 
 def check_raise(task: Task) -> Task:

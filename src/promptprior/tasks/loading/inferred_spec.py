@@ -1,14 +1,17 @@
 """Specs for data that has none: derived from a folder's task.json or from its column names."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptprior.errors import DataError
-from promptprior.tasks.loading.readers import Rows, parse_object, read_utf8
+from promptprior.tasks.loading.readers import Rows, parse_object
+from promptprior.tasks.loading.sandbox import is_null
 from promptprior.tasks.loading.spec import Metadata, TaskSpec
-from promptprior.tasks.loading.template import IDENTIFIER
+from promptprior.tasks.loading.template import IDENTIFIER, as_text
 from promptprior.tasks.metrics import METRICS
+from promptprior.untrusted import path_kind, read_utf8
 
 METRIC_WORDS = {
     "em": "exact_match",
@@ -26,7 +29,7 @@ doc_to_target: '{last}'
 
 def read_card(path: Path) -> Mapping[str, object]:
     """A folder's task.json; empty when there is none. Raises DataError when it is not JSON."""
-    return parse_object(read_utf8(path), str(path)) if path.is_file() else {}
+    return parse_object(read_utf8(path), str(path)) if path_kind(path) else {}
 
 
 def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpec:
@@ -67,17 +70,31 @@ def spec_from_card(card: Mapping[str, object], name: str, where: str) -> TaskSpe
 def spec_from_columns(rows: Rows, name: str) -> TaskSpec:
     """A spec for rows of `text` and `label`, or of `prompt` and `completion`.
 
-    Labels stand in order: numbers by value, words by the alphabet. Raises DataError for an empty label or a single
-    one, and, for any other columns, one that shows the spec to write.
+    Labels stand in order: numbers by value, words by the alphabet; space around them is no part of them. Raises
+    DataError for an empty label, a single one, and two that differ only by case, and, for any other columns, one that
+    shows the spec to write.
     """
     columns = list(rows.values[0])
     doc_to_id = "id" if "id" in columns else None
     if {"text", "label"} <= set(columns):
+        counts: Counter[str] = Counter()
         for i, row in enumerate(rows.values):
-            if row.get("label") in (None, ""):
-                raise DataError(f"{rows.place(i)}: column 'label' is empty")
-        words = {str(row["label"]) for row in rows.values}
-        labels = sorted(words, key=lambda w: (float(w), "") if w.isdecimal() else (float("inf"), w))
+            value = row.get("label")
+            label = "" if is_null(value) else as_text(value, rows.place(i), "column 'label'").strip()
+            if not label:
+                raise DataError(f"{rows.place(i)}: column 'label' is empty{' (NaN)' if value != value else ''}")
+            counts[label] += 1
+        spellings: dict[str, list[str]] = defaultdict(list)
+        for label in sorted(counts):
+            spellings[label.casefold()].append(label)
+        for alike in spellings.values():
+            if len(alike) > 1:
+                listed = ", ".join(f"{label!r} ({counts[label]} rows)" for label in alike)
+                raise DataError(
+                    f"{rows.source}: labels differ only by case: {listed}; write them alike, or, if they are different "
+                    "answers, list them as doc_to_choice in a spec.yaml"
+                )
+        labels = sorted(counts, key=lambda w: (float(w), "") if w.isdecimal() else (float("inf"), w))
         if len(labels) < 2:
             raise DataError(f"{rows.source}: column 'label' holds one value only: {labels}")
         return TaskSpec(

@@ -20,6 +20,7 @@ from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file, ro
 from promptprior.tasks.loading.spec import TaskSpec, read_spec, render, spec_from
 from promptprior.tasks.loading.splits import complete_splits
 from promptprior.tasks.task import SPLITS, Example, Split, Task
+from promptprior.untrusted import path_kind
 
 CATALOGUE = Path(__file__).parents[1] / "catalogue"
 SPEC_FILE = "spec.yaml"
@@ -58,7 +59,7 @@ def load_task(name_or_path: str | Path, data: Path | None = None, split_limits: 
         return _from_hub(catalogue_spec(text.removeprefix("hub:")), limits)
     if text.startswith("builtin:"):
         return check_raise(builtin.make_task(text.removeprefix("builtin:")))
-    if data is not None and (data / text).is_dir():
+    if data is not None and path_kind(data / text) == "folder":
         return _load_path(data / text, data, limits)
     if text in builtin.names():
         return check_raise(builtin.make_task(text))
@@ -76,23 +77,28 @@ def load_task(name_or_path: str | Path, data: Path | None = None, split_limits: 
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a string is meant as a path: it has a folder separator or a known suffix."""
-    return "/" in text or os.sep in text or Path(text).suffix in (*SUFFIXES, ".yaml", ".yml")
+    """Whether a string is meant as a path: it has a folder separator, a known suffix, or names a file with another."""
+    suffix = Path(text).suffix.lower()
+    known = suffix in (*SUFFIXES, ".yaml", ".yml")
+    return "/" in text or os.sep in text or known or (suffix != "" and path_kind(Path(text)) == "file")
 
 
 # --- local files --------------------------------------------------------------------------------------
 
 
 def _load_path(path: Path, data: Path | None, limits: Limits) -> Task:
-    if not path.exists():
+    kind = path_kind(path)
+    if kind is None:
         raise DataError(f"{path}: no such file or folder")
-    if path.is_dir():
+    if kind == "folder":
         split_rows = read_folder(path)
-        return _build(folder_spec(path, split_rows), split_rows, str(path), limits)
-    if path.suffix in (".yaml", ".yml"):
-        return _load_spec(read_spec(path), path.parent, data, limits)
-    rows = read_data_file(path)
-    return _build(spec_from_columns(rows, path.stem), {"train": rows}, str(path), limits)
+        task = _build(folder_spec(path, split_rows), split_rows, str(path), limits)
+    elif path.suffix in (".yaml", ".yml"):
+        task = _load_spec(read_spec(path), path.parent, data, limits)
+    else:
+        rows = read_data_file(path)
+        task = _build(spec_from_columns(rows, path.stem), {"train": rows}, str(path), limits)
+    return replace(task, path=os.path.abspath(path))
 
 
 def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Limits) -> Task:
@@ -104,6 +110,9 @@ def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Lim
         unknown = [name for name in named if name not in SPLITS]
         if unknown:
             raise SpecError(f"{spec.where}: dataset_kwargs.data_files: {unknown_name('split', unknown[0], SPLITS)}")
+        for file in named.values():
+            if not isinstance(file, str):
+                raise SpecError(f"{spec.where}: dataset_kwargs.data_files: expected the name of a file, got {file!r}")
         rows = {name: read_data_file((home or Path()) / str(named[name])) for name in SPLITS if name in named}
         return _build(spec, rows, spec.where, limits)
     candidates = [
@@ -119,7 +128,7 @@ def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Lim
 
 def folder_spec(folder: Path, rows: SplitRows) -> TaskSpec:
     """The spec of a folder: its spec.yaml, the catalogue's of that name, or one from its card or columns."""
-    if (folder / SPEC_FILE).is_file():
+    if path_kind(folder / SPEC_FILE) is not None:
         return read_spec(folder / SPEC_FILE)
     if folder.name in catalogue_names():
         return catalogue_spec(folder.name)
@@ -142,7 +151,7 @@ def split_files(folder: Path) -> dict[Split, Path]:
     """The file of each split; the first of .jsonl, .csv, .parquet and .json that is there."""
     files = {}
     for name in SPLITS:
-        paths = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
+        paths = [path for suffix in SUFFIXES if path_kind(path := folder / f"{name}{suffix}") in ("file", "other")]
         if paths:
             files[name] = paths[0]
     return files
@@ -263,9 +272,13 @@ def plugin_task(name: str) -> Task | TaskSpec | None:
 
 def folders(data: Path) -> tuple[str, ...]:
     """The tasks of a data folder: its folders with a train file. Raises DataError when it is no folder."""
-    if not data.is_dir():
+    if path_kind(data) != "folder":
         raise DataError(f"{data}: no such data folder")
-    return tuple(sorted(path.name for path in data.iterdir() if path.is_dir() and split_files(path)))
+    try:
+        inside = sorted(data.iterdir())
+    except OSError as error:
+        raise DataError(f"{data}: cannot be read: {error.strerror}") from None
+    return tuple(path.name for path in inside if path_kind(path) == "folder" and split_files(path))
 
 
 def available(data: Path | None = None) -> tuple[TaskSummary, ...]:

@@ -4,7 +4,6 @@ Tasks that stand on both sides of a partition, or that share text across it, are
 non-NLI -> NLI trains on `sick` and tests on it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal, cast, get_args
 
 from promptprior.config.choices import Shared
 from promptprior.errors import DataError, SpecError, unknown_name
-from promptprior.tasks.loading.readers import read_utf8
+from promptprior.untrusted import parse_json, path_kind, read_utf8
 
 PARTITIONS_FILE = "partitions.json"
 
@@ -51,12 +50,9 @@ def read_partitions(data: Path, file: Path | None = None) -> dict[str, Partition
     missing or no JSON.
     """
     path = file or data / PARTITIONS_FILE
-    if not path.is_file():
+    if path_kind(path) is None:
         raise DataError(f"{path}: no such file; a data folder without it has no named partitions")
-    try:
-        raw = json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
+    raw = parse_json(read_utf8(path), str(path))
     if not isinstance(raw, dict):
         raise DataError(f"{path}: expected an object of partitions, got {type(raw).__name__}")
     present = {folder.name for folder in data.iterdir() if folder.is_dir()}

@@ -2,16 +2,20 @@
 
 import csv
 import io
-import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from promptprior.errors import DataError
+from promptprior.untrusted import MOST_BYTES, check_regular, parse_json, path_kind, read_utf8
 
 Row = Mapping[str, object]
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
+MOST_FIELD = 2**31 - 1  # characters of a CSV field: what of it is read as text has a bound of its own
+PARQUET_ROWS = 256  # read at once
+MOST_UNFOLDED, UNFOLDING = 2**28, 200  # bytes of a Parquet file's rows, if that is so many times its own size
 
 
 @dataclass(frozen=True)
@@ -51,81 +55,93 @@ def rows_of(values: Sequence[Row], source: str) -> Rows:
 def read_data_file(path: Path) -> Rows:
     """The rows of a .jsonl file (one object a line, blank lines skipped), .csv, .json (a list of objects) or .parquet.
 
-    Raises DataError, with file and line, for a missing, empty or unreadable file, broken UTF-8, bad JSON,
-    a row that is no object, or a CSV row that does not fit its header.
+    Raises DataError, with file and line, for a missing, empty or unreadable file, one that is no regular file or too
+    large, broken UTF-8, bad JSON, a row that is no object, or a CSV row that does not fit its header.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise DataError(f"{path}: cannot read {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if path_kind(path) is None:
         raise DataError(f"{path}: no such file")
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
         numbered = [(n, line) for n, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]
-        objects = tuple(parse_object(line, f"{path} line {n}") for n, line in numbered)
+        objects = tuple(parse_object(line, str(path), n) for n, line in numbered)
         rows = Rows(str(path), objects, tuple(n for n, _ in numbered))
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         rows = _read_csv(path)
-    elif path.suffix == ".json":
-        try:
-            values = json.loads(read_utf8(path))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {error.lineno}: bad JSON ({error.msg})") from None
+    elif suffix == ".json":
+        values = parse_json(read_utf8(path), str(path))
         if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
             raise DataError(f"{path}: expected a JSON list of objects (one object a line is .jsonl)")
         rows = rows_of(values, str(path))
     else:
-        try:
-            from pyarrow import ArrowException  # type: ignore[import-untyped]
-            from pyarrow.parquet import read_table  # type: ignore[import-untyped]
-        except ImportError:
-            raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
-        try:
-            rows = rows_of(read_table(path).to_pylist(), str(path))
-        except (ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+        rows = _read_parquet(path)
     if not len(rows):
         raise DataError(f"{path}: the file holds no rows")
     return rows
 
 
-def read_utf8(path: Path) -> str:
-    """A file's text. Raises DataError with line and byte offset where it is not UTF-8."""
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} line {line}: not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}: "
-            f"{error.reason}); save the file as UTF-8"
-        ) from None
-
-
-def parse_object(text: str, where: str) -> Row:
-    """One JSON object. Raises DataError when it is not JSON or not an object."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: bad JSON ({error.msg} at column {error.colno})") from None
+def parse_object(text: str, where: str, line: int | None = None) -> Row:
+    """One JSON object, which is a line of the file `where` or all of it. Raises DataError when it is none."""
+    value = parse_json(text, where, line=line)
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object with column names, got {type(value).__name__}")
+        place = where if line is None else f"{where} line {line}"
+        raise DataError(f"{place}: expected a JSON object with column names, got {type(value).__name__}")
     return value
+
+
+def _read_parquet(path: Path) -> Rows:
+    try:
+        from pyarrow import ArrowException  # type: ignore[import-untyped]
+        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    except ImportError:
+        raise DataError(f"{path}: reading Parquet needs pyarrow; run: pip install pyarrow") from None
+    check_regular(path)
+    values: list[Row] = []
+    size = 0
+    try:
+        with ParquetFile(path) as file:
+            # in small parts: a dictionary of a few words may unfold to more rows than memory holds
+            for part in file.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
+                size += part.nbytes
+                if size > min(MOST_BYTES, max(MOST_UNFOLDED, UNFOLDING * path.stat().st_size)):
+                    reason = f"its rows unfold to {size:,} bytes and more; split the file or leave columns out"
+                    raise DataError(f"{path}: {reason}")
+                values += part.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: one of rows {len(values) + 1} and later is not UTF-8 ({error.reason})") from None
+    except MemoryError:
+        raise DataError(f"{path}: its rows need more memory than there is; split the file") from None
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+    return rows_of(values, str(path))
 
 
 def _read_csv(path: Path) -> Rows:
     # a header line, then records; every value stays a string, blank records are skipped
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
     numbered, start = [], 1
+    longest = csv.field_size_limit(MOST_FIELD)
     try:
         for record in reader:
             if record:
                 numbered.append((start, record))  # a quoted field may span lines: where the record starts
             start = reader.line_num + 1
     except csv.Error as error:
+        if "end of data" in str(error):
+            raise DataError(f"{path} line {start}: bad CSV (a double quote opens a field and none closes it)") from None
         raise DataError(f"{path} line {reader.line_num}: bad CSV ({error})") from None
+    finally:
+        csv.field_size_limit(longest)
     if not numbered:
         raise DataError(f"{path}: the file holds no rows")
     (_, header), *body = numbered
+    if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+        name = "a tab" if other[0] == "\t" else repr(other[0])
+        raise DataError(
+            f"{path} line 1: fields seem to be separated by {name}; expected commas: save it as CSV with commas"
+        )
     if len(set(header)) < len(header):
         raise DataError(f"{path} line 1: the header names a column twice: {', '.join(header)}")
     for line, record in body:

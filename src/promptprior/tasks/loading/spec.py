@@ -1,5 +1,6 @@
 """A task spec: a YAML file in lm-eval's words that says how rows of a data set become examples."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from promptprior.config.mapping import from_mapping
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks.loading.readers import Row, Rows
-from promptprior.tasks.loading.template import Template, compile_template
+from promptprior.tasks.loading.template import MOST_SOURCE, Template, as_text, compile_template
 from promptprior.tasks.metrics import metric
 from promptprior.tasks.task import Example, OutputType, content_id
 
@@ -25,6 +26,9 @@ IGNORED_KEYS = (
     "fewshot_delimiter", "repeats", "should_decontaminate", "doc_to_decontamination_query", "filter_list",
     "weight_by_size", "class",
 )  # fmt: skip
+MOST_INCLUDES = 10
+MOST_CHOICES = 10_000
+MOST_GENERATED = 32_768  # tokens of an answer
 OUR_BLOCK = "promptprior"  # where specs written for lm-eval keep what it has no key for
 IGNORED_GENERATION_KEYS = ("until", "do_sample", "temperature", "top_p", "top_k", "num_beams")
 IGNORED_DATASET_KEYS = ("trust_remote_code",)  # never passed on: data sets that need code do not load
@@ -111,9 +115,25 @@ def read_spec(path: Path) -> TaskSpec:
 
 
 def _with_includes(path: Path) -> Mapping[str, object]:
-    raw = load_yaml(path)
-    included = raw.pop("include", None)  # lm-eval: another file gives what this one does not say
-    return raw if included is None else {**_with_includes(path.parent / str(included)), **raw}
+    # lm-eval: another file gives what this one does not say. A spec is input, so it may only name files beside or
+    # below itself: what it reads could otherwise be anything on this machine.
+    home, seen = Path(os.path.realpath(path.parent)), {os.path.realpath(path)}
+    keys = load_yaml(path)
+    while (included := keys.pop("include", None)) is not None:
+        named = f"{path}: include: {str(included)[:200]!r}"
+        if not isinstance(included, str) or not included or "\0" in included:
+            raise SpecError(f"{named}: expected the name of one file beside or below this spec, as text")
+        target = path.parent / included
+        real = os.path.realpath(target)
+        if Path(included).is_absolute() or ".." in Path(included).parts or not Path(real).is_relative_to(home):
+            raise SpecError(f"{named}: expected a file beside or below this spec; copy it there")
+        if real in seen:
+            raise SpecError(f"{named}: this spec includes itself, in a circle")
+        if len(seen) > MOST_INCLUDES:
+            raise SpecError(f"{named}: expected at most {MOST_INCLUDES} includes of one spec")
+        seen.add(real)
+        keys, path = {**load_yaml(target), **keys}, target
+    return keys
 
 
 def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
@@ -147,8 +167,16 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
         raise SpecError(f"{where}: doc_to_choice needs at least two different words, got {list(fixed)}")
     if isinstance(fixed, tuple) and names and len(names) != len(fixed):
         raise SpecError(f"{where}: {len(fixed)} choices but {len(names)} metadata.label_names; they must agree")
-    if spec.max_gen_toks < 1:
-        raise SpecError(f"{where}: generation_kwargs.max_gen_toks must be at least 1, got {spec.max_gen_toks}")
+    if isinstance(fixed, tuple) and len(fixed) > MOST_CHOICES:
+        raise SpecError(f"{where}: doc_to_choice has {len(fixed):,} choices; expected at most {MOST_CHOICES:,}")
+    if not 1 <= spec.max_gen_toks <= MOST_GENERATED:
+        bound = "at least 1" if spec.max_gen_toks < 1 else f"at most {MOST_GENERATED:,}"
+        raise SpecError(f"{where}: generation_kwargs.max_gen_toks must be {bound}, got {spec.max_gen_toks}")
+    if not spec.task.strip():
+        raise SpecError(f"{where}: task is empty; expected a name")
+    for key in TEXT_KEYS:
+        if (length := len(getattr(spec, key) or "")) > MOST_SOURCE:
+            raise SpecError(f"{where}: {key} has {length:,} characters; expected at most {MOST_SOURCE:,}")
     spec = replace(spec, where=where)
     _ = spec.templates  # bad Jinja fails here, before any data is read
     return spec
@@ -222,13 +250,13 @@ def keeps_row(spec: TaskSpec, row: Row, where: str) -> bool:
 
 def _render_row(spec: TaskSpec, row: Row, where: str) -> Example:
     templates = spec.templates
-    text, columns = str(templates.text.value(row, where, "doc_to_text")), templates.text.columns
+    text, columns = templates.text.text(row, where, "doc_to_text"), templates.text.columns
     # A template of words around empty columns is as silent as a blank one.
-    if not text.strip() or (columns and all(row.get(c) in ("", [], None) for c in columns)):
+    if not text.strip() or (columns and all(_is_blank(row.get(c)) for c in columns)):
         named = ", ".join(map(repr, columns)) or "none"
         raise DataError(f"{where}: doc_to_text gives an empty text (columns: {named})")
-    name = content_id(row) if templates.id is None else str(templates.id.value(row, where, "doc_to_id"))
-    group = "" if templates.group is None else str(templates.group.value(row, where, "doc_to_group"))
+    name = content_id(row) if templates.id is None else templates.id.text(row, where, "doc_to_id")
+    group = "" if templates.group is None else templates.group.text(row, where, "doc_to_group")
     target = templates.target.value(row, where, "doc_to_target")
     if spec.output_type == "multiple_choice":
         choices = spec.fixed_choices or row_choices(spec, row, where)
@@ -238,17 +266,24 @@ def _render_row(spec: TaskSpec, row: Row, where: str) -> Example:
     if isinstance(target, Mapping):  # SQuAD's answers: {text: [...], answer_start: [...]}
         target = target.get("text", [])
     answers = list(target) if isinstance(target, list | tuple) else [target]
-    references = tuple(dict.fromkeys(answer for a in answers if (answer := str(a).strip())))
+    references = tuple(dict.fromkeys(answer for a in answers if (answer := as_text(a, where, "doc_to_target").strip())))
     if not references:
         raise DataError(f"{where}: doc_to_target gives an empty target")
     return Example(name, text, references[0], references=references, group=group)
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def row_choices(spec: TaskSpec, row: Row, where: str) -> tuple[str, ...]:
     """The choices that stand in the row itself."""
     assert spec.templates.choices is not None
     value = spec.templates.choices.value(row, where, "doc_to_choice")
-    choices = tuple(str(v).strip() for v in value) if isinstance(value, list | tuple) else ()
+    if isinstance(value, list | tuple) and len(value) > MOST_CHOICES:
+        raise DataError(f"{where}: doc_to_choice gives {len(value):,} answers; expected at most {MOST_CHOICES:,}")
+    listed = value if isinstance(value, list | tuple) else ()
+    choices = tuple(as_text(v, where, "doc_to_choice").strip() for v in listed)
     if len(choices) < 2 or "" in choices:
         raise DataError(f"{where}: doc_to_choice must give a list of at least two answers, got {value!r}")
     return choices
@@ -266,7 +301,7 @@ def label_index(value: object, choices: Sequence[str], label_names: Sequence[str
                 return names.index(value.strip())
     try:
         number = float(value)  # type: ignore[arg-type] # digits count as their number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not (number.is_integer() and 0 <= number < len(choices)):
         expected = f"0 to {len(choices) - 1} or one of {', '.join(map(repr, choices[:10]))}"

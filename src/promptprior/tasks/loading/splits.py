@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from promptprior.tasks.task import SPLITS, Example, Split, normalised
 
@@ -25,9 +25,23 @@ def complete_splits(splits: Mapping[Split, tuple[Example, ...]]) -> tuple[Splits
     if "test" not in out and "validation" in out and "train" in out:
         out["test"] = out.pop("validation")
         notes.append("test is the labelled validation split")
-    for name in ("test", "validation"):
+    carvable: tuple[Split, Split] = ("test", "validation")
+    for name in carvable:
         if name not in out and "train" in out:
-            out["train"], out[name] = carve(out["train"])
+            # A tenth, at most 1,000: whole groups, and all examples with one normalised text, on one side.
+            keys = [example.group or normalised(example.text) for example in out["train"]]
+            sizes = Counter(keys)
+            order = sorted(sizes, key=lambda key: hashlib.sha256(key.encode()).digest())
+            wanted = min(max(1, round(CARVED_SHARE * len(keys))), CARVED_MOST)
+            carved: set[str] = set()
+            for key in order[:-1]:  # the last key stays in train, so that train is never emptied
+                if wanted <= 0:
+                    break
+                carved.add(key)
+                wanted -= sizes[key]
+            pairs = list(zip(out["train"], keys, strict=True))
+            out["train"] = tuple(example for example, key in pairs if key not in carved)
+            out[name] = tuple(example for example, key in pairs if key in carved)
             notes.append(f"{name} carved out of train by content ({len(out[name])} examples)")
     seen: set[str] = set()
     for name in reversed([name for name in SPLITS if name in out]):
@@ -37,23 +51,3 @@ def complete_splits(splits: Mapping[Split, tuple[Example, ...]]) -> tuple[Splits
         if dropped := len(keyed) - len(out[name]):
             notes.append(f"{dropped} {name} example(s) dropped whose text stands in a later split")
     return {name: out[name] for name in SPLITS if name in out}, tuple(notes)
-
-
-def carve(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """The examples without a tenth of them (at most 1,000), and that tenth, drawn by content.
-
-    Examples of one group, or with the same normalised text, stay on one side.
-    """
-    keys = [example.group or normalised(example.text) for example in examples]
-    sizes = Counter(keys)
-    order = sorted(sizes, key=lambda key: hashlib.sha256(key.encode()).digest())
-    wanted = min(max(1, round(CARVED_SHARE * len(examples))), CARVED_MOST)
-    carved: set[str] = set()
-    for key in order[:-1]:  # the last key stays in train, so that train is never emptied
-        if wanted <= 0:
-            break
-        carved.add(key)
-        wanted -= sizes[key]
-    pairs = list(zip(examples, keys, strict=True))
-    remaining = tuple(example for example, key in pairs if key not in carved)
-    return remaining, tuple(example for example, key in pairs if key in carved)

@@ -30,7 +30,8 @@ class Batch:
 
     `copy_index` says which copy of the parameters a text trains (particle, episode, inner-loop copy), `task_index`
     which task it comes from; a parameterisation turns both into `prompt_index`, the prompt each text reads. `weight`
-    multiplies a row in its copy's mean loss.
+    multiplies a row in its copy's mean loss, which divides by the sum of a copy's weights, or by `weight_total`: where
+    weights correct the rates that rows were drawn at, their sum is random too, and dividing by it would undo them.
 
     In training, `example_index` is the place of each text in the pool it was drawn from (-1 in evaluation sets and
     where unknown), so that a parameterisation recognises its own example; `step` is the training step (else -1) and
@@ -49,6 +50,7 @@ class Batch:
     example_index: Int[Tensor, " X"] = None  # type: ignore[assignment]  # stands for all -1
     step: int = -1
     seeds: tuple[int, ...] = ()
+    weight_total: float | None = None
 
     def __post_init__(self) -> None:
         if self.example_index is None:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from promptprior.tasks.task import Example, Task, normalised
 
 CROSSFIT_SEEDS = (13, 21, 42, 87, 100)
 Drawn = TypeVar("Drawn", covariant=True, default=Any)
+GOLDEN = (math.sqrt(5) - 1) / 2
 BUCKET = 16  # batches that are drawn together and sorted by length
 
 
@@ -151,6 +153,63 @@ class MixtureDraws:
         return collate_drawn(
             texts[start : start + self.batch_size], step, {pool.copy: self.seed for pool in self.pools}
         )
+
+
+@dataclass(frozen=True)
+class StratifiedDraws:
+    """Batches in which every task has its share, for ONE copy: what a posterior over all tasks learns from.
+
+    Of `batch_size` texts task t has `text_rates[t]` of them, rounded up or down so that the mean over steps is exact
+    (systematic sampling of the remainders). With as many texts as tasks, or more, every step sees every task: rates
+    below one text a step are raised to it. With fewer, tasks take turns. Texts of a task are drawn evenly, with
+    replacement, whatever their length.
+    """
+
+    pools: Sequence[Pool]
+    rates: Sequence[float]
+    batch_size: int
+    seed: int
+
+    @cached_property
+    def text_rates(self) -> tuple[float, ...]:
+        """The share of the texts that each task has in the mean; sums to one."""
+        rates = torch.tensor(self.rates, dtype=torch.float64)
+        rates, least = rates / rates.sum(), 1 / self.batch_size
+        raised = torch.zeros(len(rates), dtype=torch.bool)
+        if len(rates) > self.batch_size:
+            return tuple(rates.tolist())
+        while bool((low := (rates < least) & ~raised).any()):
+            raised |= low
+            rest = 1 - least * int(raised.sum())
+            rates = torch.where(raised, least, rates * rest / rates[~raised].sum().clamp(min=1e-300))
+        return tuple(rates.tolist())
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step; texts of a task stand together."""
+        g = generator(self.seed, "stratified", step)
+        texts = [
+            (pool, int(torch.randint(len(pool.items), (1,), generator=g)))
+            for pool, count in zip(self.pools, self.counts(step), strict=True)
+            for _ in range(count)
+        ]
+        return collate_drawn(texts, step, {pool.copy: self.seed for pool in self.pools})
+
+    def counts(self, step: int) -> list[int]:
+        """How many texts of each task a step has."""
+        wanted = torch.tensor(self.text_rates, dtype=torch.float64) * self.batch_size
+        whole = (wanted + 1e-9).floor()  # a rate of exactly n texts must not lose one to rounding
+        rest = self.batch_size - int(whole.sum())
+        # Points u, u + 1, ... on the remainders laid end to end. u is uniform over seeds, and steps of the golden
+        # ratio spread it evenly over steps; the order of tasks decides who takes turns with whom.
+        start = torch.rand(1, generator=(g := generator(self.seed, "stratified")), dtype=torch.float64)
+        order = torch.randperm(len(wanted), generator=g)
+        offset = (float(start) + step * GOLDEN) % 1
+        ends = (wanted - whole).clamp(min=0)[order].cumsum(0)
+        ends = ends * (rest / ends[-1].clamp(min=1e-300))
+        upto = (ends - offset).ceil().clamp(min=0)  # points before the end of each remainder
+        extra = torch.diff(upto, prepend=torch.zeros(1, dtype=torch.float64))
+        whole[order] += extra
+        return [int(count) for count in whole]
 
 
 @dataclass(frozen=True)

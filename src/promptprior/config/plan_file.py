@@ -1,0 +1,118 @@
+"""Plans beside outputs: the settings that made them, and the record of what may be written there again.
+
+A saved plan begins with comments, which name its command and the files that it wrote with their SHA-256:
+
+    # written by promptprior predict
+    # wrote answers.csv 0123456789abcdef…
+
+A command replaces a file that it wrote itself and that is unchanged since then. It replaces any other file only with
+--force, and never what it reads.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from promptprior.config.mapping import dump_yaml
+from promptprior.errors import ArtifactError
+from promptprior.files import write_text
+
+WRITTEN_BY = "# written by promptprior "
+WROTE = "# wrote "
+
+
+def plan_beside(output: Path) -> Path:
+    """Where the plan of an output that is one file or artifact is kept."""
+    return output.with_name(f"{output.name}.plan.yaml")
+
+
+def save_plan(plan: Any, path: Path, command: str, outputs: Iterable[Path] = ()) -> None:
+    """Write the resolved settings of a command as a plan file that can be given back to it.
+
+    `outputs` are the files and folders that it wrote, recorded for `check_output`.
+    """
+    if is_dataclass(plan) and getattr(plan, "force", False):  # a plan that is given back must not force anything
+        plan = replace(plan, force=False)  # type: ignore[type-var]
+    digests = {name: value for output in outputs for name, value in _digests(output, path.parent).items()}
+    lines = [WRITTEN_BY + command, *(f"{WROTE}{name} {value}" for name, value in digests.items())]
+    write_text(path, "\n".join(lines) + "\n" + dump_yaml(plan))
+
+
+def is_plan_of(path: Path, command: str) -> bool:
+    """Whether a file is a plan that the command saved."""
+    return bool(lines := _comments(path)) and lines[0] == WRITTEN_BY + command
+
+
+def check_output(
+    output: Path,
+    command: str,
+    inputs: Iterable[Path | str | None] = (),
+    *,
+    flag: str = "--output",
+    force: bool | None = False,
+    is_own: bool = False,
+) -> None:
+    """Raise ArtifactError when writing a file or folder would destroy what the command did not write itself.
+
+    Call it before any work. `inputs` are what the command reads: they are never replaced, even with `force`. `is_own`
+    says that the output tells by itself that the command wrote it, as an artifact with its header does; otherwise the
+    plan beside it must. `force` is None for a command that has no such flag.
+    """
+    where = f"{output} ({flag})"
+    advice = "choose another path" if force is None else "choose another path, or give --force to replace it"
+    if not output.name or output.name == "..":
+        raise ArtifactError(f"{where}: expected the name of a new file or folder")
+    target = output.resolve()
+    sources = [Path(source).resolve() for source in inputs if source is not None and os.path.exists(source)]
+    for source in sources:
+        if source == target or target in source.parents:
+            raise ArtifactError(f"{where}: promptprior {command} reads {source} there; choose another path")
+    plan = plan_beside(output)
+    records = [line.removeprefix(WROTE).rpartition(" ") for line in _comments(plan) if is_plan_of(plan, command)]
+    own = {name: value for name, _, value in records}
+    digests = {} if is_own else _digests(output, plan.parent, own)
+    if changed := [name for name, value in digests.items() if own.get(name) != value]:
+        if any(source in target.parents for source in sources):
+            raise ArtifactError(f"{where}: exists in what promptprior {command} reads; choose another path")
+        if not force:
+            stranger = plan.parent / changed[0]
+            raise ArtifactError(f"{where}: {stranger} exists and is not what promptprior {command} wrote; {advice}")
+    if os.path.exists(plan) and not (force or is_own or is_plan_of(plan, command)):
+        raise ArtifactError(
+            f"{where}: its settings would replace {plan}, which promptprior {command} did not write; {advice}"
+        )
+
+
+def _digests(output: Path, folder: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    # The SHA-256 of an output that is one file, or of all files below a folder, by their names in `folder`. Where
+    # `names` are given, other files are not read: a base model in the way is refused at once.
+    digests = {}
+    files = sorted(output.rglob("*")) if os.path.isdir(output) else [output]
+    for file in filter(os.path.isfile, files):
+        name = file.relative_to(folder).as_posix()
+        if names is not None and name not in names:
+            digests[name] = ""
+            continue
+        try:
+            with file.open("rb") as stream:
+                digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactError(f"{file}: cannot be read: {error.strerror or error}") from error
+    return digests
+
+
+def _comments(path: Path) -> list[str]:
+    # The comment lines that a file begins with; none where there is no such text file.
+    lines: list[str] = []
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                if not line.startswith("#"):
+                    break
+                lines.append(line.rstrip("\n"))
+    except (OSError, UnicodeDecodeError):
+        return []
+    return lines

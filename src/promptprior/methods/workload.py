@@ -1,0 +1,38 @@
+"""How much a method reads, in its own words: what estimates ask it (compare/cost_estimate.py), and nothing else."""
+
+from promptprior.config.training import Settings
+
+
+class Workload:
+    """The work of a method; the defaults are those of one direct prompt that descends."""
+
+    def source_passes(self, settings: Settings) -> float:
+        """How many times the texts of `multitask` the source stage reads.
+
+        A text that is read with a gradient counts 1, without one `cost.SCORED`, in a Hessian product
+        `cost.SECOND_ORDER`.
+        """
+        return 1.0
+
+    def source_texts(self, settings: Settings, sources: int) -> int:
+        """How many texts a step on so many sources reads."""
+        return settings.source.batch_size
+
+    def adaptation_copies(self, settings: Settings) -> int:
+        """In how many ways each episode adapts for each learning rate."""
+        return 1
+
+    def answering_prompts(self) -> int:
+        """How many prompts answer the test examples by their mean probability."""
+        return 1
+
+    def steps_before(self, settings: Settings) -> int:
+        """Steps on each target's shots before its own training, probes and joint stages."""
+        return int(getattr(self, "joint_steps", 0))
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """Tokens of all prompts that so many texts of so many sources read together.
+
+        Without `sources` the texts are of one target. By default all read one prompt of the settings' length.
+        """
+        return settings.length
