@@ -397,6 +397,8 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     code, _, err = cli("compare")
     assert code == 130
     assert "Run the same command again" in err
+    code, _, err = cli("evaluate")
+    assert (code, err) == (130, "promptprior: stopped by SIGINT.\n")  # it keeps nothing
 
 
 # Presets ------------------------------------------------------------------------------------------------

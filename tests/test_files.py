@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from promptprior import files
-from promptprior.errors import ArtifactError
+from promptprior.errors import ArtifactError, SpecError
 
 
 @pytest.fixture
@@ -253,7 +254,6 @@ def test_a_write_that_is_cut_short_changes_nothing(tmp_path):
     assert len(files.read_lines(tmp_path / "log")) == number
     assert (tmp_path / "log").read_bytes().endswith(b"\n")
     (tmp_path / "log").unlink()
-    files.lock_beside(tmp_path / "log").unlink()
     assert contents(tmp_path) == before
 
 
@@ -394,3 +394,50 @@ def test_a_folder_that_another_process_writes_to_is_refused_until_that_process_e
         pass
     with files.claimed(tmp_path / "run"):
         pass
+
+
+def test_a_claim_leaves_nothing_and_removes_what_killed_processes_left(tmp_path):
+    run = tmp_path / "runs" / "run"
+    with files.claimed(run), pytest.raises(ArtifactError, match="another command"), files.claimed(run):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SpecError), files.claimed(run):
+        raise SpecError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+    deep, output = run / "priors" / "spot" / "checkpoints", tmp_path / "runs" / "prompt"
+    for path in (deep / ".source.partial-7-7", run / ".prior.partial-7-7", output.with_name(".prompt.partial-7-7")):
+        path.mkdir(parents=True)
+        (path / "state.json").touch()
+    (run / ".report.html.partial-7-7").touch()
+    (run / ".bashrc.old").touch()
+    (run / ".kept.swapped-out").mkdir()
+    (run / ".gone.swapped-out").mkdir()
+    (run / "gone").mkdir()
+    other = output.with_name(".another.partial-7-7")
+    other.touch()
+    with files.claimed(run, output):
+        assert (run / files.CLAIM).exists()
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {
+        "runs", "runs/.another.partial-7-7", "runs/run", "runs/run/.bashrc.old", "runs/run/gone", "runs/run/kept",
+        "runs/run/priors", "runs/run/priors/spot", "runs/run/priors/spot/checkpoints",
+    }  # fmt: skip
+
+
+def test_a_claim_whose_folder_was_removed_takes_no_other_with_it(tmp_path):
+    """adapt removes its folder, claim and all; whoever claims the name then must keep the claim when adapt ends."""
+    first = files.claimed(tmp_path / "run")
+    first.__enter__()
+    shutil.rmtree(tmp_path / "run")
+    with files.claimed(tmp_path / "run"):
+        first.__exit__(None, None, None)
+        assert (tmp_path / "run" / files.CLAIM).exists()
+        with pytest.raises(ArtifactError, match="another command"), files.claimed(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_lines_of_one_call_are_written_at_once_and_the_lock_goes(tmp_path):
+    files.append_lines(tmp_path / "log", [{"n": 1}, {"n": 2}])
+    assert files.read_lines(tmp_path / "log") == [{"n": 1}, {"n": 2}]
+    assert [p.name for p in tmp_path.iterdir()] == ["log"]

@@ -22,7 +22,7 @@ from promptprior.files import append_line, read_tensors, write_text
 from promptprior.notation import Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
-from promptprior.processes import first_decides, is_first
+from promptprior.processes import all_decide, is_first
 from promptprior.rules.descent import Descent
 from promptprior.rules.inner import Inner, InnerSgd
 from promptprior.rules.maml import Maml
@@ -112,7 +112,9 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.save({kind: results(kind, home) for kind in RULES}, f"{folder}/{rank}.pt")
     write_text(home / "text", "only the first writes")
     append_line(home / "lines", {"rank": rank})
-    answers = torch.tensor([first_decides(True), first_decides(rank == 0), first_decides(rank == 1), is_first()])
+    answers = torch.tensor(
+        [all_decide(True, 0)[0], all_decide(rank == 0, 0)[0], all_decide(rank == 1, 0)[0], is_first()]
+    )
     torch.save(answers, f"{folder}/answers{rank}.pt")
     dist.destroy_process_group()
 
@@ -145,8 +147,8 @@ def test_only_the_first_process_writes(folder: Path) -> None:
 def test_the_first_process_answers_for_all(folder: Path) -> None:
     answers = [torch.load(folder / f"answers{rank}.pt", weights_only=True).tolist() for rank in (0, 1)]
     assert answers == [[True, True, False, True], [True, True, False, False]]
-    assert first_decides(True)
-    assert not first_decides(False)
+    assert all_decide(True, 0) == (True, 0)
+    assert all_decide(False, 15) == (False, 15)
 
 
 def test_a_verb_that_is_not_split_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:

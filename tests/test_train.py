@@ -14,8 +14,9 @@ import torch
 
 from promptprior import files
 from promptprior.config.training import Training
-from promptprior.errors import ArtifactError, SpecError, TrainingError
+from promptprior.errors import ArtifactError, DiskError, SpecError, TrainingError
 from promptprior.fit import RunControl, fit
+from promptprior.interruptions import Interrupted, interruptible
 from promptprior.methods import make_method
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
@@ -147,6 +148,50 @@ def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path: Path, deaths: tu
     assert_same(train(real_run(), tmp_path / "killed"), whole)
     names = ("state.safetensors", "log.jsonl")
     assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_waits_for_the_step_and_its_checkpoint(tmp_path: Path, name: str) -> None:
+    signum = getattr(signal, name)
+
+    def watch(step: int, steps: int, info: Info) -> None:
+        if step == 4:
+            signal.raise_signal(signum)
+
+    with interruptible(), pytest.raises(Interrupted, match=name) as caught:
+        train(real_run(), tmp_path / "run", watch)
+    assert caught.value.signum == signum
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 4
+    assert_same(train(real_run(), tmp_path / "run"), train(real_run(), tmp_path / "whole"))
+
+
+def test_a_signal_that_its_handler_ignores_stops_nothing(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def watch(step: int, steps: int, info: Info) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, lambda signum, _: heard.append(signum))
+    try:
+        assert train(real_run(), tmp_path / "run", watch).steps == STEPS
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert heard == [signal.SIGTERM] * STEPS
+
+
+def test_a_full_disk_is_noticed_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = walk(((0.0, 0.0), (1.0, 1.0)))
+    for name in ("fsync", "posix_fallocate"):  # no room for a checkpoint, or none for a second one beside it
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"os.{name}", full)
+            with pytest.raises(DiskError, match="No space left on device"):
+                train(run, tmp_path / name)
+    assert isinstance(run.draws, NoDraws)
+    assert run.draws.asked == []
 
 
 def test_a_finished_run_is_read_and_not_run_again(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ class ArtifactError(PromptpriorError):
     """A saved prior or prompt is damaged or belongs to another backbone."""
 
 
+class DiskError(ArtifactError):
+    """A file cannot be written: no room, no permission. It stops a comparison: every other cell would fail too."""
+
+
 class TrainingError(PromptpriorError):
     """Training cannot go on: a loss that is not finite, a step that moves nothing."""
 

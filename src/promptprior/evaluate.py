@@ -16,6 +16,7 @@ import torch
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
 from promptprior.errors import DataError
+from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -130,6 +131,7 @@ def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[Ev
     texts.sort(key=lambda text: (members[text[0]].copy, len(members[text[0]].tokens[text[1]])))  # little padding
     by_member: list[TargetNLL] = [[[] for _ in member.tokens] for member in members]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
+        raise_if_interrupted()
         chunk = texts[start : start + TEXTS_AT_ONCE]
         batch = collate(
             [members[m].tokens[x] for m, x in chunk],

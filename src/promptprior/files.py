@@ -1,21 +1,25 @@
 """Files that are whole or absent: atomic writing, checked reading, logs that survive a crash.
 
-Of several processes that work together (promptprior.processes) only the first writes; the others only read.
+What a killed process left half-written is removed by the next command that claims the folder. Of several processes that
+work together (promptprior.processes) only the first writes; the others only read.
 """
 
 import ctypes
+import errno
 import json
 import os
+import re
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.errors import ArtifactError
+from promptprior.errors import ArtifactError, DiskError
+from promptprior.interruptions import unfinished
 from promptprior.processes import is_first
 
 if TYPE_CHECKING:  # imported where tensors are read and written: reports must not wait for torch
@@ -24,7 +28,9 @@ if TYPE_CHECKING:  # imported where tensors are read and written: reports must n
 CLAIM = ".claim"  # locked while a command writes to its folder
 MOST_BYTES = 2**33  # of a file that is read whole
 MOST_OF_HEADER = 10**8  # bytes of a safetensors file's header
-ABANDONED = 3600.0  # seconds after which a partial folder can only belong to a killed process
+ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # names that _partial_sibling, _swap_in give
+DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -36,9 +42,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     if not is_first():
         return
     partial = _partial_sibling(path)
-    with _disk_errors(path, len(data)):
+    with disk_errors(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(path)
+        _clear_partials(path.parent, path.name, older_than=ABANDONED)
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -80,18 +86,18 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
     """Make or replace a folder in one step: `write` fills a temporary sibling, which then takes its place.
 
     Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
-    (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the
-    old folder as `.NAME.old`). Raises ArtifactError when the disk refuses, and when the old folder holds
-    files that the new one does not and that are not named in `may_delete`: saving never deletes what it
-    did not write.
+    (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the old
+    folder as `.NAME.swapped-out`, which the next claim puts back). Raises DiskError when the disk refuses, and
+    ArtifactError when the old folder holds files that the new one does not and that are not named in
+    `may_delete`: saving never deletes what it did not write.
     """
     path = path.resolve()
     partial = _partial_sibling(path)
-    with _disk_errors(path, 0):
-        _clear_abandoned(path)
+    with disk_errors(path, 0):
+        _clear_partials(path.parent, path.name, older_than=ABANDONED)
         partial.mkdir(parents=True)
     try:
-        with _disk_errors(partial, 0):
+        with unfinished(), disk_errors(partial, 0):
             write(partial)
             check_replaceable(path, _names_in(partial) | set(may_delete))
             for part in [*partial.rglob("*"), partial]:
@@ -99,7 +105,7 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
             _swap_in(partial, path)
             _sync(path.parent)
     except ArtifactError as error:  # name the folder the user asked for, not the one that `write` was given
-        raise ArtifactError(str(error).replace(str(partial), str(path))) from error
+        raise type(error)(str(error).replace(str(partial), str(path))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # after a swap this is the old folder
 
@@ -257,32 +263,35 @@ def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:
             )
 
 
-def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """Append one JSON object as a line, durably; several processes may append to one file (`.NAME.lock` beside it).
+def append_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Append JSON objects as lines, durably and in one write; several processes may append to one file.
 
     A half-written last line that a crash left is cut off first. When the disk is full the file is as it was
-    and ArtifactError is raised. NaN and Inf raise ValueError, for JSON has neither.
+    and DiskError is raised. NaN and Inf raise ValueError, for JSON has neither.
     """
     if not is_first():
         return
-    from filelock import FileLock
-
-    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    with _disk_errors(path, len(line)):
+    lines = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records).encode()
+    with disk_errors(path, len(lines)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_beside(path), poll_interval=0.01), path.open("ab+", buffering=0) as file:
+        with _locked(lock_beside(path)), path.open("ab+", buffering=0) as file:
             end = _mend_tail(file)
             try:
-                while line:  # once, unless the disk is filling up: then the second write says so
-                    line = line[file.write(line) :]
+                while lines:  # once, unless the disk is filling up: then the second write says so
+                    lines = lines[file.write(lines) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)
                 raise
 
 
+def append_line(path: Path, record: Mapping[str, object]) -> None:
+    """`append_lines` of one object."""
+    append_lines(path, [record])
+
+
 def read_lines(path: Path) -> list[Any]:
-    """The objects of a JSONL file, a half-written last line left out (the next `append_line` cuts it off).
+    """The objects of a JSONL file, a half-written last line left out (the next `append_lines` cuts it off).
 
     A missing file has no lines. Raises ArtifactError naming the number of a broken line before the last.
     """
@@ -306,46 +315,100 @@ def lock_beside(path: Path) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other commands from writing to a folder until this one ends, in whatever way it ends.
+def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
+    """Keep other commands from writing to a folder, and to outputs elsewhere, until this one ends in whatever way.
 
-    Raises ArtifactError when another has it.
+    What killed commands left half-written there is removed; at the end nothing stays of the claim, nor of the folder
+    if it was made here and is empty. Raises ArtifactError when another command has the folder.
     """
     if not is_first():
         yield
         return
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    claim = FileLock(folder / CLAIM, timeout=0)
-    with _disk_errors(folder / CLAIM, 0):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            claim.acquire()
-        except Timeout as error:
-            raise ArtifactError(
-                f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
-            ) from error
-    try:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    refused = f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
+    with ExitStack() as stack:
+        stack.enter_context(unfinished())
+        stack.callback(_remove_empty, made)
+        with disk_errors(folder / CLAIM, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(_locked(folder / CLAIM, timeout=0))
+            except Timeout as error:
+                raise ArtifactError(refused) from error
+        _clear_partials(folder, depth=DEPTH)
+        for output in outputs:
+            _clear_partials(output.parent, output.name)
         yield
-    finally:
-        claim.release()
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise DiskError unless a folder's disk takes a file of so many bytes; writes one and removes it."""
+    if not is_first() or not needed:
+        return
+    probe = _partial_sibling(folder / "room")
+    with disk_errors(folder, needed):
+        try:
+            with probe.open("wb") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, needed)
+                except (AttributeError, OSError) as error:  # macOS, Windows and some file systems have no such call
+                    if getattr(error, "errno", errno.EINVAL) not in (errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
+                    file.write(bytes(needed))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 # How it is done
 
 
 @contextmanager
-def _disk_errors(path: Path, needed: int) -> Iterator[None]:
-    # An OSError becomes an ArtifactError that says what was wanted and what there is.
+def disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """An OSError inside becomes a DiskError that says what was wanted and what there is."""
     try:
         yield
     except OSError as error:
         wanted = f"{needed:,} bytes needed, " if needed else ""
         there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
-        raise ArtifactError(
+        raise DiskError(
             f"cannot write {path}: {error.strerror or error}; {wanted}{shutil.disk_usage(there).free:,} bytes free "
             "there; what stood there before is unchanged; free some space or choose another folder"
         ) from error
+
+
+@contextmanager
+def _locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    # Hold a lock file that goes at the end. Its holder removes it, so whoever waited for a removed one tries again.
+    # Raises filelock.Timeout.
+    from filelock import FileLock
+
+    def is_ours() -> bool:
+        descriptor = lock._context.lock_file_fd  # filelock has no public name for it
+        try:
+            return descriptor is None or os.path.samestat(os.fstat(descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+
+    while True:
+        lock = FileLock(path, timeout=timeout, poll_interval=0.01)
+        lock.acquire()
+        if is_ours():
+            break
+        lock.release()
+    try:
+        yield
+    finally:
+        if sys.platform != "win32" and is_ours():  # where open files cannot be removed, the system does it later
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _is_whole(tail: bytes) -> bool:
@@ -375,20 +438,27 @@ def _partial_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}-{time.monotonic_ns()}")
 
 
-def _clear_abandoned(path: Path) -> None:
-    # Remove what processes that were killed while they saved to `path` left beside it.
-    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    for partial in siblings:
-        if not partial.name.startswith(f".{path.name}.partial-"):
+def _clear_partials(folder: Path, name: str | None = None, depth: int = 1, older_than: float = 0.0) -> None:
+    # Remove what killed processes left in a folder, of one name or any. An old folder comes back where the new one has
+    # not taken its place: that can only be told where nobody else writes, so not where an age is asked for.
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = PARTIAL.fullmatch(path.name)
+        if match is None or (name is not None and match["name"] != name):
+            if match is None and depth > 1 and path.is_dir() and not path.is_symlink():
+                _clear_partials(path, name, depth - 1, older_than)
             continue
         try:
-            age = time.time() - partial.stat().st_mtime
+            age, is_old_folder = time.time() - path.stat().st_mtime, match[2] == "swapped-out"
         except FileNotFoundError:  # it has just gone
             continue
-        if age > ABANDONED and partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        elif age > ABANDONED:
-            partial.unlink(missing_ok=True)
+        if older_than and (is_old_folder or age <= older_than):
+            continue
+        if is_old_folder and not path.with_name(match["name"]).exists():
+            os.rename(path, path.with_name(match["name"]))
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -400,7 +470,7 @@ def _swap_in(partial: Path, path: Path) -> None:
     if not path.exists():
         os.rename(partial, path)
     elif not exchange_names(partial, path):
-        aside = path.with_name(f".{path.name}.old")
+        aside = path.with_name(f".{path.name}.swapped-out")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
         try:

@@ -45,13 +45,17 @@ def add_up(tensors: "Sequence[Tensor]") -> None:
         t.detach().copy_(total.view(t.shape))
 
 
-def first_decides(answer: bool) -> bool:
-    """The first process's answer, in every process: for what depends on a clock."""
+def all_decide(answer: bool, signum: int) -> tuple[bool, int]:
+    """The first process's answer, for what depends on a clock, and the highest signal of any; the same in every one."""
+    if processes() == 1:
+        return answer, signum
     import torch
 
-    decision = torch.tensor(float(answer and is_first()))
+    decision = torch.zeros(1 + processes())
+    decision[0] = float(answer and is_first())
+    decision[1 + process_rank()] = float(signum)
     add_up([decision])
-    return bool(decision)
+    return bool(decision[0]), int(decision[1:].max())
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The only training loop: draw, step, log, select, checkpoint. Fitting a prior and adapting to targets both run here.
 
 A run can be killed at any moment: its checkpoint folder is replaced whole, draws are pure functions of the step, so it
-resumes to the same result, bit for bit on the CPU.
+resumes to the same result, bit for bit on the CPU. The first checkpoint stands before the first step, so that a full
+disk is noticed there; Ctrl-C, SIGTERM and SIGHUP act after a step, when its checkpoint is saved.
 """
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -18,13 +20,15 @@ from typing_extensions import TypeVar
 from promptprior.artifacts.header import tensor_digest
 from promptprior.cost import Cost
 from promptprior.errors import TrainingError
-from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
+from promptprior.files import check_room, read_json, read_tensors, replace_folder, write_json, write_tensors, write_text
+from promptprior.interruptions import DeferredSignals, raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
-from promptprior.processes import add_up, first_decides, is_first
+from promptprior.processes import add_up, all_decide, is_first
 from promptprior.rules.rule import Info, Rule, State, answer
 from promptprior.tasks.sampling.draws import Draws
 
+LOG_BYTES = 200  # roughly, of the log of a step
 FORMAT = 2  # of checkpoints; those of format 1 do not name it, and differ in nothing else
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
@@ -105,6 +109,7 @@ def train(
     Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run.
     Several processes make the same steps; the first one writes and calls `watch`.
     """
+    raise_if_interrupted()
     meter = run.objective.backbone.meter
     start_time, rows, tokens = time.monotonic(), meter.rows, meter.tokens
     resumed = _restore(run, folder) if folder is not None and (folder / "state.json").exists() else None
@@ -123,24 +128,33 @@ def train(
         add_up([read])
         return replace(progress, cost=earlier + Cost(seconds, *read.tolist()))
 
-    saved = time.monotonic()
-    while progress.state.step < run.steps and not progress.stopped:
-        state, info = run.rule.step(progress.state, run.draws.batch(progress.state.step), run.objective)
-        _check_finite(state, info, progress.history)
-        line = {"step": state.step, **{name: _six_digits(value) for name, value in info.items()}}
-        progress = replace(progress, state=state, history=[*progress.history, line])
-        every = run.eval_every > 0 and state.step % run.eval_every == 0
-        if run.select is not None and (every or state.step == run.steps or state.step in run.eval_steps):
-            progress = _select(run, progress)
-        if watch is not None and is_first():
-            reported = {name: torch.as_tensor(value) for name, value in progress.history[-1].items()}
-            watch(state.step, run.steps, reported)
-        if folder is not None and first_decides(time.monotonic() - saved >= checkpoint_seconds):
-            _save(run, with_cost(progress), folder)
-            saved = time.monotonic()
+    saved = -math.inf
+    with DeferredSignals() as signals:
+        while True:
+            is_finished = progress.state.step >= run.steps or progress.stopped
+            is_due = is_finished or time.monotonic() - saved >= checkpoint_seconds
+            is_due, signum = all_decide(is_due, signals.received)
+            if folder is not None and (is_due or signum):
+                progress = with_cost(progress)
+                size = _save(run, progress, folder)
+                if saved == -math.inf and not is_finished:  # the next one is written beside it, with a longer log
+                    check_room(folder.parent, size + LOG_BYTES * (run.steps - progress.state.step))
+                saved = time.monotonic()
+            if signum:
+                signals.deliver(signum)
+            if is_finished:
+                break
+            state, info = run.rule.step(progress.state, run.draws.batch(progress.state.step), run.objective)
+            _check_finite(state, info, progress.history)
+            line = {"step": state.step, **{name: _six_digits(value) for name, value in info.items()}}
+            progress = replace(progress, state=state, history=[*progress.history, line])
+            every = run.eval_every > 0 and state.step % run.eval_every == 0
+            if run.select is not None and (every or state.step == run.steps or state.step in run.eval_steps):
+                progress = _select(run, progress)
+            if watch is not None and is_first():
+                reported = {name: torch.as_tensor(value) for name, value in progress.history[-1].items()}
+                watch(state.step, run.steps, reported)
     progress = with_cost(progress)
-    if folder is not None:
-        _save(run, progress, folder)
     answering = answer(run.rule, progress.state)
     return Trained(
         params=progress.best.params if progress.best else answering,
@@ -221,8 +235,9 @@ def _six_digits(value: Tensor) -> float | list[float]:
     return [float(f"{v:.6g}") for v in value.tolist()]
 
 
-def _save(run: Run, progress: Progress, folder: Path) -> None:
-    """Replace the checkpoint folder whole: tensors, then what they mean, then the log as JSON lines."""
+def _save(run: Run, progress: Progress, folder: Path) -> int:
+    """Replace the checkpoint folder whole: tensors, then what they mean, then the log as JSON lines. Returns the bytes
+    of its tensors."""
     best, state = progress.best, progress.state
     groups = {"params": state.params, "memory": state.memory, "best": best.params if best else {}}
     meaning = {
@@ -240,9 +255,10 @@ def _save(run: Run, progress: Progress, folder: Path) -> None:
             fresh / "state.safetensors", {f"{group}/{n}": v for group, ts in groups.items() for n, v in ts.items()}
         )
         write_json(fresh / "state.json", meaning)
-        (fresh / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in progress.history))
+        write_text(fresh / "log.jsonl", "".join(json.dumps(line) + "\n" for line in progress.history))
 
     replace_folder(folder, write)
+    return sum(value.nbytes for tensors in groups.values() for value in tensors.values())
 
 
 def _restore(run: Run, folder: Path) -> Progress | None:
@@ -273,6 +289,11 @@ def _restore(run: Run, folder: Path) -> Progress | None:
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     state = State(groups["params"], groups["memory"], meaning["step"])
     return Progress(state, best, history, Cost(**meaning["spent"]), meaning["stopped"])
+
+
+def seconds_so_far(folder: Path) -> float:
+    """Seconds of training that the checkpoints of all stages in a folder count: those of killed runs."""
+    return sum(read_json(path)["spent"]["seconds"] for path in sorted(folder.glob("*/state.json")))
 
 
 def _start_digests(run: Run) -> dict[str, str]:

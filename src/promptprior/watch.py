@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from promptprior.errors import SpecError
+from promptprior.files import disk_errors
 from promptprior.processes import is_first
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
@@ -15,7 +16,8 @@ WatchStage = Callable[[str], Watch | None]
 def tensorboard(folder: Path) -> WatchStage:
     """Write every number a step reports to TensorBoard, one run per stage, one line per copy.
 
-    Raises SpecError when the tensorboard package is missing, and when logs cannot be written there.
+    Raises SpecError when the tensorboard package is missing, and when logs cannot be written there; DiskError when
+    that happens later.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,17 +33,19 @@ def tensorboard(folder: Path) -> WatchStage:
     def watch_stage(name: str) -> Watch | None:
         if not is_first():
             return None
-        writer = SummaryWriter(str(folder / name))
+        with disk_errors(folder / name):
+            writer = SummaryWriter(str(folder / name))
 
         def watch(step: int, steps: int, info: Info) -> None:
-            for key, value in info.items():
-                for copy, number in enumerate(value.flatten().tolist()):
-                    tag = key if value.numel() == 1 else f"{key}/copy{copy}"
-                    writer.add_scalar(tag, number, step)
-            if step == steps:
-                writer.close()
-            elif "dev_nll" in info:
-                writer.flush()  # where patience ends, a run may stop
+            with disk_errors(folder / name):
+                for key, value in info.items():
+                    for copy, number in enumerate(value.flatten().tolist()):
+                        tag = key if value.numel() == 1 else f"{key}/copy{copy}"
+                        writer.add_scalar(tag, number, step)
+                if step == steps:
+                    writer.close()
+                elif "dev_nll" in info:
+                    writer.flush()  # where patience ends, a run may stop
 
         return watch
 

@@ -1,6 +1,7 @@
 """A comparison in pieces: what runs together, what waits for a prior, what is tried again."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import text_costs
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Cell, Plan, cells
+from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Queue, Work, WorkerContext, remaining_work
-from promptprior.errors import SpecError, TrainingError
+from promptprior.errors import DiskError, SpecError, TrainingError
+from promptprior.fit import RunControl
 from promptprior.notation import Tensor
 from promptprior.report.results import read_rows
 from promptprior.tasks.sampling.batch import Batch
@@ -79,10 +82,137 @@ def test_what_is_done_does_not_change_what_runs_together(context: WorkerContext)
     all_cells = wanted(context)
     whole = [w for w in remaining_work(context, all_cells, ()) if isinstance(w, Group)]
     assert [len(w.cells) for w in whole] == [1, 2] * 3
-    done = {whole[1].cells[0].key}
-    left = [w for w in remaining_work(context, all_cells, done) if isinstance(w, Group)]
-    assert [c.key for c in left[1].cells] == [whole[1].cells[1].key]
-    assert [w.key for w in [left[0], *left[2:]]] == [w.key for w in [whole[0], *whole[2:]]]
+    first, second = whole[1].cells
+    left = [w for w in remaining_work(context, all_cells, {first.key}) if isinstance(w, Group)]
+    assert [w.cells for w in left] == [w.cells for w in whole]
+    assert [w.key for w in left] == [w.key for w in whole]
+    assert (left[1].known, left[1].missing) == ({first.key}, [second])
+    left = [w for w in remaining_work(context, all_cells, {first.key, second.key}) if isinstance(w, Group)]
+    assert [w.key for w in left] == [w.key for w in [whole[0], *whole[2:]]]
+    queue = Queue([], retries=1)
+    assert queue.fail(whole[1]) == []
+    assert [w.cells for w in queue.waiting if isinstance(w, Group)] == [(first,), (second,)]
+    queue = Queue([], retries=0)
+    assert queue.fail(replace(whole[1], known=frozenset({first.key}))) == [second]
+
+
+def test_a_group_of_which_rows_are_missing_comes_to_the_same_rows(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("prompt_tuning",), seeds=(13,))
+    run.compare(plan, backbone, lambda _: None)
+    path, heard = plan.output / run.RESULTS, list[str]()
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    prompts = {p: p.read_bytes() for p in (plan.output / "prompts").rglob("*.safetensors")}
+    path.write_text(lines[0])
+    run.compare(plan, backbone, heard.append)
+    again = path.read_text().splitlines(keepends=True)
+    assert again[0] == lines[0]
+    assert [without_seconds(line) for line in again] == [without_seconds(line) for line in lines]
+    assert {p: p.read_bytes() for p in prompts} == prompts
+    assert "1 finished cells run again beside missing ones of their group; their results stay as they are" in heard
+
+
+def without_seconds(line: str) -> str:
+    return re.sub(r'"(source_)?seconds": [\d.e-]+', "", line)
+
+
+def test_checkpoints_go_after_rows_and_nothing_stays(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Like SIGKILL, nothing in the library catches it."""
+
+    real, work = run.append_lines, plan.output / "work"
+
+    def dying(path: Path, rows: list[dict[str, object]]) -> None:
+        if rows[0]["method"] == "multitask":
+            raise Killed
+        real(path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "append_lines", dying)
+        with pytest.raises(Killed):
+            run.compare(plan, backbone, lambda _: None)
+    [checkpoint] = work.glob("*/checkpoints/target/state.json")
+    assert json.loads(checkpoint.read_text())["step"] == SHORT.target.steps
+    for prior in (plan.output / "priors").iterdir():  # as a kill right after cost.json leaves it
+        (prior / "checkpoints").mkdir()
+    run.compare(plan, backbone, lambda _: None)
+    assert len(read_rows(plan.output / run.RESULTS)) == 9
+    names = {p.name for p in plan.output.iterdir()}
+    assert names == {"plan.yaml", "results.jsonl", "report.html", "priors", "prompts"}
+    assert {p.name for p in (plan.output / "priors").glob("*/*")} == {"prior", PRIOR_COST}
+
+
+def test_a_full_disk_stops_the_comparison_and_trains_nothing_twice(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, adapted, heard = execute.adapt, list[str](), list[str]()
+
+    def refused(method, *args):
+        adapted.append(method.name)
+        if method.name == "multitask":
+            raise DiskError("cannot write x: No space left on device")
+        return real(method, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "adapt", refused)
+        with pytest.raises(DiskError, match=r"multitask, seed 13: cannot write x: .* run the same command again"):
+            run.compare(plan, backbone, heard.append)
+    assert adapted == ["zero_shot", "multitask"]
+    assert all(row.is_ok for row in read_rows(plan.output / run.RESULTS))
+    assert not any("tried again" in line for line in heard)
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    monkeypatch.setattr(execute, "do_work", lambda *_: pytest.fail("work began"))
+    with pytest.raises(DiskError, match=r"No space left on device; [\d,]+ bytes needed, [\d,]+ bytes free"):
+        run.compare(plan, backbone, lambda _: None)
+    assert not plan.output.exists()
+
+
+def test_a_disk_without_room_for_an_early_report_stops_nothing(
+    plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, heard = run.write_report, list[str]()
+
+    def refused(rows, *args, **kwargs):
+        if len(rows) < 9:
+            raise DiskError("cannot write report.html")
+        return real(rows, *args, **kwargs)
+
+    monkeypatch.setattr(run, "write_report", refused)
+    assert run.compare(plan, backbone, heard.append).exists()
+    assert "no report yet: cannot write report.html" in heard
+
+
+def test_seconds_of_a_prior_count_the_runs_that_were_killed(plan: Plan, backbone: Backbone) -> None:
+    class Killed(BaseException):
+        """Like SIGKILL, nothing in the library catches it."""
+
+    def die(line: str) -> None:
+        if "source step 3/3" in line:
+            raise Killed
+
+    plan = replace(plan, methods=("multitask",), seeds=(13,), targets=("three",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProgressDisplay, "every", 0.0)
+        patch.setattr(RunControl.__init__, "__defaults__", (None, None, 0.0))
+        with pytest.raises(Killed):
+            run.compare(plan, backbone, die)
+    [state] = plan.output.glob("priors/*/checkpoints/source/state.json")
+    meaning = json.loads(state.read_text())
+    meaning["spent"]["seconds"] += 1000
+    state.write_text(json.dumps(meaning))
+    run.compare(plan, backbone, lambda _: None)
+    [row] = read_rows(plan.output / run.RESULTS)
+    assert 1000 < row.cost.source_seconds < 1100
 
 
 def test_targets_that_train_together_are_never_apart(context: WorkerContext) -> None:

@@ -1,5 +1,7 @@
 """Costs: what a target bears of its prior, and the Pareto front against brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,12 +32,22 @@ def test_cells_of_a_prior_share_its_cost():
     others = (*rows("other", (1,), 60.0, 0.4), *rows("other", (2,), 80.0, 0.4))
     grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *others), "spot")
     counts = shared_by(grid)
-    assert counts[grid.rows[0].cost.source] == 4  # spot and other on a and b: the same prior of seed 1
+    assert counts[grid.rows[0].cell] == 4  # spot and other on a and b: the same prior of seed 1
     spot = next(o for o in cost_points(grid, 16) if o.method == "spot")
     assert spot.costs["seconds", "target"] == 10
     assert spot.costs["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
     assert spot.costs["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
     assert spot.costs["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
+
+
+def test_a_row_that_names_its_prior_is_not_mistaken_for_one_of_the_same_cost():
+    named = [replace(r, settings={**r.settings, "prior": f"{r.method}-1"}) for r in rows("spot", (1,), 60.0, 0.5)]
+    others = [replace(r, settings={**r.settings, "prior": f"{r.method}-1"}) for r in rows("other", (1,), 60.0, 0.4)]
+    refitted = replace(named[0], cell="again", target="c", cost=replace(named[0].cost, source_seconds=99.0))
+    older = replace(others[0], cell="older", target="c", settings={})  # it costs what both cost: the last that is named
+    counts = shared_by(Grid((*named, refitted, *others, older), "spot"))
+    assert [counts[row.cell] for row in (*named, refitted)] == [3, 3, 3]
+    assert [counts[row.cell] for row in (*others, older)] == [3, 3, 3]
 
 
 def test_what_needs_no_examples_stands_beside_every_k():

@@ -13,17 +13,17 @@ from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
+from promptprior.interruptions import raise_if_interrupted
 
-FAILED, INTERRUPTED = 2, 130
+FAILED = 2
 LONGEST_MESSAGE = 3000  # characters
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def run_command(words: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    0; 1 where a comparison has cells that failed; 2 for an error that the user can mend; 130 for Ctrl-C.
+    0; 1 where a comparison has cells that failed; 2 for an error that the user can mend.
     """
-    words = sys.argv[1:] if words is None else list(words)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     if sys.stdout is None:  # the next file that is opened would be taken for it
@@ -36,19 +36,17 @@ def main(words: Sequence[str] | None = None) -> int:
         code = run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
+        raise_if_interrupted()  # an interrupted import may end in any error
         if "--debug" in words:
             traceback.print_exc()
         print(f"{start}promptprior: {printable(str(error))}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        text = "promptprior: stopped. Run the same command again: finished work is kept, a fit resumes."
-        print(start + text, file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, MemoryError, RuntimeError) as error:  # the last resort: whoever wants a path or memory says more
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+        raise_if_interrupted()
         if isinstance(error, RuntimeError) and not is_memory:
             raise
         if "--debug" in words:

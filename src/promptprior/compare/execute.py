@@ -1,6 +1,5 @@
 """The work itself: fit a prior, or adapt and test the cells of a group. Runs in any process, and writes no results."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +15,13 @@ from promptprior.compare.progress import step_text
 from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Work, WorkerContext, prior_folder
 from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.cost import Cost
-from promptprior.errors import ArtifactError, PromptpriorError, SpecError
+from promptprior.errors import ArtifactError, DiskError, PromptpriorError, SpecError
 from promptprior.files import read_json
 from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
-from promptprior.train import Watch
+from promptprior.train import Watch, seconds_so_far
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 OnProgress = Callable[[str, float], None]
@@ -47,9 +46,10 @@ class FinishedCell:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why work failed, in a line."""
+    """Why work failed, in a line; and whether a disk refused, so that all other work would fail too."""
 
     error: str
+    is_disk: bool = False
 
 
 Result = FittedPrior | tuple[FinishedCell, ...] | Failure
@@ -76,12 +76,16 @@ def do_work(
         if isinstance(work, Group):
             return _adapt_group(context, work, fitted, folder, watch, on_progress)
         start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()
+        earlier = seconds_so_far(folder / "checkpoints")  # of runs that were killed
         prior = fit(work.method, sources, context.backbone, settings, work.seed, RunControl(folder, watch))
         counted: Any = prior.header.diagnostics["cost"]
-        cost = Cost(time.monotonic() - start, int(counted["rows"]), int(counted["tokens"]))
+        seconds = earlier + time.monotonic() - start
+        cost = Cost(seconds, int(counted["rows"]), int(counted["tokens"]))
         on_cpu = {name: value.detach().cpu() for name, value in prior.params.items()}  # to be sent without a GPU
         return FittedPrior(replace(prior, params=on_cpu), cost)
-    except Exception as error:
+    except DiskError as error:
+        return Failure(str(error), is_disk=True)
+    except Exception as error:  # an interruption is none
         text = f"{type(error).__name__}: {error}"
         if not isinstance(error, PromptpriorError) and error.__traceback__ is not None:
             place = extract_tb(error.__traceback__)[-1]
@@ -97,7 +101,7 @@ def _adapt_group(
     watch: WatchStage,
     on_progress: OnProgress,
 ) -> tuple[FinishedCell, ...]:
-    """Adapt the cells of a group together, then test them; the checkpoints in the folder go when all is done."""
+    """Adapt the cells of a group together, then test them. Its checkpoints stay until its results are on disk."""
     plan, backbone, settings = context.plan, context.backbone, context.plan.resolved()
     # A method that uses no shots is given the plan's first ones, which it does not see.
     episodes = [
@@ -109,7 +113,6 @@ def _adapt_group(
     on_progress("testing", 1.0)
     results = score_on_test(backbone, episodes_adapted, plan.test_limit)
     diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
-    shutil.rmtree(folder, ignore_errors=True)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
     prior_numbers: dict[str, object] = {}

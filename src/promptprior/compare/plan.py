@@ -14,6 +14,7 @@ from promptprior.config.choices import Shared
 from promptprior.config.mapping import check_bounds, stable_hash
 from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
+from promptprior.interruptions import raise_if_interrupted
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
     from promptprior.backbone import Backbone
@@ -139,6 +140,7 @@ def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None
     where = (dtype or plan.dtype, device or plan.device)
     with quiet_loading():
         backbone = load(plan.backbone, *where, quantize=plan.quantize, compile=plan.compile)
+    raise_if_interrupted()
     length, context = getattr(getattr(plan, "settings", None), "length", 0), backbone.frozen.context
     if context is not None and length >= context:
         raise SpecError(

@@ -1,14 +1,15 @@
 """Running a comparison: fit each method's prior per seed, adapt its episodes as copies of one run, test, write.
 
 Results are one JSON line per cell in results.jsonl, written by this process as soon as they are known, whoever did the
-work. If interrupted, rerun it: finished cells are kept, and unfinished work resumes from its checkpoint.
+work. If interrupted, rerun it: finished cells are kept, and unfinished work resumes from its checkpoint, which goes
+only when its results are on disk.
 """
 
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,10 +20,23 @@ from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_p
 from promptprior.compare.executors.local import run_locally
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
 from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
-from promptprior.compare.schedule import PRIOR_COST, Fit, Queue, Work, WorkerContext, is_fitted, remaining_work
+from promptprior.compare.schedule import (
+    PRIOR_COST,
+    WORK,
+    Fit,
+    Group,
+    Queue,
+    Work,
+    WorkerContext,
+    group_key,
+    is_fitted,
+    plan_groups,
+    remaining_work,
+    work_folder,
+)
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
-from promptprior.errors import SpecError
-from promptprior.files import append_line, claimed, write_json
+from promptprior.errors import DiskError, SpecError
+from promptprior.files import append_lines, check_room, claimed, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
@@ -33,6 +47,7 @@ from promptprior.tasks.task import normalised
 from promptprior.watch import tensorboard
 
 RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
+ROW_BYTES = 16_384  # roughly, of a cell's row, and of its prompt's header and card
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
 
@@ -57,7 +72,8 @@ def run_plan(
 
     Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
     tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on. Raises
-    ArtifactError while another comparison writes to the same folder.
+    ArtifactError while another comparison writes to the same folder, and DiskError, before the first step or when it
+    happens, for a disk that is full.
     """
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)  # raises now where its package is missing
@@ -84,6 +100,10 @@ def run_plan(
 
         check_address(plan.address)
     with claimed(plan.output):
+        done = _finished_keys(plan)
+        finished = sum(cell.key in done for cell in wanted)
+        prompt_bytes = 4 * plan.resolved().length * context.backbone.width
+        check_room(plan.output, (len(wanted) - finished) * (prompt_bytes + ROW_BYTES))
         save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
@@ -101,11 +121,13 @@ def run_plan(
                 probe = SimilarityProbe(shots=plan.shots[-1], seed=plan.seeds[0])
                 similarity = task_similarity(tasks.targets, tasks.sources, context.backbone, plan.resolved(), probe)
                 write_similarity(similarity, path)
-        done = _finished_keys(plan)
-        finished = sum(cell.key in done for cell in wanted)
         say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
-        if left := remaining_work(context, wanted, done):
+        left = remaining_work(context, wanted, done)
+        if again := sum(len(work.known) for work in left if isinstance(work, Group)):
+            say(f"{again} finished cells run again beside missing ones of their group; their results stay as they are")
+        if left:
             _run_work(context, left, write, say)
+        _remove_checkpoints(plan, wanted)
         page, rows = write(), read_rows(plan.output / RESULTS)
         good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
@@ -131,6 +153,8 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
     for work in left:
         does = "fit" if isinstance(work, Fit) else f"adapt and test {len(work.cells)} cells"
+        if isinstance(work, Group) and work.known:
+            does += f" ({len(work.known)} of them finished, for the same batches)"
         lines.append(f"  {work.label}: {does} {work.tokens:,.0f} tokens")
     pace = tokens_per_second(context.backbone, tasks.targets[0], plan.resolved().length)
     total = sum(work.tokens for work in left)
@@ -202,6 +226,19 @@ def _finished_keys(plan: Plan) -> set[str]:
     return {row.cell for row in read_rows(plan.output / RESULTS) if row.is_ok}
 
 
+def _remove_checkpoints(plan: Plan, wanted: Sequence[Cell]) -> None:
+    """Remove checkpoints of finished work, which a kill may have left; those of unfinished work stay."""
+    done = _finished_keys(plan)
+    for group in plan_groups(plan, wanted):
+        for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
+            if all(cell.key in done for cell in part):
+                shutil.rmtree(plan.output / WORK / group_key(part), ignore_errors=True)
+    for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
+        shutil.rmtree(cost.parent / "checkpoints", ignore_errors=True)
+    with suppress(OSError):  # not empty, or not there
+        (plan.output / WORK).rmdir()
+
+
 def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], say: Say) -> None:
     """Do all work that is left, save what comes of it, and keep the report up to date."""
     output, card = context.plan.output, context.backbone.card
@@ -217,10 +254,13 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
             queue.running.remove(work)
             has_new_rows = not isinstance(work, Fit)
             if isinstance(result, Failure):
+                if result.is_disk:
+                    raise DiskError(f"{work.label}: {result.error}; run the same command again: finished work is kept")
                 given_up = queue.fail(work)
                 say(f"{work.label}: failed{'' if given_up else ', to be tried again'}: {result.error}")
-                for cell in given_up:
-                    append_line(output / RESULTS, failed_row(context, cell, result.error).to_json())
+                if given_up:
+                    failed = [failed_row(context, cell, result.error).to_json() for cell in given_up]
+                    append_lines(output / RESULTS, failed)
                 has_new_rows = bool(given_up)
             elif isinstance(work, Fit):
                 assert isinstance(result, FittedPrior)
@@ -230,16 +270,19 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
                 shutil.rmtree(work.folder / "checkpoints", ignore_errors=True)
             else:
                 assert isinstance(result, tuple)
-                for finished in result:
-                    if finished.row.cell not in work.known:
-                        # The prompt comes before its row: a row says that all of its cell is there.
-                        finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
-                        append_line(output / RESULTS, finished.row.to_json())
+                new = [finished for finished in result if finished.row.cell not in work.known]
+                for finished in new:  # prompts come before rows: a row says that all of its cell is there
+                    finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
+                append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
+                shutil.rmtree(work_folder(output, work), ignore_errors=True)
             progress.done = progress.total - sum(work.tokens for work in [*queue.waiting, *queue.running])
             progress.within = 0.0
             if has_new_rows and time.monotonic() - report_end >= report_seconds / REPORT_SHARE:
                 report_start = time.monotonic()
-                write()
+                try:
+                    write()
+                except DiskError as error:  # results come first; the last report must be written
+                    say(f"no report yet: {error}")
                 report_end = time.monotonic()
                 report_seconds = report_end - report_start
     say(f"finished in {duration(time.monotonic() - progress.start)}")

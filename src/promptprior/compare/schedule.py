@@ -1,11 +1,11 @@
 """A comparison in pieces that can run anywhere: fits of priors, and groups of cells that adapt together.
 
 What runs together is decided by the plan alone, never by who runs it or by what is done already, so every executor and
-every resumed run computes the same batches.
+every resumed run computes the same batches: a group of which some cells are missing runs whole again.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from math import ceil
@@ -20,6 +20,7 @@ from promptprior.methods import Method
 from promptprior.methods.shared.source_prompts import learns_from_tasks, prior_origin
 
 PRIOR_COST = "cost.json"
+WORK = "work"  # folder for the checkpoints of unfinished groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,8 @@ class Fit:
 class Group:
     """Cells of one method and seed that adapt as copies of one run, from the prior in a folder (None without one).
 
-    `tokens` is the estimated cost of adapting and testing them. `known` are keys of cells that have a result already;
-    they run again only because their targets train jointly with the others.
+    `tokens` is the estimated cost of adapting and testing them. `known` are keys of cells that have a result already,
+    which stays; they run again only so that the others run in the same batches as ever.
     """
 
     method: Method
@@ -66,7 +67,7 @@ class Group:
     @property
     def key(self) -> str:
         """What tells it from other work: its cells."""
-        return stable_hash([cell.key for cell in self.cells])
+        return group_key(self.cells)
 
     @property
     def missing(self) -> list[Cell]:
@@ -77,9 +78,14 @@ class Group:
 Work = Fit | Group
 
 
+def group_key(cells: Sequence[Cell]) -> str:
+    """What tells a group from others."""
+    return stable_hash([cell.key for cell in cells])
+
+
 def work_folder(output: Path, work: Work) -> Path:
     """Where unfinished work keeps its checkpoints: a prior's own folder, or one under work/."""
-    return work.folder if isinstance(work, Fit) else output / "work" / work.key
+    return work.folder if isinstance(work, Fit) else output / WORK / work.key
 
 
 def prior_folder(context: WorkerContext, method: Method, seed: int) -> Path:
@@ -104,6 +110,18 @@ def is_fitted(prior: Path) -> bool:
     return (prior / PRIOR_COST).exists()
 
 
+def plan_groups(plan: Plan, wanted: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+    """Which cells adapt together: of one method and seed, in parts of nearly equal size.
+
+    Where a target's result depends on the other targets, all stay in one part.
+    """
+    for _, batch in groupby(wanted, lambda cell: (cell.method, cell.seed)):
+        cells = tuple(batch)
+        count = 1 if cells[0].method.trains_targets_jointly else ceil(len(cells) / plan.cells_per_run)
+        ends = [len(cells) * part // count for part in range(count + 1)]
+        yield from (cells[start:end] for start, end in pairwise(ends))
+
+
 def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collection[str]) -> list[Work]:
     """All that is left to do of the wanted cells, in their order; a fit stands before the first group that needs it."""
     plan, settings = context.plan, context.plan.resolved()
@@ -111,37 +129,32 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
     priors: set[Path] = set()
     sizes: dict[str, TargetSize] = {}  # of targets; measured once, for many cells share a target
     tokens_of_sources: float | None = None  # likewise
-    for (method, seed), batch in groupby(wanted, lambda cell: (cell.method, cell.seed)):
-        cells, is_joint = tuple(batch), method.trains_targets_jointly
-        # Parts of nearly equal size. Where a target's result depends on the other targets, all stay in one part.
-        count = 1 if is_joint else ceil(len(cells) / plan.cells_per_run)
-        ends = [len(cells) * part // count for part in range(count + 1)]
-        for part in (cells[start:end] for start, end in pairwise(ends)):
-            missing = tuple(cell for cell in part if cell.key not in done)
-            if not missing:
-                continue
-            prior, prior_seed = None, plan.prior_seed(seed)
-            if method.needs_sources:
-                prior = prior_folder(context, method, prior_seed)
-                if prior not in priors and not is_fitted(prior):
-                    tokens = 0.0
-                    if learns_from_tasks(method):
-                        sources = context.tasks.sources
-                        if tokens_of_sources is None:
-                            tokens_of_sources = text_tokens(context.backbone, sources)
-                        tokens = source_cost(method, tokens_of_sources, len(sources), settings)
-                    stage = method.source_recipe()
-                    work.append(Fit(stage, prior_seed, f"{stage.name}, seed {prior_seed}", prior, tokens))
-                priors.add(prior)
-            chosen, tokens = part if is_joint else missing, 0.0
-            for cell in chosen:
-                fingerprint, tested = cell.target.fingerprint, len(cell.target.split("test")[: plan.test_limit])
-                if fingerprint not in sizes:
-                    sizes[fingerprint] = target_size(context.backbone, cell.target)
-                tokens += adapting_cost(method, sizes[fingerprint], cell.k or plan.shots[0], settings, tested)
-            known = frozenset(cell.key for cell in chosen if cell.key in done)
-            label = f"{method.name}, seed {seed}" if seed else method.name
-            work.append(Group(method, seed, label, chosen, prior, tokens, known))
+    for cells in plan_groups(plan, wanted):
+        known = frozenset(cell.key for cell in cells if cell.key in done)
+        if len(known) == len(cells):
+            continue
+        method, seed = cells[0].method, cells[0].seed
+        prior, prior_seed = None, plan.prior_seed(seed)
+        if method.needs_sources:
+            prior = prior_folder(context, method, prior_seed)
+            if prior not in priors and not is_fitted(prior):
+                tokens = 0.0
+                if learns_from_tasks(method):
+                    sources = context.tasks.sources
+                    if tokens_of_sources is None:
+                        tokens_of_sources = text_tokens(context.backbone, sources)
+                    tokens = source_cost(method, tokens_of_sources, len(sources), settings)
+                stage = method.source_recipe()
+                work.append(Fit(stage, prior_seed, f"{stage.name}, seed {prior_seed}", prior, tokens))
+            priors.add(prior)
+        tokens = 0.0
+        for cell in cells:
+            fingerprint, tested = cell.target.fingerprint, len(cell.target.split("test")[: plan.test_limit])
+            if fingerprint not in sizes:
+                sizes[fingerprint] = target_size(context.backbone, cell.target)
+            tokens += adapting_cost(method, sizes[fingerprint], cell.k or plan.shots[0], settings, tested)
+        label = f"{method.name}, seed {seed}" if seed else method.name
+        work.append(Group(method, seed, label, cells, prior, tokens, known))
     return work
 
 
@@ -166,12 +179,13 @@ class Queue:
     def fail(self, work: Work) -> list[Cell]:
         """Queue failed work again, last, up to `retries` times; returns the cells that are given up.
 
-        A group comes again cell by cell, so that one bad cell takes no other with it, unless the cells train jointly. A
-        prior that cannot be fitted takes with it all groups that wait for it.
+        Of a group the missing cells come again one by one, so that one bad cell takes no other with it, unless the
+        cells train jointly. A prior that cannot be fitted takes with it all groups that wait for it.
         """
         again: list[Work] = [work]
         if isinstance(work, Group) and not work.method.trains_targets_jointly:
-            again = [replace(work, cells=(cell,), tokens=work.tokens / len(work.cells)) for cell in work.cells]
+            tokens = work.tokens / len(work.cells)
+            again = [replace(work, cells=(cell,), tokens=tokens, known=frozenset()) for cell in work.missing]
         self.failures.update(piece.key for piece in again)
         if max(self.failures[piece.key] for piece in again) <= self.retries:
             self.waiting += again

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from promptprior.cost import Cost
 from promptprior.report.plots import escaped, interval_trace, method_style
 from promptprior.report.results import Grid, Row
 from promptprior.report.section import Control, Plot, Section, Table, Value, columns, count_distinct, make_table
@@ -37,18 +36,24 @@ class CostPoint:
     costs: Mapping[tuple[Unit, Share], float]
 
 
-def shared_by(grid: Grid) -> Counter[Cost]:
-    """How many cells used each prior; exactly what it cost tells one prior from another. Methods can share one."""
-    return Counter(row.cost.source for row in grid.rows)
+def shared_by(grid: Grid) -> dict[str, int]:
+    """For each cell, how many cells used its prior. Methods can share one.
+
+    A row names its prior; in older results, which do not, exactly what it cost tells one prior from another.
+    """
+    named = {row.cost.source: row.settings["prior"] for row in grid.rows if "prior" in row.settings}
+    prior = {row.cell: row.settings.get("prior") or named.get(row.cost.source, row.cost.source) for row in grid.rows}
+    users = Counter(prior.values())
+    return {cell: users[name] for cell, name in prior.items()}
 
 
-def mean_costs(rows: Collection[Row], users: Mapping[Cost, int]) -> Costs:
+def mean_costs(rows: Collection[Row], users: Mapping[str, int]) -> Costs:
     """What cells cost on average in each unit and share of the prior, given how many cells used each prior."""
     costs: Costs = {}
     for unit, share in product(UNITS, SHARES):
         paid = []
         for row in rows:
-            borne = {"share": 1 / users[row.cost.source], "target": 0, "whole": 1}[share]
+            borne = {"share": 1 / users[row.cell], "target": 0, "whole": 1}[share]
             paid.append(float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne))
         costs[unit, share] = sum(paid) / len(rows)
     return costs
@@ -123,7 +128,7 @@ def cost_section(grid: Grid) -> Section:
     return Section("Cost", (*parts, (None, (_cost_table(grid, users),))), (plot,))
 
 
-def _cost_table(grid: Grid, users: Mapping[Cost, int]) -> Table:
+def _cost_table(grid: Grid, users: Mapping[str, int]) -> Table:
     """What cells of each method cost, and the size of what they train and store."""
     rows: list[Sequence[Value]] = []
     for method in grid.methods:

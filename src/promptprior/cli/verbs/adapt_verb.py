@@ -99,7 +99,7 @@ class AdaptPlan:
         work = self.output.with_name(self.output.name + ".work")
         control = RunControl(work, watcher(method.name, self.tensorboard))
         arguments = (method, [episode], backbone, prior, settings, control)
-        with claimed(work):
+        with claimed(work, self.output, plan_beside(self.output)):
             verdicts = guarded(*arguments) if self.guard else []
             done = [verdict.adapted for verdict in verdicts] or adapt(*arguments)
             adapted, test_scores = done[0], dict[str, float]()

@@ -1,5 +1,6 @@
 """A worker process of the Ray executor: loads the backbone once, then does one piece of work at a time."""
 
+import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import torch
 
 from promptprior.artifacts.artifact import versions
 from promptprior.backbone import BackboneCard
-from promptprior.compare.execute import FittedPrior, Result, do_work
+from promptprior.compare.execute import Failure, FittedPrior, Result, do_work
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
 from promptprior.compare.schedule import Group, Work, WorkerContext
 from promptprior.errors import PromptpriorError, SpecError
@@ -79,13 +80,17 @@ class Worker:
         if isinstance(work, Group):
             work = replace(work, cells=tuple(self.cells[key] for key in task.cells))
         # Checkpoints go into the output folder if it is shared, so that another worker can resume from them.
-        if not self.init.token.exists():
+        is_shared = self.init.token.exists()
+        if not is_shared:
             folder = Path(tempfile.gettempdir()) / self.init.token.name / folder.name
 
         def on_progress(text: str, share: float) -> None:
             self.last_progress = (text, share)
 
-        return do_work(self.context, work, fitted, folder, on_progress)
+        result = do_work(self.context, work, fitted, folder, on_progress)
+        if not is_shared and not isinstance(result, Failure):  # a shared folder is the driver's to tidy
+            shutil.rmtree(folder, ignore_errors=True)
+        return result
 
     def progress(self) -> tuple[str, float]:
         """What the work does at the moment, and which share of it is done."""
