@@ -24,6 +24,10 @@ class TrainingError(PromptpriorError):
     """Training cannot go on: a loss that is not finite, a step that moves nothing."""
 
 
+class PromptpriorWarning(UserWarning):
+    """Base of what this library warns of: work goes on, in another way than was asked for. A line on the command line."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence for an unknown name, with the nearest known names.
 

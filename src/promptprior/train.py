@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 
 from promptprior.artifacts.header import tensor_digest
 from promptprior.cost import Cost
-from promptprior.errors import TrainingError
+from promptprior.errors import PromptpriorWarning, TrainingError
 from promptprior.files import read_json, read_tensors, replace_folder, write_json, write_tensors
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
@@ -259,7 +259,8 @@ def _restore(run: Run, folder: Path) -> Progress | None:
     elif meaning["start"] != _start_digests(run):
         problem = f"{folder} holds a checkpoint of a run that started from other parameters (another prior?)"
     if problem and "format" not in meaning:
-        warnings.warn(f"{problem}; it is of an older format and discarded: the run begins again", stacklevel=3)
+        text = f"{problem}; it is of an older format and discarded: the run begins again"
+        warnings.warn(text, PromptpriorWarning, stacklevel=3)
         return None
     if problem:
         raise TrainingError(f"{problem}; use another --output folder or delete this one")

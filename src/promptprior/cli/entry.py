@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_help
+from promptprior.cli.output import only_own_lines
 from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.yaml_file import line_of_key, load_yaml
@@ -22,7 +23,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
     try:
-        run(words)
+        with only_own_lines(debug="--debug" in words):
+            run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         if "--debug" in words:
@@ -40,7 +42,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(words: Sequence[str]) -> None:
     """Show help or run a verb."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     first, *others = words or ["--help"]
     if first == "--version":
         from importlib.metadata import version
