@@ -25,7 +25,7 @@ class TrainingError(PromptpriorError):
 
 
 class PromptpriorWarning(UserWarning):
-    """Base of what this library warns of: work goes on, in another way than was asked for. A line on the command line."""
+    """What this library warns of: work goes on, in another way than was asked for; the command line prints it."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
