@@ -165,7 +165,7 @@ def test_an_empty_answer_is_wrong_and_the_first_line_counts(monkeypatch: pytest.
     task = text_task("shout", str.upper, size=3)
     eval_set = make_eval_set(objective, task, task.split("test"))
     right = eval_set.examples[1].target
-    monkeypatch.setattr(Backbone, "generate", lambda *_: ["", f" {right} \nand more", "\n \n"])
+    monkeypatch.setattr(Backbone, "generate", lambda *_, **__: ["", f" {right} \nand more", "\n \n"])
     assert [p.text for p in predictions(objective, params, [eval_set])[0]] == ["", right, ""]
     assert evaluate_requests(objective, params, [eval_set])[0].scores["exact_match"] == pytest.approx(1 / 3)
 

@@ -18,7 +18,7 @@ from promptprior.cli.output import SILENCE, only_own_lines
 from promptprior.errors import PromptpriorWarning
 from tests.backbone.tiny import config, tokenizer
 
-STEPS = re.compile(r"\w+ · target step \d+/\d+ · loss \d+\.\d+ · [^·]+ left")
+STEPS = re.compile(r"\d+% answering \d+ rows · [^·]+ left|\w+ · target step \d+/\d+ · loss \d+\.\d+ · [^·]+ left")
 RUN_ALL = """
 import json, sys
 from promptprior.cli import main

@@ -338,6 +338,9 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
             except Timeout as error:
                 raise ArtifactError(refused) from error
         _clear_partials(folder, depth=DEPTH)
+        for lock in folder.glob(".*.lock"):  # of an append that was killed: nobody else appends here now
+            if lock.name != CLAIM:
+                lock.unlink(missing_ok=True)
         for output in outputs:
             _clear_partials(output.parent, output.name)
         yield

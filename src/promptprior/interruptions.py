@@ -42,7 +42,7 @@ def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]
     return known
 
 
-def _restore(previous: dict[int, Any]) -> None:
+def _restore_handlers(previous: dict[int, Any]) -> None:
     for signum, handler in previous.items():
         signal.signal(signum, handler)
 
@@ -62,7 +62,7 @@ def interruptible(*, owns_process: bool = False) -> Iterator[None]:
             raise Interrupted(_received[0]) from error
         raise
     finally:
-        _restore(dict.fromkeys(previous, signal.SIG_IGN) if _received and owns_process else previous)
+        _restore_handlers(dict.fromkeys(previous, signal.SIG_IGN) if _received and owns_process else previous)
         _received.clear()
 
 
@@ -110,7 +110,7 @@ class DeferredSignals:
 
     def deliver(self, signum: int) -> None:
         """Let a signal do what it does outside; where its handler returns, go on as before."""
-        _restore(self._previous)
+        _restore_handlers(self._previous)
         self.received = 0
         signal.raise_signal(signum)
         self._previous = _install(self._note)
@@ -120,6 +120,6 @@ class DeferredSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _restore(self._previous)
+        _restore_handlers(self._previous)
         if self.received:
             signal.raise_signal(self.received)

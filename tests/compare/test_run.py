@@ -198,7 +198,7 @@ def test_sources_lose_the_texts_of_targets(plan: Plan, monkeypatch: pytest.Monke
         ({"methods": ("spott",)}, "did you mean 'spot'"),
         ({"targets": ()}, "--targets"),
         ({"seeds": (13, 13)}, "names something twice"),
-        ({"shots": (0,)}, "at least 1; got 0"),
+        ({"shots": (0,)}, r"shots \(0,\) \(--shots\): expected at least one number, each at least 1"),
         ({"sources": ()}, "learn from source tasks"),
         ({"sources": ("three",)}, "cannot be among its own sources"),
         ({"options": {"maml": {}}}, "not among --methods"),

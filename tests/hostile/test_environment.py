@@ -45,7 +45,7 @@ CASES = [
     adapt("output of 300 characters", "--output", "a" * 300, refused="--output"),
     adapt("output of 250 characters", "--output", "a" * 250, refused="--output"),
     adapt("output of 5000 characters", "--output", "a/" * 2500, refused="--output"),
-    adapt("output is a file", "--output", "f", refused="f: a file|f.*file", files={"f": "mine"}),
+    adapt("output is a file", "--output", "f", refused=r"f \(--output\): f exists and is not what promptprior adapt wrote", files={"f": "mine"}),
     adapt("output below a file", "--output", "f/out", refused="--output.*is a file", files={"f": "mine"}),
     adapt("output with NUL", "--output", "a\0b", refused="--output"),
     adapt("output not UTF-8", "--output", "a\udcff", refused="UTF-8"),

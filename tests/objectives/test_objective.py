@@ -76,7 +76,7 @@ def test_copying_the_rows_of_a_batch_changes_nothing() -> None:
         **{
             name: torch.cat([value, value + (8 if name == "text_index" else 0)])
             for name, value in vars(doubled).items()
-            if name not in ("copy_index", "prompt_index", "step", "seeds")
+            if name not in ("copy_index", "prompt_index", "step", "seeds", "weight_total")
         },
         copy_index=batch.copy_index.repeat(2),
         prompt_index=batch.prompt_index.repeat(2),
