@@ -107,7 +107,7 @@ def test_a_loss_that_is_no_number_stops_with_evidence(backbone: Backbone, monkey
     losses = PromptObjective.losses
     monkeypatch.setattr(PromptObjective, "losses", lambda *inputs: losses(*inputs) * float("nan"))
     with pytest.raises(TrainingError, match=r"not finite"):
-        fit(make_method("fomaml", RATE), SOURCES, backbone, settings())
+        fit(make_method("multitask"), SOURCES, backbone, settings())
 
 
 def test_learned_rates_reach_the_target(backbone: Backbone) -> None:
