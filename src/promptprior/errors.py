@@ -28,6 +28,10 @@ class TrainingError(PromptpriorError):
     """Training cannot go on: a loss that is not finite, a step that moves nothing."""
 
 
+class PromptpriorWarning(UserWarning):
+    """What this library warns of: work goes on, in another way than was asked for; the command line prints it."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence for an unknown name, with the nearest known names.
 

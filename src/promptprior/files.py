@@ -155,11 +155,14 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises ArtifactError naming the line when it is not whole."""
-    return parse_json(read_text(path), str(path))
+    return parse_own_json(read_text(path), str(path))
 
 
-def parse_json(text: str, where: str, line: int | None = None) -> Any:
-    """The value of a JSON text. Raises ArtifactError naming `where`, and the line, for whatever is wrong with it."""
+def parse_own_json(text: str, where: str, line: int | None = None) -> Any:
+    """The value of a JSON text that this library wrote.
+
+    Raises ArtifactError naming `where`, and the line, for whatever is wrong with it.
+    """
     try:
         value = json.loads(text)
         if "\\u" in text:  # half of a surrogate pair is no text that could be written again
@@ -227,7 +230,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_OF_HEADER):
                 raise damaged(f"its header would have {length:,} bytes")
-            header = parse_json(file.read(length).decode("utf-8", "replace"), str(path))
+            header = parse_own_json(file.read(length).decode("utf-8", "replace"), str(path))
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(header, dict):

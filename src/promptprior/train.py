@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from promptprior.artifacts.header import tensor_digest
 from promptprior.cost import Cost
-from promptprior.errors import TrainingError
+from promptprior.errors import PromptpriorWarning, TrainingError
 from promptprior.files import check_room, read_json, read_tensors, replace_folder, write_json, write_tensors, write_text
 from promptprior.interruptions import DeferredSignals, raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
@@ -276,7 +276,8 @@ def _restore(run: Run, folder: Path) -> Progress | None:
     elif meaning["start"] != _start_digests(run):
         problem = f"{folder} holds a checkpoint of a run that started from other parameters (another prior?)"
     if problem and "format" not in meaning:
-        warnings.warn(f"{problem}; it is of an older format and discarded: the run begins again", stacklevel=3)
+        text = f"{problem}; it is of an older format and discarded: the run begins again"
+        warnings.warn(text, PromptpriorWarning, stacklevel=3)
         return None
     if problem:
         raise TrainingError(f"{problem}; use another --output folder or delete this one")

@@ -255,7 +255,7 @@ PATHS = [
         "an output of 300 characters",
         ("adapt", "--target", "x.csv", *TINY, "--output", "o" * 300),
         {"x.csv": GOOD_CSV},
-        "too long",
+        "too long|300 characters",
     ),
     Case("check a name of 5000 characters", ("tasks", "check", "a" * 5000), {}, "unknown task|too long|cannot be used"),
     Case("check a pipe", ("tasks", "check", "x.csv"), {"x.csv": os.mkfifo}, "x.csv"),

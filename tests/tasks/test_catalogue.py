@@ -13,9 +13,10 @@ from promptprior.tasks.loading.readers import read_data_file, rows_of
 from promptprior.tasks.loading.spec import TaskSpec, render
 from promptprior.tasks.task import SPLITS
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 FOLDERS = sorted(path.parent.name for path in DATA.glob("*/task.json"))
-needs_data = pytest.mark.skipif(not FOLDERS, reason=f"{DATA} is absent")
+needs_data = pytest.mark.skipif(not FOLDERS, reason=f"the data folder {DATA} is absent")
+NAMES = FOLDERS or ["sst2"]  # a name for the skip to be told of
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_every_folder_has_a_spec() -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_folder_loads_by_its_spec(name: str) -> None:
     task = load_task(name, DATA, dict.fromkeys(SPLITS, 50))
     card = json.loads((DATA / name / "task.json").read_text())
@@ -70,7 +71,7 @@ def test_every_folder_loads_by_its_spec(name: str) -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("name", [n for n in FOLDERS if catalogue_spec(n).output_type == "multiple_choice"])
+@pytest.mark.parametrize("name", [n for n in NAMES if catalogue_spec(n).output_type == "multiple_choice"])
 def test_labels_are_the_folders_own(name: str) -> None:
     """The rendered label is the `label` column, also where the spec computes it from the Hub's columns."""
     rows = read_data_file(DATA / name / "validation.jsonl")

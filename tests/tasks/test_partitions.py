@@ -123,9 +123,9 @@ def test_what_a_partition_needs(leaks: Path) -> None:
 
 
 def test_the_real_partitions(pytestconfig: pytest.Config) -> None:
-    real = pytestconfig.rootpath / ".." / "shared" / "data"
+    real = pytestconfig.rootpath.parent / "shared" / "data"
     if not real.is_dir():
-        pytest.skip("no shared data")
+        pytest.skip(f"the data folder {real} is absent")
     assert len(choose_sides(real, "cls_to_cls").targets) >= 5
     with pytest.raises(SpecError, match="share text"):
         choose_sides(real, "crossfit_train_classification_test_classification")

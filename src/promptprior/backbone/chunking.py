@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from promptprior.errors import PromptpriorWarning
 from promptprior.notation import Int, Tensor
 from promptprior.processes import process_rank, processes
 from promptprior.tasks.sampling.batch import Batch
@@ -34,7 +35,8 @@ def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iter
         # Outside of `except`: the error's traceback would hold on to what the failed piece computed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens", stacklevel=2)
+        text = f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens"
+        warnings.warn(text, PromptpriorWarning, stacklevel=2)
         half = piece.texts // 2
         halves = (torch.arange(half), torch.arange(half, piece.texts))
         yield from backing_off((piece.take(texts) for texts in halves), run)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_help
+from promptprior.cli.output import only_own_lines
 from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.yaml_file import line_of_key, load_yaml
@@ -33,7 +34,8 @@ def run_command(words: Sequence[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C knows few letters
     try:
-        code = run(words)
+        with only_own_lines(debug="--debug" in words):
+            code = run(words)
         sys.stdout.flush()
     except PromptpriorError as error:
         raise_if_interrupted()  # an interrupted import may end in any error
@@ -70,7 +72,6 @@ def printable(message: str) -> str:
 
 def run(words: Sequence[str]) -> int | None:
     """Show help or run a verb; returns what the verb does."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for reading weights hides our own lines
     for word in words:
         try:
             word.encode()

@@ -1,8 +1,49 @@
 """What verbs print. Needs no torch."""
 
+import logging
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from promptprior.errors import PromptpriorWarning
+
+# What other libraries read when they are imported, which is later; a user who sets one is not overruled
+SILENCE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bars too
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+}
+
+
+@contextmanager
+def only_own_lines(debug: bool = False) -> Iterator[None]:
+    """Keep what other libraries log, warn of or draw from our lines; our own warnings are a line each on stderr.
+
+    With `debug` everything is shown as Python shows it.
+    """
+    if debug:
+        yield
+        return
+    for name, value in SILENCE.items():
+        os.environ.setdefault(name, value)
+    silent = logging.NullHandler()  # while the root has no handler at all, Python prints what libraries log
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_own_warning  # filters would not do: libraries add filters of their own
+        logging.getLogger().addHandler(silent)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(silent)
+
+
+def _show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    if issubclass(category, PromptpriorWarning):
+        print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
 
 
 def command_line() -> str:

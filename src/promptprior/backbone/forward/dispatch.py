@@ -14,6 +14,7 @@ from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, compile_kernels, saved_entries
 from promptprior.backbone.kernels.lm_head import state_losses
+from promptprior.errors import PromptpriorWarning
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Tokens, collate
 
@@ -68,6 +69,7 @@ def chosen_route(frozen: Frozen, recompute: bool, check: bool, fused: bool = Fal
         warnings.warn(
             f"{frozen.card.name} ({frozen.card.architecture}): the fast route {name} {complaint}; "
             "a slower one is used, results are unaffected. Please report the model.",
+            PromptpriorWarning,
             stacklevel=2,
         )
     return partial(route, keep=False) if recompute else route
