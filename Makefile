@@ -10,10 +10,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test help
+.PHONY: demo test torture help
 help:
-	@echo "make demo   install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
-	@echo "make test   install what tests need, check style and types, run the tests"
+	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
+	@echo "make test     install what tests need, check style and types, run the tests"
+	@echo "make torture  kill fit, adapt and compare 500 times (10 minutes on 2 cores), write the counts to torture.json"
 
 demo: .venv/.demo
 	.venv/bin/promptprior compare experiments/demo.yaml
@@ -25,6 +26,10 @@ test: .venv/.test
 	.venv/bin/ruff format --check src tests benchmarks examples
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2
+
+torture: .venv/.test
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.kill.runner 500 fit:kill:140 fit:time:20 adapt:kill:120 adapt:time:20 \
+	  guard:kill:40 compare:kill:130 compare:time:30 > torture.json || (cat torture.json; exit 1)
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptprior needs Python 3.11 or newer: make PYTHON=python3.11")'

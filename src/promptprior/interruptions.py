@@ -87,6 +87,17 @@ def unfinished() -> Iterator[None]:
         _unfinished.pop()
 
 
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Put back the handlers that a library replaces inside: Ray's would end this process with exit code 15."""
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _restore({signum: handler for signum, handler in previous.items() if handler is not None})
+
+
 def raise_if_interrupted() -> None:
     """Raise Interrupted if a signal came that waits, or whose exception was swallowed, as callbacks sometimes do."""
     if _received:

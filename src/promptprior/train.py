@@ -142,6 +142,7 @@ def train(
                 saved = time.monotonic()
             if signum:
                 signals.deliver(signum)
+                raise_if_interrupted()  # if it could not raise there
             if is_finished:
                 break
             state, info = run.rule.step(progress.state, run.draws.batch(progress.state.step), run.objective)

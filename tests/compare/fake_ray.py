@@ -1,6 +1,8 @@
 """As much of Ray as the executor asks for, in one process: what is sent is pickled, and workers die as tests say."""
 
 import pickle
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -76,7 +78,8 @@ class FakeRay:
         return False
 
     def init(self, **_: Any) -> None:
-        """Connect."""
+        """Connect. Ray takes SIGTERM for itself then."""
+        signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(signum))
 
     def nodes(self) -> list[dict[str, Any]]:
         return self.machines

@@ -204,8 +204,9 @@ def far(plan: Plan, tmp_path: Path, **changes: Any) -> Plan:
 
 
 def test_played_workers_give_the_same_files(played: Callable[..., FakeRay], local: Plan, tmp_path: Path) -> None:
-    fake, plan = played(), far(local, tmp_path)
+    fake, plan, on_sigterm = played(), far(local, tmp_path), signal.getsignal(signal.SIGTERM)
     run.compare(plan, say=lambda _: None)
+    assert signal.getsignal(signal.SIGTERM) is on_sigterm
     assert rows_of(plan) == rows_of(local)
     assert artifacts_of(plan) == artifacts_of(local)
     assert len(fake.spawned) == 2  # each loads the backbone, once

@@ -22,6 +22,7 @@ from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext, work_folder
 from promptprior.errors import SpecError
 from promptprior.files import write_text
+from promptprior.interruptions import keeping_handlers
 
 CONNECT_SECONDS = 10.0  # that the head of a cluster may take to answer
 POLL = 2.0  # seconds between two looks at workers and machines
@@ -76,7 +77,8 @@ def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[An
         raise SpecError(f"--engine ray needs a package: pip install 'promptprior[ray]' ({error})") from error
     if not (was_connected := ray.is_initialized()):
         try:
-            ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
+            with keeping_handlers():
+                ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = plan.address or "this machine"
             raise SpecError(f"no Ray cluster could be reached at {where} (--address): {error}") from error
