@@ -95,7 +95,7 @@ def keeping_handlers() -> Iterator[None]:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            _restore({signum: handler for signum, handler in previous.items() if handler is not None})
+            _restore_handlers({signum: handler for signum, handler in previous.items() if handler is not None})
 
 
 def raise_if_interrupted() -> None:
