@@ -25,7 +25,7 @@ test: .venv/.test
 	.venv/bin/ruff check src tests benchmarks examples
 	.venv/bin/ruff format --check src tests benchmarks examples
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 -rs --max-skips 12
 
 torture: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.kill.runner 500 fit:kill:140 fit:time:20 adapt:kill:120 adapt:time:20 \
