@@ -2,8 +2,11 @@
 """What is wrong is found before any work: limits, lengths, metrics, weights; and what failed is said at the end."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -277,10 +280,21 @@ def test_a_damaged_cost_of_a_prior_stops_before_any_work(cli: Cli, data: Path, m
 
 def test_a_wrong_address_of_ray_is_told_at_once(cli: Cli, data: Path, model: Path, tmp_path: Path):
     pytest.importorskip("ray")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    output, start = tmp_path / "out", time.monotonic()
-    words = compare(data, model, output, "--engine", "ray", "--address", f"127.0.0.1:{port}")
-    refused(cli, output, f"no Ray cluster could be reached at 127.0.0.1:{port} (--address)", *words)
-    assert time.monotonic() - start < 30
+    output, said = tmp_path / "out", "no Ray cluster could be reached at"
+    words = [*compare(data, model, output, "--engine", "ray"), "--address"]
+    with socket.socket() as closed, socket.socket() as silent:
+        closed.bind(("127.0.0.1", 0))
+        start, address = time.monotonic(), f"127.0.0.1:{closed.getsockname()[1]}"
+        refused(cli, output, f"{said} {address} (--address)", *words, address)
+        assert time.monotonic() - start < 10
+        silent.bind(("127.0.0.1", 0))  # something listens that is not Ray
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code = "import sys; from promptprior.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, *map(str, words), address]
+        quick = {**os.environ, "RAY_py_gcs_connect_timeout_s": "1"}  # of 10; Ray reads it when it is imported
+        done = subprocess.run(command, env=quick, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2, done.stderr
+    assert f"promptprior: {said} 127.0.0.1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not output.exists()

@@ -326,5 +326,5 @@ def test_a_cluster_that_is_not_there_is_said(
         raise ConnectionError("nobody there")
 
     monkeypatch.setattr(played(), "init", refuse, raising=False)
-    with pytest.raises(SpecError, match=r"no Ray cluster could be reached at far:1 \(--address\)"):
-        run.compare(far(local, tmp_path, address="far:1"), say=lambda _: None)
+    with pytest.raises(SpecError, match=r"no Ray cluster could be reached at auto \(--address\): nobody there"):
+        run.compare(far(local, tmp_path, address="auto"), say=lambda _: None)

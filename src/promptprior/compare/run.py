@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -95,11 +95,12 @@ def run_plan(
             left_out=left_out,
         )
 
-    if plan.engine == "ray":
-        from promptprior.compare.executors.ray_driver import check_address
+    cluster: AbstractContextManager[object] = nullcontext()
+    if plan.engine == "ray" and plan.address:  # before anything is written; one of this machine starts with its work
+        from promptprior.compare.executors.ray_driver import ray_connection
 
-        check_address(plan.address)
-    with claimed(plan.output):
+        cluster = ray_connection(plan.address)
+    with cluster, claimed(plan.output):
         done = _finished_keys(plan)
         finished = sum(cell.key in done for cell in wanted)
         prompt_bytes = 4 * plan.resolved().length * context.backbone.width

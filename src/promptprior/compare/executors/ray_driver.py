@@ -10,7 +10,8 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,38 +52,43 @@ class WorkerHandle:
     progress: tuple[str, float] = ("starting", 0.0)
 
 
-def check_address(address: str | None) -> None:
-    """Raise SpecError when nothing listens at the address of a cluster: Ray itself would wait for minutes."""
-    where = address or os.environ.get("RAY_ADDRESS", "")
-    host, colon, port = where.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():  # auto, local, or none
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise SpecError(f"no Ray cluster could be reached at {where} (--address): {error}") from error
+@contextmanager
+def ray_connection(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at an address, or to one of this machine; afterwards it is as it was before.
 
-
-def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[Any, bool, WorkerInit]:
-    """Ray, connected to the cluster that the plan names or to one of this machine; whether it was before; what workers
-    get.
-
-    Raises SpecError when Ray is not installed, when there is no cluster, or when no machine has room for a worker.
+    Raises SpecError when Ray is not installed, and when there is no cluster: at once where nothing listens, and within
+    half a minute where something else does.
     """
-    plan, frozen = context.plan, context.backbone.frozen
+    where = address or os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports to nobody
+    if where:  # by themselves these are minutes; a cluster that starts here needs them
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
     try:
         import ray
     except ImportError as error:
         raise SpecError(f"--engine ray needs a package: pip install 'promptprior[ray]' ({error})") from error
-    if not (was_connected := ray.is_initialized()):
-        try:
-            with keeping_handlers():
-                ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = plan.address or "this machine"
-            raise SpecError(f"no Ray cluster could be reached at {where} (--address): {error}") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
+    try:
+        if colon and port.isdecimal():  # neither auto nor local
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with keeping_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        there = where or "this machine"
+        raise SpecError(f"no Ray cluster could be reached at {there} (--address): {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
+
+def _worker_init(ray: Any, context: WorkerContext, progress: ProgressDisplay) -> WorkerInit:
+    """What workers get. Raises SpecError when no machine of the cluster has room for one."""
+    plan, frozen = context.plan, context.backbone.frozen
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
         sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
@@ -100,7 +106,7 @@ def _open_cluster(context: WorkerContext, progress: ProgressDisplay) -> tuple[An
     backbone = str(folder) if folder.exists() else plan.backbone
     plan = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
     dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
-    return ray, was_connected, WorkerInit(plan, context.tasks, dtype, frozen.card, version, token)
+    return WorkerInit(plan, context.tasks, dtype, frozen.card, version, token)
 
 
 def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) -> Generator[tuple[Work, Result]]:
@@ -108,8 +114,14 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
 
     Raises SpecError when there is no cluster, when a worker would fit on none of its machines, or cannot start.
     """
-    plan = context.plan
-    ray, was_connected, worker_init = _open_cluster(context, progress)
+    with ray_connection(context.plan.address) as ray:
+        yield from _run_on_cluster(ray, context, queue, progress)
+
+
+def _run_on_cluster(
+    ray: Any, context: WorkerContext, queue: Queue, progress: ProgressDisplay
+) -> Generator[tuple[Work, Result]]:
+    plan, worker_init = context.plan, _worker_init(ray, context, progress)
     init = ray.put(worker_init)
     workers: list[WorkerHandle] = []
     max_workers, last_poll = len(queue.waiting), -1e9
@@ -156,12 +168,10 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
             worker.is_ready, worker.work = True, None
             if held is not None:
                 yield held, answer
-    finally:  # leave the cluster as it was found
+    finally:  # leave the cluster as it was
         worker_init.token.unlink(missing_ok=True)
         for worker in workers:
             ray.kill(worker.actor)
-        if not was_connected:
-            ray.shutdown()
 
 
 def start_work(context: WorkerContext, worker: WorkerHandle, work: Work) -> None:
