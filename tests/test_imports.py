@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/promptprior"
 LAYERS = (
     "notation", "errors", "untrusted", "cost", "plugins", "processes", "interruptions", "files", "config", "tasks",
-    "backbone", "parameterisations", "objectives", "rules", "artifacts", "preflight", "train", "watch", "evaluate",
-    "methods", "fit", "adapt", "guard", "report", "compare", "cli",
+    "backbone", "parameterisations", "objectives", "heads", "rules", "artifacts", "preflight", "train", "watch",
+    "evaluate", "methods", "fit", "adapt", "guard", "report", "compare", "cli",
 )  # fmt: skip
 """From the ground up: a file imports only from its own layer and from those before it."""
 FILES = sorted(SOURCE.rglob("*.py"))

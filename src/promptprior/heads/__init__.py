@@ -1,0 +1,1 @@
+"""AXIS 3: how states become answers."""

@@ -1,0 +1,55 @@
+"""The protocol of AXIS 3: how what the frozen model makes of a text becomes probabilities of its choices.
+
+A head is a frozen dataclass of plain settings, which artifacts keep with its name. It knows no tokens, no prompts and
+no model: it reads a `Readout`, and `fit` makes params of the shots' one. The way through it:
+
+    sites = head.sites(layers)                           what the model must hand out of its states
+    params = head.fit(shots, labels, extra)              shots.states hold all these sites
+    used = head.used(params)                             indices into `sites`: what answering still needs
+    nll = head.choice_nll(params, readout)               readout.states hold the used sites alone, in this order
+
+So a head that picks one middle layer of many costs half a forward pass where it answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from promptprior.backbone import Site
+from promptprior.notation import Float, Int, Params, Tensor
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the frozen model hands out about X texts of one task behind one prompt.
+
+    `nll`: the summed NLL of each of the K choices, in nats, float64. `states`: each text's states pooled at S sites;
+    None where nothing reads states. A head that reads states alone takes only the number of choices from `nll`.
+    """
+
+    nll: Float[Tensor, "X K"]
+    states: Float[Tensor, "X S D"] | None = None
+
+
+class Head(Protocol):
+    """What turns a readout into probabilities. Its params are those of ONE copy: float tensors without a copies axis,
+    none for a head that fits nothing."""
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under and artifacts keep."""
+
+    def sites(self, layers: int) -> tuple[Site, ...]:
+        """What it reads of a model with so many blocks while it is fitted; () for no states."""
+
+    def extra_texts(self, texts: Sequence[str]) -> list[str]:
+        """Further texts that `fit` wants to read beside the shots' (content-free ones); [] for none."""
+
+    def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:
+        """Params from the shots, whose choices are labelled 0 to K - 1; `extra` is the readout of `extra_texts`."""
+
+    def used(self, params: Params) -> tuple[int, ...]:
+        """Which of `sites`, by their indices in ascending order, `choice_nll` reads."""
+
+    def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:
+        """Minus the log probability of each choice, normalised over the choices, in nats, float64."""
