@@ -5,6 +5,7 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 `score_on_test`, when all is decided.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,19 @@ from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
+from promptprior.evaluate import (
+    EvalResult,
+    EvalSet,
+    dev_scores,
+    evaluate_requests,
+    make_eval_set,
+    prompt_heads,
+    prompt_objective,
+)
 from promptprior.fit import RunControl, make_run_context
+from promptprior.fit_head import fit_heads, why_no_head
+from promptprior.heads.fitted import with_heads, without_head
+from promptprior.heads.registry import make_head
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
@@ -79,7 +91,10 @@ def adapt(
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
     for episode in episodes:
-        if reason := method.serves(episode.task):
+        reason = method.serves(episode.task)
+        if reason is None and method.head != "verbalizer":
+            reason = why_no_head(episode.task)
+        if reason is not None:
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
     checked = _checked_priors(method, episodes, priors, backbone, settings.length)
     if not method.adapts_one_by_one:
@@ -133,7 +148,34 @@ def _adapt_as_copies(
     done = context.train(target_run(method, context, objective, init, episodes, rates), "target")
     cost = sum((trained.cost for trained in earlier), done.cost).shared_by(len(episodes))
     finished = _FinishedRun(method, context, init, rates, done, cost)
-    return [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    adapted = [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    return adapted if method.head == "verbalizer" else _with_fitted_heads(method.head, context.backbone, adapted)
+
+
+def _with_fitted_heads(name: str, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
+    """Adapted prompts of one form, each with a head that its shots have taught; dev scores are then the head's."""
+    start, rows, tokens = time.monotonic(), backbone.meter.rows, backbone.meter.tokens
+    head, objective = make_head(name), prompt_objective(adapted[0].prompt, backbone)
+    size = copies_of(adapted[0].prompt.params)
+    params = {n: torch.cat([a.prompt.params[n] for a in adapted]) for n in adapted[0].prompt.params}
+    fitted = fit_heads(head, objective, params, [a.episode for a in adapted], size)
+    spent = Cost(time.monotonic() - start, backbone.meter.rows - rows, backbone.meter.tokens - tokens)
+    headed = []
+    for a, (heads, on_dev) in zip(adapted, fitted, strict=True):
+        header, task = a.prompt.header, a.episode.task
+        score = on_dev.scores[task.metrics[0]] if on_dev else None
+        header = replace(
+            header,
+            head=head.name,
+            head_settings=to_mapping(head),
+            choices=a.episode.shots.train[0].choices,
+            scores={"dev": {**header.scores["dev"], "dev_score": score}},  # type: ignore[dict-item]
+        )
+        prompt = Prompt(header, with_heads(a.prompt.params, heads))
+        taught = sum(value.numel() for h in heads for value in h.params.values())
+        cost = a.cost + spent.shared_by(len(adapted))
+        headed.append(replace(a, prompt=prompt, dev_score=score, trainable=a.trainable + taught, cost=cost))
+    return headed
 
 
 def initial_adaptation(
@@ -344,9 +386,11 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
             task, size = a.episode.task, copies_of(a.prompt.params)
             if task.fingerprint not in eval_sets:
                 eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
-            requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size))
+            heads = prompt_heads(a.prompt)
+            requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size, heads=heads))
             first += size
-        params = {name: torch.cat([a.prompt.params[name] for a in group]) for name in group[0].prompt.params}
+        forms = [without_head(a.prompt.params) for a in group]
+        params = {name: torch.cat([form[name] for form in forms]) for name in forms[0]}
         results.update(zip(places, evaluate_requests(objective, params, requests), strict=True))
     return [results[place] for place in range(len(adapted))]
 
@@ -367,6 +411,6 @@ def diagnose(backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Ta
         texts[task.fingerprint, split] = training_tokens(backbone, task, [examples[i] for i in order[:DIAGNOSED]])
     beside = {task.name: texts[task.fingerprint, "train"] for task in others}
     return [
-        form.diagnose(a.prompt.params, {**beside, a.episode.task.name: texts[a.episode.task.fingerprint, "test"]})
+        form.diagnose(without_head(a.prompt.params), {**beside, a.episode.task.name: texts[a.episode.task.fingerprint, "test"]})
         for a in adapted
     ]

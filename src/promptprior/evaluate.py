@@ -14,8 +14,12 @@ import numpy as np
 import torch
 
 from promptprior.artifacts.artifact import Prompt
-from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
+from promptprior.artifacts.header import tensor_digest
+from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
 from promptprior.errors import DataError
+from promptprior.heads.fitted import FittedHead, fitted_heads, without_head
+from promptprior.heads.head import Readout
+from promptprior.heads.registry import make_head
 from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
@@ -36,7 +40,8 @@ TargetNLL = list[list[float]]
 class EvalSet:
     """Examples of a task that one copy of the parameters answers. `tokens` hold every choice, or the right answer.
 
-    With `ensemble_size` above 1 as many copies, from `copy` on, answer by the mean of their probabilities.
+    With `ensemble_size` above 1 as many copies, from `copy` on, answer by the mean of their probabilities. `heads`: the
+    fitted head of each of them; without, choices are ranked by the likelihood of their words.
     """
 
     task: Task
@@ -45,6 +50,7 @@ class EvalSet:
     copy: int = 0
     task_index: int = 0
     ensemble_size: int = 1
+    heads: tuple[FittedHead, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ def evaluate(
     Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
     """
     objective = prompt_objective(prompt, backbone)
-    eval_set = make_eval_set(objective, task, task.split(split)[:limit])
-    return evaluate_requests(objective, prompt.params, [replace(eval_set, ensemble_size=copies_of(prompt.params))])[0]
+    eval_set = prompt_eval_set(objective, prompt, task, task.split(split)[:limit])
+    return evaluate_requests(objective, without_head(prompt.params), [eval_set])[0]
 
 
 @torch.no_grad()
@@ -81,10 +87,34 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
 
     Raises ArtifactError for a prompt of another backbone.
     """
-    objective = prompt_objective(prompt, backbone)
-    eval_sets = [replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))]
-    nll = eval_set_losses(objective, prompt.params, eval_sets) if task.is_choice else [[]]
-    return predictions_of(objective, prompt.params, eval_sets, nll)[0]
+    objective, params = prompt_objective(prompt, backbone), without_head(prompt.params)
+    eval_sets = [prompt_eval_set(objective, prompt, task, examples)]
+    nll = eval_set_losses(objective, params, eval_sets) if task.is_choice else [[]]
+    return predictions_of(objective, params, eval_sets, nll)[0]
+
+
+def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: Sequence[Example]) -> EvalSet:
+    """An evaluation set that all copies of a prompt answer, by the head it has.
+
+    Raises DataError where the head knows other choices than those of the examples.
+    """
+    header = prompt.header
+    whole = replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))
+    if not header.head:
+        return whole
+    for example in examples:
+        if example.choices != header.choices:
+            raise DataError(
+                f"task {task.name!r}: example {example.id!r} has the choices {list(example.choices)}; the "
+                f"{header.head} head of this prompt was fitted to {list(header.choices)}, in this order"
+            )
+    return replace(whole, heads=prompt_heads(prompt))
+
+
+def prompt_heads(prompt: Prompt) -> tuple[FittedHead, ...]:
+    """The fitted head of each copy of a prompt; () where the choices' likelihood answers."""
+    header = prompt.header
+    return fitted_heads(make_head(header.head, header.head_settings), prompt.params) if header.head else ()
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
@@ -108,6 +138,21 @@ def evaluate_requests(
     ]
 
 
+def choice_result(eval_set: EvalSet, nll: TargetNLL) -> EvalResult:
+    """Scores of answers whose choices have these NLL, in nats."""
+    return EvalResult(score(eval_set.task, eval_set.examples, ranked(eval_set, nll)), right_answer_nll(eval_set, nll))
+
+
+def ranked(eval_set: EvalSet, nll: TargetNLL) -> list[Prediction]:
+    """The likeliest choice of each example."""
+    predictions = []
+    for example, tokens, of_choices in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
+        best = min(range(len(of_choices)), key=of_choices.__getitem__)
+        lengths = tuple(map(len, tokens.targets))
+        predictions.append(Prediction(example.id, example.choices[best], best, tuple(of_choices), lengths))
+    return predictions
+
+
 def dev_scores(
     objective: Answering, eval_sets: Sequence[EvalSet], params: Params
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
@@ -124,9 +169,67 @@ def dev_scores(
 def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[EvalSet]) -> list[TargetNLL]:
     """Summed NLL in nats of every target of every text of every evaluation set, in float64.
 
-    For an ensemble it is minus the log of the mean probability. Texts are split over processes.
+    For an ensemble it is minus the log of the mean probability; a head's are normalised over the choices.
     """
-    members = [replace(e, copy=e.copy + c, ensemble_size=1) for e in eval_sets for c in range(e.ensemble_size)]
+    members = [
+        replace(e, copy=e.copy + c, ensemble_size=1, heads=e.heads[c : c + 1])
+        for e in eval_sets
+        for c in range(e.ensemble_size)
+    ]
+    plain = iter(likelihoods(objective, params, [m for m in members if not m.heads]))
+    headed, blocks = [m for m in members if m.heads], objective.backbone.blocks
+    sites = [[h.head.sites(blocks)[i] for i in h.head.used(h.params)] for h in (m.heads[0] for m in headed)]
+    read = iter(readouts(objective, params, headed, sites))
+    remaining = iter([m.heads[0].choice_nll(next(read)).tolist() if m.heads else next(plain) for m in members])
+    ensembles = [[next(remaining) for _ in range(e.ensemble_size)] for e in eval_sets]
+    return [
+        own[0] if len(own) == 1 else [mean_probability(of_text) for of_text in zip(*own, strict=True)]
+        for own in ensembles
+    ]
+
+
+def readouts(
+    objective: Answering, params: Params, members: Sequence[EvalSet], sites: Sequence[Sequence[Site]]
+) -> list[Readout]:
+    """What the model hands to the head of each evaluation set (of one copy each), with states at the sites named.
+
+    Sets that share texts, and copies that are equal, are read once, up to the highest layer that one of them asks for.
+    """
+    nll = iter(likelihoods(objective, params, [m for m in members if m.heads[0].head.reads_nll]))
+    keys: list[tuple[object, ...]] = []
+    wanted: dict[tuple[object, ...], set[Site]] = {}
+    for member, own in zip(members, sites, strict=True):
+        digests = (tensor_digest(value[member.copy]) for _, value in sorted(params.items()))
+        keys.append((*digests, member.task_index, *member.tokens))
+        wanted.setdefault(keys[-1], set()).update(own)
+    states: dict[tuple[object, ...], dict[Site, Tensor]] = {}
+    for key, member in zip(keys, members, strict=True):
+        if key in states:
+            continue
+        order, parts = sorted(wanted[key]), []
+        for start in range(0, len(member.tokens) if order else 0, TEXTS_AT_ONCE):
+            raise_if_interrupted()
+            tokens = member.tokens[start : start + TEXTS_AT_ONCE]
+            batch = collate(tokens, [member.copy] * len(tokens), [member.task_index] * len(tokens))
+            parts.append(objective.text_states(params, batch, order).cpu().double())  # [X, S, D]
+        states[key] = dict(zip(order, torch.cat(parts).unbind(1), strict=True)) if parts else {}
+    return [
+        Readout(
+            torch.tensor(
+                next(nll) if m.heads[0].head.reads_nll else [[0.0] * len(t.targets) for t in m.tokens],
+                dtype=torch.float64,
+            ),
+            torch.stack([states[key][site] for site in own], dim=1) if own else None,
+        )
+        for m, key, own in zip(members, keys, sites, strict=True)
+    ]
+
+
+def likelihoods(objective: Answering, params: Params, members: Sequence[EvalSet]) -> list[TargetNLL]:
+    """The summed NLL of every target of every text, in nats, of evaluation sets of one copy each.
+
+    Texts are split over processes.
+    """
     texts = [(m, x) for m, member in enumerate(members) for x in range(len(member.tokens))]
     texts.sort(key=lambda text: (members[text[0]].copy, len(members[text[0]].tokens[text[1]])))  # little padding
     by_member: list[TargetNLL] = [[[] for _ in member.tokens] for member in members]
@@ -146,12 +249,7 @@ def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[Ev
         sums = iter((losses * batch.target_lengths).tolist())
         for m, x in chunk:
             by_member[m][x] = [next(sums) for _ in members[m].tokens[x].targets]
-    remaining = iter(by_member)
-    ensembles = [[next(remaining) for _ in range(e.ensemble_size)] for e in eval_sets]
-    return [
-        own[0] if len(own) == 1 else [mean_probability(of_text) for of_text in zip(*own, strict=True)]
-        for own in ensembles
-    ]
+    return by_member
 
 
 def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
@@ -187,10 +285,7 @@ def predictions_of(
     for e, nll in zip(eval_sets, losses, strict=True):
         predictions = []
         if e.task.is_choice:
-            for example, tokens, of_choices in zip(e.examples, e.tokens, nll, strict=True):
-                best = min(range(len(of_choices)), key=of_choices.__getitem__)
-                lengths = tuple(map(len, tokens.targets))
-                predictions.append(Prediction(example.id, example.choices[best], best, tuple(of_choices), lengths))
+            predictions = ranked(e, nll)
         elif generate:
             batch = collate(e.tokens, [e.copy] * len(e.tokens), [e.task_index] * len(e.tokens))
             texts = objective.generate(params, batch, e.task.max_gen_toks)

@@ -17,8 +17,9 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import eval_set_losses, make_eval_set, predictions_of, prompt_objective, right_answer_nll
+from promptprior.evaluate import eval_set_losses, predictions_of, prompt_eval_set, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
+from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.watch import WatchStage
@@ -120,13 +121,14 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
     """Score and NLL of a prompt on its episode's dev shots, example by example."""
     task, dev = adapted.episode.task, adapted.episode.shots.dev
     objective = prompt_objective(adapted.prompt, backbone)
-    eval_set = make_eval_set(objective, task, dev)
-    [losses] = eval_set_losses(objective, adapted.prompt.params, [eval_set])
+    eval_set = prompt_eval_set(objective, adapted.prompt, task, dev)
+    params = without_head(adapted.prompt.params)
+    [losses] = eval_set_losses(objective, params, [eval_set])
     each = [
         right_answer_nll(replace(eval_set, examples=[example], tokens=[tokens]), [values])
         for example, tokens, values in zip(dev, eval_set.tokens, losses, strict=True)
     ]
-    predictions = tuple(predictions_of(objective, adapted.prompt.params, [eval_set], [losses], generate=False)[0])
+    predictions = tuple(predictions_of(objective, params, [eval_set], [losses], generate=False)[0])
     value = score(task, dev, predictions)[task.metrics[0]] if predictions else None
     return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
 

@@ -62,7 +62,8 @@ class _Artifact:
             raise ArtifactError(f"all tensors of a {kind} need equally many copies; got {shapes}")
         if header.parameterisation == "direct":
             prompt, width = params.get("prompt"), header.backbone.width
-            has_others = kind == "prompt" and len(params) > 1  # SPoT's prior keeps its start beside the prompt
+            others = {name for name in params if not name.startswith("head.")} - {"prompt"}
+            has_others = kind == "prompt" and bool(others)  # SPoT's prior keeps its start beside the prompt
             if prompt is None or has_others or prompt.ndim != 3 or prompt.shape[2] != width:
                 raise ArtifactError(
                     f"the parameterisation 'direct' has one tensor 'prompt' of shape [copies, length, {width}]; got "
@@ -82,9 +83,12 @@ class _Artifact:
         not finite, and for a folder that holds other files.
         """
         folder, header = Path(folder), self.header
-        is_lora = header.parameterisation == "lora"
+        is_lora = header.parameterisation == "lora" and not header.head  # PEFT has no form for a head
         is_plain = (
-            header.kind == "prompt" and header.parameterisation == "direct" and self.params["prompt"].shape[0] == 1
+            header.kind == "prompt"
+            and header.parameterisation == "direct"
+            and self.params["prompt"].shape[0] == 1
+            and not header.head
         )
         params = {name: value.detach().cpu() for name, value in self.params.items()}
         if is_plain:  # PEFT keeps float32
@@ -134,7 +138,7 @@ class _Artifact:
         if backbone is not None:
             header.backbone.check(backbone, str(folder))
         path = folder / TENSORS[kind]
-        if header.parameterisation == "lora":
+        if header.parameterisation == "lora" and not header.head:
             params = peft.read_lora(folder)
         elif kind == "prompt" and not path.exists() and (folder / peft.CONFIG_FILE).exists():
             params = {"prompt": peft.read_adapter(folder)[1][None].clone()}

@@ -18,6 +18,11 @@ def single_prompt(artifact: Prior | Prompt, where: str) -> Float[Tensor, "L D"]:
     """
     header = artifact.header
     what = f"{where} ({header.method}, {header.parameterisation})"
+    if header.head:
+        raise ArtifactError(
+            f"{what} answers by a {header.head} head on the states behind its prompt, which other tools do not have: "
+            "it is served by promptprior itself (promptprior predict)"
+        )
     cls = form_class(header.parameterisation)
     if hasattr(cls, "answers"):
         holds = getattr(cls, "holds", f"what the parameterisation {header.parameterisation!r} answers with")

@@ -53,7 +53,8 @@ class Header:
 
     `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts. `scores` and
     `diagnostics` are free; numbers that are not finite are written as text. `origin` is the format that another tool
-    wrote the prompt in.
+    wrote the prompt in. `head`, where one was fitted, is what answers in place of the words' likelihood, with its settings
+    and the choices it tells apart, in label order; its tensors are named "head.*".
     """
 
     kind: Kind
@@ -67,6 +68,9 @@ class Header:
     diagnostics: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
     origin: Origin = "promptprior"
+    head: str = field(default="", metadata={"omit_from_hash_if_default": True})
+    head_settings: Mapping[str, object] = field(default_factory=dict, metadata={"omit_from_hash_if_default": True})
+    choices: tuple[str, ...] = field(default=(), metadata={"omit_from_hash_if_default": True})
     format_version: int = FORMAT_VERSION
 
 

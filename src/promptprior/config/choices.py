@@ -5,6 +5,8 @@ from typing import Literal
 OptimiserKind = Literal["adamw", "adafactor", "sgd"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
+HeadName = Literal["verbalizer", "calibrated", "contextual", "batch", "linear", "nearest", "constant", "mixture"]
+"""How states become answers (heads.registry)."""
 Measure = Literal["prompt", "token", "gradient", "label", "format"]
 """Ways in which two tasks can be like each other (compare.similarity)."""
 Shared = Literal["refuse", "drop", "keep"]

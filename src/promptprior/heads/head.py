@@ -39,6 +39,10 @@ class Head(Protocol):
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
 
+    @property
+    def reads_nll(self) -> bool:
+        """Whether it reads the likelihood of the choices; else a readout's `nll` is all zeros, and costs nothing."""
+
     def sites(self, layers: int) -> tuple[Site, ...]:
         """What it reads of a model with so many blocks while it is fitted; () for no states."""
 

@@ -9,10 +9,11 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.config.choices import HeadName
 from promptprior.config.mapping import check_bounds
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.methods.options import fact
+from promptprior.methods.options import fact, target_option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.methods.workload import Workload
 from promptprior.notation import Params, Tensor
@@ -77,6 +78,9 @@ class Recipe(Workload):
     prior_of: str = fact("", omit_from_hash_if=lambda _: True)
     is_ensemble: bool = fact(False, omit_from_hash_if=lambda _: True)
     revision: int = fact(0, init=False, omit_from_hash_if=lambda recipe: recipe.revision == 0)
+    head: HeadName = target_option(
+        "verbalizer", "how states become answers: by the choices' likelihood, or a head", omit_from_hash_if_default=True
+    )
 
     trains: ClassVar[bool] = True  # off where adaptation learns nothing
     adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem

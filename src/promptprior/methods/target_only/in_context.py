@@ -100,4 +100,4 @@ def context_room(backbone: Backbone, task: Task) -> int | None:
     return context - int(ROOM * longest) - (0 if task.is_choice else task.max_gen_toks)
 
 
-ARMS = (InContext(),)
+ARMS = (InContext(), InContext(name="in_context_contextual", head="contextual"))
