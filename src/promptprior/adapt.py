@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
+from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
@@ -23,6 +24,7 @@ from promptprior.evaluate import (
     EvalResult,
     EvalSet,
     dev_scores,
+    evaluate,
     evaluate_requests,
     make_eval_set,
     prompt_heads,
@@ -372,10 +374,13 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
     Prompts of one parameterisation are copies of one evaluation.
     """
     alike: dict[str, list[int]] = defaultdict(list)
+    results: dict[int, EvalResult] = {}
     for place, a in enumerate(adapted):
         header = a.prompt.header
+        if header.parameterisation == BLEND:
+            results[place] = evaluate(a.prompt, a.episode.task, backbone, "test", limit)
+            continue
         alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
-    results: dict[int, EvalResult] = {}
     for places in alike.values():
         group = [adapted[place] for place in places]
         objective = prompt_objective(group[0].prompt, backbone)

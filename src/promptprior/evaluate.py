@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
 from promptprior.errors import DataError
@@ -76,8 +77,12 @@ def evaluate(
 
     Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
     """
+    examples = task.split(split)[:limit]
+    if prompt.header.parameterisation == BLEND:
+        eval_set, nll = blended_losses(prompt, task, backbone, examples)
+        return choice_result(eval_set, nll)
     objective = prompt_objective(prompt, backbone)
-    eval_set = prompt_eval_set(objective, prompt, task, task.split(split)[:limit])
+    eval_set = prompt_eval_set(objective, prompt, task, examples)
     return evaluate_requests(objective, without_head(prompt.params), [eval_set])[0]
 
 
@@ -87,10 +92,31 @@ def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[E
 
     Raises ArtifactError for a prompt of another backbone.
     """
+    if prompt.header.parameterisation == BLEND:
+        return ranked(*blended_losses(prompt, task, backbone, examples))
     objective, params = prompt_objective(prompt, backbone), without_head(prompt.params)
     eval_sets = [prompt_eval_set(objective, prompt, task, examples)]
     nll = eval_set_losses(objective, params, eval_sets) if task.is_choice else [[]]
     return predictions_of(objective, params, eval_sets, nll)[0]
+
+
+def blended_losses(
+    prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]
+) -> tuple[EvalSet, TargetNLL]:
+    """What the members of a blend answer together: minus the log of each choice's weighted mean probability, in nats.
+
+    Raises ArtifactError for a blend of another backbone, DataError for free text.
+    """
+    if not task.is_choice:
+        raise DataError(f"task {task.name!r}: a blend averages probabilities of choices; this is free text")
+    weights, temperatures = prompt.params["weight"][0].tolist(), prompt.params["temperature"][0].tolist()
+    each: list[TargetNLL] = []
+    for member, temperature in zip(blend_members(prompt), temperatures, strict=True):
+        objective = prompt_objective(member, backbone)
+        eval_set = prompt_eval_set(objective, member, task, examples)
+        [nll] = eval_set_losses(objective, without_head(member.params), [eval_set])
+        each.append([[value / temperature for value in of_choices] for of_choices in nll])
+    return replace(eval_set, heads=()), [mean_probability(nll, weights) for nll in zip(*each, strict=True)]
 
 
 def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: Sequence[Example]) -> EvalSet:
@@ -252,16 +278,19 @@ def likelihoods(objective: Answering, params: Params, members: Sequence[EvalSet]
     return by_member
 
 
-def mean_probability(nll: Sequence[Sequence[float]]) -> list[float]:
+def mean_probability(nll: Sequence[Sequence[float]], weights: Sequence[float] = ()) -> list[float]:
     """Minus the log of each choice's mean probability, from the NLL of every choice of one text under each prompt.
 
     Probabilities are normalised over the choices; a free text has one target and nothing to be normalised over.
+    `weights` of the prompts sum to one; by default they are equal.
 
     >>> [round(value, 6) for value in mean_probability([[0.0, 0.0], [7.0, 7.0]])]  # -log(1/2)
     [0.693147, 0.693147]
     """
     table = -torch.tensor(nll, dtype=torch.float64)  # [prompts, choices]
     logs = torch.log_softmax(table, dim=1) if table.shape[1] > 1 else table
+    if weights:
+        return (-torch.logsumexp(logs + torch.tensor(weights, dtype=torch.float64).log()[:, None], dim=0)).tolist()
     return (math.log(len(nll)) - torch.logsumexp(logs, dim=0)).tolist()
 
 

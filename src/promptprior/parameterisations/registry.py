@@ -16,6 +16,7 @@ from promptprior.config.mapping import kind_name, shorten, to_mapping
 from promptprior.errors import ArtifactError, SpecError, unknown_name
 from promptprior.notation import Params
 from promptprior.parameterisations.bank import Bank
+from promptprior.parameterisations.blend import Blend
 from promptprior.parameterisations.decomposed import Decomposed
 from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.mixture import Mixture
@@ -37,6 +38,7 @@ PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "residual": Residual,
     "lora": LoraForm,
     "own": OwnForm,
+    "blend": Blend,
 }
 
 
