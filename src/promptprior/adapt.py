@@ -8,14 +8,16 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from promptprior.adapted import Adapted
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
+from promptprior.choose import choose
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
@@ -34,7 +36,8 @@ from promptprior.fit import RunControl, make_run_context
 from promptprior.fit_head import fit_heads, why_no_head
 from promptprior.heads.fitted import with_heads, without_head
 from promptprior.heads.registry import make_head
-from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
+from promptprior.methods.contract import Choosing
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -51,25 +54,6 @@ from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """An episode's prompt and how it came about.
-
-    `curve` has train loss and dev score by step, `cost` is this episode's share of the run; `trainable` counts the
-    numbers that adaptation learned.
-    """
-
-    prompt: Prompt
-    episode: Episode
-    learning_rate: float | None
-    best_step: int
-    dev_score: float | None
-    curve: tuple[dict[str, Any], ...]
-    trainable: int
-    cost: Cost
-    variant: Mapping[str, object] = field(default_factory=dict)
 
 
 def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Episode:
@@ -92,11 +76,10 @@ def adapt(
     """
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
+    if isinstance(method, Choosing):
+        return _adapt_and_choose(method, episodes, backbone, settings, control)
     for episode in episodes:
-        reason = method.serves(episode.task)
-        if reason is None and method.head != "verbalizer":
-            reason = why_no_head(episode.task)
-        if reason is not None:
+        if reason := refusal(method, episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
     checked = _checked_priors(method, episodes, priors, backbone, settings.length)
     if not method.adapts_one_by_one:
@@ -106,6 +89,40 @@ def adapt(
         context = make_run_context(backbone, settings, control.inside(f"episode{e}"))
         adapted += _adapt_as_copies(method, context, checked[e : e + 1], [episode])
     return adapted
+
+
+def _adapt_and_choose(
+    method: Recipe, episodes: Sequence[Episode], backbone: Backbone, settings: Settings, control: RunControl
+) -> list[Adapted]:
+    """Adapt every candidate, in order of cost, and let held-out answers choose for each episode.
+
+    Candidates that cannot answer a task are left out. Raises SpecError where none can.
+    """
+    assert isinstance(method, Choosing)
+    start, refusals = time.monotonic(), dict[str, str]()
+    per_candidate: list[list[Adapted]] = []
+    for candidate in map(make_method, method.candidates):
+        if isinstance(candidate, Choosing) or candidate.needs_sources:
+            raise SpecError(
+                f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from a target alone"
+            )
+        reasons = [reason for e in episodes if (reason := refusal(candidate, e.task)) is not None]
+        if reasons:
+            refusals[candidate.name] = reasons[0]
+            continue
+        spent = time.monotonic() - start
+        if per_candidate and method.seconds is not None and spent > method.seconds:
+            break
+        per_candidate.append(adapt(candidate, episodes, backbone, None, settings, control.inside(candidate.name)))
+    if not per_candidate:
+        raise SpecError(f"method {method.name!r}: no candidate can answer: {refusals} (--options.candidates)")
+    return [choose(method.name, of_episode, method.blend).adapted for of_episode in zip(*per_candidate, strict=True)]
+
+
+def refusal(method: Recipe, task: Task) -> str | None:
+    """Why a method, or its head, cannot answer a task; None where it can."""
+    reason = method.serves(task)
+    return reason if reason is not None or method.head == "verbalizer" else why_no_head(task)
 
 
 def _checked_priors(
@@ -416,6 +433,8 @@ def diagnose(backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Ta
         texts[task.fingerprint, split] = training_tokens(backbone, task, [examples[i] for i in order[:DIAGNOSED]])
     beside = {task.name: texts[task.fingerprint, "train"] for task in others}
     return [
-        form.diagnose(without_head(a.prompt.params), {**beside, a.episode.task.name: texts[a.episode.task.fingerprint, "test"]})
+        form.diagnose(
+            without_head(a.prompt.params), {**beside, a.episode.task.name: texts[a.episode.task.fingerprint, "test"]}
+        )
         for a in adapted
     ]

@@ -51,7 +51,9 @@ def fit_heads(
         answers = []  # of the copies, on dev, by heads that the training shots alone have taught
         for c in copies if episode.shots.dev else ():
             params_of = head.fit(_rows(read[c], slice(train)), labels[:train], extra_read[c])
-            answers.append(head.choice_nll(params_of, _rows(read[c], slice(train, None), head.used(params_of))).tolist())
+            answers.append(
+                head.choice_nll(params_of, _rows(read[c], slice(train, None), head.used(params_of))).tolist()
+            )
         on_dev = None
         if answers:
             dev_set = make_eval_set(objective, episode.task, episode.shots.dev)

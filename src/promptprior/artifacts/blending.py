@@ -35,7 +35,9 @@ def blend_members(prompt: Prompt) -> list[Prompt]:
     members = []
     listed = prompt.header.parameterisation_settings.get("members")
     if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) for each in listed):
-        raise ArtifactError("this blend names no members (parameterisation_settings): the file was edited, copy it again")
+        raise ArtifactError(
+            "this blend names no members (parameterisation_settings): the file was edited, copy it again"
+        )
     for m, mapping in enumerate(listed):
         try:
             header = from_mapping(Header, dict(mapping), "the header of a blend")
@@ -46,7 +48,9 @@ def blend_members(prompt: Prompt) -> list[Prompt]:
     expected = (1, len(members))
     for name in ("weight", "temperature"):
         if name not in prompt.params or tuple(prompt.params[name].shape) != expected:
-            raise ArtifactError(f"this blend of {len(members)} members has no tensor {name!r} of shape {list(expected)}")
+            raise ArtifactError(
+                f"this blend of {len(members)} members has no tensor {name!r} of shape {list(expected)}"
+            )
     return members
 
 

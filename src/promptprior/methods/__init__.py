@@ -24,6 +24,7 @@ from promptprior.methods.from_sources import (
 from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import (
+    auto,
     dept,
     in_context,
     probes,
@@ -37,6 +38,7 @@ _OWN: dict[str, Recipe] = {
     for arm in chain[Recipe](
         prompt_tuning.ARMS,
         probes.ARMS,
+        auto.ARMS,
         in_context.ARMS,
         weight_tuning.ARMS,
         residual_prompt_tuning.ARMS,

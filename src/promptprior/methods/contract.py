@@ -6,7 +6,7 @@ the same for all (adapt.py) once they have said where it starts. docs/extending.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.choices import HeadName
@@ -112,6 +112,23 @@ class Recipe(Workload):
     def trains_targets_jointly(self) -> bool:
         """Whether a target's result depends on which other targets adapt along with it."""
         return getattr(self, "joint_steps", 0) > 0
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py)."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of methods, in order of cost."""
+
+    @property
+    def blend(self) -> bool:
+        """Whether candidates may answer together."""
+
+    @property
+    def seconds(self) -> float | None:
+        """No further candidate starts that would end after so many seconds; None for no limit."""
 
 
 Method = Recipe  # what fit, adapt and compare take

@@ -1,0 +1,37 @@
+"""The best answer that the shots can buy: several methods adapt, held-out answers choose, or blend them (choose.py).
+
+Ours. Candidates stand in order of cost, and of several that score the same the first is taken. Held-out answers come
+from folds of all shots (--folds), or from dev shots. Choosing sees neither test data nor other tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from promptprior.artifacts.artifact import Prior
+from promptprior.config.training import Settings
+from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.options import fact, option
+from promptprior.methods.run_context import Episode, RunContext
+
+CANDIDATES = ("zero_shot_contextual", "linear_probe", "in_context_contextual", "prompt_tuning", "lora")
+
+
+@dataclass(frozen=True)
+class Auto(Recipe):
+    """Adapt every candidate and let held-out answers choose."""
+
+    name: str = fact("auto")
+    candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, in order of cost", at_least_one=True)
+    blend: bool = option(True, "average the candidates' probabilities where that is as good as the best of them")
+    seconds: float | None = option(None, "start no further candidate that would end after so many seconds", above=0)
+
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
+        """None of its own: adapt.py starts the candidates."""
+        raise NotImplementedError
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """None of its own."""
+        return 0
+
+
+ARMS = (Auto(),)
