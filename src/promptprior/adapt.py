@@ -104,7 +104,7 @@ def _adapt_and_choose(
     for candidate in map(make_method, method.candidates):
         if isinstance(candidate, Choosing) or candidate.needs_sources:
             raise SpecError(
-                f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from a target alone"
+                f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from targets alone"
             )
         reasons = [reason for e in episodes if (reason := refusal(candidate, e.task)) is not None]
         if reasons:

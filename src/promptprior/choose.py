@@ -174,9 +174,11 @@ def choose(name: str, candidates: Sequence[Adapted], blend: bool = True) -> Choi
     )
     chosen = blend_standing if takes_blend else singles[best]
     rows = [{**vars(standing)} for standing in (board if blend else singles)]
-    says = f"{name}: {'a blend of ' if takes_blend else ''}" + (
-        ", ".join(f"{singles[m].method} {w:.2f}" for m, w in weight.items()) if takes_blend else chosen.method
-    ) + f"; held out {chosen.score:.3f} (standard error {chosen.error:.3f}) on {len(held_out.examples)} examples"  # fmt: skip
+    shares = ", ".join(f"{singles[m].method} {w:.2f}" for m, w in weight.items())
+    says = (
+        f"{name}: {f'a blend of {shares}' if takes_blend else chosen.method}; held out {chosen.score:.3f} (standard "
+        f"error {chosen.error:.3f}) on {len(held_out.examples)} examples"
+    )
     base = candidates[best]
     header = replace(
         base.prompt.header,

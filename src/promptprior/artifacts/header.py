@@ -53,8 +53,8 @@ class Header:
 
     `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts. `scores` and
     `diagnostics` are free; numbers that are not finite are written as text. `origin` is the format that another tool
-    wrote the prompt in. `head`, where one was fitted, is what answers in place of the words' likelihood, with its settings
-    and the choices it tells apart, in label order; its tensors are named "head.*".
+    wrote the prompt in. `head`, where one was fitted, is what answers in place of the words' likelihood: with its
+    settings and the choices it tells apart, in label order; its tensors are named "head.*".
     """
 
     kind: Kind

@@ -18,6 +18,6 @@ class Blend:
     name: str = "blend"
     holds: ClassVar[str] = "several prompts that answer together"
 
-    def answers(self, backbone: Backbone) -> Answers:
+    def answers(self, backbone: Backbone) -> Answers:  # noqa: ARG002
         """None: members answer one by one (evaluate.py). Raises SpecError."""
         raise SpecError("a blend cannot be trained: adapt its members, and blend them again")

@@ -1,0 +1,80 @@
+"""The choice among adapted prompts: weights, temperatures and scores against slow twins."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize, minimize_scalar
+
+from promptprior.choose import HeldOut, cross_validated, mix, mixing_weights
+from promptprior.tasks.task import Example, Task
+
+
+def held_out(nll: torch.Tensor, labels: list[int]) -> HeldOut:
+    """Held-out answers of members with these NLL, [M, n, K]."""
+    choices = tuple(f"c{k}" for k in range(nll.shape[-1]))
+    examples = tuple(Example(str(i), f"text {i}", choices[y], choices, y) for i, y in enumerate(labels))
+    task = Task("t", "multiple_choice", ("accuracy",), {"train": examples}, label_names=choices)
+    return HeldOut(task, examples, tuple(tuple(tuple(row) for row in member) for member in nll.tolist()))
+
+
+def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 3) -> HeldOut:
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(choices, (examples,), generator=g)
+    nll = 2 * torch.randn(members, examples, choices, generator=g, dtype=torch.float64)
+    for m in range(members):  # member m knows the answer better the higher m is
+        nll[m, torch.arange(examples), labels] -= m
+    return held_out(nll, labels.tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_are_the_best_point_of_the_simplex(seed: int) -> None:
+    case = random_case(seed)
+    table = torch.stack([case.right(m) for m in range(3)])
+
+    def loss(free: np.ndarray) -> float:
+        weights = torch.softmax(torch.tensor([0.0, *free], dtype=torch.float64), 0)
+        return -float(torch.logsumexp(table + weights.log()[:, None], 0).mean())
+
+    starts = ([0.0, 0.0], [3.0, 3.0], [-3.0, 3.0])
+    best = min(minimize(loss, start, method="Nelder-Mead", options={"maxiter": 4000}).fun for start in starts)
+    weights = mixing_weights(table)
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-9)
+    own = -float(torch.logsumexp(table + weights.log()[:, None], 0).mean())
+    assert own == pytest.approx(best, abs=1e-4)
+
+
+def test_a_member_that_is_too_sure_gets_a_temperature() -> None:
+    case = random_case(0, members=1)
+    sure = replace(case, nll=tuple(tuple(tuple(8 * v for v in row) for row in m) for m in case.nll))
+    exact = minimize_scalar(lambda t: -float(sure.right(0, float(np.exp(t))).sum()), bounds=(-2, 5), method="bounded")
+    [temperature] = mix(sure).temperatures
+    assert abs(np.log(temperature) - exact.x) <= np.log(2) / 8 + 1e-6  # the nearest point of the grid
+
+
+def test_a_useless_member_is_left_out_and_two_halves_are_better_than_each() -> None:
+    labels = [0, 1] * 30
+    nll = torch.zeros(3, 60, 2, dtype=torch.float64)
+    for i, y in enumerate(labels):
+        nll[i // 30, i, 1 - y] += 4  # members 0 and 1 each know one half of the examples, member 2 always errs
+        nll[2, i, y] += 4
+    case = held_out(nll, labels)
+    fitted = mix(case)
+    assert fitted.members == (0, 1)
+    assert fitted.weights == pytest.approx((0.5, 0.5), abs=0.02)
+    assert case.score([fitted.nll(case, i) for i in range(60)]) == 1.0
+
+
+def test_the_blends_score_comes_from_weights_that_have_not_seen_the_example() -> None:
+    """Labels are noise: fitted weights flatter themselves in sample, and must not out of it."""
+    scores = []
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        nll = 3 * torch.randn(6, 30, 2, generator=g, dtype=torch.float64)
+        case = held_out(nll, torch.randint(2, (30,), generator=g).tolist())
+        fitted = mix(case)
+        scores.append((case.score([fitted.nll(case, i) for i in range(30)]), case.score(cross_validated(case))))
+    inside, outside = np.mean(scores, axis=0)
+    assert inside > 0.55
+    assert abs(outside - 0.5) < 0.05
