@@ -2,12 +2,15 @@
 
 All episodes (target x k x seed) of a method, and all ways to adapt each (variants of the method x learning rates), are
 copies in one training run; dev shots pick the step and the way of each, and test examples are seen only by
-`score_on_test`, when all is decided.
+`score_on_test`, when all is decided. With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, and
+then in a refit of what was chosen.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,22 +23,37 @@ from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import RunControl, make_run_context
+from promptprior.folds import (
+    HeldOut,
+    Way,
+    answer_held_out,
+    fold_episodes,
+    init_of_rows,
+    jackknife_error,
+    join_folds,
+    mean_over_folds,
+    whole_episode,
+)
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
-from promptprior.parameterisations.registry import folded, parameterisation, plain_settings
+from promptprior.parameterisations.registry import Form, folded, parameterisation, plain_settings
+from promptprior.processes import add_up
+from promptprior.rules.averaging import Averaging
 from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.rule import Rule
+from promptprior.rules.stopping import StopCopies
 from promptprior.tasks.metrics import merit
 from promptprior.tasks.sampling.batch import Batch, collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
+EMA_DECAY = 0.9  # of the average of params along the path (Training.average)
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
 
@@ -44,7 +62,9 @@ class Adapted:
     """An episode's prompt and how it came about.
 
     `curve` has train loss and dev score by step, `cost` is this episode's share of the run; `trainable` counts the
-    numbers that adaptation learned.
+    numbers that adaptation learned. With folds `dev_score` is the mean over them, `curve` that of the first one with
+    these means; `dev_error` is the score's standard error over examples, and `out_of_fold` has every example (with one
+    fold: every dev shot) as answered without having learned from it.
     """
 
     prompt: Prompt
@@ -56,6 +76,8 @@ class Adapted:
     trainable: int
     cost: Cost
     variant: Mapping[str, object] = field(default_factory=dict)
+    dev_error: float | None = None
+    out_of_fold: tuple[HeldOut, ...] = ()
 
 
 def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Episode:
@@ -120,20 +142,141 @@ def _adapt_as_copies(
     method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
 ) -> list[Adapted]:
     """Adapt episodes as copies of one run; what the method trains to find where they start is part of the cost."""
-    earlier: list[Trained] = []
+    costs: list[Cost] = []
 
     def train_and_count(run: Run, stage: str) -> Trained:
-        earlier.append(context.train(run, stage))
-        return earlier[-1]
+        trained = context.train(run, stage)
+        costs.append(trained.cost)
+        return trained
 
-    init = initial_adaptation(method, replace(context, train=train_and_count), priors, episodes)
+    counting = replace(context, train=train_and_count)
+    if context.settings.folds:
+        adapted = _adapt_with_folds(method, counting, priors, episodes, costs)
+    else:
+        finished = _run_all_ways(method, counting, priors, episodes)
+        adapted = [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    cost = sum(costs, Cost()).shared_by(len(episodes))
+    return [replace(one, cost=cost) for one in adapted]
+
+
+def _run_all_ways(
+    method: Recipe,
+    context: RunContext,
+    priors: Sequence[Prior],
+    episodes: Sequence[Episode],
+    folds: Sequence[int] = (),
+) -> "_FinishedRun":
+    """All variants and rates of all episodes in one run; of `folds` (counts) of one episode dev says the mean."""
+    init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
     objective = objective_of(context.backbone, init.parameterisation)
     rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
-    done = context.train(target_run(method, context, objective, init, episodes, rates), "target")
-    cost = sum((trained.cost for trained in earlier), done.cost).shared_by(len(episodes))
-    finished = _FinishedRun(method, context, init, rates, done, cost)
-    return [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    run = target_run(method, context, objective, init, episodes, rates)
+    if run.select is not None and any(count > 1 for count in folds):
+        run = replace(run, select=mean_over_folds(run.select, folds, len(init.variants) * len(rates)))
+    return _FinishedRun(method, context, init, rates, context.train(run, "target"))
+
+
+def _adapt_with_folds(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode], costs: list[Cost]
+) -> list[Adapted]:
+    """Choose by dev or by cross-validation, answer what was held out, and train again on all examples (folds.py).
+
+    What answering reads is added to `costs`; training adds its own.
+    """
+    backbone = context.backbone
+    parts = [fold_episodes(episode, context.settings.folds) for episode in episodes]
+    held = [part for own in parts for part in own]
+    places = [0, *accumulate(map(len, parts))][:-1]  # of each episode's first part
+    if method.adapts_one_by_one and len(held) > 1:
+        finished = _run_fold_by_fold(method, context, priors, held)
+        ways, answering = [finished.ways_of(0)], list[tuple[Form, Params, list[Episode]]]()
+        for f, part in enumerate(held):  # at the step that all folds chose, which only now is known
+            init, params = _train_chosen(method, _in_stage(context, f"fold{f}-again"), priors, [part], ways)
+            answering.append((init.parameterisation, params, [part]))
+    else:
+        of_parts = [prior for prior, own in zip(priors, parts, strict=True) for _ in own] if priors else []
+        finished = _run_all_ways(method, context, of_parts, held, [len(own) for own in parts])
+        ways = [finished.ways_of(place) for place in places]
+        rows = [copy for place in range(len(held)) for copy in finished.members(place)]
+        answering = [(finished.init.parameterisation, {n: v[rows] for n, v in finished.done.params.items()}, held)]
+
+    size, meter, start = finished.init.ensemble_size, backbone.meter, time.monotonic()
+    before, answers = torch.tensor([meter.rows, meter.tokens]), list[list[HeldOut]]()
+    for form, params, asked in answering:
+        answers += answer_held_out(objective_of(backbone, form), params, asked, size)
+    read = torch.tensor([meter.rows, meter.tokens]) - before
+    add_up([read])
+    costs.append(Cost(time.monotonic() - start, *read.tolist()))
+
+    wholes = [whole_episode(episode) for episode in episodes]
+    init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
+    if len(init.variants) != len(finished.init.variants):
+        raise SpecError(
+            f"method {method.name!r}: init returned {len(finished.init.variants)} variants for a part of the examples "
+            f"and {len(init.variants)} for all of them; what was chosen cannot be found again: use --folds 0"
+        )
+    adapted = []
+    for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
+        one = finished.best_of(place, episode)
+        form, own = folded(init.parameterisation, {n: v[e * size : (e + 1) * size].clone() for n, v in params.items()})
+        given = {a.example.id: a for part in answers[place : place + len(parts[e])] for a in part}
+        out_of_fold = tuple(given[x.id] for x in wholes[e].shots.train if x.id in given)
+        error, header = jackknife_error(episode.task, out_of_fold), one.prompt.header
+        best = max(ways[e], key=lambda way: (way.score, -way.nll))
+        variant = init.variants[best.variant]
+        said: Any = header.scores["dev"]
+        about = {**said, **variant, "dev_error": error, "folds": len(parts[e])}
+        header = replace(
+            header,
+            parameterisation=form.name,
+            parameterisation_settings=plain_settings(form),
+            scores={**header.scores, "dev": about},
+        )
+        prompt = Prompt(header, own)
+        adapted.append(replace(one, prompt=prompt, variant=variant, dev_error=error, out_of_fold=out_of_fold))
+    return adapted
+
+
+def _in_stage(context: RunContext, name: str) -> RunContext:
+    """The same context with a name before each stage's: its checkpoints have folders of their own."""
+    return replace(context, train=lambda run, stage: context.train(run, f"{name}-{stage}"))
+
+
+def _run_fold_by_fold(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], folds: Sequence[Episode]
+) -> "_FinishedRun":
+    """The folds of one episode, each in a run of its own, as one run of which dev says the mean.
+
+    Patience, which a fold cannot know, is applied when all are known.
+    """
+    target = context.settings.target
+    patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
+    runs = [_run_all_ways(method, _in_stage(patient, f"fold{f}"), priors, [fold]) for f, fold in enumerate(folds)]
+    return replace(runs[0], context=context, done=join_folds([run.done for run in runs], target.patience))
+
+
+def _train_chosen(
+    method: Recipe,
+    context: RunContext,
+    priors: Sequence[Prior],
+    episodes: Sequence[Episode],
+    ways: Sequence[Sequence[Way]],
+) -> tuple[AdaptationInit, Params]:
+    """Where episodes start, and where each member of each stands after its own steps at its variant and rate.
+
+    Params [E * members, ...]. The schedule is that of the whole stage.
+    """
+    init = initial_adaptation(method, context, priors, episodes)
+    check_adaptation(method, init, episodes, context.backbone)
+    chosen = [(e, way) for e, own in enumerate(ways) for way in own]
+    some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
+    key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
+    objective = objective_of(context.backbone, init.parameterisation)
+    run = run_of_copies(context, objective, some, [(episodes[e], way.rate) for e, way in chosen], key)
+    steps = tuple(way.steps for _, way in chosen)
+    run = replace(run, rule=StopCopies(run.rule, steps), steps=max(steps), select=None)
+    return init, context.train(run, "target").params
 
 
 def initial_adaptation(
@@ -197,17 +340,26 @@ def target_run(
     rates: Sequence[float],
 ) -> Run:
     """The one run that adapts all episodes in all ways: copy (e * V + v) * G + g is episode e, variant v, rate g."""
-    stage, count = context.settings.target, len(rates)
-    copies = [(e, g) for e in range(len(episodes)) for _ in init.variants for g in range(count)]
-    eval_sets = [make_eval_set(objective, e.task, e.shots.dev) for e in episodes]
-    requests = [replace(eval_sets[e], copy=c) for c, (e, _) in enumerate(copies)]
-    tokens = [context.tokens(e.task, e.shots.train) for e in episodes]
+    copies = [(episode, rate) for episode in episodes for _ in init.variants for rate in rates]
+    run = run_of_copies(context, objective, init, copies, context.key(method, "target", *(e.key for e in episodes)))
+    return run if method.trains else replace(run, steps=0)
+
+
+def run_of_copies(
+    context: RunContext, objective: Answering, init: AdaptationInit, copies: Sequence[tuple[Episode, float]], key: str
+) -> Run:
+    """The run of these copies, each an episode at a rate; one or as many for each copy of the params of `init`."""
+    stage, count = context.settings.target, len(copies) // len(next(iter(init.params.values())))
+    distinct = {id(episode): episode for episode, _ in copies}
+    eval_sets = {i: make_eval_set(objective, e.task, e.shots.dev) for i, e in distinct.items()}
+    requests = [replace(eval_sets[id(episode)], copy=c) for c, (episode, _) in enumerate(copies)]
+    tokens = {i: context.tokens(e.task, e.shots.train) for i, e in distinct.items()}
     multipliers = {
         name: m.repeat_interleave(count, dim=0) if isinstance(m, Tensor) else m
         for name, m in init.lr_multipliers.items()
     }
     unit = 1.0 if init.learning_rates else context.backbone.scale
-    rate = stage_rate(stage, tuple(rates[g] for _, g in copies), unit, multipliers)
+    rate = stage_rate(stage, tuple(rate for _, rate in copies), unit, multipliers)
     penalty = init.penalty
 
     def penalty_at_every_rate(params: Params) -> Float[Tensor, " C"]:
@@ -220,19 +372,23 @@ def target_run(
         stage.clip,
         penalty_at_every_rate if penalty is not None and count > 1 else penalty,
     )
+    rule = init.wrap_rule(rule) if init.wrap_rule is not None else rule
+    if stage.average != "none":
+        is_mean = stage.average == "swa"
+        rule = Averaging(rule, None if is_mean else EMA_DECAY, stage.steps // 2 + 1 if is_mean else 1)
     return Run(
-        key=context.key(method, "target", *(e.key for e in episodes)),
+        key=key,
         objective=objective,
-        rule=init.wrap_rule(rule) if init.wrap_rule is not None else rule,
+        rule=rule,
         params={name: value.repeat_interleave(count, dim=0) for name, value in init.params.items()},
         draws=EpisodeDraws(
-            [Pool(tokens[e], copy=c) for c, (e, _) in enumerate(copies)],
+            [Pool(tokens[id(episode)], copy=c) for c, (episode, _) in enumerate(copies)],
             stage.batch_size,
-            [episodes[e].seed for e, _ in copies],
+            [episode.seed for episode, _ in copies],
         ),
-        steps=stage.steps if method.trains else 0,
+        steps=stage.steps,
         select=lambda params: dev_scores(objective, requests, params),
-        eval_every=stage.eval_every,
+        eval_every=stage.dev_every,
         patience=stage.patience,
         eval_steps=stage.eval_steps,
     )
@@ -240,29 +396,39 @@ def target_run(
 
 @dataclass(frozen=True)
 class _FinishedRun:
-    """A finished adaptation of all episodes; `cost` is the share of each."""
+    """A finished adaptation of all episodes."""
 
     method: Recipe
     context: RunContext
     init: AdaptationInit
     rates: Sequence[float]
     done: Trained
-    cost: Cost
+
+    def members(self, place: int) -> list[int]:
+        """The best copies of the episode at a place, one of each part that answers as an ensemble."""
+        best, ways = self.done.best, len(self.init.variants) * len(self.rates)
+        assert best is not None
+        part = ways // self.init.ensemble_size
+        starts = range(place * ways, (place + 1) * ways, part)
+        return [max(range(s, s + part), key=lambda copy: (best.score[copy], -best.nll[copy])) for s in starts]
+
+    def ways_of(self, place: int) -> list[Way]:
+        """How these copies were trained."""
+        best, count = self.done.best, len(self.rates)
+        assert best is not None
+        return [
+            Way(c // count % len(self.init.variants), self.rates[c % count], best.step[c], best.score[c], best.nll[c])
+            for c in self.members(place)
+        ]
 
     def best_of(self, place: int, episode: Episode) -> Adapted:
         """One episode's best copy (of each part that answers as an ensemble), as an artifact with its history."""
         method, init, best = self.method, self.init, self.done.best
         assert best is not None
-        ways, size = len(init.variants) * len(self.rates), init.ensemble_size
-
-        def standing(copy: int) -> tuple[float, float]:
-            return best.score[copy], -best.nll[copy]
-
-        first, part = place * ways, ways // size
-        members = [max(range(first + m * part, first + (m + 1) * part), key=standing) for m in range(size)]
-        chosen = max(members, key=standing)
-        variant_place, rate_place = divmod(chosen - first, len(self.rates))
-        variant = init.variants[variant_place]
+        members, size = self.members(place), init.ensemble_size
+        chosen = max(members, key=lambda copy: (best.score[copy], -best.nll[copy]))
+        variant_place, rate_place = divmod(chosen, len(self.rates))
+        variant = init.variants[variant_place % len(init.variants)]
         rate = self.rates[rate_place] if method.trains else None
         score, step = merit(episode.task.metrics[0], best.score[chosen]), best.step[chosen]
 
@@ -301,7 +467,7 @@ class _FinishedRun:
             dev_score=score if task.is_choice else None,
             curve=tuple(self.curve(chosen, task)),
             trainable=trainable * size,
-            cost=self.cost,
+            cost=self.done.cost,
             variant=variant,
         )
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 OptimiserKind = Literal["adamw", "adafactor", "sgd"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
+AverageKind = Literal["none", "ema", "swa"]
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
 Measure = Literal["prompt", "token", "gradient", "label", "format"]
 """Ways in which two tasks can be like each other (compare.similarity)."""
