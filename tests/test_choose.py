@@ -7,19 +7,19 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from promptprior.choose import HeldOut, cross_validated, mix, mixing_weights
+from promptprior.choose import CandidateAnswers, cross_validated, mix, mixing_weights
 from promptprior.tasks.task import Example, Task
 
 
-def held_out(nll: torch.Tensor, labels: list[int]) -> HeldOut:
+def held_out(nll: torch.Tensor, labels: list[int]) -> CandidateAnswers:
     """Held-out answers of members with these NLL, [M, n, K]."""
     choices = tuple(f"c{k}" for k in range(nll.shape[-1]))
     examples = tuple(Example(str(i), f"text {i}", choices[y], choices, y) for i, y in enumerate(labels))
     task = Task("t", "multiple_choice", ("accuracy",), {"train": examples}, label_names=choices)
-    return HeldOut(task, examples, tuple(tuple(tuple(row) for row in member) for member in nll.tolist()))
+    return CandidateAnswers(task, examples, tuple(tuple(tuple(row) for row in member) for member in nll.tolist()))
 
 
-def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 3) -> HeldOut:
+def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 3) -> CandidateAnswers:
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(choices, (examples,), generator=g)
     nll = 2 * torch.randn(members, examples, choices, generator=g, dtype=torch.float64)

@@ -2,13 +2,16 @@
 
 All episodes (target x k x seed) of a method, and all ways to adapt each (variants of the method x learning rates), are
 copies in one training run; dev shots pick the step and the way of each, and test examples are seen only by
-`score_on_test`, when all is decided.
+`score_on_test`, when all is decided. With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, and
+then in a refit of what was chosen.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,8 +37,20 @@ from promptprior.evaluate import (
 )
 from promptprior.fit import RunControl, make_run_context
 from promptprior.fit_head import fit_heads, why_no_head
+from promptprior.folds import (
+    Way,
+    answer_held_out,
+    fold_episodes,
+    init_of_rows,
+    jackknife_error,
+    join_folds,
+    mean_over_folds,
+    whole_episode,
+)
 from promptprior.heads.fitted import with_heads, without_head
+from promptprior.heads.head import Head
 from promptprior.heads.registry import make_head
+from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
 from promptprior.methods.contract import Choosing
 from promptprior.notation import Float, Params, Tensor
@@ -43,16 +58,20 @@ from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
-from promptprior.parameterisations.registry import folded, parameterisation, plain_settings
+from promptprior.parameterisations.registry import Form, folded, parameterisation, plain_settings
+from promptprior.processes import add_up
+from promptprior.rules.averaging import Averaging
 from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.rule import Rule
-from promptprior.tasks.metrics import merit
+from promptprior.rules.stopping import StopCopies
+from promptprior.tasks.metrics import merit, score
 from promptprior.tasks.sampling.batch import Batch, collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
+EMA_DECAY = 0.9  # of the average of params along the path (Training.average)
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
 
@@ -99,6 +118,7 @@ def _adapt_and_choose(
     Candidates that cannot answer a task are left out. Raises SpecError where none can.
     """
     assert isinstance(method, Choosing)
+    settings = settings if settings.folds else replace(settings, folds=method.folds)
     start, refusals = time.monotonic(), dict[str, str]()
     per_candidate: list[list[Adapted]] = []
     for candidate in map(make_method, method.candidates):
@@ -122,7 +142,12 @@ def _adapt_and_choose(
 def refusal(method: Recipe, task: Task) -> str | None:
     """Why a method, or its head, cannot answer a task; None where it can."""
     reason = method.serves(task)
-    return reason if reason is not None or method.head == "verbalizer" else why_no_head(task)
+    return reason if reason is not None or recipe_head(method) is None else why_no_head(task)
+
+
+def recipe_head(method: Recipe) -> Head | None:
+    """The head of a method; None where the choices' likelihood answers."""
+    return None if method.head == "verbalizer" else make_head(method.head)
 
 
 def _checked_priors(
@@ -154,47 +179,183 @@ def _adapt_as_copies(
     method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
 ) -> list[Adapted]:
     """Adapt episodes as copies of one run; what the method trains to find where they start is part of the cost."""
-    earlier: list[Trained] = []
+    costs: list[Cost] = []
 
     def train_and_count(run: Run, stage: str) -> Trained:
-        earlier.append(context.train(run, stage))
-        return earlier[-1]
+        trained = context.train(run, stage)
+        costs.append(trained.cost)
+        return trained
 
-    init = initial_adaptation(method, replace(context, train=train_and_count), priors, episodes)
+    counting = replace(context, train=train_and_count)
+    if context.settings.folds:
+        adapted = _adapt_with_folds(method, counting, priors, episodes, costs)
+    else:
+        finished = _run_all_ways(method, counting, priors, episodes)
+        adapted = [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    if (head := recipe_head(method)) is not None:
+        with _counted(context.backbone, costs):
+            adapted = _with_fitted_heads(head, context.backbone, adapted)
+    cost = sum(costs, Cost()).shared_by(len(episodes))
+    return [replace(one, cost=cost) for one in adapted]
+
+
+def _run_all_ways(
+    method: Recipe,
+    context: RunContext,
+    priors: Sequence[Prior],
+    episodes: Sequence[Episode],
+    folds: Sequence[int] = (),
+) -> "_FinishedRun":
+    """All variants and rates of all episodes in one run; of `folds` (counts) of one episode dev says the mean."""
+    init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
     objective = objective_of(context.backbone, init.parameterisation)
     rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
-    done = context.train(target_run(method, context, objective, init, episodes, rates), "target")
-    cost = sum((trained.cost for trained in earlier), done.cost).shared_by(len(episodes))
-    finished = _FinishedRun(method, context, init, rates, done, cost)
-    adapted = [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
-    return adapted if method.head == "verbalizer" else _with_fitted_heads(method.head, context.backbone, adapted)
+    run = target_run(method, context, objective, init, episodes, rates)
+    if run.select is not None and any(count > 1 for count in folds):
+        run = replace(run, select=mean_over_folds(run.select, folds, len(init.variants) * len(rates)))
+    return _FinishedRun(method, context, init, rates, context.train(run, "target"))
 
 
-def _with_fitted_heads(name: str, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
-    """Adapted prompts of one form, each with a head that its shots have taught; dev scores are then the head's."""
-    start, rows, tokens = time.monotonic(), backbone.meter.rows, backbone.meter.tokens
-    head, objective = make_head(name), prompt_objective(adapted[0].prompt, backbone)
-    size = copies_of(adapted[0].prompt.params)
+@contextmanager
+def _counted(backbone: Backbone, costs: list[Cost]) -> Iterator[None]:
+    """Adds to `costs` what is read and how long it takes inside."""
+    start, meter = time.monotonic(), backbone.meter
+    before = torch.tensor([meter.rows, meter.tokens])
+    yield
+    read = torch.tensor([meter.rows, meter.tokens]) - before
+    add_up([read])
+    costs.append(Cost(time.monotonic() - start, *read.tolist()))
+
+
+def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
+    """Adapted prompts of one form, each with a head that all its shots have taught.
+
+    Dev scores are the head's: out of fold, or without folds of a head that the training shots alone have taught.
+    """
+    objective = prompt_objective(adapted[0].prompt, backbone)
     params = {n: torch.cat([a.prompt.params[n] for a in adapted]) for n in adapted[0].prompt.params}
-    fitted = fit_heads(head, objective, params, [a.episode for a in adapted], size)
-    spent = Cost(time.monotonic() - start, backbone.meter.rows - rows, backbone.meter.tokens - tokens)
+    fitted = fit_heads(head, objective, params, [a.episode for a in adapted], copies_of(adapted[0].prompt.params))
     headed = []
-    for a, (heads, on_dev) in zip(adapted, fitted, strict=True):
+    for a, one in zip(adapted, fitted, strict=True):
         header, task = a.prompt.header, a.episode.task
-        score = on_dev.scores[task.metrics[0]] if on_dev else None
+        held = a.out_of_fold or one.on_dev
+        examples, said = [answer.example for answer in held], header.scores["dev"]
+        value = score(task, examples, held_out_predictions(task, held))[task.metrics[0]] if held else None
         header = replace(
             header,
             head=head.name,
             head_settings=to_mapping(head),
             choices=a.episode.shots.train[0].choices,
-            scores={"dev": {**header.scores["dev"], "dev_score": score}},  # type: ignore[dict-item]
+            scores={**header.scores, "dev": {**said, "dev_score": value}},  # type: ignore[dict-item]
         )
-        prompt = Prompt(header, with_heads(a.prompt.params, heads))
-        taught = sum(value.numel() for h in heads for value in h.params.values())
-        cost = a.cost + spent.shared_by(len(adapted))
-        headed.append(replace(a, prompt=prompt, dev_score=score, trainable=a.trainable + taught, cost=cost))
+        prompt = Prompt(header, with_heads(a.prompt.params, one.heads))
+        taught = sum(number.numel() for h in one.heads for number in h.params.values())
+        headed.append(replace(a, prompt=prompt, dev_score=value, trainable=a.trainable + taught))
     return headed
+
+
+def _adapt_with_folds(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode], costs: list[Cost]
+) -> list[Adapted]:
+    """Choose by dev or by cross-validation, answer what was held out, and train again on all examples (folds.py).
+
+    What answering reads is added to `costs`; training adds its own.
+    """
+    backbone = context.backbone
+    parts = [fold_episodes(episode, context.settings.folds) for episode in episodes]
+    held = [part for own in parts for part in own]
+    places = [0, *accumulate(map(len, parts))][:-1]  # of each episode's first part
+    if method.adapts_one_by_one and len(held) > 1:
+        finished = _run_fold_by_fold(method, context, priors, held)
+        ways, answering = [finished.ways_of(0)], list[tuple[Form, Params, list[Episode]]]()
+        for f, part in enumerate(held):  # at the step that all folds chose, which only now is known
+            init, params = _train_chosen(method, _in_stage(context, f"fold{f}-again"), priors, [part], ways)
+            answering.append((init.parameterisation, params, [part]))
+    else:
+        of_parts = [prior for prior, own in zip(priors, parts, strict=True) for _ in own] if priors else []
+        finished = _run_all_ways(method, context, of_parts, held, [len(own) for own in parts])
+        ways = [finished.ways_of(place) for place in places]
+        rows = [copy for place in range(len(held)) for copy in finished.members(place)]
+        answering = [(finished.init.parameterisation, {n: v[rows] for n, v in finished.done.params.items()}, held)]
+
+    size, answers, head = finished.init.ensemble_size, list[Sequence[HeldOut]](), recipe_head(method)
+    with _counted(backbone, costs):
+        for form, params, asked in answering:
+            objective = objective_of(backbone, form)
+            if head is None:
+                answers += answer_held_out(objective, params, asked, size)
+            else:
+                answers += [one.on_dev for one in fit_heads(head, objective, params, asked, size)]
+
+    wholes = [whole_episode(episode) for episode in episodes]
+    init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
+    if len(init.variants) != len(finished.init.variants):
+        raise SpecError(
+            f"method {method.name!r}: init returned {len(finished.init.variants)} variants for a part of the examples "
+            f"and {len(init.variants)} for all of them; what was chosen cannot be found again: use --folds 0"
+        )
+    adapted = []
+    for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
+        one = finished.best_of(place, episode)
+        form, own = folded(init.parameterisation, {n: v[e * size : (e + 1) * size].clone() for n, v in params.items()})
+        given = {a.example.id: a for part in answers[place : place + len(parts[e])] for a in part}
+        out_of_fold = tuple(given[x.id] for x in wholes[e].shots.train if x.id in given)
+        error, header = jackknife_error(episode.task, out_of_fold), one.prompt.header
+        best = max(ways[e], key=lambda way: (way.score, -way.nll))
+        variant = init.variants[best.variant]
+        said: Any = header.scores["dev"]
+        about = {**said, **variant, "dev_error": error, "folds": len(parts[e])}
+        header = replace(
+            header,
+            parameterisation=form.name,
+            parameterisation_settings=plain_settings(form),
+            scores={**header.scores, "dev": about},
+        )
+        prompt = Prompt(header, own)
+        adapted.append(replace(one, prompt=prompt, variant=variant, dev_error=error, out_of_fold=out_of_fold))
+    return adapted
+
+
+def _in_stage(context: RunContext, name: str) -> RunContext:
+    """The same context with a name before each stage's: its checkpoints have folders of their own."""
+    return replace(context, train=lambda run, stage: context.train(run, f"{name}-{stage}"))
+
+
+def _run_fold_by_fold(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], folds: Sequence[Episode]
+) -> "_FinishedRun":
+    """The folds of one episode, each in a run of its own, as one run of which dev says the mean.
+
+    Patience, which a fold cannot know, is applied when all are known.
+    """
+    target = context.settings.target
+    patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
+    runs = [_run_all_ways(method, _in_stage(patient, f"fold{f}"), priors, [fold]) for f, fold in enumerate(folds)]
+    return replace(runs[0], context=context, done=join_folds([run.done for run in runs], target.patience))
+
+
+def _train_chosen(
+    method: Recipe,
+    context: RunContext,
+    priors: Sequence[Prior],
+    episodes: Sequence[Episode],
+    ways: Sequence[Sequence[Way]],
+) -> tuple[AdaptationInit, Params]:
+    """Where episodes start, and where each member of each stands after its own steps at its variant and rate.
+
+    Params [E * members, ...]. The schedule is that of the whole stage.
+    """
+    init = initial_adaptation(method, context, priors, episodes)
+    check_adaptation(method, init, episodes, context.backbone)
+    chosen = [(e, way) for e, own in enumerate(ways) for way in own]
+    some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
+    key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
+    objective = objective_of(context.backbone, init.parameterisation)
+    run = run_of_copies(context, objective, some, [(episodes[e], way.rate) for e, way in chosen], key)
+    steps = tuple(way.steps for _, way in chosen)
+    run = replace(run, rule=StopCopies(run.rule, steps), steps=max(steps), select=None)
+    return init, context.train(run, "target").params
 
 
 def initial_adaptation(
@@ -258,17 +419,26 @@ def target_run(
     rates: Sequence[float],
 ) -> Run:
     """The one run that adapts all episodes in all ways: copy (e * V + v) * G + g is episode e, variant v, rate g."""
-    stage, count = context.settings.target, len(rates)
-    copies = [(e, g) for e in range(len(episodes)) for _ in init.variants for g in range(count)]
-    eval_sets = [make_eval_set(objective, e.task, e.shots.dev) for e in episodes]
-    requests = [replace(eval_sets[e], copy=c) for c, (e, _) in enumerate(copies)]
-    tokens = [context.tokens(e.task, e.shots.train) for e in episodes]
+    copies = [(episode, rate) for episode in episodes for _ in init.variants for rate in rates]
+    run = run_of_copies(context, objective, init, copies, context.key(method, "target", *(e.key for e in episodes)))
+    return run if method.trains else replace(run, steps=0)
+
+
+def run_of_copies(
+    context: RunContext, objective: Answering, init: AdaptationInit, copies: Sequence[tuple[Episode, float]], key: str
+) -> Run:
+    """The run of these copies, each an episode at a rate; one or as many for each copy of the params of `init`."""
+    stage, count = context.settings.target, len(copies) // len(next(iter(init.params.values())))
+    distinct = {id(episode): episode for episode, _ in copies}
+    eval_sets = {i: make_eval_set(objective, e.task, e.shots.dev) for i, e in distinct.items()}
+    requests = [replace(eval_sets[id(episode)], copy=c) for c, (episode, _) in enumerate(copies)]
+    tokens = {i: context.tokens(e.task, e.shots.train) for i, e in distinct.items()}
     multipliers = {
         name: m.repeat_interleave(count, dim=0) if isinstance(m, Tensor) else m
         for name, m in init.lr_multipliers.items()
     }
     unit = 1.0 if init.learning_rates else context.backbone.scale
-    rate = stage_rate(stage, tuple(rates[g] for _, g in copies), unit, multipliers)
+    rate = stage_rate(stage, tuple(rate for _, rate in copies), unit, multipliers)
     penalty = init.penalty
 
     def penalty_at_every_rate(params: Params) -> Float[Tensor, " C"]:
@@ -281,19 +451,23 @@ def target_run(
         stage.clip,
         penalty_at_every_rate if penalty is not None and count > 1 else penalty,
     )
+    rule = init.wrap_rule(rule) if init.wrap_rule is not None else rule
+    if stage.average != "none":
+        is_mean = stage.average == "swa"
+        rule = Averaging(rule, None if is_mean else EMA_DECAY, stage.steps // 2 + 1 if is_mean else 1)
     return Run(
-        key=context.key(method, "target", *(e.key for e in episodes)),
+        key=key,
         objective=objective,
-        rule=init.wrap_rule(rule) if init.wrap_rule is not None else rule,
+        rule=rule,
         params={name: value.repeat_interleave(count, dim=0) for name, value in init.params.items()},
         draws=EpisodeDraws(
-            [Pool(tokens[e], copy=c) for c, (e, _) in enumerate(copies)],
+            [Pool(tokens[id(episode)], copy=c) for c, (episode, _) in enumerate(copies)],
             stage.batch_size,
-            [episodes[e].seed for e, _ in copies],
+            [episode.seed for episode, _ in copies],
         ),
-        steps=stage.steps if method.trains else 0,
+        steps=stage.steps,
         select=lambda params: dev_scores(objective, requests, params),
-        eval_every=stage.eval_every,
+        eval_every=stage.dev_every,
         patience=stage.patience,
         eval_steps=stage.eval_steps,
     )
@@ -301,29 +475,39 @@ def target_run(
 
 @dataclass(frozen=True)
 class _FinishedRun:
-    """A finished adaptation of all episodes; `cost` is the share of each."""
+    """A finished adaptation of all episodes."""
 
     method: Recipe
     context: RunContext
     init: AdaptationInit
     rates: Sequence[float]
     done: Trained
-    cost: Cost
+
+    def members(self, place: int) -> list[int]:
+        """The best copies of the episode at a place, one of each part that answers as an ensemble."""
+        best, ways = self.done.best, len(self.init.variants) * len(self.rates)
+        assert best is not None
+        part = ways // self.init.ensemble_size
+        starts = range(place * ways, (place + 1) * ways, part)
+        return [max(range(s, s + part), key=lambda copy: (best.score[copy], -best.nll[copy])) for s in starts]
+
+    def ways_of(self, place: int) -> list[Way]:
+        """How these copies were trained."""
+        best, count = self.done.best, len(self.rates)
+        assert best is not None
+        return [
+            Way(c // count % len(self.init.variants), self.rates[c % count], best.step[c], best.score[c], best.nll[c])
+            for c in self.members(place)
+        ]
 
     def best_of(self, place: int, episode: Episode) -> Adapted:
         """One episode's best copy (of each part that answers as an ensemble), as an artifact with its history."""
         method, init, best = self.method, self.init, self.done.best
         assert best is not None
-        ways, size = len(init.variants) * len(self.rates), init.ensemble_size
-
-        def standing(copy: int) -> tuple[float, float]:
-            return best.score[copy], -best.nll[copy]
-
-        first, part = place * ways, ways // size
-        members = [max(range(first + m * part, first + (m + 1) * part), key=standing) for m in range(size)]
-        chosen = max(members, key=standing)
-        variant_place, rate_place = divmod(chosen - first, len(self.rates))
-        variant = init.variants[variant_place]
+        members, size = self.members(place), init.ensemble_size
+        chosen = max(members, key=lambda copy: (best.score[copy], -best.nll[copy]))
+        variant_place, rate_place = divmod(chosen, len(self.rates))
+        variant = init.variants[variant_place % len(init.variants)]
         rate = self.rates[rate_place] if method.trains else None
         score, step = merit(episode.task.metrics[0], best.score[chosen]), best.step[chosen]
 
@@ -362,7 +546,7 @@ class _FinishedRun:
             dev_score=score if task.is_choice else None,
             curve=tuple(self.curve(chosen, task)),
             trainable=trainable * size,
-            cost=self.cost,
+            cost=self.done.cost,
             variant=variant,
         )
 

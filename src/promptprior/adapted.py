@@ -6,6 +6,7 @@ from typing import Any
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.cost import Cost
+from promptprior.held_out import HeldOut
 from promptprior.methods import Episode
 
 
@@ -14,7 +15,9 @@ class Adapted:
     """An episode's prompt and how it came about.
 
     `curve` has train loss and dev score by step, `cost` is this episode's share of the run; `trainable` counts the
-    numbers that adaptation learned.
+    numbers that adaptation learned. With folds `dev_score` is the mean over them, `curve` that of the first one with
+    these means; `dev_error` is the score's standard error over examples, and `out_of_fold` has every example (with one
+    fold: every dev shot) as answered without having learned from it.
     """
 
     prompt: Prompt
@@ -26,3 +29,5 @@ class Adapted:
     trainable: int
     cost: Cost
     variant: Mapping[str, object] = field(default_factory=dict)
+    dev_error: float | None = None
+    out_of_fold: tuple[HeldOut, ...] = ()

@@ -31,7 +31,7 @@ RESAMPLES = 500
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class CandidateAnswers:
     """Held-out answers of all candidates: `nll[m][i]` has the NLL in nats of every choice of example i."""
 
     task: Task
@@ -63,7 +63,7 @@ class Mix:
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
 
-    def nll(self, held_out: HeldOut, i: int) -> list[float]:
+    def nll(self, held_out: CandidateAnswers, i: int) -> list[float]:
         """Minus the log of each choice's mean probability for held-out example i."""
         scaled = [
             [value / t for value in held_out.nll[m][i]] for m, t in zip(self.members, self.temperatures, strict=True)
@@ -71,7 +71,7 @@ class Mix:
         return mean_probability(scaled, self.weights)
 
 
-def mix(held_out: HeldOut, places: Sequence[int] | None = None) -> Mix:
+def mix(held_out: CandidateAnswers, places: Sequence[int] | None = None) -> Mix:
     """The weights and temperatures that some held-out examples prefer (by default all)."""
     at = torch.tensor(range(len(held_out.examples)) if places is None else list(places))
     temperatures, logs = [], []
@@ -95,7 +95,7 @@ def mixing_weights(log_right: Float[Tensor, "M n"]) -> Float[Tensor, " M"]:
     return weights
 
 
-def cross_validated(held_out: HeldOut) -> list[list[float]]:
+def cross_validated(held_out: CandidateAnswers) -> list[list[float]]:
     """The blend's NLL of every held-out example, by weights that the other folds gave."""
     count = len(held_out.examples)
     order = np.random.default_rng(0).permutation(count)
@@ -130,13 +130,13 @@ class Choice:
     says: str
 
 
-def held_out_answers(candidates: Sequence[Adapted]) -> HeldOut:
+def held_out_answers(candidates: Sequence[Adapted]) -> CandidateAnswers:
     """What all candidates of one episode have answered held out, on the examples that every one of them answered."""
-    shots = candidates[0].episode.shots
-    common = set.intersection(*({*a.out_of_fold} for a in candidates))
-    examples = tuple(e for e in (*shots.train, *shots.dev) if e.id in common)
-    nll = tuple(tuple(a.out_of_fold[e.id] for e in examples) for a in candidates)
-    return HeldOut(candidates[0].episode.task, examples, nll)
+    given = [{answer.example.id: answer.target_nll for answer in a.out_of_fold} for a in candidates]
+    every = (answer.example for answer in candidates[0].out_of_fold)
+    examples = tuple(example for example in every if all(example.id in own for own in given))
+    nll = tuple(tuple(own[example.id] for example in examples) for own in given)
+    return CandidateAnswers(candidates[0].episode.task, examples, nll)
 
 
 def choose(name: str, candidates: Sequence[Adapted], blend: bool = True) -> Choice:

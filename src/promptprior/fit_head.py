@@ -1,18 +1,19 @@
 """Heads of adapted prompts: each is fitted on its episode's shots, behind the prompt that adaptation chose."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from promptprior.evaluate import EvalResult, EvalSet, choice_result, make_eval_set, mean_probability, readouts
+from promptprior.evaluate import EvalSet, make_eval_set, mean_probability, readouts
 from promptprior.heads.fitted import FittedHead
 from promptprior.heads.head import Head, Readout
+from promptprior.held_out import HeldOut
 from promptprior.methods import Episode
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import Answering
 from promptprior.tasks.sampling.draws import class_of
-from promptprior.tasks.task import Example, Task
+from promptprior.tasks.task import Task
 
 
 def why_no_head(task: Task) -> str | None:
@@ -24,47 +25,49 @@ def why_no_head(task: Task) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class HeadFit:
+    """The heads of an episode's copies, fitted on all its shots; and its dev shots as answered together by heads that
+    the training shots alone have taught."""
+
+    heads: tuple[FittedHead, ...]
+    on_dev: tuple[HeldOut, ...]
+
+
 @torch.no_grad()
 def fit_heads(
     head: Head, objective: Answering, params: Params, episodes: Sequence[Episode], size: int
-) -> list[tuple[tuple[FittedHead, ...], EvalResult | None]]:
-    """For each episode the heads of its `size` copies, fitted on all its shots; and what dev says of heads that were
-    fitted on its training shots alone (None without dev shots). Copies of episode e start at e * size."""
+) -> list[HeadFit]:
+    """Heads for each episode, behind its `size` copies of the params: those of episode e start at e * size."""
     members: list[EvalSet] = []
     extra: list[EvalSet] = []
     for e, episode in enumerate(episodes):
         shots = (*episode.shots.train, *episode.shots.dev)
         texts = head.extra_texts([example.text for example in shots])
-        as_example = replace(shots[0], label=0, target=shots[0].choices[0])
-        for c in range(e * size, (e + 1) * size):
-            members.append(_headed(objective, head, episode.task, shots, c))
-            if texts:
-                free = [replace(as_example, id=f"extra-{i}", text=text) for i, text in enumerate(texts)]
-                extra.append(_headed(objective, head, episode.task, free, c))
+        free = [replace(shots[0], id=f"extra-{i}", text=text) for i, text in enumerate(texts)]
+        for copy in range(e * size, (e + 1) * size):
+            for sets, examples in ((members, shots), (extra, free)):
+                if examples:
+                    own = make_eval_set(objective, episode.task, examples, copy)
+                    sets.append(replace(own, heads=(FittedHead(head, {}),)))
     sites = head.sites(objective.backbone.blocks)
     read = readouts(objective, params, [*members, *extra], [sites] * (len(members) + len(extra)))
     extra_read = read[len(members) :] or [None] * len(members)
-    results = []
+
+    fits = []
     for e, episode in enumerate(episodes):
-        copies, train = range(e * size, (e + 1) * size), len(episode.shots.train)
+        copies, train, dev = range(e * size, (e + 1) * size), len(episode.shots.train), episode.shots.dev
         labels = torch.tensor([example.label for example in members[e * size].examples])
-        answers = []  # of the copies, on dev, by heads that the training shots alone have taught
-        for c in copies if episode.shots.dev else ():
-            params_of = head.fit(_rows(read[c], slice(train)), labels[:train], extra_read[c])
-            answers.append(
-                head.choice_nll(params_of, _rows(read[c], slice(train, None), head.used(params_of))).tolist()
-            )
-        on_dev = None
-        if answers:
-            dev_set = make_eval_set(objective, episode.task, episode.shots.dev)
-            on_dev = choice_result(dev_set, [mean_probability(nll) for nll in zip(*answers, strict=True)])
+        answers = []  # of each copy, on dev
+        for c in copies if dev else ():
+            taught = head.fit(_rows(read[c], slice(train)), labels[:train], extra_read[c])
+            answers.append(head.choice_nll(taught, _rows(read[c], slice(train, None), head.used(taught))).tolist())
+        together = [nll[0] if size == 1 else mean_probability(nll) for nll in zip(*answers, strict=True)]
+        lengths = [tuple(map(len, tokens.targets)) for tokens in members[e * size].tokens[train:]]
+        on_dev = tuple(HeldOut(x, tuple(nll), own) for x, nll, own in zip(dev, together, lengths, strict=True))
         heads = tuple(FittedHead(head, head.fit(read[c], labels, extra_read[c])) for c in copies)
-        results.append((heads, on_dev))
-    return results
-
-
-def _headed(objective: Answering, head: Head, task: Task, examples: Sequence[Example], copy: int) -> EvalSet:
-    return replace(make_eval_set(objective, task, examples, copy), heads=(FittedHead(head, {}),))
+        fits.append(HeadFit(heads, on_dev))
+    return fits
 
 
 def _rows(readout: Readout, rows: slice, sites: Sequence[int] | None = None) -> Readout:

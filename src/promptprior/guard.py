@@ -20,8 +20,10 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, predictions_of, prompt_eval_set, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
 from promptprior.heads.fitted import without_head
+from promptprior.held_out import held_out_predictions
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, merit, score
+from promptprior.tasks.task import Example
 from promptprior.watch import WatchStage
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
@@ -30,7 +32,8 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt, and on the dev shots the task's score (None for free text) and each example's NLL in nats."""
+    """A prompt, and on the dev shots (with folds: on all, out of fold) the task's score (None for free text) and each
+    example's NLL in nats."""
 
     adapted: Adapted
     score: float | None
@@ -42,6 +45,11 @@ class Candidate:
     def method(self) -> str:
         """The method that adapted it."""
         return self.adapted.prompt.header.method
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """What it is judged on."""
+        return tuple(answer.example for answer in self.adapted.out_of_fold) or self.adapted.episode.shots.dev
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -118,8 +126,15 @@ def _prefixed(watch: WatchStage | None, method: str) -> WatchStage | None:
 
 @torch.no_grad()
 def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
-    """Score and NLL of a prompt on its episode's dev shots, example by example."""
+    """Score and NLL of a prompt on its episode's dev shots, example by example.
+
+    With folds the prompt has learned from them too: then the answers count that were given before that.
+    """
     task, dev = adapted.episode.task, adapted.episode.shots.dev
+    if held := adapted.out_of_fold:
+        each, predictions = [answer.right_nll for answer in held], held_out_predictions(task, held)
+        value = score(task, [a.example for a in held], predictions)[task.metrics[0]] if predictions else None
+        return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
     objective = prompt_objective(adapted.prompt, backbone)
     eval_set = prompt_eval_set(objective, adapted.prompt, task, dev)
     params = without_head(adapted.prompt.params)
@@ -156,7 +171,7 @@ def paired_gap(chosen: Candidate, other: Candidate) -> Gap:
 
     The interval is the percentile bootstrap over dev examples, both candidates judged on the same ones.
     """
-    task, dev, size = chosen.adapted.episode.task, chosen.adapted.episode.shots.dev, len(chosen.each_nll)
+    task, dev, size = chosen.adapted.episode.task, chosen.examples, len(chosen.each_nll)
 
     def ahead(places: Sequence[int]) -> float:
         if chosen.rank[0] == other.rank[0]:

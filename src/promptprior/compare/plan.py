@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
-STEPS = "--target.steps, with dev asked after each third of them (--target.eval-every) unless it is 0"
+STEPS = "--target.steps, with dev asked after each third of them where --target.eval-every is a number above 0"
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 
@@ -121,9 +121,12 @@ class Plan:
 
 
 def with_steps(settings: Settings, steps: int) -> Settings:
-    """The same settings with another number of steps in both stages; dev, where it is asked, about three times."""
+    """The same settings with another number of steps in both stages.
+
+    Dev is asked about three times where `eval_every` is a number of steps; by default after each tenth of the new ones.
+    """
     source, target = (
-        replace(stage, steps=steps, eval_every=max(1, steps // 3) if stage.eval_every else 0)
+        replace(stage, steps=steps, eval_every=max(1, steps // 3) if stage.eval_every else stage.eval_every)
         for stage in (settings.source, settings.target)
     )
     return replace(settings, source=source, target=target)

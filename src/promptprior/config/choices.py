@@ -4,6 +4,7 @@ from typing import Literal
 
 OptimiserKind = Literal["adamw", "adafactor", "sgd"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
+AverageKind = Literal["none", "ema", "swa"]
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
 HeadName = Literal["verbalizer", "calibrated", "contextual", "batch", "linear", "nearest", "constant", "mixture"]
 """How states become answers (heads.registry)."""

@@ -1,10 +1,10 @@
 """Settings that all methods share: what the command line and config files set. Everything is in units a user can move
 between backbones: learning rates in units of the embedding scale, weights of priors in examples."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, Unpack
 
-from promptprior.config.choices import OptimiserKind, RateKind, ScheduleKind
+from promptprior.config.choices import AverageKind, OptimiserKind, RateKind, ScheduleKind
 from promptprior.config.mapping import check_bounds
 from promptprior.errors import SpecError
 
@@ -60,9 +60,9 @@ class Training:
         0.0, "decoupled weight decay, as AdamW has it: times the absolute learning rate", least=0, most=1e6
     )
     clip: float | None = setting(None, "largest gradient norm of a copy", above=0)
-    eval_every: int = setting(
-        0,
-        "steps between evaluations on dev; 0: only before the first and after the last",
+    eval_every: int | None = setting(
+        None,
+        "steps between evaluations on dev; 0: only before the first and after the last; null: a tenth of the steps",
         formerly="select_every",
         **STEP_BOUNDS,
     )
@@ -73,11 +73,21 @@ class Training:
         **STEP_BOUNDS,
     )
     patience: int | None = setting(None, "evaluations on dev without improvement before stopping", least=1, most=10**8)
+    average: AverageKind = setting(
+        "none",
+        "what answers on targets: none (the last params), ema (decay 0.9 a step) or swa (the mean of the second half)",
+        omit_from_hash_if_default=True,
+    )
     # 1: decay times the absolute rate; before, times the rate in embedding scales. Only results with decay differ.
     decay_revision: int = field(default=1, init=False, repr=False, metadata=_HASHED_WITH_DECAY)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def dev_every(self) -> int:
+        """`eval_every` in steps: by default a tenth of the steps, rounded up."""
+        return max(1, -(-self.steps // 10)) if self.eval_every is None else self.eval_every
 
 
 @dataclass(frozen=True)
@@ -95,17 +105,30 @@ class Settings:
     mixture: RateKind = setting("uniform", "how often each source is drawn")
     mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)", **LIMIT_BOUNDS)
     mixture_temperature: float = setting(2.0, "flattening of sizes (mixture temperature)", least=0.01, most=1e6)
-    source: Training = field(default_factory=lambda: Training(steps=200, batch_size=16))
-    target: Training = field(default_factory=lambda: Training(steps=60, batch_size=8, eval_every=20))
+    source: Training = field(default_factory=lambda: Training(steps=200, batch_size=16, eval_every=0))
+    target: Training = field(default_factory=lambda: Training(steps=60, batch_size=8))
     dev_limit: int | None = setting(
         None,
         "at most this many dev examples per target (by default as many as shots)",
         omit_from_hash_if_default=True,
         **LIMIT_BOUNDS,
     )
+    folds: int = setting(
+        0,
+        "0: dev shots choose, train shots teach; 1: then all shots teach again; more: so many folds of them choose",
+        omit_from_hash_if_default=True,
+        least=0,
+        most=1000,
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.source.eval_every is None:  # sources have no dev: one way to say so, for keys of priors are hashes
+            object.__setattr__(self, "source", replace(self.source, eval_every=0))
+        if self.source.average != "none":
+            raise SpecError(
+                f"source average {self.source.average} (--source.average): expected none; averages answer on targets"
+            )
         if len(self.source.learning_rates) > 1:
             raise SpecError(
                 f"source learning rates {self.source.learning_rates} (--source.learning-rates): expected one, since "

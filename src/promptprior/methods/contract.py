@@ -123,6 +123,10 @@ class Choosing(Protocol):
         """Names of methods, in order of cost."""
 
     @property
+    def folds(self) -> int:
+        """Folds that held-out answers come from, where the settings name none."""
+
+    @property
     def blend(self) -> bool:
         """Whether candidates may answer together."""
 

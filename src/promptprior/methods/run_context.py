@@ -24,12 +24,13 @@ from promptprior.train import Run, Trained
 
 @dataclass(frozen=True)
 class Episode:
-    """One target with one draw of its few labelled examples."""
+    """One target with one draw of its few labelled examples, or one `fold` of them (folds.py)."""
 
     task: Task
     k: int
     seed: int
     shots: Shots
+    fold: int = 0
 
     @property
     def key(self) -> str:

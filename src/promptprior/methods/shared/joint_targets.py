@@ -1,7 +1,8 @@
 """Several targets trained together before each goes on alone: the multi-target variants of papers.
 
-Targets of one prior, k and seed are a group. A group is one copy of the parameters, and its targets are that copy's
-tasks; so any parameterisation that tells tasks apart can share some of its tensors within a group.
+Targets of one prior, k and seed are a group (with folds, of one fold: what another fold learns from is not shown). A
+group is one copy of the parameters, and its targets are that copy's tasks; so any parameterisation that tells tasks
+apart can share some of its tensors within a group.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ def prior_index(priors: Sequence[Prior]) -> list[int]:
 
 
 def target_groups(priors: Sequence[Prior], episodes: Sequence[Episode]) -> list[list[int]]:
-    """The places of episodes of one prior, k and seed, group by group."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
+    """The places of episodes of one prior, k, seed and fold, group by group."""
+    groups: dict[tuple[int, int, int, int], list[int]] = {}
     for place, (prior, episode) in enumerate(zip(prior_index(priors), episodes, strict=True)):
-        groups.setdefault((prior, episode.k, episode.seed), []).append(place)
+        groups.setdefault((prior, episode.k, episode.seed, episode.fold), []).append(place)
     return list(groups.values())
 
 

@@ -22,6 +22,7 @@ class Auto(Recipe):
 
     name: str = fact("auto")
     candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, in order of cost", at_least_one=True)
+    folds: int = option(4, "folds that held-out answers come from where --folds names none", least=1, most=1000)
     blend: bool = option(True, "average the candidates' probabilities where that is as good as the best of them")
     seconds: float | None = option(None, "start no further candidate that would end after so many seconds", above=0)
 
