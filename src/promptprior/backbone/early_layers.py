@@ -5,22 +5,11 @@ from typing import Any
 
 import torch
 from torch.nn import Module
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.engine import Backbone
+from promptprior.backbone.text_states import LayerReached, layers_of
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
-
-
-class LayerReached(Exception):
-    """Leaves a forward pass once the wanted layer has answered."""
-
-
-def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
-    """What reads a text, the decoder or the encoder, and its layers in order."""
-    reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    return reader, [module for module in reader.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
+from promptprior.backbone.text_states import Site, layers_of, pooled_states
 from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
@@ -43,6 +44,11 @@ class Meter:
         prompts = len(batch.prompt_index.unique())
         self.rows += batch.rows
         self.tokens += sum(text_costs(batch)) - batch.rows + prompts * length
+
+    def count_texts(self, batch: Batch, length: int, share: float) -> None:
+        """Add a chunk whose texts alone a share of the layers has read, after prompts of this length."""
+        prompts = len(batch.prompt_index.unique())
+        self.tokens += round(share * (int(batch.text_lengths.sum()) + prompts * length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +110,7 @@ class Backbone:
         """
         if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
-        reader = self
-        if hidden is not None:  # the plain route, which keeps for the backward pass what the chosen one keeps
-            plain = encoder_decoder_states if self.card.is_encoder_decoder else concatenated_states
-            keep = not isinstance(self.states, partial) or self.states.keywords.get("keep", True)
-            reader = replace(self, states=partial(plain, keep=keep, hidden=hidden))
+        reader = self.hiding(hidden)
         chunks = self.split(batch, prompts.shape[1])
         if torch.is_grad_enabled() and prompts.requires_grad:  # halves would stay in memory side by side
             losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
@@ -120,6 +122,46 @@ class Backbone:
                 "where a token sees nothing at all: leave the first token of each prompt visible"
             )
         return losses
+
+    def hiding(self, hidden: Bool[Tensor, "P L"] | None) -> "Backbone":
+        """This backbone where these tokens of its prompts are hidden: on the plain route, which keeps for the backward
+        pass what the chosen one keeps."""
+        if hidden is None:
+            return self
+        plain = encoder_decoder_states if self.card.is_encoder_decoder else concatenated_states
+        keep = not isinstance(self.states, partial) or self.states.keywords.get("keep", True)
+        return replace(self, states=partial(plain, keep=keep, hidden=hidden))
+
+    @property
+    def layers(self) -> int:
+        """Blocks of what reads a text: the decoder, or of an encoder-decoder the encoder."""
+        return len(layers_of(self.frozen.model)[1])
+
+    def text_states(
+        self,
+        prompts: Float[Tensor, "P L D"],
+        batch: Batch,
+        sites: Sequence[Site],
+        hidden: Bool[Tensor, "P L"] | None = None,
+    ) -> Float[Tensor, "X S W"]:
+        """The states of each text's tokens behind its prompt, pooled at every site, in the prompts' dtype. L may be 0; W is the width inside the model, which is D but for models that project their embeddings.
+
+        Targets are not read, and layers above the highest site not run; the meter counts the share of them that is. An
+        empty text has zeros. Chunks and `hidden` are as in `losses`. Differentiable in the prompts. Raises SpecError
+        for a layer that the model does not have.
+        """
+        reader, texts, length = self.hiding(hidden), batch.texts_only(), prompts.shape[1]
+        share = max((site.layer for site in sites), default=0) / self.layers
+
+        def read(chunk: Batch) -> Tensor:
+            states = pooled_states(reader.frozen, reader.states, prompts, chunk, sites)
+            self.meter.count_texts(chunk, length, share)
+            return states
+
+        chunks = self.split(texts, length)
+        if torch.is_grad_enabled() and prompts.requires_grad:
+            return torch.cat([read(chunk) for chunk in chunks])
+        return torch.cat(list(backing_off(chunks, read)))
 
     def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""

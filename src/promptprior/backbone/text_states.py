@@ -1,13 +1,129 @@
-"""States of texts, pooled: what heads read of the frozen model."""
+"""States of texts behind prompts, pooled over each text's tokens: what heads read of the frozen model.
 
-from typing import Literal, NamedTuple
+Only texts are read, no targets, and only up to the highest layer that is asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.nn import Module
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from promptprior.backbone.forward.causal import concatenated_states, gradient_checkpointing, packed_states
+from promptprior.backbone.forward.dispatch import States
+from promptprior.backbone.forward.seq2seq import encode
+from promptprior.backbone.frozen import Frozen
+from promptprior.backbone.kernels.packing import plan, ragged_arange
+from promptprior.errors import SpecError
+from promptprior.notation import Float, Tensor
+from promptprior.tasks.sampling.batch import Batch
 
 Pooling = Literal["mean", "last"]
 
 
 class Site(NamedTuple):
-    """A place where states are read: after block `layer` (0: the embeddings, the last: before any final norm), the mean
-    over the text's tokens or its last token."""
+    """A place where states are read. `layer` counts as `hidden_states` of transformers do: n is after block n, 0 what
+    enters the first block, the last is after the final norm. Pooled is the mean over a text's tokens, or the last."""
 
     layer: int
     pooling: Pooling
+
+
+class LayerReached(Exception):
+    """Leaves a forward pass once the wanted layer has answered."""
+
+
+def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
+    """What reads a text, the decoder or the encoder, and its layers in order."""
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    return reader, [module for module in reader.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Tensor]]:
+    """The states of these layers, filled in while the model runs inside; it stops after the highest."""
+    reader, blocks = layers_of(model)
+    states: dict[int, Tensor] = {}
+    highest = max(layers)
+
+    def enter(number: int, _: Module, args: Any, options: Any) -> None:
+        states[number] = args[0] if args else options["hidden_states"]
+        if number == highest:
+            raise LayerReached
+
+    def leave(_: Module, __: Any, out: Any) -> None:
+        last = out.last_hidden_state
+        if last.shape[-1] == before_norm[0].shape[-1]:
+            states[len(blocks)] = last
+        else:  # OPT-350m projects its last states to another width: they would not stand beside the others
+            states[len(blocks)] = before_norm[0]
+        raise LayerReached
+
+    before_norm: list[Tensor] = []
+    handles = [
+        blocks[n].register_forward_pre_hook(partial(enter, n), with_kwargs=True) for n in layers if n < len(blocks)
+    ]
+    if highest == len(blocks):
+        handles.append(
+            blocks[-1].register_forward_hook(
+                lambda _, __, out: before_norm.append(out[0] if isinstance(out, tuple) else out)
+            )
+        )
+        handles.append(reader.register_forward_hook(leave))
+    try:
+        with suppress(LayerReached):
+            yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pooled_states(
+    frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], batch: Batch, sites: Sequence[Site]
+) -> Float[Tensor, "X S W"]:
+    """Each text's states behind its prompt at every site, in the prompts' dtype; zeros for an empty text.
+
+    `route` is the engine's, which says whether tokens are packed, what is kept for the backward pass and which prompt
+    tokens are hidden. Blocks written by hand hand out no states: transformers' own take their place. Raises SpecError
+    for a layer that the model does not have.
+    """
+    blocks = len(layers_of(frozen.model)[1])
+    if wrong := [site.layer for site in sites if not 0 <= site.layer <= blocks]:
+        raise SpecError(f"layer {wrong[0]} of {frozen.card.name}: expected 0 (embeddings) to {blocks} (the last block)")
+    keep, hidden, length = True, None, prompts.shape[1]
+    if isinstance(route, partial):
+        keep, hidden, route = route.keywords.get("keep", True), route.keywords.get("hidden"), route.func
+    texts = batch.texts_only()
+    is_packed = not frozen.card.is_encoder_decoder and route is not concatenated_states
+
+    with layer_states(frozen.model, {site.layer for site in sites}) as states:
+        if frozen.card.is_encoder_decoder:
+            with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
+                encode(frozen, prompts, texts, hidden)
+        elif is_packed:
+            packed_states(frozen, prompts, texts, keep)
+        else:
+            concatenated_states(frozen, prompts, texts, keep, hidden)
+
+    lengths = texts.text_lengths.cpu()
+    if is_packed:
+        starts = plan(texts, length).predicts + 1 - lengths  # [X]; each text ends where its target would be predicted
+    else:
+        starts = torch.arange(texts.texts) * next(iter(states.values())).shape[1] + length
+    tokens = (starts.repeat_interleave(lengths) + ragged_arange(lengths)).to(frozen.device)  # [n]
+    text_of_token = torch.arange(texts.texts).repeat_interleave(lengths).to(frozen.device)  # [n]
+    ends = (starts + lengths - 1).clamp(min=0).to(frozen.device)  # [X]
+    count = lengths.to(frozen.device)[:, None]  # [X, 1]
+    pooled = []
+    for site in sites:
+        flat = states[site.layer].flatten(0, 1).to(frozen.prompt_dtype)  # [N, D]
+        if site.pooling == "mean":
+            total = flat.new_zeros(texts.texts, flat.shape[1]).index_add(0, text_of_token, flat.index_select(0, tokens))
+            pooled.append(total / count.clamp(min=1))
+        else:
+            pooled.append(flat.index_select(0, ends).masked_fill(count == 0, 0))
+    return torch.stack(pooled, dim=1)

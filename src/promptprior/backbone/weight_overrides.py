@@ -21,6 +21,7 @@ from promptprior.backbone.forward.t5 import t5_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.kernels.lm_head import state_losses
+from promptprior.backbone.text_states import Site, pooled_states
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -53,24 +54,41 @@ class WeightedModel:
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
         model, frozen, states = self.frozen.model, self.frozen, self.states
-        losses = self._each_piece(weights, batch, lambda p, piece: state_losses(model, states(frozen, p, piece), piece))
-        return torch.cat(losses)
+
+        def score(no_prompt: Tensor, piece: Batch) -> Tensor:
+            losses = state_losses(model, states(frozen, no_prompt, piece), piece)
+            self.backbone.meter.count(piece, 0)
+            return losses
+
+        return torch.cat(self._each_piece(weights, batch, score))
+
+    def text_states(self, weights: Weights, batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+        """Each text's states, pooled at every site, as `Backbone.text_states` reads them without a prompt."""
+        share = max((site.layer for site in sites), default=0) / self.backbone.layers
+
+        def read(no_prompt: Tensor, piece: Batch) -> Tensor:
+            states = pooled_states(self.frozen, self.states, no_prompt, piece, sites)
+            self.backbone.meter.count_texts(piece, 0, share)
+            return states
+
+        return torch.cat(self._each_piece(weights, batch.texts_only(), read))
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
-        texts = self._each_piece(weights, batch, lambda p, piece: generate_texts(self.frozen, p, piece, options))
-        return [text for piece in texts for text in piece]
+
+        def answer(no_prompt: Tensor, piece: Batch) -> list[str]:
+            self.backbone.meter.count(piece, 0)
+            return generate_texts(self.frozen, no_prompt, piece, options)
+
+        return [text for piece in self._each_piece(weights, batch, answer) for text in piece]
 
     def _each_piece(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
         # What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights
         shape = (1, 0, self.backbone.width)
         no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
         pieces = list(self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), 0))
-        answers = self.call_with(weights, lambda: [compute(no_prompt, piece) for piece in pieces])
-        for piece in pieces:
-            self.backbone.meter.count(piece, 0)
-        return answers
+        return self.call_with(weights, lambda: [compute(no_prompt, piece) for piece in pieces])
 
     def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
         """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from promptprior.backbone import Backbone, backing_off, own_share
+from promptprior.backbone import Backbone, Site, backing_off, own_share
 from promptprior.notation import Bool, Float, Params, Tensor
 from promptprior.parameterisations.parameterisation import Masking, Offsetting, Parameterisation, Penalised
 from promptprior.processes import add_up
@@ -55,6 +55,15 @@ class PromptObjective:
         by_prompt, rows = read.reordered(read.prompt_index.argsort(stable=True))
         losses = backbone.losses(prompts, by_prompt, hidden)
         return torch.empty_like(losses).index_copy(0, rows.to(losses.device), losses)
+
+    def text_states(self, params: Params, batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+        """Each text's states behind its prompt, pooled at every site; targets are not read."""
+        backbone, prompts, read, hidden = self.reading(params, batch.texts_only())
+        if torch.is_grad_enabled():
+            return backbone.text_states(prompts, read, sites, hidden)
+        order = read.prompt_index.argsort(stable=True)
+        states = backbone.text_states(prompts, read.reordered(order)[0], sites, hidden)
+        return torch.empty_like(states).index_copy(0, order.to(states.device), states)
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""

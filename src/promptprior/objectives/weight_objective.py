@@ -3,17 +3,18 @@
 A rule, an evaluation set and the training loop see no difference: params are named tensors with a leading copies axis.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import torch
 
-from promptprior.backbone import Backbone
+from promptprior.backbone import Backbone, Site
+from promptprior.errors import SpecError
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, PromptObjective
-from promptprior.parameterisations.parameterisation import AnsweringForm, Answers
+from promptprior.parameterisations.parameterisation import AnsweringForm, Answers, StateAnswers
 from promptprior.parameterisations.registry import Form
 from promptprior.tasks.sampling.batch import Batch
 
@@ -28,6 +29,10 @@ class Answering(Objective, Protocol):
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""
+        ...
+
+    def text_states(self, params: Params, batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+        """Each text's states, pooled at every site; targets are not read."""
         ...
 
 
@@ -51,6 +56,19 @@ class WeightObjective:
         ]
         losses, rows = (torch.cat(each) for each in zip(*parts, strict=True))
         return losses[rows.argsort()]
+
+    def text_states(self, params: Params, batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+        """Each text's states, pooled at every site; targets are not read. Raises SpecError for a form without any."""
+        answers, parts, order = self.answers, [], []
+        if not isinstance(answers, StateAnswers):
+            raise SpecError(
+                f"parameterisation {self.form.name!r} hands out no states, so no head can read them: use the head "
+                "verbalizer, or give what it answers with a method text_states"
+            )
+        for copy, own, texts in _by_copy(params, batch):
+            parts.append(answers.text_states(own, texts, sites))
+            order.append((batch.copy_index == copy).nonzero().flatten())
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def generate(self, params: Params, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text."""

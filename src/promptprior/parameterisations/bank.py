@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import normalize
 
 from promptprior.backbone import Backbone
-from promptprior.backbone.early_layers import layers_of
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval
@@ -61,7 +60,7 @@ class Bank:
     cache: QueryCache = field(default_factory=QueryCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        most = len(layers_of(self.backbone.frozen.model)[1]) if self.layers else 0
+        most = self.backbone.layers if self.layers else 0
         if not 0 <= self.layers <= most:
             raise SpecError(
                 f"query layers {self.layers} (--options.query-layers): expected 0 to {most} ({self.backbone.card.name})"

@@ -19,7 +19,7 @@ field called `backbone` is filled in at load. `form_check.check_form` tests a fo
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from promptprior.backbone import Backbone
+from promptprior.backbone import Backbone, Site
 from promptprior.notation import Bool, Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
@@ -55,6 +55,14 @@ class Answers(Protocol):
 
     def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text; `params` have the shapes they are trained in."""
+
+
+@runtime_checkable
+class StateAnswers(Protocol):
+    """Answers that also hand out the states of texts, which heads read."""
+
+    def text_states(self, params: Mapping[str, Tensor], batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+        """Each text's states, pooled at every site, in the prompts' dtype; targets are not read."""
 
 
 @runtime_checkable

@@ -92,6 +92,17 @@ class Batch:
         rows = position[self.text_index].argsort(stable=True)
         return self._select(texts, rows, position), rows
 
+    def texts_only(self) -> "Batch":
+        """The same texts, each with a target of one token that is never read: for what reads texts alone."""
+        one = torch.ones_like(self.text_lengths)  # [X]
+        return replace(
+            self,
+            target_ids=torch.zeros_like(one)[:, None],
+            target_lengths=one,
+            text_index=torch.arange(self.texts, device=one.device),
+            weight=self.weight.new_ones(self.texts),
+        )
+
     def tile(self, copies: int) -> "Batch":
         """Every text once per copy, copies outermost: what M particles read. All texts must be of copy 0."""
         copy = torch.arange(copies, device=self.text_ids.device)
