@@ -7,19 +7,35 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from promptprior.choose import CandidateAnswers, cross_validated, mix, mixing_weights
-from promptprior.tasks.task import Example, Task
+from promptprior.choose import cross_validated, mix, mixing_weights
+from promptprior.held_out import HeldOut
+from promptprior.tasks.task import Example
 
 
-def held_out(nll: torch.Tensor, labels: list[int]) -> CandidateAnswers:
+Answers = list[list[HeldOut]]
+
+
+def held_out(nll: torch.Tensor, labels: list[int]) -> Answers:
     """Held-out answers of members with these NLL, [M, n, K]."""
     choices = tuple(f"c{k}" for k in range(nll.shape[-1]))
-    examples = tuple(Example(str(i), f"text {i}", choices[y], choices, y) for i, y in enumerate(labels))
-    task = Task("t", "multiple_choice", ("accuracy",), {"train": examples}, label_names=choices)
-    return CandidateAnswers(task, examples, tuple(tuple(tuple(row) for row in member) for member in nll.tolist()))
+    examples = [Example(str(i), f"text {i}", choices[y], choices, y) for i, y in enumerate(labels)]
+    lengths = (1,) * len(choices)
+    return [[HeldOut(e, tuple(row), lengths) for e, row in zip(examples, own, strict=True)] for own in nll.tolist()]
 
 
-def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 3) -> CandidateAnswers:
+def log_right(own: list[HeldOut], temperature: float = 1.0) -> torch.Tensor:
+    """The log probability of each right answer, one by one."""
+    return -torch.tensor(
+        [replace(a, target_nll=tuple(v / temperature for v in a.target_nll)).right_nll for a in own],
+        dtype=torch.float64,
+    )
+
+
+def accuracy(own: list[HeldOut]) -> float:
+    return sum(min(range(len(a.target_nll)), key=a.target_nll.__getitem__) == a.example.label for a in own) / len(own)
+
+
+def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 3) -> Answers:
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(choices, (examples,), generator=g)
     nll = 2 * torch.randn(members, examples, choices, generator=g, dtype=torch.float64)
@@ -31,7 +47,7 @@ def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 
 @pytest.mark.parametrize("seed", range(4))
 def test_weights_are_the_best_point_of_the_simplex(seed: int) -> None:
     case = random_case(seed)
-    table = torch.stack([case.right(m) for m in range(3)])
+    table = torch.stack([log_right(own) for own in case])
 
     def loss(free: np.ndarray) -> float:
         weights = torch.softmax(torch.tensor([0.0, *free], dtype=torch.float64), 0)
@@ -46,10 +62,10 @@ def test_weights_are_the_best_point_of_the_simplex(seed: int) -> None:
 
 
 def test_a_member_that_is_too_sure_gets_a_temperature() -> None:
-    case = random_case(0, members=1)
-    sure = replace(case, nll=tuple(tuple(tuple(8 * v for v in row) for row in m) for m in case.nll))
-    exact = minimize_scalar(lambda t: -float(sure.right(0, float(np.exp(t))).sum()), bounds=(-2, 5), method="bounded")
-    [temperature] = mix(sure).temperatures
+    [own] = random_case(0, members=1)
+    sure = [replace(a, target_nll=tuple(8 * v for v in a.target_nll)) for a in own]
+    exact = minimize_scalar(lambda t: -float(log_right(sure, float(np.exp(t))).sum()), bounds=(-2, 5), method="bounded")
+    [temperature] = mix([sure]).temperatures
     assert abs(np.log(temperature) - exact.x) <= np.log(2) / 8 + 1e-6  # the nearest point of the grid
 
 
@@ -63,7 +79,7 @@ def test_a_useless_member_is_left_out_and_two_halves_are_better_than_each() -> N
     fitted = mix(case)
     assert fitted.members == (0, 1)
     assert fitted.weights == pytest.approx((0.5, 0.5), abs=0.02)
-    assert case.score([fitted.nll(case, i) for i in range(60)]) == 1.0
+    assert accuracy([fitted.answer(given) for given in zip(*case, strict=True)]) == 1.0
 
 
 def test_the_blends_score_comes_from_weights_that_have_not_seen_the_example() -> None:
@@ -74,7 +90,8 @@ def test_the_blends_score_comes_from_weights_that_have_not_seen_the_example() ->
         nll = 3 * torch.randn(6, 30, 2, generator=g, dtype=torch.float64)
         case = held_out(nll, torch.randint(2, (30,), generator=g).tolist())
         fitted = mix(case)
-        scores.append((case.score([fitted.nll(case, i) for i in range(30)]), case.score(cross_validated(case))))
+        inside = accuracy([fitted.answer(given) for given in zip(*case, strict=True)])
+        scores.append((inside, accuracy(cross_validated(case))))
     inside, outside = np.mean(scores, axis=0)
     assert inside > 0.55
     assert abs(outside - 0.5) < 0.05

@@ -136,7 +136,7 @@ def _adapt_and_choose(
         per_candidate.append(adapt(candidate, episodes, backbone, None, settings, control.inside(candidate.name)))
     if not per_candidate:
         raise SpecError(f"method {method.name!r}: no candidate can answer: {refusals} (--options.candidates)")
-    return [choose(method.name, of_episode, method.blend).adapted for of_episode in zip(*per_candidate, strict=True)]
+    return [choose(method.name, of_episode, method.blend) for of_episode in zip(*per_candidate, strict=True)]
 
 
 def refusal(method: Recipe, task: Task) -> str | None:
