@@ -11,7 +11,6 @@ from promptprior.choose import cross_validated, mix, mixing_weights
 from promptprior.held_out import HeldOut
 from promptprior.tasks.task import Example
 
-
 Answers = list[list[HeldOut]]
 
 

@@ -203,7 +203,7 @@ def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[Ev
         for c in range(e.ensemble_size)
     ]
     plain = iter(likelihoods(objective, params, [m for m in members if not m.heads]))
-    headed, blocks = [m for m in members if m.heads], objective.backbone.blocks
+    headed, blocks = [m for m in members if m.heads], objective.backbone.layers
     sites = [[h.head.sites(blocks)[i] for i in h.head.used(h.params)] for h in (m.heads[0] for m in headed)]
     read = iter(readouts(objective, params, headed, sites))
     remaining = iter([m.heads[0].choice_nll(next(read)).tolist() if m.heads else next(plain) for m in members])

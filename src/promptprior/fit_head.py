@@ -50,7 +50,7 @@ def fit_heads(
                 if examples:
                     own = make_eval_set(objective, episode.task, examples, copy)
                     sets.append(replace(own, heads=(FittedHead(head, {}),)))
-    sites = head.sites(objective.backbone.blocks)
+    sites = head.sites(objective.backbone.layers)
     read = readouts(objective, params, [*members, *extra], [sites] * (len(members) + len(extra)))
     extra_read = read[len(members) :] or [None] * len(members)
 
