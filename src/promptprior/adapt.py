@@ -20,7 +20,7 @@ from promptprior.adapted import Adapted
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.choose import choose
+from promptprior.choose import choose_candidate
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
@@ -136,7 +136,7 @@ def _adapt_and_choose(
         per_candidate.append(adapt(candidate, episodes, backbone, None, settings, control.inside(candidate.name)))
     if not per_candidate:
         raise SpecError(f"method {method.name!r}: no candidate can answer: {refusals} (--options.candidates)")
-    return [choose(method.name, of_episode, method.blend) for of_episode in zip(*per_candidate, strict=True)]
+    return [choose_candidate(method.name, of_episode, method.blend) for of_episode in zip(*per_candidate, strict=True)]
 
 
 def refusal(method: Recipe, task: Task) -> str | None:

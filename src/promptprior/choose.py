@@ -107,7 +107,7 @@ def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float
     return Standing(method, value, jackknife_error(task, answers), nll, seconds, weight)
 
 
-def choose(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
+def choose_candidate(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`; its header has a leaderboard.
 
     Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free

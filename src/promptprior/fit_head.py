@@ -40,7 +40,8 @@ def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequen
     members: list[EvalSet] = []
     extra: list[EvalSet] = []
     for copy, episode in enumerate(episodes):
-        shots = (*episode.shots.train, *episode.shots.dev)
+        # A refit's dev shots are its training shots
+        shots = tuple({e.id: e for e in (*episode.shots.train, *episode.shots.dev)}.values())
         texts = head.extra_texts([example.text for example in shots])
         free = [replace(shots[0], id=f"extra-{i}", text=text) for i, text in enumerate(texts)]
         for sets, examples in ((members, shots), (extra, free)):
@@ -57,13 +58,15 @@ def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequen
         labels = torch.tensor([example.label for example in member.examples])
         if episode.shots.dev:
             taught = head.fit(_rows(shots_read, slice(train)), labels[:train], own_extra)
-            nll = head.choice_nll(taught, _rows(shots_read, slice(train, None), head.used(taught))).tolist()
-            lengths = [tuple(map(len, tokens.targets)) for tokens in member.tokens[train:]]
+            place = {example.id: i for i, example in enumerate(member.examples)}
+            dev = [place[example.id] for example in episode.shots.dev]
+            nll = head.choice_nll(taught, _rows(shots_read, dev, head.used(taught))).tolist()
+            lengths = [tuple(map(len, member.tokens[i].targets)) for i in dev]
             on_dev = tuple(HeldOut(*of) for of in zip(episode.shots.dev, map(tuple, nll), lengths, strict=True))
         fits.append(HeadFit(FittedHead(head, head.fit(shots_read, labels, own_extra)), on_dev))
     return fits
 
 
-def _rows(readout: Readout, rows: slice, sites: Sequence[int] | None = None) -> Readout:
+def _rows(readout: Readout, rows: slice | list[int], sites: Sequence[int] | None = None) -> Readout:
     states = readout.states if readout.states is None else readout.states[rows]
     return Readout(readout.nll[rows], states if states is None or sites is None else states[:, list(sites)])
