@@ -60,7 +60,9 @@ class Linear(Head):
         targets = 2.0 * torch.nn.functional.one_hot(labels, shots.nll.shape[1]).double() - 1  # [n, K]
 
         count = states.shape[1]
-        best, held_out = (-torch.inf, (middle_site(count, len(self.poolings)),), LONE_STRENGTH, LONE_SCALE), None
+        best: tuple[float, tuple[int, ...], float, float]  # likelihood, sites, strength, scale
+        best = (-torch.inf, (middle_site(count, len(self.poolings)),), LONE_STRENGTH, LONE_SCALE)
+        held_out = None
         if has_two_of_each(labels):
             for sites in [(s,) for s in range(count)] + ([tuple(range(count))] if count > 1 else []):
                 chosen = _side_by_side(every, sites)
