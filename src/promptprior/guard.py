@@ -32,8 +32,10 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt, and on the dev shots (with folds: on all, out of fold) the task's score (None for free text) and each
-    example's NLL in nats."""
+    """A prompt, and on the dev shots the task's score (None for free text) and each example's NLL in nats.
+
+    With folds these are of all examples that were answered out of fold.
+    """
 
     adapted: Adapted
     score: float | None

@@ -62,7 +62,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     """Tokens of adapting a method to k shots of a target, and of testing on so many examples.
 
     Shots are counted as a k-shot draw would be, and not drawn: k of each class for training and k for dev, as far as
-    there are so many, and of dev at most `dev_limit` in all.
+    there are so many, and of dev at most `dev_limit` in all. With folds each fold trains, all examples are answered
+    once more, and a refit is taken to last half of the steps: how many it has is chosen later.
     """
     train = dev = 0
     for size in target.class_sizes:
@@ -73,21 +74,35 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
             train, dev = train + min(k, size - dev_half), dev + dev_half
 
-    def scored(texts: float) -> float:
-        shown = train * target.text_tokens if method.uses_shots and not method.trains else 0.0  # demonstrations
+    every, folds, teaching = train + dev, 1, float(train)  # teaching: examples that the final prompt learned from
+    to_learn, to_ask = float(train), float(dev)  # of each fold
+    if settings.folds:
+        teaching = every
+    if settings.folds > 1:
+        folds = min(settings.folds, every)
+        to_learn, to_ask = every - every / folds, every / folds
+
+    def scored(texts: float, learned: float) -> float:
+        shown = learned * target.text_tokens if method.uses_shots and not method.trains else 0.0  # demonstrations
         prompts = method.prompt_tokens(settings, texts) if method.trains else shown
         return SCORED * (texts * target.ranked_tokens + prompts) if texts else 0.0
 
-    stage, testing = settings.target, method.answering_prompts() * scored(tested)
+    def stepped(learned: float) -> float:
+        texts = min(stage.batch_size, learned)
+        return texts * target.text_tokens + method.prompt_tokens(settings, texts)
+
+    stage, members = settings.target, method.answering_prompts()
+    testing = members * scored(tested, teaching)
+    if settings.folds:
+        testing += folds * members * scored(to_ask, to_learn)  # out of fold
     if not method.trains:
-        return scored(dev) + testing
+        return folds * scored(to_ask, to_learn) + testing
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
-    asked |= set(range(0, stage.steps, stage.eval_every)) if stage.eval_every else set()
-    texts = min(stage.batch_size, train)
-    step = texts * target.text_tokens + method.prompt_tokens(settings, texts)
-    copies = method.adaptation_copies(settings) * len(stage.learning_rates)
-    before = method.steps_before(settings) * step
-    return before + copies * (stage.steps * step + len(asked) * scored(dev)) + testing
+    asked |= set(range(0, stage.steps, stage.dev_every)) if stage.dev_every else set()
+    copies, before = method.adaptation_copies(settings) * len(stage.learning_rates), method.steps_before(settings)
+    trying = (before + copies * stage.steps) * stepped(to_learn) + copies * len(asked) * scored(to_ask, to_learn)
+    refit = (before + members * stage.steps / 2) * stepped(teaching) if settings.folds else 0.0
+    return folds * trying + refit + testing
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

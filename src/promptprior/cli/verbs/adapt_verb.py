@@ -92,6 +92,7 @@ class AdaptPlan:
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
+            shots += f", --folds {settings.folds}" if settings.folds else ""
             print(f"adapt {method.name} to {task.name}: {shots}, {settings.target.steps} steps, {tested} to test")
             return print(cost_line(backbone, task, settings.length, cost))
 
@@ -112,22 +113,28 @@ class AdaptPlan:
             header = replace(header, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
             shutil.rmtree(work, ignore_errors=True)
-        lines = [*(verdict.says for verdict in verdicts), shots_line(episode)]
-        lines += [] if adapted.dev_score is None else [f"dev {adapted.dev_score:.3f} at step {adapted.best_step}"]
+        lines = [*(verdict.says for verdict in verdicts), shots_line(episode, settings.folds)]
+        error = "" if adapted.dev_error is None else f" (standard error {adapted.dev_error:.3f})"
+        where = f"{settings.folds}-fold cross-validation" if settings.folds > 1 else "dev"
+        if adapted.dev_score is not None:
+            lines.append(f"{where} {adapted.dev_score:.3f}{error} at step {adapted.best_step}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
         lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
         print(*lines, sep="\n")
         return print(self.output)
 
 
-def shots_line(episode: "Episode") -> str:
-    """How many examples were drawn, and which classes gave fewer than were asked for."""
+def shots_line(episode: "Episode", folds: int = 0) -> str:
+    """How many examples were drawn, what for, and which classes gave fewer than were asked for."""
     from promptprior.tasks.sampling.draws import class_of
 
     shots, task = episode.shots, episode.task
     names = [example.target if class_of(task, example) != "all" else "all" for example in shots.train]
     fewer = [f"{name} {count}" for name, count in Counter(names).items() if count < episode.k]
     line = f"learned from {len(shots.train)} examples, {len(shots.dev)} others for dev"
+    if folds:
+        asked = f"{len(shots.dev)} of them" if folds == 1 else f"{folds} folds of them"
+        line = f"learned from {len(shots.train) + len(shots.dev)} examples; {asked} chose rate and steps before"
     return line + (f"; fewer than {episode.k} of a class were there to draw: {', '.join(fewer)}" if fewer else "")
 
 
