@@ -36,7 +36,7 @@ from promptprior.evaluate import (
     prompt_objective,
 )
 from promptprior.fit import RunControl, make_run_context
-from promptprior.fit_head import fit_heads, why_no_head
+from promptprior.fit_head import fit_heads
 from promptprior.folds import (
     Way,
     answer_held_out,
@@ -98,7 +98,7 @@ def adapt(
     if isinstance(method, Choosing):
         return _adapt_and_choose(method, episodes, backbone, settings, control)
     for episode in episodes:
-        if reason := refusal(method, episode.task):
+        if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
     checked = _checked_priors(method, episodes, priors, backbone, settings.length)
     if not method.adapts_one_by_one:
@@ -115,34 +115,32 @@ def _adapt_and_choose(
 ) -> list[Adapted]:
     """Adapt every candidate, in order of cost, and let held-out answers choose for each episode.
 
-    Candidates that cannot answer a task are left out. Raises SpecError where none can.
+    Candidates that cannot answer a task are left out there. Raises SpecError where none can.
     """
     assert isinstance(method, Choosing)
     settings = settings if settings.folds else replace(settings, folds=method.folds)
-    start, refusals = time.monotonic(), dict[str, str]()
-    per_candidate: list[list[Adapted]] = []
+    start, adapted = time.monotonic(), [list[Adapted]() for _ in episodes]
     for candidate in map(make_method, method.candidates):
         if isinstance(candidate, Choosing) or candidate.needs_sources:
             raise SpecError(
                 f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from targets alone"
             )
-        reasons = [reason for e in episodes if (reason := refusal(candidate, e.task)) is not None]
-        if reasons:
-            refusals[candidate.name] = reasons[0]
-            continue
         spent = time.monotonic() - start
-        if per_candidate and method.seconds is not None and spent > method.seconds:
+        if all(adapted) and method.seconds is not None and spent > method.seconds:
             break
-        per_candidate.append(adapt(candidate, episodes, backbone, None, settings, control.inside(candidate.name)))
-    if not per_candidate:
-        raise SpecError(f"method {method.name!r}: no candidate can answer: {refusals} (--options.candidates)")
-    return [choose_candidate(method.name, of_episode, method.blend) for of_episode in zip(*per_candidate, strict=True)]
-
-
-def refusal(method: Recipe, task: Task) -> str | None:
-    """Why a method, or its head, cannot answer a task; None where it can."""
-    reason = method.serves(task)
-    return reason if reason is not None or recipe_head(method) is None else why_no_head(task)
+        served = [place for place, episode in enumerate(episodes) if candidate.serves(episode.task) is None]
+        if served:
+            own = [episodes[place] for place in served]
+            given = adapt(candidate, own, backbone, None, settings, control.inside(candidate.name))
+            for place, one in zip(served, given, strict=True):
+                adapted[place].append(one)
+    for episode, given in zip(episodes, adapted, strict=True):
+        if not given:
+            raise SpecError(
+                f"method {method.name!r}: none of {', '.join(method.candidates)} can answer task "
+                f"{episode.task.name!r} (--options.candidates)"
+            )
+    return [choose_candidate(method.name, given, method.blend) for given in adapted]
 
 
 def recipe_head(method: Recipe) -> Head | None:

@@ -23,6 +23,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import METHODS, Episode, Recipe, make_method
+from promptprior.methods.contract import Choosing
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.rules.rule import Info, answer
@@ -38,6 +39,15 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "lora": {"rank": 2},
     "bitfit": {},
     "prompt_tuning": {},
+    "linear_probe": {},
+    "knn": {},
+    "constant": {},
+    "zero_shot_contextual": {},
+    "zero_shot_batch": {},
+    "zero_shot_calibrated": {},
+    "probe_mixture": {},
+    "in_context_contextual": {},
+    "auto": {"candidates": ("zero_shot_contextual", "linear_probe", "prompt_tuning"), "folds": 2},
     "residual_prompt_tuning": {"bottleneck": 4},
     "residual_as_released": {"bottleneck": 4},
     "dept": {"positions": 5},
@@ -329,7 +339,7 @@ def trajectory(name: str, episode: Episode) -> list[Params]:
     return params
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, recipe in METHODS.items() if not isinstance(recipe, Choosing)])
 def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
     """Dev selects and test is for the end: wrong answers there change neither start nor any step."""
     for episode in episodes(name):
@@ -337,6 +347,19 @@ def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
         for step, (right, wrong) in enumerate(steps):
             differing = [n for n in right if not torch.equal(right[n], wrong[n])]
             assert not differing, f"{episode.task.name}, {f'step {step - 1}' if step else 'init'}: {differing}"
+
+
+HEADED = [name for name, recipe in METHODS.items() if recipe.head != "verbalizer" or isinstance(recipe, Choosing)]
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_what_is_fitted_after_training_does_not_see_test_answers(name: str) -> None:
+    """Heads and choices learn from dev shots as well, but a task whose test answers are all wrong gives the same."""
+    episode = episodes(name)[0]
+    wrong = replace(episode, task=with_other_answers(episode).task)
+    one, other = adapt_alone(name).prompt.params, adapt_small(name, wrong)[0].prompt.params
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize("family", ["t5", "gemma3", "mistral"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.cli.output import score_lines
+from promptprior.cli.output import format_table, score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
 from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
@@ -114,6 +114,7 @@ class AdaptPlan:
             replace(adapted.prompt, header=header).save_pretrained(self.output)
             shutil.rmtree(work, ignore_errors=True)
         lines = [*(verdict.says for verdict in verdicts), shots_line(episode, settings.folds)]
+        lines += leaderboard_lines(header.scores.get("auto"))
         error = "" if adapted.dev_error is None else f" (standard error {adapted.dev_error:.3f})"
         where = f"{settings.folds}-fold cross-validation" if settings.folds > 1 else "dev"
         if adapted.dev_score is not None:
@@ -122,6 +123,23 @@ class AdaptPlan:
         lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
         print(*lines, sep="\n")
         return print(self.output)
+
+
+def leaderboard_lines(auto: Any) -> list[str]:
+    """What each candidate of `--method auto` scored on held-out examples, and which answers; none for other methods."""
+    if not auto:
+        return []
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    rows = [
+        [line["method"], number(line["score"]), number(line["error"]), number(line["nll"]), number(line["weight"]),
+         f"{line['seconds']:.1f}"]
+        for line in auto["leaderboard"]
+    ]  # fmt: skip
+    table = format_table(["candidate", "held out", "std. error", "NLL", "weight", "seconds"], rows)
+    return [table, f"{auto['chosen']} answers"]
 
 
 def shots_line(episode: "Episode", folds: int = 0) -> str:
