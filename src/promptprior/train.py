@@ -77,8 +77,9 @@ class Trained:
     """The result of a run. `params` are each copy's best answer where dev selected, the answer at the end otherwise.
 
     `answer` is what the rule answers at the end (rules/rule.py), `last` the params it moved: most rules answer those.
-    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_score" (as
-    `Select` gives it: higher is better) and "dev_nll".
+    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_merit"
+    (as `Select` gives it: higher is better, so it is minus the value of a metric that is better when lower) and
+    "dev_nll".
     """
 
     params: Params
@@ -209,7 +210,7 @@ def _select(run: Run, progress: Progress) -> Progress:
             waited=tuple(0 if b else waited + 1 for b, waited in zip(better, best.waited, strict=True)),
         )
     *earlier, last = progress.history or [{"step": 0}]
-    history = [*earlier, {**last, "dev_score": _six_digits(score), "dev_nll": _six_digits(nll)}]
+    history = [*earlier, {**last, "dev_merit": _six_digits(score), "dev_nll": _six_digits(nll)}]
     stopped = run.patience is not None and min(best.waited) >= run.patience
     return replace(progress, best=best, history=history, stopped=stopped)
 
@@ -289,6 +290,9 @@ def _restore(run: Run, folder: Path) -> Progress | None:
         groups[group][name] = value.to(device)
     best = meaning["best"] and Best(groups["best"], **{name: tuple(each) for name, each in meaning["best"].items()})
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in history:  # what earlier versions called dev_score was the merit too
+        if "dev_score" in line:
+            line["dev_merit"] = line.pop("dev_score")
     state = State(groups["params"], groups["memory"], meaning["step"])
     return Progress(state, best, history, Cost(**meaning["spent"]), meaning["stopped"])
 
