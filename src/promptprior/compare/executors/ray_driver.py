@@ -57,7 +57,7 @@ def ray_connection(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at an address, or to one of this machine; afterwards it is as it was before.
 
     Raises SpecError when Ray is not installed, and when there is no cluster: at once where nothing listens, and within
-    half a minute where something else does.
+    half a minute where something else does, or a cluster that asks for another token.
     """
     where = address or os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports to nobody
@@ -72,14 +72,16 @@ def ray_connection(address: str | None) -> Iterator[Any]:
         yield ray
         return
     host, colon, port = where.removeprefix("ray://").rpartition(":")
+    hint = ""
     try:
         if colon and port.isdecimal():  # neither auto nor local
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+            hint = "; if it asks for a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
         with keeping_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         there = where or "this machine"
-        raise SpecError(f"no Ray cluster could be reached at {there} (--address): {error}") from error
+        raise SpecError(f"no Ray cluster could be reached at {there} (--address): {error}{hint}") from error
     try:
         yield ray
     finally:
