@@ -110,6 +110,23 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
         shutil.rmtree(partial, ignore_errors=True)  # after a swap this is the old folder
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, in one step: whenever the process dies, it is whole or has gone.
+
+    It is renamed first; the next command that claims the folder above it, or this one, removes what a kill leaves.
+    """
+    if not is_first():
+        return
+    doomed = _partial_sibling(path)
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    except OSError:  # Windows renames no folder that holds an open lock
+        doomed = path
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def check_replaceable(path: Path, ours: Collection[str]) -> None:
     """Raise ArtifactError when a folder holds files other than `ours`: call it before any long work."""
     if path.exists() and not path.is_dir():
@@ -318,7 +335,7 @@ def lock_beside(path: Path) -> Path:
 def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
     """Keep other commands from writing to a folder, and to outputs elsewhere, until this one ends in whatever way.
 
-    What killed commands left half-written there is removed; at the end nothing stays of the claim, nor of the folder
+    What killed commands left half-written or half-removed there is removed; at the end nothing stays of the claim, nor of the folder
     if it was made here and is empty. Raises ArtifactError when another command has the folder.
     """
     if not is_first():
@@ -341,7 +358,7 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
         for lock in folder.glob(".*.lock"):  # of an append that was killed: nobody else appends here now
             if lock.name != CLAIM:
                 lock.unlink(missing_ok=True)
-        for output in outputs:
+        for output in (folder, *outputs):
             _clear_partials(output.parent, output.name)
         yield
 

@@ -1,7 +1,7 @@
 """Runs fit, adapt and compare many times, each time disturbed and then started again, and compares what is on disk.
 
 `python -m tests.kill.runner SEED VERB:DISTURBANCE:COUNT …` prints a JSON object for each: how many runs were
-disturbed, and what went wrong. Every run is the real command line in a process of its own, forked from this one, which
+disturbed, and what went wrong. VERB:removal kills a command once at every operation that removes checkpoints. Every run is the real command line in a process of its own, forked from this one, which
 has imported everything and trained nothing. Its clock stands still, so that equal results are equal bytes, seconds
 included; its folder is in memory where there is /dev/shm, for a killed process (unlike a dead machine) loses nothing
 that it wrote.
@@ -239,6 +239,40 @@ def problems(
     return wrong
 
 
+def removals(operations: Sequence[str]) -> list[int]:
+    """The operations (from 1 on) at which folders of checkpoints are removed, which hold a folder for each stage."""
+    found, run = list[int](), list[int]()
+    for place, name in enumerate([*operations, ""], start=1):
+        if name in ("rename", "remove", "rmdir"):
+            run.append(place)
+            continue
+        if sum(operations[p - 1] == "rmdir" for p in run) > 1:
+            found += run
+        run = []
+    return found
+
+
+def kill_removals(base: Path, verb: str) -> dict[str, Any]:
+    """Kill a command at every operation that removes its checkpoints."""
+    if verb == "guard" and not (base / "prior").exists():
+        assert run("fit", base / "prior").code == 0
+    whole = run(verb, base / "reference", Disturbance())
+    reference, failures = contents(base / "reference"), list[str]()
+    places = removals(run(verb, base / "counted", Disturbance("kill", 10**9)).operations)
+    for at in places:
+        folder = base / f"removal{at}"
+        outcome = run(verb, folder, Disturbance("kill", at))
+        wrong = [] if outcome.code == -signal.SIGKILL else [f"ended with {outcome.code}: {outcome.said[-2000:]}"]
+        last = run(verb, folder)
+        steps = whole.steps * (2 if verb in ("adapt", "guard") else 1)  # they begin again, for they are finished
+        wrong += problems(reference, folder, [outcome], last, steps)
+        failures += [f"{verb}, killed at operation {at}: {text}" for text in wrong]
+        shutil.rmtree(folder)
+    for name in ("reference", "counted"):
+        shutil.rmtree(base / name)
+    return {"verb": verb, "kind": "removal", "disturbed": len(places), "failures": failures}
+
+
 def experiment(base: Path, verb: str, kind: str, count: int, seed: int) -> dict[str, Any]:
     """Disturb a command `count` times. `kind` is kill (operations), time (SIGKILL), full, SIGINT or SIGTERM."""
     rng, failures, disturbed_runs = random.Random(seed), list[str](), 0
@@ -287,10 +321,12 @@ def experiment(base: Path, verb: str, kind: str, count: int, seed: int) -> dict[
 
 
 if __name__ == "__main__":
-    seed, *pieces = sys.argv[1:]  # pieces: VERB:DISTURBANCE:COUNT
+    seed, *pieces = sys.argv[1:]  # pieces: VERB:DISTURBANCE:COUNT, or VERB:removal
+    results = list[dict[str, Any]]()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with scene() as base:
-        results = [experiment(base, *piece.split(":")[:2], int(piece.split(":")[2]), int(seed)) for piece in pieces]
+        for verb, kind, *count in (piece.split(":") for piece in pieces):
+            results += [experiment(base, verb, kind, int(count[0]), int(seed)) if count else kill_removals(base, verb)]
     print(json.dumps(results, indent=1))
     sys.exit(any(result["failures"] for result in results))
