@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from promptprior.errors import ArtifactError, DiskError
 from promptprior.interruptions import unfinished
 from promptprior.processes import is_first
+from promptprior.untrusted import parse_json
 
 if TYPE_CHECKING:  # imported where tensors are read and written: reports must not wait for torch
     from torch import Tensor
@@ -171,31 +172,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises ArtifactError naming the line when it is not whole."""
-    return parse_own_json(read_text(path), str(path))
-
-
-def parse_own_json(text: str, where: str, line: int | None = None) -> Any:
-    """The value of a JSON text that this library wrote.
-
-    Raises ArtifactError naming `where`, and the line, for whatever is wrong with it.
-    """
+    """The value of a JSON file. Raises ArtifactError naming the line where it is damaged (untrusted.parse_json)."""
+    text = read_text(path)
     try:
-        value = json.loads(text)
-        if "\\u" in text:  # half of a surrogate pair is no text that could be written again
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"{where}, line {line or error.lineno}, column {error.colno}: not JSON ({error.msg}); the file is cut off "
-            "or was edited: copy it again or write it anew"
-        ) from error
-    except RecursionError as error:
-        at = f", line {line}" if line else ""
-        raise ArtifactError(f"{where}{at}: lists or objects are nested too deep; the file was edited") from error
-    except ValueError as error:  # a whole number of thousands of digits; half of a surrogate pair
-        at = f", line {line}" if line else ""
-        raise ArtifactError(f"{where}{at}: {str(error)[:200]}; the file was edited: copy it again") from error
-    return value
+        return parse_json(text, str(path), ArtifactError, infinity=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; the file is cut off or was edited: copy it again") from error
 
 
 def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
@@ -247,7 +229,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_OF_HEADER):
                 raise damaged(f"its header would have {length:,} bytes")
-            header = parse_own_json(file.read(length).decode("utf-8", "replace"), str(path))
+            header = parse_json(file.read(length).decode("utf-8", "replace"), str(path), ArtifactError)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(header, dict):
@@ -318,11 +300,10 @@ def read_lines(path: Path) -> list[Any]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{path}, line {number}: not JSON ({error}); delete this line to go on without it"
-            ) from error
+            records += [parse_json(line.decode(), str(path), ArtifactError, number)] if line.strip() else []
+        except (UnicodeDecodeError, ArtifactError) as error:
+            where = f"{path} line {number}: " if isinstance(error, UnicodeDecodeError) else ""
+            raise ArtifactError(f"{where}{error}; delete this line to go on without it") from error
     return [*records, json.loads(tail)] if _is_whole(tail) else records
 
 
@@ -335,8 +316,8 @@ def lock_beside(path: Path) -> Path:
 def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
     """Keep other commands from writing to a folder, and to outputs elsewhere, until this one ends in whatever way.
 
-    What killed commands left half-written or half-removed there is removed; at the end nothing stays of the claim, nor of the folder
-    if it was made here and is empty. Raises ArtifactError when another command has the folder.
+    What killed commands left half-written or half-removed there is removed; at the end nothing stays of the claim, nor
+    of the folder if it was made here and is empty. Raises ArtifactError when another command has the folder.
     """
     if not is_first():
         yield

@@ -43,6 +43,7 @@ from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity,
 from promptprior.tasks import Split, load_task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.task import normalised
+from promptprior.train import read_checkpoint
 from promptprior.watch import tensorboard
 
 RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
@@ -245,6 +246,9 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
     for folder in {work.prior for work in left if not isinstance(work, Fit) and work.prior}:
         if is_fitted(folder):
             load_prior(folder, card)  # raises ArtifactError for a damaged one, before any work
+    for work in left:
+        for path in sorted(work_folder(output, work).rglob("state.json")):
+            read_checkpoint(path)  # likewise
     progress, queue = ProgressDisplay(say, sum(work.tokens for work in left)), Queue(left, context.plan.retries)
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":
