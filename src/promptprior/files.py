@@ -62,6 +62,30 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_together(
+    writers: Mapping[Path, Callable[[Path], object]], before: Callable[[Mapping[Path, Path]], None]
+) -> None:
+    """Write several files, each by its writer at a hidden path beside it; call `before` with these paths, by file; then
+    let each take its place."""
+    if not is_first():
+        return
+    partials = {path: _partial_sibling(path) for path in writers}
+    try:
+        for path, write in writers.items():
+            try:
+                write(partials[path])
+            except ArtifactError as error:  # name the file the user asked for
+                raise type(error)(str(error).replace(str(partials[path]), str(path))) from error
+        before(partials)
+        for path, partial in partials.items():
+            with disk_errors(path):
+                os.replace(partial, path)
+                _sync(path.parent)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
     """`write_text` of indented JSON in the order given. NaN and Inf raise ValueError: JSON has neither."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
