@@ -50,7 +50,7 @@ test-lowest: .venv-lowest/.test
 
 torture: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.kill.runner 500 fit:kill:140 fit:time:20 adapt:kill:120 adapt:time:20 \
-	  guard:kill:40 compare:kill:130 compare:time:30 > torture.json || (cat torture.json; exit 1)
+	  guard:kill:40 compare:kill:130 compare:time:30 compare:removal > torture.json || (cat torture.json; exit 1)
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptprior needs Python 3.11 or newer: make PYTHON=python3.11")'

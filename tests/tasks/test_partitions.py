@@ -47,7 +47,7 @@ def test_bad_files_and_names(data: Path) -> None:
     with pytest.raises(DataError, match="expected an object of partitions, got list"):
         read_partitions(data)
     (data / "partitions.json").write_text("{")
-    with pytest.raises(DataError, match=r"partitions.json line 1: bad JSON"):
+    with pytest.raises(DataError, match=r"partitions.json line 1: not JSON"):
         read_partitions(data)
     (data / "partitions.json").unlink()
     with pytest.raises(DataError, match="no such file; a data folder without it has no named partitions"):

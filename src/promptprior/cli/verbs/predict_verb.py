@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.cli.verbs.evaluate_verb import settings_of_prompt
 from promptprior.compare.plan import COMPILE, QUANTIZE
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import setting
 
 if TYPE_CHECKING:  # help must not wait for torch
@@ -75,8 +75,8 @@ class PredictPlan:
         text = (csv_text if suffix == CSV else jsonl_text)(rows.values, by_row)
         if self.output is None:
             return print(text, end="")
-        write_text(self.output, text)
-        save_plan(replace(self, target=target), plan_beside(self.output), "predict", [self.output])
+        writers = {self.output: lambda path: write_text(path, text)}
+        write_outputs(replace(self, target=target), plan_beside(self.output), "predict", writers)
         return print(self.output)
 
 

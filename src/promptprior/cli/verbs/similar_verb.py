@@ -9,7 +9,7 @@ from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE
 from promptprior.config.choices import Measure
 from promptprior.config.mapping import check_bounds
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, Settings, Training, setting
 from promptprior.errors import SpecError
 
@@ -64,8 +64,8 @@ class SimilarPlan:
         probe = SimilarityProbe(self.shots, self.seed, self.steps)
         found = task_similarity(targets, sources, backbone, self.settings, probe)
         if self.output is not None:
-            write_similarity(found, self.output)
-            save_plan(self, plan_beside(self.output), "similar", [self.output])
+            writers = {self.output: lambda path: write_similarity(found, path)}
+            write_outputs(self, plan_beside(self.output), "similar", writers)
         ranks = similar_sources(found.pairs, self.by)
         if self.json:
             pairs = [{"rank": r, **asdict(pair)} for of_target in ranks.values() for r, pair in enumerate(of_target, 1)]
