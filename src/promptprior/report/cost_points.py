@@ -54,7 +54,7 @@ def mean_costs(rows: Collection[Row], users: Mapping[str, int]) -> Costs:
         paid = []
         for row in rows:
             borne = {"share": 1 / users[row.cell], "target": 0, "whole": 1}[share]
-            paid.append(float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne))
+            paid.append(float(getattr(row.cost, unit) + getattr(row.cost.source, unit) * borne))
         costs[unit, share] = sum(paid) / len(rows)
     return costs
 

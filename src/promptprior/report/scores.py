@@ -53,7 +53,7 @@ class Overall:
 
     def table(self) -> Table:
         """Mean, interquartile mean, median and mean rank of every method."""
-        ranks = dict(self.ranking.best_first) if self.ranking else {}
+        ranks = self.ranking.mean_ranks if self.ranking else {}
         rank_note = "Ranks need three methods and two targets."
         if self.ranking:
             rank_note = (
@@ -152,7 +152,7 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     """Every method on every target, or why there is no score."""
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
     failed = {(row.method, row.target) for row in grid.failed if row.k == k}
-    verdicts = {(method, d.target): d.verdict for method, c in compared.items() for d in c.targets}
+    verdicts = {(method, d.target): d.interval.verdict for method, c in compared.items() for d in c.targets}
     rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
         detail = f"{row.family} · {metric_label(grid, target)} · n{NO_BREAK}={NO_BREAK}{row.n_test}"
@@ -214,7 +214,7 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
                 "difference apart.",
                 "Mean rank of each method. The table over all targets holds the same numbers.",
                 (Control("k", {k: str(k) for k in rankings}, max(rankings)),),
-                lambda k: rankings[k].figure(grid),
+                lambda k: ranks_figure(grid, rankings[k]),
             )
         )
     return tuple(plots)
@@ -285,4 +285,36 @@ def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target
     figure.update_xaxes(type="log", tickvals=grid.ks, ticktext=[str(k) for k in grid.ks], title="shots k")
     is_lower = target in grid.lower_is_better
     figure.update_yaxes(title=f"{plot_label(metric_label(grid, target))} on test" if is_lower else "score on test")
+    return figure
+
+
+def ranks_figure(grid: Grid, ranking: Ranking) -> "Figure":
+    """Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart."""
+    from plotly.graph_objects import Figure
+
+    styles = [method_style(grid, method) for method in ranking.mean_ranks]
+    names, ranks = [style.label for style in styles], list(ranking.mean_ranks.values())
+    figure = Figure()
+    for place, (style, rank) in enumerate(zip(styles, ranks, strict=True)):
+        colour, text = style.colour, f"{style.label}<br>mean rank {rank:.2f}"
+        marker = {"color": colour, "symbol": style.symbol, "size": 12, "line": {"width": 2, "color": colour}}
+        figure.add_scatter(
+            x=[rank], y=[place], mode="markers", marker=marker, text=[text], hoverinfo="text", showlegend=False,
+            cliponaxis=False,
+        )  # fmt: skip
+    order = list(ranking.mean_ranks)
+    for clique in ranking.cliques:
+        best, worst = order.index(clique[0]), order.index(clique[-1])
+        figure.add_shape(
+            type="rect", layer="below", x0=ranks[best] - 0.03, x1=ranks[worst] + 0.03, y0=best - 0.3, y1=worst + 0.3,
+            fillcolor="var(--muted)", opacity=0.18, line_width=0,
+        )  # fmt: skip
+    title = f"mean rank over {ranking.targets} targets; critical difference {ranking.critical:.2f}, Friedman p "
+    figure.update_layout(height=120 + 30 * len(names))
+    figure.update_xaxes(
+        range=[0.8, len(names) + 0.2], dtick=1, fixedrange=True, title=title + format_number(ranking.p, "p_equals")
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], fixedrange=True
+    )
     return figure
