@@ -36,7 +36,8 @@ def test_ranks_and_friedman_are_scipys():
 
 
 def test_scores_that_differ_by_rounding_tie():
-    assert ranking({"a": [0.1 + 0.2, 0.5], "b": [0.3, 0.5], "c": [0.2, 0.1]}).mean_ranks == dict(a=1.5, b=1.5, c=3.0)
+    found = ranking({"a": [0.1 + 0.2, 0.5], "b": [0.3, 0.5], "c": [0.2, 0.1]})
+    assert found.mean_ranks == {"a": 1.5, "b": 1.5, "c": 3.0}
     same = ranking(dict.fromkeys("abc", [1.0] * 4))
     assert (same.chi_square, same.p) == (0.0, 1.0)
 
