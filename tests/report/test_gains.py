@@ -40,14 +40,14 @@ PLANTED = [
 
 def test_each_target_is_judged_by_its_paired_interval():
     (found,) = comparisons(grid(PLANTED))
-    assert {d.target: d.interval.verdict for d in found.targets} == {
+    assert {target: d.verdict for target, d in found.targets.items()} == {
         "up": "better",
         "down": "worse",
         "same": "unclear",
     }
-    up = next(d for d in found.targets if d.target == "up").interval
+    up = found.targets["up"]
     assert up == interval(np.array([0.71, 0.71, 0.75, 0.70]) - np.array([0.50, 0.52, 0.54, 0.50]))
-    assert found.difference.estimate == pytest.approx(np.mean([d.interval.estimate for d in found.targets]))
+    assert found.difference.estimate == pytest.approx(np.mean([d.estimate for d in found.targets.values()]))
 
 
 def headline(g):
@@ -97,7 +97,7 @@ def test_three_seeds_of_one_target_never_win_overall():
     (found,) = comparisons(grid(few))
     assert (found.p, found.verdict) == (pytest.approx(0.25), "unclear")
     assert found.p_targets == 1.0
-    assert found.targets[0].interval.verdict == "better"
+    assert found.targets["a"].verdict == "better"
 
 
 def test_holm_runs_over_all_methods_and_ks():
@@ -137,7 +137,7 @@ def test_a_simulated_null_gives_about_five_percent_false_positives():
     assert np.mean([rejected(rng) for _ in range(800)], axis=0) == pytest.approx(0.05, abs=0.02)
     found = [simulated(rng) for _ in range(60)]
     assert np.mean([c.verdict != "unclear" for c in found]) <= 0.05
-    clear = [d.interval.verdict != "unclear" for c in found for d in c.targets]
+    clear = [d.verdict != "unclear" for c in found for d in c.targets.values()]
     assert np.mean(clear) == pytest.approx(0.05, abs=0.02)
 
 
@@ -195,10 +195,12 @@ def test_aggregates_run_over_targets_that_all_methods_have():
     ]
     found = overall(grid(rows), 16)
     assert found.targets == ("a",)
-    assert {a.method: a.mean.estimate for a in found.aggregates} == pytest.approx({"prompt_tuning": 0.55, "spot": 0.75})
+    assert {m: of["mean"].estimate for m, of in found.aggregates.items()} == pytest.approx(
+        {"prompt_tuning": 0.55, "spot": 0.75}
+    )
     assert found.ranking is None  # of one target and two methods
     nothing = overall(grid([*rows, *cells("multitask", "easy", [0.9])]), 16)
-    assert (nothing.targets, nothing.aggregates, nothing.pairs) == ((), (), ())
+    assert (nothing.targets, nothing.aggregates, nothing.pairs) == ((), {}, ())
 
 
 def test_aggregates_run_over_seeds_that_all_methods_have():
@@ -209,7 +211,7 @@ def test_aggregates_run_over_seeds_that_all_methods_have():
     ]
     found = overall(grid(rows), 16)
     assert grid(rows).shared[16] == {"a": {0}}
-    assert {a.method: a.mean.estimate for a in found.aggregates} == {
+    assert {m: of["mean"].estimate for m, of in found.aggregates.items()} == {
         "zero_shot": 0.1,
         "prompt_tuning": 0.5,
         "spot": 0.4,
@@ -260,7 +262,7 @@ def test_intervals_never_leave_the_range_of_the_metric():
     assert (spot.low, spot.high) == (0.0, 1.0)
     assert g.intervals["spot", "b", 16].low == -1.0
     (found,) = comparisons(g)
-    ends = {d.target: (d.interval.low, d.interval.high) for d in found.targets}
+    ends = {target: (d.low, d.high) for target, d in found.targets.items()}
     assert ends["a"] == (-1.0, 1.0)
     assert ends["b"] == (-2.0, 2.0)
     assert (found.by_seed.low, found.by_seed.high) == (-1.5, 1.5)

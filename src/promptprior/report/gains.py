@@ -29,25 +29,18 @@ from promptprior.report.statistics import (
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Method minus baseline on one target, paired by seed; positive is better, whatever the metric."""
-
-    target: str
-    interval: Interval
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One method against the baseline at one k.
 
+    `targets` has the difference on each target, method minus baseline, paired by seed; positive is better, whatever the
+    metric. `difference` is their mean, and `by_seed` the same with a seed as one observation.
     `p` is the paired permutation test's over all runs (these targets, other seeds), `p_holm` the same after Holm's
-    correction; `p_targets` is that over the targets' means (other targets like these). `by_seed` is the difference with
-    a seed as one observation.
+    correction; `p_targets` is that over the targets' means (other targets like these).
     """
 
     method: str
     k: int
-    targets: tuple[Difference, ...]
+    targets: Mapping[str, Interval]
     difference: Interval
     by_seed: Interval | None
     gains: Gains
@@ -56,10 +49,10 @@ class Comparison:
     p_holm: float
     p_targets: float
 
-    def targets_that_are(self, verdict: Verdict) -> tuple[Difference, ...]:
-        """Targets with a verdict, the largest difference first."""
-        of_verdict = [d for d in self.targets if d.interval.verdict == verdict]
-        return tuple(sorted(of_verdict, key=lambda d: -abs(d.interval.estimate)))
+    def targets_that_are(self, verdict: Verdict) -> dict[str, Interval]:
+        """The differences on targets with a verdict, the largest first."""
+        of_verdict = [(target, d) for target, d in self.targets.items() if d.verdict == verdict]
+        return dict(sorted(of_verdict, key=lambda pair: -abs(pair[1].estimate)))
 
     @property
     def verdict(self) -> Verdict:
@@ -96,10 +89,7 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
             Comparison(
                 method=method,
                 k=k,
-                targets=tuple(
-                    Difference(t, interval(list(gap.values()), bounds=(-widths[t], widths[t])))
-                    for t, gap in gaps.items()
-                ),
+                targets={t: interval(list(gap.values()), bounds=(-widths[t], widths[t])) for t, gap in gaps.items()},
                 difference=mean_difference(own_runs, base_runs),
                 by_seed=interval_by_seed(gaps, sum(widths.values()) / len(widths)),
                 gains=average_relative_gain(own_runs, base_runs, lower_is_better=grid.lower_is_better),

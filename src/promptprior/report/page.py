@@ -199,8 +199,8 @@ class Report:
         # Negative transfer: targets on which some transfer method is clearly worse, those hit most often first.
         worse: dict[str, dict[str, list[str]]] = {}  # target -> method -> every k
         for c in transfer:
-            for d in c.targets_that_are("worse"):
-                worse.setdefault(d.target, {}).setdefault(c.method, []).append(str(c.k))
+            for target in c.targets_that_are("worse"):
+                worse.setdefault(target, {}).setdefault(c.method, []).append(str(c.k))
         hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
         worst = sorted(worse, key=lambda target: -hits[target])
         if not worst:

@@ -22,7 +22,7 @@ from promptprior.report.section import (
     interval_cell,
     make_table,
 )
-from promptprior.report.statistics import Interval, stratified_bootstrap
+from promptprior.report.statistics import Aggregate, Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,22 +31,15 @@ MEAN_TARGET = ""  # stands for the mean over targets among the targets of the fe
 
 
 @dataclass(frozen=True)
-class MethodAggregate:
-    """A method over all targets that every method has finished, at one k."""
-
-    method: str
-    mean: Interval
-    iqm: Interval
-    median: Interval
-
-
-@dataclass(frozen=True)
 class Overall:
-    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few."""
+    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few.
+
+    `aggregates` has, for each method, its "mean", "iqm" and "median" over these targets.
+    """
 
     k: int
     targets: tuple[str, ...]
-    aggregates: tuple[MethodAggregate, ...]
+    aggregates: Mapping[str, Mapping[str, Interval]]
     ranking: Ranking | None
     pairs: tuple[PairwiseComparison, ...]
     sign_note: str = ""
@@ -67,12 +60,11 @@ class Overall:
             f"Over {shared_words(self.targets)}. IQM is the mean of the middle half of all runs; median is the median "
             f"target. 95% intervals resample seeds within targets. {rank_note}{self.sign_note}",
             columns("Method", ["Mean", "IQM", "Median"], {"Mean rank": "two_digits"}),
-            [(a.method, a.mean, a.iqm, a.median, ranks.get(a.method)) for a in self.aggregates],
+            [(method, *of_method.values(), ranks.get(method)) for method, of_method in self.aggregates.items()],
         )
 
     def wins_table(self) -> Table:
         """Who beats whom on how many targets."""
-        methods = [a.method for a in self.aggregates]
         outcomes = {(pair.first, pair.second): (pair.wins, pair.losses, pair.p) for pair in self.pairs}
         outcomes |= {(pair.second, pair.first): (pair.losses, pair.wins, pair.p) for pair in self.pairs}
         cells = {
@@ -84,8 +76,8 @@ class Overall:
             f"Who beats whom, k = {self.k}",
             f"On how many of the {len(self.targets)} targets the row's method scores better : worse than the column's. "
             "p: paired permutation test over targets, Holm over all pairs.",
-            columns("|".join(["Method", *methods])),
-            [(a, *(cells.get((a, b), EMPTY) for b in methods)) for a in methods],
+            columns("|".join(["Method", *self.aggregates])),
+            [(a, *(cells.get((a, b), EMPTY) for b in self.aggregates)) for a in self.aggregates],
         )
 
 
@@ -93,18 +85,11 @@ def overall(grid: Grid, k: int) -> Overall:
     """Aggregates, ranks and pairwise comparisons at one k."""
     targets = tuple(grid.shared[k])
     if not targets:
-        return Overall(k, (), (), None, ())
+        return Overall(k, (), {}, None, ())
     runs = {method: grid.shared_runs[method, k] for method in grid.methods}
     means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
-    aggregates = tuple(
-        MethodAggregate(
-            method,
-            mean=stratified_bootstrap(of_method),
-            iqm=stratified_bootstrap(of_method, "iqm"),
-            median=stratified_bootstrap(of_method, "median"),
-        )
-        for method, of_method in runs.items()
-    )
+    kinds: tuple[Aggregate, ...] = ("mean", "iqm", "median")
+    aggregates = {m: {kind: stratified_bootstrap(of_method, kind) for kind in kinds} for m, of_method in runs.items()}
     can_rank = len(means) > 2 and len(targets) > 1
     ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
     return Overall(k, targets, aggregates, ranks, pairs, grid.sign_note)
@@ -152,7 +137,7 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     """Every method on every target, or why there is no score."""
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
     failed = {(row.method, row.target) for row in grid.failed if row.k == k}
-    verdicts = {(method, d.target): d.interval.verdict for method, c in compared.items() for d in c.targets}
+    verdicts = {(method, t): d.verdict for method, c in compared.items() for t, d in c.targets.items()}
     rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
         detail = f"{row.family} · {metric_label(grid, target)} · n{NO_BREAK}={NO_BREAK}{row.n_test}"
@@ -191,7 +176,7 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
         )
     ]
     if len(grid.ks) > 1:
-        means = {k: {a.method: a.mean for a in o.aggregates} for k, o in all_overall.items()}
+        means = {k: {m: of_method["mean"] for m, of_method in o.aggregates.items()} for k, o in all_overall.items()}
         options = {MEAN_TARGET: "mean over targets"} if any(means.values()) else {}
         options |= {target: target for target in grid.targets}
         plots.append(

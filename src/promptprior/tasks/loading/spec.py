@@ -159,7 +159,16 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
         kwargs, known_kwargs = keys["dataset_kwargs"], ["revision", "data_files", "data_dir"]
         keys["dataset_kwargs"] = _block(kwargs, known_kwargs, IGNORED_DATASET_KEYS, f"{where}: dataset_kwargs")
 
-    spec = from_mapping(TaskSpec, _numbers_as_text(keys), where)
+    def as_written(value: Any) -> Any:  # versions, label names and choices are often written as numbers
+        if isinstance(value, list):
+            return [as_written(item) for item in value]
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    keys |= {name: as_written(value) for name, value in keys.items() if name in TEXT_KEYS}
+    keys["metadata"] = {name: as_written(value) for name, value in metadata.items()}
+    if isinstance(keys.get("doc_to_choice"), list):
+        keys["doc_to_choice"] = as_written(keys["doc_to_choice"])
+    spec = from_mapping(TaskSpec, keys, where)
     fixed, names = spec.doc_to_choice, spec.metadata.label_names
     if isinstance(fixed, tuple) and (len(fixed) < 2 or len(set(fixed)) < len(fixed) or "" in fixed):
         raise SpecError(f"{where}: doc_to_choice needs at least two different words, got {list(fixed)}")
@@ -188,18 +197,6 @@ def _block(value: object, known: Sequence[str] | None, ignored: Sequence[str], w
         if known is not None and key not in known and key not in ignored:
             raise SpecError(f"{where}: {unknown_name('key', str(key), known)}")
     return {key: part for key, part in value.items() if part is not None and (known is None or key in known)}
-
-
-def _numbers_as_text(keys: dict[str, Any]) -> dict[str, Any]:
-    # Versions, label names and choices are often written as numbers.
-    def as_text(value: Any) -> Any:
-        if isinstance(value, list):
-            return [as_text(item) for item in value]
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    lists = {"doc_to_choice": as_text(keys["doc_to_choice"])} if isinstance(keys.get("doc_to_choice"), list) else {}
-    texts = {name: as_text(value) for name, value in keys.items() if name in TEXT_KEYS}
-    return {**keys, **texts, **lists, "metadata": {name: as_text(value) for name, value in keys["metadata"].items()}}
 
 
 TEXT_KEYS = (
