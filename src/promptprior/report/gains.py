@@ -32,8 +32,8 @@ from promptprior.report.statistics import (
 class Comparison:
     """One method against the baseline at one k.
 
-    `targets` has the difference on each target, method minus baseline, paired by seed; positive is better, whatever the
-    metric. `difference` is their mean, and `by_seed` the same with a seed as one observation.
+    `targets` has the difference on each target, method minus baseline, paired by seed, the largest first; positive is
+    better, whatever the metric. `difference` is their mean, and `by_seed` the same with a seed as one observation.
     `p` is the paired permutation test's over all runs (these targets, other seeds), `p_holm` the same after Holm's
     correction; `p_targets` is that over the targets' means (other targets like these).
     """
@@ -48,11 +48,6 @@ class Comparison:
     p: float
     p_holm: float
     p_targets: float
-
-    def targets_that_are(self, verdict: Verdict) -> dict[str, Interval]:
-        """The differences on targets with a verdict, the largest first."""
-        of_verdict = [(target, d) for target, d in self.targets.items() if d.verdict == verdict]
-        return dict(sorted(of_verdict, key=lambda pair: -abs(pair[1].estimate)))
 
     @property
     def verdict(self) -> Verdict:
@@ -84,12 +79,13 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
         widths = {t: grid.bounds[t][1] - grid.bounds[t][0] for t in gaps}
+        differences = {t: interval(list(gap.values()), bounds=(-widths[t], widths[t])) for t, gap in gaps.items()}
         p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
         compared.append(
             Comparison(
                 method=method,
                 k=k,
-                targets={t: interval(list(gap.values()), bounds=(-widths[t], widths[t])) for t, gap in gaps.items()},
+                targets=dict(sorted(differences.items(), key=lambda pair: -abs(pair[1].estimate))),
                 difference=mean_difference(own_runs, base_runs),
                 by_seed=interval_by_seed(gaps, sum(widths.values()) / len(widths)),
                 gains=average_relative_gain(own_runs, base_runs, lower_is_better=grid.lower_is_better),

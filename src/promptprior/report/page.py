@@ -36,7 +36,6 @@ from promptprior.report.section import (
     VERDICT_SYMBOLS,
     Section,
     Table,
-    Verdict,
     columns,
     count_distinct,
     format_number,
@@ -47,7 +46,6 @@ from promptprior.report.similarity_gain import TaskSimilarity, similarity_sectio
 PLUGIN_GROUP = "promptprior.report_tables"
 Rows = Sequence[Row | Mapping[str, object]] | Path
 DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
-CLEAR: tuple[Verdict, ...] = ("better", "worse")
 NAMED = 4  # targets of negative transfer that the headline names with all their methods
 
 
@@ -187,7 +185,8 @@ class Report:
                 for c in (c for c in transfer if (c.k, c.verdict) == (k, verdict)):
                     words = format_number(c.difference.estimate, "signed")
                     if len(transfer) <= DETAILED:
-                        numbers = {clear: len(c.targets_that_are(clear)) for clear in CLEAR}
+                        verdicts = [difference.verdict for difference in c.targets.values()]
+                        numbers = {clear: verdicts.count(clear) for clear in ("better", "worse")}
                         parts = [f"{clear} on {n}" for clear, n in numbers.items() if n] or ["better on none"]
                         words += f"; clearly {', '.join(parts)} of {len(c.targets)} targets"
                     named.append(f"{c.method} ({words})")
@@ -199,8 +198,9 @@ class Report:
         # Negative transfer: targets on which some transfer method is clearly worse, those hit most often first.
         worse: dict[str, dict[str, list[str]]] = {}  # target -> method -> every k
         for c in transfer:
-            for target in c.targets_that_are("worse"):
-                worse.setdefault(target, {}).setdefault(c.method, []).append(str(c.k))
+            for target, difference in c.targets.items():
+                if difference.verdict == "worse":
+                    worse.setdefault(target, {}).setdefault(c.method, []).append(str(c.k))
         hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
         worst = sorted(worse, key=lambda target: -hits[target])
         if not worst:

@@ -39,7 +39,7 @@ class Overall:
 
     k: int
     targets: tuple[str, ...]
-    aggregates: Mapping[str, Mapping[str, Interval]]
+    aggregates: Mapping[str, Mapping[Aggregate, Interval]]
     ranking: Ranking | None
     pairs: tuple[PairwiseComparison, ...]
     sign_note: str = ""
