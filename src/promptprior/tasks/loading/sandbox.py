@@ -330,6 +330,6 @@ def _check_format(text: str, fields: Sequence[Sequence[str]], values: Any) -> No
     if "*" in widths or "{" in widths:
         raise LimitError("a format takes its width from an argument; write the number")
     width = sum(int(digits[:9]) for digits in widths if digits.isdigit())
-    marks = text.count("%") + text.count("{")
-    if width > MOST_WIDTH or len(text) + width + marks * written_size(values) > MOST_STEPS:
+    slots = text.count("%") + text.count("{")
+    if width > MOST_WIDTH or len(text) + width + slots * written_size(values) > MOST_STEPS:
         raise LimitError(TOO_LARGE)
