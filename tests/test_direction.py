@@ -127,7 +127,7 @@ def test_a_report_of_errors_says_what_a_report_of_scores_says() -> None:
     for one, other in zip(comparisons(plain), comparisons(errors), strict=True):
         assert (one.method, one.k, one.verdict) == (other.method, other.k, other.verdict)
         assert other.difference.estimate == pytest.approx(one.difference.estimate)
-        assert [d.verdict for d in other.targets] == [d.verdict for d in one.targets]
+        assert [d.verdict for d in other.targets.values()] == [d.verdict for d in one.targets.values()]
         assert (other.gains.wins, other.gains.losses) == (one.gains.wins, one.gains.losses)
         assert (other.p, other.p_holm) == pytest.approx((one.p, one.p_holm))
         assert other.improvement.estimate == pytest.approx(one.improvement.estimate)
