@@ -16,7 +16,8 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptprior.config.mapping import dump_yaml
+from promptprior.config.mapping import to_mapping
+from promptprior.config.yaml_file import to_yaml
 from promptprior.errors import ArtifactError
 from promptprior.files import write_text
 
@@ -38,7 +39,7 @@ def save_plan(plan: Any, path: Path, command: str, outputs: Iterable[Path] = ())
         plan = replace(plan, force=False)  # type: ignore[type-var]
     digests = {name: value for output in outputs for name, value in _digests(output, path.parent).items()}
     lines = [WRITTEN_BY + command, *(f"{WROTE}{name} {value}" for name, value in digests.items())]
-    write_text(path, "\n".join(lines) + "\n" + dump_yaml(plan))
+    write_text(path, "\n".join(lines) + "\n" + to_yaml(to_mapping(plan)))
 
 
 def is_plan_of(path: Path, command: str) -> bool:
