@@ -6,6 +6,7 @@
 import io
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +32,24 @@ SCALARS = (  # YAML 1.2's core schema: name, what it looks like, how it can begi
 )
 
 
+def _by_first(words: Iterable[tuple[str, re.Pattern[str], Iterable[str]]]) -> dict[str, list[tuple[str, Any]]]:
+    # Tags and patterns as ruamel reads them: by the first character of a word.
+    return {
+        first: [(tag, pattern) for tag, pattern, starts in words if first in starts]
+        for first in {first for _, _, starts in words for first in starts}
+    }
+
+
 class _CoreResolver(VersionedResolver):
     """What an unquoted word is; whatever fits none of these is text."""
 
-    versioned_resolver = {  # noqa: RUF012 - ruamel reads it by the first character of a word
-        first: [
-            (f"tag:yaml.org,2002:{name}", re.compile(f"^({pattern})$"))
-            for name, pattern, starts in SCALARS
-            if first in starts
-        ]
-        for first in {first for _, _, starts in SCALARS for first in starts}
-    }
+    versioned_resolver = _by_first([(f"tag:yaml.org,2002:{n}", re.compile(f"^({p})$"), s) for n, p, s in SCALARS])
 
 
 class _CautiousResolver(VersionedResolver):
     """For writing: quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
-    versioned_resolver: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012
-
-
-for _, _tag, _pattern, _starts in implicit_resolvers:
-    for _first in _starts:
-        _CautiousResolver.versioned_resolver.setdefault(_first, []).append((_tag, _pattern))
+    versioned_resolver = _by_first([rule[1:] for rule in implicit_resolvers])
 
 
 class _BoundedConstructor(SafeConstructor):
