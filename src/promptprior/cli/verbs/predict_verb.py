@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.cli.verbs.evaluate_verb import settings_of_prompt
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 
@@ -44,7 +44,7 @@ class PredictPlan:
     def run(self, dry_run: bool) -> None:
         """Answer every row, in order; the file is whole or not there."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import ProgressMeter, load_backbone, target_of_prompt
+        from promptprior.cli.common import ProgressMeter, target_of_prompt
         from promptprior.evaluate import predict
         from promptprior.files import write_text
         from promptprior.objectives.objective import copies_of
