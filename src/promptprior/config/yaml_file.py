@@ -32,7 +32,7 @@ SCALARS = (  # YAML 1.2's core schema: name, what it looks like, how it can begi
 )
 
 
-def _by_first(words: Iterable[tuple[str, re.Pattern[str], Iterable[str]]]) -> dict[str, list[tuple[str, Any]]]:
+def _by_first(words: Iterable[tuple[str, Any, Iterable[str]]]) -> dict[str, list[tuple[str, Any]]]:
     # Tags and patterns as ruamel reads them: by the first character of a word.
     return {
         first: [(tag, pattern) for tag, pattern, starts in words if first in starts]
