@@ -53,7 +53,7 @@ class _CautiousResolver(VersionedResolver):
 
 
 class _BoundedConstructor(SafeConstructor):
-    """Refuses documents whose aliases, written out, would not fit in memory ("a billion laughs")."""
+    """Refuses documents whose aliases, written out, would not fit in memory ("a billion laughs"), and endless numbers."""
 
     def construct_document(self, node: Node) -> Any:
         sizes: dict[int, float] = {}
@@ -62,6 +62,9 @@ class _BoundedConstructor(SafeConstructor):
             if isinstance(part, tuple):  # a key and its value
                 return size(part[0]) + size(part[1])
             if id(part) not in sizes:
+                if part.tag == "tag:yaml.org,2002:int" and len(part.value) > MOST_DIGITS:
+                    reason = f"a number of {len(part.value):,} digits; put it in quotes if it is meant as text"
+                    raise MarkedYAMLError(problem=reason, problem_mark=part.start_mark)
                 sizes[id(part)] = float("inf")  # met again inside itself: a cycle
                 children = part.value if isinstance(part.value, list) else ()
                 sizes[id(part)] = 1 + sum(map(size, children))
@@ -70,15 +73,6 @@ class _BoundedConstructor(SafeConstructor):
         if size(node) > MOST_NODES:
             raise YAMLError(f"its aliases (*name) stand for more than {MOST_NODES:,} values; write them out")
         return super().construct_document(node)
-
-    def construct_yaml_int(self, node: Any) -> Any:
-        if len(node.value) > MOST_DIGITS:
-            reason = f"a number of {len(node.value):,} digits; put it in quotes if it is meant as text"
-            raise MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
-        return super().construct_yaml_int(node)
-
-
-_BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
 
 
 def parse_yaml(text: str) -> Any:
