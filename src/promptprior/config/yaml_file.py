@@ -53,7 +53,7 @@ class _CautiousResolver(VersionedResolver):
 
 
 class _BoundedConstructor(SafeConstructor):
-    """Refuses documents whose aliases, written out, would not fit in memory ("a billion laughs"), and endless numbers."""
+    """Refuses aliases that, written out, would not fit in memory ("a billion laughs"), and numbers without end."""
 
     def construct_document(self, node: Node) -> Any:
         sizes: dict[int, float] = {}
