@@ -16,7 +16,8 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptprior.config.mapping import dump_yaml
+from promptprior.config.mapping import to_mapping
+from promptprior.config.yaml_file import to_yaml
 from promptprior.errors import ArtifactError
 from promptprior.files import write_text, write_together
 
@@ -41,7 +42,7 @@ def _save(plan: Any, path: Path, command: str, digests: Mapping[str, Sequence[st
     if is_dataclass(plan) and getattr(plan, "force", False):  # a plan that is given back must not force anything
         plan = replace(plan, force=False)  # type: ignore[type-var]
     wrote = [f"{WROTE}{name} {value}" for name, values in digests.items() for value in values]
-    write_text(path, "\n".join([WRITTEN_BY + command, *wrote]) + "\n" + dump_yaml(plan))
+    write_text(path, "\n".join([WRITTEN_BY + command, *wrote]) + "\n" + to_yaml(to_mapping(plan)))
 
 
 def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Callable[[Path], object]]) -> None:

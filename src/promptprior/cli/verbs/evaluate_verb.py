@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from promptprior.cli.output import score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.mapping import check_bounds, merge_settings
 from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import LIMIT_BOUNDS, setting
@@ -43,7 +43,7 @@ class EvaluatePlan:
     def run(self, dry_run: bool) -> None:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import ProgressMeter, load_backbone
+        from promptprior.cli.common import ProgressMeter
         from promptprior.evaluate import abstention, evaluate
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from promptprior.cli.output import format_table
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.choices import Measure
 from promptprior.config.mapping import check_bounds
 from promptprior.config.plan_file import check_output, plan_beside, write_outputs
@@ -43,7 +43,7 @@ class SimilarPlan:
 
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""
-        from promptprior.cli.common import cost_line, load_backbone
+        from promptprior.cli.common import cost_line
         from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
         from promptprior.methods import make_method

@@ -88,43 +88,40 @@ def ray_connection(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _worker_init(ray: Any, context: WorkerContext, progress: ProgressDisplay) -> WorkerInit:
-    """What workers get. Raises SpecError when no machine of the cluster has room for one."""
-    plan, frozen = context.plan, context.backbone.frozen
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
-        sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
-        raise SpecError(
-            f"a worker needs {plan.ray_cpus:g} CPU and {plan.ray_gpus:g} GPU of one machine (--ray-cpus, --ray-gpus); "
-            f"the cluster has {'; '.join(sizes) or 'no machine'}"
-        )
-    if not plan.ray_gpus and any(m.get("GPU") for m in machines):
-        progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
-
-    token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
-    write_text(token, "")
-    # Absolute paths mean the same in every process of a machine, whatever its working folder.
-    folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
-    backbone = str(folder) if folder.exists() else plan.backbone
-    plan = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
-    dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
-    return WorkerInit(plan, context.tasks, dtype, frozen.card, version, token)
-
-
 def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) -> Generator[tuple[Work, Result]]:
     """Do all work of a queue with as many workers as the cluster has room for; more when machines join.
 
     Raises SpecError when there is no cluster, when a worker would fit on none of its machines, or cannot start.
     """
-    with ray_connection(context.plan.address) as ray:
-        yield from _run_on_cluster(ray, context, queue, progress)
+    plan, frozen = context.plan, context.backbone.frozen
+    with ray_connection(plan.address) as ray:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
+            sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
+            raise SpecError(
+                f"a worker needs {plan.ray_cpus:g} CPU and {plan.ray_gpus:g} GPU of one machine (--ray-cpus, "
+                f"--ray-gpus); the cluster has {'; '.join(sizes) or 'no machine'}"
+            )
+        if not plan.ray_gpus and any(m.get("GPU") for m in machines):
+            progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
+        token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
+        write_text(token, "")
+        # Absolute paths mean the same in every process of a machine, whatever its working folder.
+        folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
+        backbone = str(folder) if folder.exists() else plan.backbone
+        there = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
+        dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
+        init = WorkerInit(there, context.tasks, dtype, frozen.card, version, token)
+        try:
+            yield from _run_on_cluster(ray, ray.put(init), context, queue, progress)
+        finally:
+            token.unlink(missing_ok=True)
 
 
 def _run_on_cluster(
-    ray: Any, context: WorkerContext, queue: Queue, progress: ProgressDisplay
+    ray: Any, init: Any, context: WorkerContext, queue: Queue, progress: ProgressDisplay
 ) -> Generator[tuple[Work, Result]]:
-    plan, worker_init = context.plan, _worker_init(ray, context, progress)
-    init = ray.put(worker_init)
+    plan = context.plan
     workers: list[WorkerHandle] = []
     max_workers, last_poll = len(queue.waiting), -1e9
     lost: list[Work] = []  # work whose worker died
@@ -171,7 +168,6 @@ def _run_on_cluster(
             if held is not None:
                 yield held, answer
     finally:  # leave the cluster as it was
-        worker_init.token.unlink(missing_ok=True)
         for worker in workers:
             ray.kill(worker.actor)
 
