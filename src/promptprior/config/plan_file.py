@@ -35,10 +35,10 @@ def save_plan(plan: Any, path: Path, command: str, outputs: Iterable[Path] = ())
 
     `outputs` are the files and folders that it wrote, recorded for `check_output`.
     """
-    _save(plan, path, command, {n: [value] for out in outputs for n, value in _digests(out, path.parent).items()})
+    _write_plan(plan, path, command, {n: [value] for out in outputs for n, value in _digests(out, path.parent).items()})
 
 
-def _save(plan: Any, path: Path, command: str, digests: Mapping[str, Sequence[str]]) -> None:
+def _write_plan(plan: Any, path: Path, command: str, digests: Mapping[str, Sequence[str]]) -> None:
     if is_dataclass(plan) and getattr(plan, "force", False):  # a plan that is given back must not force anything
         plan = replace(plan, force=False)  # type: ignore[type-var]
     wrote = [f"{WROTE}{name} {value}" for name, values in digests.items() for value in values]
@@ -58,13 +58,15 @@ def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Ca
             name = output.relative_to(path.parent).as_posix()
             standing = _digests(output, path.parent, known).get(name)
             digests[name] = list(_digests(partial, partial.parent).values())
-            both[name] = digests[name] + ([standing] if standing in known.get(name, ()) else [])
-        _save(plan, path, command, both)
+            both[name] = digests[name] + (
+                [standing] if standing is not None and standing in known.get(name, ()) else []
+            )
+        _write_plan(plan, path, command, both)
 
     digests, both = dict[str, list[str]](), dict[str, list[str]]()
     write_together(writers, record)
     if both != digests:
-        _save(plan, path, command, digests)
+        _write_plan(plan, path, command, digests)
 
 
 def is_plan_of(path: Path, command: str) -> bool:
