@@ -562,7 +562,7 @@ class _FinishedRun:
                 {
                     "step": line["step"],
                     "train_loss": line["loss"][copy] if "loss" in line else None,
-                    "dev_score": merit(task.metrics[0], line["dev_score"][copy]) if on_dev and task.is_choice else None,
+                    "dev_score": merit(task.metrics[0], line["dev_merit"][copy]) if on_dev and task.is_choice else None,
                     "dev_nll": line["dev_nll"][copy] if on_dev else None,
                 }
             )

@@ -166,9 +166,9 @@ def join_folds(folds: Sequence[Trained], patience: int | None) -> Trained:
         if "dev_nll" in line:
             scores, nlls = (
                 [sum(values) / len(folds) for values in zip(*(own[line["step"]][name] for own in by_step), strict=True)]
-                for name in ("dev_score", "dev_nll")
+                for name in ("dev_merit", "dev_nll")
             )
-            line = {**line, "dev_score": scores, "dev_nll": nlls}
+            line = {**line, "dev_merit": scores, "dev_nll": nlls}
             now = [(score, -nll, line["step"], 0) for score, nll in zip(scores, nlls, strict=True)]
             best = [
                 new if (patience is None or old[3] < patience) and new[:2] > old[:2] else (*old[:3], old[3] + 1)
