@@ -24,7 +24,7 @@ def main(path: Path) -> None:
             target = row.settings["target"]
             point = (int(target["steps"]), float(target["learning_rates"][0]))
             scores[row.method].setdefault(point, {})[row.target, row.k, row.seed] = row.dev_score
-    print("| method | steps | rate | dev score | below the best | standard error | cells |", "|---|" * 7, sep="\n")
+    print("| method | steps | rate | dev score | below the best | standard error | cells |", "|" + "---|" * 7, sep="\n")
     for method, points in sorted(scores.items()):
         cells = set.union(*(set(of_point) for of_point in points.values()))
         if lacking := [point for point, of_point in points.items() if cells - of_point.keys()]:

@@ -20,7 +20,7 @@ from promptprior.evaluate import eval_set_losses, evaluate_requests, make_eval_s
 from promptprior.fit import RunControl, make_run_context, source_settings
 from promptprior.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
 from promptprior.guard import guarded
-from promptprior.methods import Episode, Recipe, make_method
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, make_method
 from promptprior.methods.target_only.prompt_tuning import PromptTuning
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import objective_of
@@ -207,6 +207,21 @@ def test_averages_are_of_the_params_along_the_path(kind: str) -> None:
 def test_source_averages_are_refused() -> None:
     with pytest.raises(SpecError, match=r"source average swa \(--source\.average\): expected none"):
         replace(settings(0), source=Training(average="swa"))
+
+
+@dataclass(frozen=True)
+class Wavering(PromptTuning):
+    """More variants for more examples."""
+
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
+        count = len(episodes[0].shots.train)
+        init = super().init(context, priors, [episode for episode in episodes for _ in range(count)])
+        return replace(init, variants=[{"place": place} for place in range(count)])
+
+
+def test_variants_that_come_and_go_with_the_examples_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"init returned 4 variants .* and 8 for all of them; .* \(--folds\)"):
+        adapt(Wavering(), [make_episode(CHOICE, 2, 13)], MODEL, None, settings(1))
 
 
 @dataclass(frozen=True)
