@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -10,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from promptprior import adapt as adapting
 from promptprior.adapt import Adapted, adapt, initial_adaptation, make_episode, target_run
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.mapping import stable_hash
@@ -20,7 +20,7 @@ from promptprior.evaluate import eval_set_losses, evaluate_requests, make_eval_s
 from promptprior.fit import RunControl, make_run_context, source_settings
 from promptprior.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
 from promptprior.guard import guarded
-from promptprior.methods import Episode, Recipe, make_method
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, make_method
 from promptprior.methods.target_only.prompt_tuning import PromptTuning
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import objective_of
@@ -28,9 +28,10 @@ from promptprior.parameterisations.registry import folded
 from promptprior.rules.rule import Info, answer
 from promptprior.tasks.metrics import Prediction, merit, score
 from tests.methods.test_contract import CHOICE, FREE, backbone, fit_small, small_method
-from tests.world import choice_task, text_task
+from tests.world import always, choice_task, text_task
 
 MODEL = backbone(torch.float64)
+EASY = choice_task("easy", always(1))
 OTHER = choice_task("other", lambda word: int(word[-1] > "m"), choices=("no", "yes", "maybe"))
 
 
@@ -209,6 +210,21 @@ def test_source_averages_are_refused() -> None:
 
 
 @dataclass(frozen=True)
+class Wavering(PromptTuning):
+    """More variants for more examples."""
+
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
+        count = len(episodes[0].shots.train)
+        init = super().init(context, priors, [episode for episode in episodes for _ in range(count)])
+        return replace(init, variants=[{"place": place} for place in range(count)])
+
+
+def test_variants_that_come_and_go_with_the_examples_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"init returned 4 variants .* and 8 for all of them; .* \(--folds\)"):
+        adapt(Wavering(), [make_episode(CHOICE, 2, 13)], MODEL, None, settings(1))
+
+
+@dataclass(frozen=True)
 class OneByOne(PromptTuning):
     """Prompt tuning whose episodes cannot be copies of one run."""
 
@@ -247,7 +263,7 @@ def test_episodes_with_folds_together_equal_episodes_apart() -> None:
 def test_folds_killed_and_resumed_come_to_the_same_bytes(
     death: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs: tuple[Any, ...] = (make_method("prompt_tuning"), [make_episode(CHOICE, 2, 13)], MODEL, None)
+    inputs: tuple[Any, ...] = (make_method("prompt_tuning"), [make_episode(EASY, 2, 13)], MODEL, None)
     using = settings(2, learning_rates=(0.8,), eval_every=1)
     [expected] = adapt(*inputs, using)
     assert expected.best_step > 0, "the refit must have steps to die in"
@@ -262,10 +278,11 @@ def test_folds_killed_and_resumed_come_to_the_same_bytes(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+    with monkeypatch.context() as patched:
         if death == "between":
-            patched.setattr(adapting, "answer_held_out", die)
-        adapt(*inputs, using, RunControl(tmp_path, watch=watch_stage, checkpoint_seconds=0))
+            patched.setattr(import_module("promptprior.adapt"), "answer_held_out", die)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(*inputs, using, RunControl(tmp_path, watch=watch_stage, checkpoint_seconds=0))
     [again] = adapt(*inputs, using, RunControl(tmp_path))
     for one, name in ((expected, "one"), (again, "other")):
         one.prompt.save_pretrained(tmp_path / name)
@@ -317,9 +334,7 @@ def test_the_standard_error_of_other_metrics_leaves_out_one_example_after_the_ot
     for left_out in range(9):
         rest = [a for place, a in enumerate(answers) if place != left_out]
         guesses = [min(range(3), key=a.target_nll.__getitem__) for a in rest]
-        predictions = [
-            Prediction(a.example.id, "", guess, a.target_nll) for a, guess in zip(rest, guesses, strict=True)
-        ]
+        predictions = [Prediction(a.example.id, "", g, a.target_nll) for a, g in zip(rest, guesses, strict=True)]
         values.append(score(task, [a.example for a in rest], predictions)["macro_f1"])
     expected = (8 * torch.tensor(values, dtype=torch.float64).var(correction=0)).sqrt()
     assert jackknife_error(task, answers) == pytest.approx(float(expected))

@@ -290,11 +290,6 @@ def _adapt_with_folds(
 
     wholes = [whole_episode(episode) for episode in episodes]
     init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
-    if len(init.variants) != len(finished.init.variants):
-        raise SpecError(
-            f"method {method.name!r}: init returned {len(finished.init.variants)} variants for a part of the examples "
-            f"and {len(init.variants)} for all of them; what was chosen cannot be found again: use --folds 0"
-        )
     adapted = []
     for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
         one = finished.best_of(place, episode)
@@ -302,8 +297,7 @@ def _adapt_with_folds(
         given = {a.example.id: a for part in answers[place : place + len(parts[e])] for a in part}
         out_of_fold = tuple(given[x.id] for x in wholes[e].shots.train if x.id in given)
         error, header = jackknife_error(episode.task, out_of_fold), one.prompt.header
-        best = max(ways[e], key=lambda way: (way.score, -way.nll))
-        variant = init.variants[best.variant]
+        variant = init.variants[max(ways[e], key=lambda way: way.standing).variant]
         said: Any = header.scores["dev"]
         about = {**said, **variant, "dev_error": error, "folds": len(parts[e])}
         header = replace(
@@ -348,6 +342,11 @@ def _train_chosen(
     """
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
+    if len(init.variants) != ways[0][0].variants:
+        raise SpecError(
+            f"method {method.name!r}: init returned {ways[0][0].variants} variants for a part of the examples and "
+            f"{len(init.variants)} for all of them; what was chosen cannot be found again: set folds to 0 (--folds)"
+        )
     chosen = [(e, way) for e, own in enumerate(ways) for way in own]
     some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
     key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
@@ -493,10 +492,10 @@ class _FinishedRun:
 
     def ways_of(self, place: int) -> list[Way]:
         """How these copies were trained."""
-        best, count = self.done.best, len(self.rates)
+        best, rates, count = self.done.best, self.rates, len(self.init.variants)
         assert best is not None
         return [
-            Way(c // count % len(self.init.variants), self.rates[c % count], best.step[c], best.score[c], best.nll[c])
+            Way(c // len(rates) % count, count, rates[c % len(rates)], best.step[c], (best.score[c], -best.nll[c]))
             for c in self.members(place)
         ]
 

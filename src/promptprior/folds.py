@@ -28,16 +28,16 @@ GROUPS = 200  # of examples, left out in turn for a standard error
 
 @dataclass(frozen=True)
 class Way:
-    """How a prompt was trained: the place of its variant, its learning rate as the grid has it, and its steps.
+    """How a prompt was trained: the place of its variant among so many, its rate as the grid has it, and its steps.
 
-    `score` and `nll` (nats) are what dev said, over all folds.
+    `standing` is what dev said, in the mean over folds: score and minus NLL (nats), higher is better.
     """
 
     variant: int
+    variants: int
     rate: float
     steps: int
-    score: float
-    nll: float
+    standing: tuple[float, float]
 
 
 def fold_episodes(episode: Episode, folds: int) -> list[Episode]:

@@ -255,6 +255,22 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
+def test_with_folds_all_shots_teach_and_no_answer_of_the_test_split_does(name: str) -> None:
+    """And the cost is still all that the backbone read."""
+    episode, using, meter = episodes(name)[0], settings(folds=2), backbone(torch.float64).meter
+    rows, tokens = meter.rows, meter.tokens
+    [made] = adapt_small(name, episode, using=using)
+    assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
+    assert {a.example.id for a in made.out_of_fold} == {e.id for e in (*episode.shots.train, *episode.shots.dev)}
+    everything = replace(episode.shots, train=(*episode.shots.train, *episode.shots.dev))
+    scrambled = replace(with_other_answers(replace(episode, shots=everything)), shots=episode.shots)
+    assert scrambled.task.split("test") != episode.task.split("test")
+    [blind] = adapt_small(name, scrambled, using=using)
+    assert all(torch.equal(value, blind.prompt.params[n]) for n, value in made.prompt.params.items())
+    assert made.out_of_fold == blind.out_of_fold
+
+
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_CLASS if METHODS[name].trains])
 def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> None:
     """Whatever a method draws in a step (dropout, particles) is drawn again."""
