@@ -80,11 +80,11 @@ class Linear(Head):
             held_out = -torch.logsumexp(table[sites] + share.log()[:, None, None], dim=0)
 
         weights, biases = [], []
-        for s, (strength, scale) in zip(sites, settings, strict=True):
-            weight, bias = ridge_solution(standard[:, s], targets, strength)  # [D, K], [K]
-            weight = scale * weight / unit[s][:, None]
+        for s, (alpha, factor) in zip(sites, settings, strict=True):
+            weight, bias = ridge_solution(standard[:, s], targets, alpha)  # [D, K], [K]
+            weight = factor * weight / unit[s][:, None]
             weights.append(weight.t())
-            biases.append(scale * bias - centre[s] @ weight)
+            biases.append(factor * bias - centre[s] @ weight)
         params = {"site": share.new_tensor(sites), "share": share}
         return params | {"weight": torch.stack(weights), "bias": torch.stack(biases)}, held_out
 
