@@ -9,7 +9,15 @@ from sklearn.preprocessing import StandardScaler
 
 from promptprior.backbone import Site
 from promptprior.heads.head import Readout
-from promptprior.heads.linear import SCALES, Linear, leave_one_out_scores, ridge_solution
+from promptprior.heads.linear import (
+    BOOTSTRAPS,
+    LEAST_SHARE,
+    SCALES,
+    Linear,
+    leave_one_out_scores,
+    ridge_solution,
+    site_shares,
+)
 from promptprior.notation import Tensor
 
 
@@ -58,41 +66,61 @@ def test_leaving_one_out_is_fitting_without_it(n: int, width: int) -> None:
             torch.testing.assert_close(found[s, i], states[i] @ weight + bias, rtol=1e-8, atol=1e-8)
 
 
-def test_the_head_is_scikit_learns_pipeline_at_the_site_and_strength_it_chooses() -> None:
+def test_the_head_is_scikit_learns_pipelines_at_the_settings_it_chooses() -> None:
     shown, labels = shots(24, 3, 4, 10)
     assert shown.states is not None
     head = Linear()
     params, held_out = head.fit_held_out(shown, labels)
 
-    # The slow search: every candidate, every shot left out in turn
+    # The slow search: every site, strength and scale, every shot left out in turn
     spread = (shown.states - shown.states.mean(0)) / shown.states.std(0, correction=0)
     targets = 2.0 * torch.nn.functional.one_hot(labels, 3).double() - 1
-    best = (-torch.inf,)
-    for sites in [(0,), (1,), (2,), (3,), (0, 1, 2, 3)]:
-        x = spread[:, list(sites)].flatten(1)
+    best = [(-torch.inf, 0.0, 0.0, torch.empty(0))] * 4
+    for s in range(4):
         for strength in head.strengths:
-            alpha, scores = strength * x.shape[1], []
+            alpha, scores = strength * 10, []
             for i in range(24):
-                kept = np.arange(24) != i
+                kept, x = np.arange(24) != i, spread[:, s]
                 scores.append(Ridge(alpha=alpha, tol=1e-12).fit(x[kept], targets[kept]).predict(x[i : i + 1])[0])
             for scale in SCALES.tolist():
                 logs = torch.log_softmax(scale * torch.tensor(np.array(scores)), dim=1)
                 likelihood = float(logs.gather(1, labels[:, None]).mean())
-                if likelihood > best[0]:
-                    best = (likelihood, sites, alpha, scale, logs)
-    _, sites, alpha, scale, logs = best
-    assert head.used(params) == sites
-    torch.testing.assert_close(held_out, -logs, rtol=0, atol=1e-6)
+                if likelihood > best[s][0]:
+                    best[s] = (likelihood, alpha, scale, logs)
+    table = torch.stack([logs for *_, logs in best])  # [S, n, K]
+    shares = site_shares(table[:, torch.arange(24), labels])
+    used = [s for s in range(4) if shares[s] >= LEAST_SHARE]
+    shares = shares[used] / shares[used].sum()
+    assert head.used(params) == tuple(used)
+    torch.testing.assert_close(params["share"], shares, rtol=0, atol=1e-6)
+    expected = -(shares[:, None, None] * table[used].exp()).sum(0).log()
+    torch.testing.assert_close(held_out, expected, rtol=0, atol=1e-6)
 
-    others = noise(5, len(sites), 10, seed=9)
-    pipeline = make_pipeline(StandardScaler(), Ridge(alpha=alpha, tol=1e-12))
-    scores = pipeline.fit(shown.states[:, list(sites)].flatten(1), targets).predict(others.flatten(1))
-    expected = -torch.log_softmax(scale * torch.tensor(scores), dim=1)
-    found = head.choice_nll(params, Readout(torch.zeros(5, 3, dtype=torch.float64), others))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    others, mean = noise(5, 4, 10, seed=9), torch.zeros(5, 3, dtype=torch.float64)
+    for share, s in zip(shares, used, strict=True):
+        _, alpha, scale, _ = best[s]
+        pipeline = make_pipeline(StandardScaler(), Ridge(alpha=alpha, tol=1e-12)).fit(shown.states[:, s], targets)
+        mean += share * torch.softmax(scale * torch.tensor(pipeline.predict(others[:, s])), dim=1)
+    found = head.choice_nll(params, Readout(mean, others[:, used]))
+    torch.testing.assert_close(found, -mean.log(), rtol=0, atol=1e-6)
 
 
-def test_it_finds_the_site_that_knows() -> None:
+def test_shares_are_those_of_a_loop_and_follow_the_evidence() -> None:
+    likelihood = noise(3, 12).abs().neg()
+    generator = torch.Generator().manual_seed(0)
+    drawn = -torch.rand(BOOTSTRAPS, 12, generator=generator, dtype=torch.float64).log()
+    slow = torch.zeros(3, dtype=torch.float64)
+    for row in drawn:
+        total = 12 * (likelihood * row / row.sum()).sum(1)
+        slow += total.exp() / total.exp().sum() / BOOTSTRAPS
+    torch.testing.assert_close(site_shares(likelihood), slow)
+    torch.testing.assert_close(site_shares(likelihood[:1].repeat(3, 1)), torch.full((3,), 1 / 3, dtype=torch.float64))
+    few, many = (site_shares(torch.tensor([[-0.5], [-0.7]], dtype=torch.float64).repeat(1, n)) for n in (2, 60))
+    assert 0.5 < few[0] < 0.65
+    assert many[0] > 0.99
+
+
+def test_it_reads_the_site_that_knows() -> None:
     shown, labels = shots(40, 2, 3, 12, signal=2.0)
     assert shown.states is not None
     useless = noise(40, 2, 12, seed=8)
@@ -102,7 +130,6 @@ def test_it_finds_the_site_that_knows() -> None:
     assert head.used(params) == (2,)
     nll = head.choice_nll(params, Readout(shown.nll, shown.states[:, -1:]))
     assert (nll.argmin(1) == labels).float().mean() > 0.9
-    torch.testing.assert_close((-nll).exp().sum(1), torch.ones(40, dtype=torch.float64))
 
 
 def test_one_shot_of_a_label_takes_the_middle_and_constant_states_do_no_harm() -> None:
