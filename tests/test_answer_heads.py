@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.export_prompt import export_prompt
 from promptprior.backbone import Backbone, ranking_tokens
@@ -107,7 +108,7 @@ def test_a_head_of_a_trained_prompt_reads_behind_it() -> None:
 @pytest.mark.parametrize("name", ["linear_probe", "zero_shot_calibrated"])
 def test_answers_out_of_fold_are_those_of_heads_without_the_fold(name: str) -> None:
     """The slow way: every fold as its own episode."""
-    from promptprior.folds import fold_episodes
+    from promptprior.adaptation.folds import fold_episodes
 
     one = adapted(name, folds=3)
     given = {a.example.id: a.target_nll for a in one.out_of_fold}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from promptprior import plugins
-from promptprior.adapt import Adapted, adapt, make_episode
+from promptprior.adapt import adapt, make_episode
+from promptprior.adaptation.adapted import Adapted
 from promptprior.backbone import Backbone
 from promptprior.cli import main
 from promptprior.compare.plan import Plan, Tasks, cells

@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from promptprior.adapt import Adapted, adapt, initial_adaptation, make_episode, target_run
+from promptprior.adapt import adapt, initial_adaptation, make_episode, target_run
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, evaluate_requests, make_eval_set, mean_probability
 from promptprior.fit import RunControl, make_run_context, source_settings
-from promptprior.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
 from promptprior.guard import guarded
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, make_method
 from promptprior.methods.target_only.prompt_tuning import PromptTuning

@@ -16,11 +16,23 @@ from typing import Any
 
 import torch
 
-from promptprior.adapted import Adapted
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.choose import choose_candidate
+from promptprior.adaptation.fit_head import fit_heads
+from promptprior.adaptation.folds import (
+    Way,
+    answer_held_out,
+    fold_episodes,
+    init_of_rows,
+    jackknife_error,
+    join_folds,
+    mean_over_folds,
+    whole_episode,
+)
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.choose import choose_candidate
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
@@ -36,21 +48,9 @@ from promptprior.evaluate import (
     prompt_objective,
 )
 from promptprior.fit import RunControl, make_run_context
-from promptprior.fit_head import fit_heads
-from promptprior.folds import (
-    Way,
-    answer_held_out,
-    fold_episodes,
-    init_of_rows,
-    jackknife_error,
-    join_folds,
-    mean_over_folds,
-    whole_episode,
-)
 from promptprior.heads.fitted import with_head, without_head
 from promptprior.heads.head import Head
 from promptprior.heads.registry import NAMED_HEADS
-from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
 from promptprior.methods.contract import Choosing
 from promptprior.notation import Float, Params, Tensor

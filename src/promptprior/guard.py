@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from promptprior.adapt import Adapted, adapt
+from promptprior.adapt import adapt
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.held_out import held_out_predictions
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
@@ -20,7 +22,6 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, predictions_of, prompt_eval_set, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
 from promptprior.heads.fitted import without_head
-from promptprior.held_out import held_out_predictions
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.tasks.task import Example

@@ -6,11 +6,11 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from promptprior.heads.registry import HEADS
 from promptprior.heads.constant import Constant
 from promptprior.heads.head import Head, Readout
 from promptprior.heads.mixed import WEIGHTS, MixedHead
 from promptprior.heads.nearest import Nearest
+from promptprior.heads.registry import HEADS
 from promptprior.heads.verbalizer import Verbalizer
 from promptprior.notation import Tensor
 

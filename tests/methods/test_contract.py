@@ -16,7 +16,8 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from promptprior.adapt import Adapted, adapt, initial_adaptation, make_episode, score_on_test, target_run
+from promptprior.adapt import adapt, initial_adaptation, make_episode, score_on_test, target_run
+from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training

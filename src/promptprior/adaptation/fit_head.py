@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from promptprior.adaptation.held_out import HeldOut
 from promptprior.evaluate import EvalSet, make_eval_set, readouts
 from promptprior.heads.fitted import FittedHead
 from promptprior.heads.head import Head, Readout
-from promptprior.held_out import HeldOut
 from promptprior.methods import Episode
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import Answering
@@ -40,7 +40,7 @@ def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequen
                 sets.append(replace(own, heads=(FittedHead(head, {}),)))
     sites = head.sites(objective.backbone.layers)
     read = readouts(objective, params, [*members, *extra], [sites] * (len(members) + len(extra)))
-    extra_read = read[len(members) :] or [None] * len(members)
+    extra_read: Sequence[Readout | None] = read[len(members) :] or [None] * len(members)
 
     fits = []
     for episode, member, shots_read, own_extra in zip(episodes, members, read, extra_read, strict=False):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.evaluate import eval_set_losses, make_eval_set
-from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
@@ -175,5 +175,8 @@ def join_folds(folds: Sequence[Trained], patience: int | None) -> Trained:
                 for new, old in zip(now, best or [(-math.inf, 0.0, 0, 0)] * len(now), strict=True)
             ]
         history.append(line)
-    values = zip(*((step, score, -minus_nll, waited) for score, minus_nll, step, waited in best), strict=True)
-    return replace(first, best=Best(first.best.params, *values), history=history)
+    merits, minus_nll, steps, waited = zip(*best, strict=True)
+    chosen = Best(
+        params=first.best.params, step=steps, score=merits, nll=tuple(-value for value in minus_nll), waited=waited
+    )
+    return replace(first, best=chosen, history=history)
