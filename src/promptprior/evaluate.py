@@ -17,7 +17,7 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
-from promptprior.errors import DataError
+from promptprior.errors import DataError, SpecError
 from promptprior.heads.fitted import FittedHead, fitted_head, without_head
 from promptprior.heads.head import Readout
 from promptprior.heads.registry import make_head
@@ -26,6 +26,7 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.registry import parameterisation
+from promptprior.preflight import check_lengths, length_of_prompt
 from promptprior.processes import add_up
 from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.tasks.sampling.batch import Tokens, collate
@@ -75,8 +76,11 @@ def evaluate(
 ) -> EvalResult:
     """Scores of a prompt on a split of a task (its first `limit` examples).
 
-    Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
+    Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split or a text does not
+    fit into the context, SpecError for a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit {limit} (--limit): expected at least 1, or None for all")
     examples = task.split(split)[:limit]
     if prompt.header.parameterisation == BLEND:
         eval_set, nll = blended_losses(prompt, task, backbone, examples)
@@ -90,7 +94,7 @@ def evaluate(
 def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]) -> list[Prediction]:
     """What a prompt answers to examples of a task: the most likely choice, or generated text. Targets are not read.
 
-    Raises ArtifactError for a prompt of another backbone.
+    Raises ArtifactError for a prompt of another backbone, DataError for a text that does not fit into the context.
     """
     if prompt.header.parameterisation == BLEND:
         return ranked(*blended_losses(prompt, task, backbone, examples))
@@ -122,9 +126,11 @@ def blended_losses(
 def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: Sequence[Example]) -> EvalSet:
     """An evaluation set that all copies of a prompt answer, by the head it has.
 
-    Raises DataError where the head knows other choices than those of the examples.
+    Raises DataError where the head knows other choices than those of the examples, and for texts that do not fit into
+    the context.
     """
     header = prompt.header
+    check_lengths(objective.backbone, task, examples, length_of_prompt(prompt))
     whole = replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))
     if not header.head:
         return whole

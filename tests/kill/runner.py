@@ -48,11 +48,11 @@ VERBS = {
               "--data", "../data", "--steps", "2", "--output", "out/prompt"),
     "compare": ("compare", "--methods", "zero_shot,prompt_tuning,multitask", *SOURCES, "--targets", "edges,other,third",
                 "--seeds", "13", "--cells-per-run", "2", *TARGET, *TINY, "--steps", "2", "--output", "out"),
-    "predict": ("predict", "--prompt", "../made/adapt/out/prompt", "--input", "../data/edges/test.jsonl", *TINY[:4],
+    "predict": ("predict", "--prompt", "../made-adapt/out/prompt", "--input", "../data/edges/test.jsonl", *TINY[:4],
                 "--target", "../data/edges", "--backbone", "../model", "--output", "answers.csv"),
-    "evaluate": ("evaluate", "--prompt", "../made/adapt/out/prompt", *TINY[:4], "--target", "../data/edges",
+    "evaluate": ("evaluate", "--prompt", "../made-adapt/out/prompt", *TINY[:4], "--target", "../data/edges",
                  "--backbone", "../model", "--output", "scores.json"),
-    "report": ("report", "../made/compare/out", "--output", "page.html", "--markdown", "page.md", "--csv", "tables"),
+    "report": ("report", "../made-compare/out", "--output", "page.html", "--markdown", "page.md", "--csv", "tables"),
 }  # fmt: skip
 TRIES = 3  # times that one run is disturbed, at most
 WRITES = ("open", "mkdir", "write", "fsync", "reserve")  # what a full disk refuses
@@ -260,9 +260,8 @@ def removals(operations: Sequence[str]) -> list[int]:
 
 def kill_each(base: Path, verb: str, kind: str) -> dict[str, Any]:
     """Kill a command at every operation (`kind` each), or at every one that removes its checkpoints (removal)."""
-    made = {"guard": ("prior", "fit"), "report": ("made/compare", "compare")}.get(verb, ("made/adapt", "adapt"))
+    made = {"guard": ("prior", "fit"), "report": ("made-compare", "compare")}.get(verb, ("made-adapt", "adapt"))
     if not (base / made[0]).exists():
-        (base / made[0]).parent.mkdir(exist_ok=True)
         assert run(made[1], base / made[0]).code == 0
     whole = run(verb, base / "reference", Disturbance())
     assert whole.code == 0, whole.said

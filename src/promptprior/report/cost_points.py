@@ -41,8 +41,11 @@ def shared_by(grid: Grid) -> dict[str, int]:
 
     A row names its prior; in older results, which do not, exactly what it cost tells one prior from another.
     """
-    named = {row.cost.source: row.settings["prior"] for row in grid.rows if "prior" in row.settings}
-    prior = {row.cell: row.settings.get("prior") or named.get(row.cost.source, row.cost.source) for row in grid.rows}
+    named = {row.cost.source: str(row.settings["prior"]) for row in grid.rows if "prior" in row.settings}
+    prior = {
+        row.cell: str(row.settings.get("prior") or "") or named.get(row.cost.source, row.cost.source)
+        for row in grid.rows
+    }
     users = Counter(prior.values())
     return {cell: users[name] for cell, name in prior.items()}
 

@@ -288,8 +288,8 @@ class Report:
         return path
 
     def write_csv(self, folder: Path) -> list[Path]:
-        """Write each table as folder/NAME.csv and return the files."""
-        paths = [folder / f"{table.name}.csv" for table in self.tables]
+        """Write each table as folder/NAME.csv (Table.file_name) and return the files."""
+        paths = [folder / table.file_name for table in self.tables]
         for table, path in zip(self.tables, paths, strict=True):
             write_text(path, table.to_csv())
         return paths

@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,13 +51,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `name` is what its file is called; `note` says what the numbers are."""
+    """A table. `name` tells it from others; `note` says what the numbers are."""
 
     name: str
     title: str
     note: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[TableCell, ...], ...]
+
+    @property
+    def file_name(self) -> str:
+        """What its CSV file is called; names of methods and targets stand in it, and may be anything."""
+        return re.sub(r"[^\w.-]+", "_", self.name)[:100] + ".csv"
 
     def to_markdown(self) -> str:
         """The table under its title, with its note; no text can end a cell or begin a tag."""

@@ -8,9 +8,9 @@ from promptprior.cli.output import command_line
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, is_plan_of, plan_beside, write_outputs
 from promptprior.config.training import setting
-from promptprior.errors import ArtifactError, DataError
+from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 
-RESULTS, PAGE = "results.jsonl", "report.html"
+RESULTS, PAGE, BASELINE = "results.jsonl", "report.html", "prompt_tuning"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReportPlan:
     markdown: Path | None = setting(None, "write the tables to this Markdown file as well")
     csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
     title: str = setting("promptprior comparison", "heading of the page")
-    baseline: str = setting("prompt_tuning", "method that the others are compared with")
+    baseline: str = setting(BASELINE, "method that the others are compared with")
     force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
@@ -49,14 +49,17 @@ class ReportPlan:
         from promptprior.report.results import read_rows
         from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
 
+        rows = [row for file in files for row in read_rows(file)]
+        if rows and self.baseline not in (methods := {row.method for row in rows}) | {BASELINE}:
+            raise SpecError(unknown_name("method", self.baseline, methods) + " (--baseline)")
         report = make_report(
-            [row for file in files for row in read_rows(file)],
+            rows,
             self.title,
             baseline=self.baseline,
             command=command_line(),
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
-        tables = {self.csv / f"{table.name}.csv": table.to_csv() for table in report.tables} if self.csv else {}
+        tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}
         for path in tables:
             check_output(path, "report", files, flag="--csv", force=self.force)
         if self.csv and not self.force and (plan := plan_beside(self.csv)).exists() and not is_plan_of(plan, "report"):
