@@ -19,7 +19,7 @@ from workloads import Case as Workload
 from workloads import backbone, made_batch
 
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.bank import Bank, Scoring, Selection
+from promptprior.parameterisations.retrieval.bank import Bank, Scoring, Selection
 from promptprior.tasks.sampling.batch import Batch
 
 

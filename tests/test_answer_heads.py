@@ -16,7 +16,7 @@ from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.evaluate import evaluate, predict
 from promptprior.heads.head import Readout
-from promptprior.heads.registry import NAMED_HEADS
+from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import METHODS, make_method
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.task import Example, Task

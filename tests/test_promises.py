@@ -17,8 +17,8 @@ from promptprior.compare.plan import Plan, Tasks, cells, with_steps
 from promptprior.config.training import Settings
 from promptprior.fit import RunControl, make_run_context
 from promptprior.methods.shared.bank_setup import frequent_rows
-from promptprior.parameterisations.bank import Bank
 from promptprior.parameterisations.initial import FREQUENT
+from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task

@@ -50,9 +50,9 @@ from promptprior.evaluate import (
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import with_head, without_head
 from promptprior.heads.head import Head
-from promptprior.heads.registry import NAMED_HEADS
+from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
-from promptprior.methods.contract import Choosing
+from promptprior.methods.choosing import Choosing
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of

@@ -20,7 +20,7 @@ from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, trai
 from promptprior.errors import DataError, SpecError
 from promptprior.heads.fitted import FittedHead, fitted_head, without_head
 from promptprior.heads.head import Readout
-from promptprior.heads.registry import make_head
+from promptprior.heads.named_heads import make_head
 from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of

@@ -9,8 +9,8 @@ from sklearn.neighbors import NearestNeighbors
 from promptprior.heads.constant import Constant
 from promptprior.heads.head import Head, Readout
 from promptprior.heads.mixed import WEIGHTS, MixedHead
+from promptprior.heads.named_heads import HEADS
 from promptprior.heads.nearest import Nearest
-from promptprior.heads.registry import HEADS
 from promptprior.heads.verbalizer import Verbalizer
 from promptprior.notation import Tensor
 

@@ -18,7 +18,7 @@ from promptprior.methods.from_sources.attempt import Attempt
 from promptprior.methods.from_sources.spot import Spot
 from promptprior.methods.run_context import RunContext
 from promptprior.objectives.weight_objective import objective_of
-from promptprior.parameterisations.mixture import NETWORK
+from promptprior.parameterisations.retrieval.mixture import NETWORK
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, short
 

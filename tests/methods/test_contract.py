@@ -24,7 +24,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import METHODS, Episode, Recipe, make_method
-from promptprior.methods.contract import Choosing
+from promptprior.methods.choosing import Choosing
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.rules.rule import Info, answer

@@ -9,9 +9,9 @@ from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.bank import Bank
 from promptprior.parameterisations.registry import parameterisation, plain_settings
-from promptprior.parameterisations.text_queries import pooled
+from promptprior.parameterisations.retrieval.bank import Bank
+from promptprior.parameterisations.retrieval.text_queries import pooled
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 

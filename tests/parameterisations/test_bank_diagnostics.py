@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from promptprior.parameterisations.bank import Bank
-from promptprior.parameterisations.bank_diagnostics import Retrieval, describe_retrieval
+from promptprior.parameterisations.retrieval.bank import Bank
+from promptprior.parameterisations.retrieval.bank_diagnostics import Retrieval, describe_retrieval
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 

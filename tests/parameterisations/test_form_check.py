@@ -8,12 +8,12 @@ import torch
 
 from promptprior.errors import SpecError
 from promptprior.notation import Params
-from promptprior.parameterisations.bank import Bank
 from promptprior.parameterisations.decomposed import Decomposed
 from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.registry import Form
 from promptprior.parameterisations.residual import Residual
+from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.parameterisations.weights import LoraForm
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny

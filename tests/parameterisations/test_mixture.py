@@ -13,8 +13,8 @@ from promptprior.backbone.frozen import freeze
 from promptprior.errors import SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.mixture import Mixture, init_attention_network
 from promptprior.parameterisations.registry import parameterisation, plain_settings
+from promptprior.parameterisations.retrieval.mixture import Mixture, init_attention_network
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 

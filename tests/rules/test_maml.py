@@ -14,8 +14,8 @@ from promptprior.backbone.forward.reference import reference_losses
 from promptprior.errors import SpecError, TrainingError
 from promptprior.notation import Memory, Params, Tensor
 from promptprior.objectives.objective import PromptObjective
-from promptprior.parameterisations.bank import Bank
 from promptprior.parameterisations.direct import Direct
+from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.rules import curvature
 from promptprior.rules.curvature import conjugate_gradients, hessian_product
 from promptprior.rules.inner import Inner, InnerAdam, InnerSgd

@@ -16,9 +16,9 @@ import torch
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.config.training import Settings
 from promptprior.cost import SCORED
-from promptprior.heads.registry import NAMED_HEADS
+from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Method, make_method
-from promptprior.methods.contract import Choosing
+from promptprior.methods.choosing import Choosing
 from promptprior.tasks import Task, collate
 
 HEAD_DEPTH = 0.7  # of the layers, that a fitted head reads on average

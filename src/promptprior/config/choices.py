@@ -7,7 +7,7 @@ ScheduleKind = Literal["constant", "linear", "cosine"]
 AverageKind = Literal["none", "ema", "swa"]
 RateKind = Literal["proportional", "capped", "temperature", "uniform"]
 HeadName = Literal["verbalizer", "calibrated", "contextual", "batch", "linear", "nearest", "constant", "mixture"]
-"""How states become answers (heads.registry)."""
+"""How states become answers (heads.named_heads)."""
 Measure = Literal["prompt", "token", "gradient", "label", "format"]
 """Ways in which two tasks can be like each other (compare.similarity)."""
 Shared = Literal["refuse", "drop", "keep"]

@@ -40,5 +40,5 @@ def with_head(params: Params, head: FittedHead) -> Params:
 
 
 def fitted_head(head: Head, params: Mapping[str, Tensor]) -> FittedHead:
-    """The head with its params among an artifact's."""
+    """The head with its params among those of an artifact, [1, *shape] each."""
     return FittedHead(head, {n.removeprefix(PREFIX): v[0] for n, v in params.items() if n.startswith(PREFIX)})

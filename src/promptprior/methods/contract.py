@@ -6,7 +6,7 @@ the same for all (adapt.py) once they have said where it starts. docs/extending.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.choices import HeadName
@@ -107,37 +107,15 @@ class Recipe(Workload):
 
     def serves(self, task: Task) -> str | None:
         """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart."""
-        if self.head != "verbalizer" and not task.is_choice:
-            return "its answers are free text, which only the model's own words can give (--options.head)"
-        if self.head != "verbalizer" and class_of(task, task.split("train")[0]) == "all":
-            return "its choices differ by example, so a head has no classes to tell apart (--options.head)"
-        return None
+        if self.head == "verbalizer" or class_of(task, task.split("train")[0]) != "all":
+            return None
+        what = "choices differ by example" if task.is_choice else "answers are free text"
+        return f"its {what}, so a head has no classes to tell apart (--options.head)"
 
     @property
     def trains_targets_jointly(self) -> bool:
         """Whether a target's result depends on which other targets adapt along with it."""
         return getattr(self, "joint_steps", 0) > 0
-
-
-@runtime_checkable
-class Choosing(Protocol):
-    """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py)."""
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Names of methods, in order of cost."""
-
-    @property
-    def folds(self) -> int:
-        """Folds that held-out answers come from, where the settings name none."""
-
-    @property
-    def blend(self) -> bool:
-        """Whether candidates may answer together."""
-
-    @property
-    def seconds(self) -> float | None:
-        """No further candidate starts that would end after so many seconds; None for no limit."""
 
 
 Method = Recipe  # what fit, adapt and compare take

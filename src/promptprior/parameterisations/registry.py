@@ -15,14 +15,14 @@ from promptprior.backbone import Backbone
 from promptprior.config.mapping import kind_name, shorten, to_mapping
 from promptprior.errors import ArtifactError, SpecError, unknown_name
 from promptprior.notation import Params
-from promptprior.parameterisations.bank import Bank
 from promptprior.parameterisations.blend import Blend
 from promptprior.parameterisations.decomposed import Decomposed
 from promptprior.parameterisations.direct import Direct
-from promptprior.parameterisations.mixture import Mixture
 from promptprior.parameterisations.offset import Offset
 from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Parameterisation
 from promptprior.parameterisations.residual import Residual
+from promptprior.parameterisations.retrieval.bank import Bank
+from promptprior.parameterisations.retrieval.mixture import Mixture
 from promptprior.parameterisations.weights import LoraForm, OwnForm
 
 Form = Parameterisation | AnsweringForm

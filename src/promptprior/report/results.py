@@ -93,9 +93,9 @@ class Row:
     ran, so equal cells give equal rows but for seconds.
 
     `diagnostics` are the method's own, by topic, as plain JSON; older results have none. Of "retrieval"
-    the report shows what parameterisations.bank_diagnostics measures, draws `map` (for each name in `tasks`, the share
-    of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain values of
-    other topics are listed.
+    the report shows what parameterisations.retrieval.bank_diagnostics measures, draws `map` (for each name in `tasks`,
+    the share of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain
+    values of other topics are listed.
     """
 
     cell: str

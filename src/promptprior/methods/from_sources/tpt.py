@@ -24,7 +24,7 @@ from promptprior.methods.shared.bank_setup import BankRecipe, sample_texts
 from promptprior.methods.shared.curves import FORCES, curve
 from promptprior.methods.shared.meta_learner import MetaRecipe
 from promptprior.methods.shared.posterior import PosteriorRecipe
-from promptprior.parameterisations.bank import Bank
+from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.tasks.task import Task
 
 BORROWED: Mapping[str, PosteriorRecipe | MetaRecipe] = {

@@ -14,8 +14,8 @@ from promptprior.methods.options import option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.notation import Float, Params, Tensor
-from promptprior.parameterisations.mixture import NETWORK, Attends, Mixture, init_attention_network
-from promptprior.parameterisations.text_queries import Query, pooled
+from promptprior.parameterisations.retrieval.mixture import NETWORK, Attends, Mixture, init_attention_network
+from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task

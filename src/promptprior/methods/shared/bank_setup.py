@@ -18,9 +18,9 @@ from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.source_prompts import train_prompts
 from promptprior.notation import Float, Tensor
-from promptprior.parameterisations.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
 from promptprior.parameterisations.initial import FREQUENT, vocabulary_start
-from promptprior.parameterisations.text_queries import Query, pooled
+from promptprior.parameterisations.retrieval.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
+from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import MixtureDraws, generator
 from promptprior.tasks.task import Task

@@ -20,9 +20,9 @@ from torch.nn.functional import layer_norm, one_hot, silu
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.parameterisations.bank_diagnostics import entropy_bits, four_digits
 from promptprior.parameterisations.initial import linear_init
-from promptprior.parameterisations.text_queries import Query, pooled
+from promptprior.parameterisations.retrieval.bank_diagnostics import entropy_bits, four_digits
+from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 Attends = Literal["all", "sources"]

@@ -1,0 +1,1 @@
+"""Forms that give every text its own prompt, retrieved or mixed from what its words ask for."""
