@@ -90,10 +90,7 @@ class Recipe(Workload):
         check_bounds(self, "--options.")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach.
-
-        Dev shots are for selection, and test examples for the end.
-        """
+        """Where each episode starts, given its prior (none for methods without sources); only `shots.train` teach."""
         raise NotImplementedError
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
@@ -109,8 +106,8 @@ class Recipe(Workload):
         """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart."""
         if self.head == "verbalizer" or class_of(task, task.split("train")[0]) != "all":
             return None
-        what = "choices differ by example" if task.is_choice else "answers are free text"
-        return f"its {what}, so a head has no classes to tell apart (--options.head)"
+        what = "its choices differ by example" if task.is_choice else "its answers are free text"
+        return f"{what}, so a head has no classes to tell apart (--options.head)"
 
     @property
     def trains_targets_jointly(self) -> bool:
