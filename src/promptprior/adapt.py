@@ -75,7 +75,8 @@ def adapt(
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
     Raises what preflight.py finds before any work; SpecError when the method is no recipe, when it needs a prior and
-    there is none, when it cannot answer an episode's task, and when what it returns does not fit together; ArtifactError for a prior of another backbone.
+    there is none, when it cannot answer an episode's task, and when what it returns does not fit together;
+    ArtifactError for a prior of another backbone.
     """
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
