@@ -12,6 +12,7 @@ from promptprior.errors import SpecError
 from promptprior.methods import Recipe, RunContext, check_recipe
 from promptprior.methods.shared.source_prompts import learns_from_tasks
 from promptprior.parameterisations.registry import plain_settings
+from promptprior.preflight import check_lengths, check_start
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained, train
 from promptprior.watch import WatchStage
@@ -48,6 +49,9 @@ def fit(
     output = Path(control.folder) / "prior" if control.folder is not None else None
     if output is not None:
         check_saveable(output)
+    check_start(backbone, settings)
+    for source in sources:
+        check_lengths(backbone, source, source.split("train"), settings.length)
     recipe = method.source_recipe()
     result = recipe.fit(make_run_context(backbone, source_settings(settings), control), sources, seed)
     form, cost = result.parameterisation, result.cost

@@ -4,21 +4,34 @@ from collections.abc import Callable, Sequence
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
-from promptprior.config.training import Settings
+from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
+from promptprior.untrusted import check_memory
 
 SLOW_METRICS = ("rougeL", "bleu")  # of these a few examples are scored, of the others all
 FEW = 16  # examples that are tokenised, or scored by a slow metric, at once
+COPIES_KEPT = 6  # of each parameter: itself, its gradient, two moments, the best so far, and a checkpoint
+BYTES_PER_ID = 24  # of each token of a batch: its id, its mask and its target, eight bytes each
 BYTES_PER_TOKEN = 1000  # no tokenizer makes one token of more bytes; a text of megabytes is never tokenised
 
 
 def check_start(backbone: Backbone, settings: Settings) -> None:
     """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens."""
     start_prompt(backbone, settings.start, settings.length, generator("preflight"), settings.start_text)
+
+
+def check_training_memory(backbone: Backbone, settings: Settings, stage: Training, copies: int, longest: int) -> None:
+    """Raise SpecError where `copies` of a prompt, and a batch of texts of `longest` bytes for each, exceed memory."""
+    width = backbone.width * backbone.frozen.prompt_dtype.itemsize
+    prompts = COPIES_KEPT * copies * settings.length * width
+    batch = copies * stage.batch_size * (longest + settings.length) * BYTES_PER_ID
+    what = f"{copies} copies of a prompt of {settings.length} tokens, with batches of {stage.batch_size} texts,"
+    change = "lower --length, the batch size, or the number of learning rates"
+    check_memory(prompts + batch, what, change, SpecError)
 
 
 def check_metrics(task: Task, limit: int | None = None) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,24 @@ def check_regular(path: Path, failure: Failure = DataError, most: int = MOST_BYT
         raise failure(f"{path}: this is {named}; expected a file")
     if (size := path.stat().st_size) > most:
         raise failure(f"{path}: {size:,} bytes; expected at most {most:,}")
+
+
+def check_memory(needed: float, what: str, change: str, failure: Failure = DataError) -> None:
+    """Raise `failure` where `what` needs more bytes than this machine, or this process, may have at all.
+
+    `change` says what to do. It is an estimate before anything is allocated: what fits may still fail.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        have = have if limit == resource.RLIM_INFINITY else min(have, limit)
+    if needed > have:
+        sizes = f"about {needed / 1e9:,.1f} GB of memory, and there are {have / 1e9:,.1f} GB"
+        raise failure(f"{what} would need {sizes}; {change}")
 
 
 def read_utf8(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) -> str:

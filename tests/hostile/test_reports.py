@@ -97,6 +97,7 @@ CASES = [
     retrieval("map", map="x"),
     retrieval("map", tasks=["a"], map=[["x"]]),
     retrieval("map", tasks=["a"], map=[0.5]),
+    retrieval("map", tasks=["a"], map=[[-1.0, 0.5]]),
     retrieval("tokens", tokens=[1]),
     retrieval("tokens", tokens="zebra"),
     retrieval("tokens", tokens=[{"row": 1}]),
@@ -117,7 +118,6 @@ ODD: dict[str, dict[str, Any]] = {
     "diagnostics of every kind": {"diagnostics": {"a": [1], "": {"": 1}, "b": None, "c": "x", "retrieval": 3, "d": {"e": [[]]}}},
     "no retrieval": {"diagnostics": {"retrieval": {"tasks": ["a"], "map": [[]]}}},
     "a retrieval that adds up to nothing": {"diagnostics": {"retrieval": {"tasks": ["a"], "map": [[0, 0]]}}},
-    "shares below 0": {"diagnostics": {"retrieval": {"tasks": ["a"], "map": [[-1.0, 0.5]]}}},
     "a loss of 1e29": {"metric": "zebra", "score": 1e29, "curve": [{"step": 2, "train_loss": 1e29, "dev_score": 1e29, "dev_nll": -1e29}]},
 }  # fmt: skip
 

@@ -219,7 +219,8 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         if not len(tokenizer):
             raise ValueError("its tokenizer has no tokens")
-        frozen = freeze(model, tokenizer, name)
+        is_path = name != SMOLLM2 and os.path.exists(name)  # found again from another folder
+        frozen = freeze(model, tokenizer, os.path.abspath(name) if is_path else name)
     except PromptpriorError:
         raise
     except Exception as error:  # damaged files raise two dozen kinds

@@ -57,7 +57,7 @@ def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Ca
             name = output.relative_to(path.parent).as_posix()
             standing = _digests(output, path.parent, known).get(name)
             digests[name] = list(_digests(partial, partial.parent).values())
-            both[name] = digests[name] + ([standing] if standing in known.get(name, ()) else [])
+            both[name] = digests[name] + [value for value in known.get(name, ()) if value == standing]
         _save(plan, path, command, both)
 
     digests, both = dict[str, list[str]](), dict[str, list[str]]()

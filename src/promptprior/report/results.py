@@ -171,7 +171,7 @@ def _too_large(value: object, key: str = "") -> str:
 def _retrieval_problem(retrieval: Mapping[str, Any]) -> str:
     # What is wrong with what the report draws and lists of retrieval; "" for nothing.
     def are_numbers(values: object) -> bool:
-        return isinstance(values, list | tuple) and all(type(v) in (int, float) for v in values)
+        return isinstance(values, list) and all(type(v) in (int, float) and v >= 0 for v in values)
 
     tasks, shares, tokens = (retrieval.get(name, []) for name in ("tasks", "map", "tokens"))
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
@@ -179,8 +179,9 @@ def _retrieval_problem(retrieval: Mapping[str, Any]) -> str:
     if not isinstance(shares, list) or len(shares) != len(tasks) or not all(map(are_numbers, shares)):
         return f"map: expected a list of shares for each of the {len(tasks)} tasks"
     for token in tokens if isinstance(tokens, list) else [None]:
-        whole = isinstance(token, Mapping) and {"row", "words", "share", "rms"} <= token.keys()
-        if not whole or not isinstance(token["words"], list) or not are_numbers([token["share"], token["rms"]]):
+        found = token if isinstance(token, Mapping) else {}
+        has_numbers = are_numbers([found.get("share"), found.get("rms")])
+        if "row" not in found or not isinstance(found.get("words"), list) or not has_numbers:
             return "tokens: expected a list of tokens, each with row, words, share and rms"
     return ""
 
