@@ -21,13 +21,16 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
+from promptprior.methods.run_context import require_tokens
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
+from promptprior.parameterisations.prefix import Prefix, in_other_units, prefix_form
 from promptprior.parameterisations.registry import folded, parameterisation, plain_settings
 from promptprior.rules.descent import Descent
+from promptprior.rules.maml import MULTIPLIER
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.rule import Rule
 from promptprior.tasks.metrics import merit
@@ -78,10 +81,12 @@ def adapt(
     """
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
+    if method.needs_tokens:
+        require_tokens(settings, f"method {method.name!r}")
     for episode in episodes:
         if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
-    checked = _checked_priors(method, episodes, priors, backbone, settings.length)
+    checked = _checked_priors(method, episodes, priors, backbone, settings)
     if not method.adapts_one_by_one:
         return _adapt_as_copies(method, make_run_context(backbone, settings, control), checked, episodes)
     adapted = []
@@ -96,9 +101,12 @@ def _checked_priors(
     episodes: Sequence[Episode],
     priors: Sequence[Prior] | Prior | None,
     backbone: Backbone,
-    length: int,
+    settings: Settings,
 ) -> list[Prior]:
-    """One prior per episode, each of this method, backbone and prompt length; none for methods without sources."""
+    """One prior per episode, each of this method, backbone, prompt length and form; none for methods without sources.
+
+    Prefixes have units, which other numbers than these may have measured (another dtype): they are changed to these.
+    """
     if not method.needs_sources:
         return []
     if priors is None:
@@ -110,10 +118,24 @@ def _checked_priors(
         header.backbone.check(backbone.card, f"the prior of {header.method}")
         if header.method != method.name and header.settings.get("prior_of") != method.source_recipe().name:
             raise SpecError(f"this prior was fitted by {header.method!r}, not {method.name!r} (--method, --prior)")
-        fitted = header.settings.get("length", length)
-        if fitted != length:
-            raise SpecError(f"this prior has prompts of length {fitted}, the settings say {length}: --length {fitted}")
-    return per_episode
+        for name, own in (("length", settings.length), ("form", settings.form), ("layers", list(settings.layers))):
+            fitted = header.settings.get(name, "prompt" if name == "form" else [] if name == "layers" else own)
+            if fitted != own:
+                raise SpecError(f"this prior has prompts of {name} {fitted}, the settings say {own}: --{name} {fitted}")
+    if settings.form == "prompt":
+        return per_episode
+    form = prefix_form(backbone, settings.length, settings.layers)
+    changed = {id(p): Prior(p.header, _in_units_of(form, p, backbone)) for p in per_episode}  # equal ones stay one
+    return [changed[id(p)] for p in per_episode]
+
+
+def _in_units_of(form: Prefix, prior: Prior, backbone: Backbone) -> Params:
+    """A prior's params in the units of a form; learned rates of single elements are shares of whatever unit."""
+    fitted = parameterisation(prior.header.parameterisation, prior.header.parameterisation_settings, backbone)
+    if not isinstance(fitted, Prefix) or plain_settings(fitted.plain) != plain_settings(form.plain):
+        raise SpecError(f"this prior's {fitted} is no prefix for {backbone.card.name} ({form.plain}): fit it again")
+    prompts = {n: value for n, value in prior.params.items() if not n.startswith(MULTIPLIER)}
+    return {**prior.params, **in_other_units(fitted, form, prompts)}
 
 
 def _adapt_as_copies(

@@ -10,6 +10,7 @@ from promptprior.config.mapping import to_mapping
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.methods import Recipe, RunContext, check_recipe
+from promptprior.methods.run_context import require_tokens
 from promptprior.methods.shared.source_prompts import learns_from_tasks
 from promptprior.parameterisations.registry import plain_settings
 from promptprior.tasks.task import Task
@@ -45,6 +46,8 @@ def fit(
     """
     check_fittable(method, sources)
     settings, control = settings or Settings(), control or RunControl()
+    if method.needs_tokens:
+        require_tokens(settings, f"method {method.name!r}")
     output = Path(control.folder) / "prior" if control.folder is not None else None
     if output is not None:
         check_saveable(output)

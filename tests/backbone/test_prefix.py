@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
@@ -37,8 +36,9 @@ def true_float64() -> Iterator[None]:
 
 def random_prefixes(backbone: Backbone, prefixes: int = PREFIXES, length: int = LENGTH) -> KeyValues:
     """What the model caches of random prompts, with noise, so that nothing of it could be a real token's."""
-    made = cached_key_values(backbone.frozen, random_prompts(backbone, prefixes, length).detach())
     g = torch.Generator().manual_seed(3)
+    drawn = torch.randn(prefixes, length, backbone.width, generator=g, dtype=backbone.frozen.dtype) * backbone.scale
+    made = cached_key_values(backbone.frozen, drawn)
     noisy = (
         x + 0.3 * x.std() * torch.randn(x.shape, generator=g, dtype=x.dtype) for x in (made.keys, made.values)
     )
@@ -70,17 +70,26 @@ def test_losses_and_gradients_equal_the_reference(family: str, choices: int, pre
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "gemma3", "t5"])
-def test_the_plain_routes_and_recomputation_agree(family: str) -> None:
+def test_the_plain_routes_agree(family: str) -> None:
     backbone, batch = tiny(family), random_batch(6, 2, PREFIXES)
     prefix = random_prefixes(backbone)
     plain = encoder_decoder_states if backbone.card.is_encoder_decoder else concatenated_states
-    routes = [plain, partial(plain, keep=False), partial(backbone.states, keep=False)]
-    routes += [] if backbone.card.is_encoder_decoder else [packed_states, partial(packed_states, keep=False)]
-    expected = backbone.losses(prefix, batch)
-    for route in routes:
+    for route in (plain, plain if backbone.card.is_encoder_decoder else packed_states):
         found = replace(backbone, states=route).losses(prefix, batch)
         assert_equal(found, reference_losses(backbone.frozen, prefix, batch), prefix, batch)
-        torch.testing.assert_close(found, expected, rtol=0, atol=LOSS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_recomputation_gives_the_same_gradient(family: str) -> None:
+    """In float32, since the casts that float64 undoes are back in the thread that recomputes."""
+    backbone, batch = tiny(family, torch.float32), random_batch(6, 2, PREFIXES)
+    prefix = random_prefixes(backbone)
+    plain = encoder_decoder_states if backbone.card.is_encoder_decoder else concatenated_states
+    weights = torch.linspace(0.5, 2, batch.rows)
+    expected = gradients(backbone.losses(prefix, batch), prefix, weights)
+    for route in (backbone.states, plain, *([] if backbone.card.is_encoder_decoder else [packed_states])):
+        found = gradients(replace(backbone, states=partial(route, keep=False)).losses(prefix, batch), prefix, weights)
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("choices", [1, 3])
@@ -182,33 +191,32 @@ def test_some_layers_only(family: str) -> None:
 def masked_layers(backbone: Backbone, numbers: set[int]) -> Iterator[None]:
     """Layers whose attention sees no position of the prefix."""
     model = backbone.frozen.model
-    before = model.config._attn_implementation
-    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()  # T5's stacks have own
+    before = [made._attn_implementation for made in configs]
     own = {m for name, m in model.named_modules() if name.startswith("decoder") and name.endswith("SelfAttention")}
 
-    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
-        is_cross = backbone.card.is_encoder_decoder and module not in own
-        if module.layer_idx in numbers and not is_cross:
-            bias = options.get("position_bias")
-            if bias is not None:
-                options["position_bias"] = bias[..., LENGTH:]
-            key, value = key[:, :, LENGTH:], value[:, :, LENGTH:]
-            causal = torch.full((query.shape[2], query.shape[2]), float("-inf"), dtype=query.dtype).triu(1)
-            mask = causal[None, None]
-        if mask is None and is_cross:
-            mask = query.new_zeros(1, 1, query.shape[2], key.shape[2])
-        elif mask is None:
-            late = torch.full((query.shape[2], key.shape[2]), float("-inf"), dtype=query.dtype)
-            mask = late.triu(1 + key.shape[2] - query.shape[2])[None, None]
-        return original(module, query, key, value, mask, **options)
+    def attention(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **options: Any) -> Any:
+        assert mask is None
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = scaling * q @ k.transpose(-1, -2)
+        if options.get("position_bias") is not None:
+            scores = scores + options["position_bias"]
+        if not backbone.card.is_encoder_decoder or module in own:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(LENGTH + 1)
+            if module.layer_idx in numbers:
+                later[:, :LENGTH] = True
+            scores = scores.masked_fill(later, float("-inf"))
+        return (scores.softmax(-1) @ v).transpose(1, 2), None
 
     AttentionInterface.register("masked_layers", attention)
     AttentionMaskInterface.register("masked_layers", lambda *_, **__: None)
-    model.config._attn_implementation = "masked_layers"
+    for made in configs:
+        made._attn_implementation = "masked_layers"
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        for made, implementation in zip(configs, before, strict=True):
+            made._attn_implementation = implementation
 
 
 def test_a_prefix_costs_no_tokens_and_empty_texts_are_refused() -> None:

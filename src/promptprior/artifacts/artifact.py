@@ -60,6 +60,18 @@ class _Artifact:
             raise ArtifactError(f"a {kind} needs tensors with a leading copies axis; got {shapes}")
         if len({value.shape[0] for value in params.values()}) > 1:
             raise ArtifactError(f"all tensors of a {kind} need equally many copies; got {shapes}")
+        if header.parameterisation == "prefix":
+            prompt, s = params.get("prompt"), header.parameterisation_settings
+            numbers = [s.get(name) for name in ("length", "depth", "heads", "head_width")]
+            shape = None
+            if all(type(number) is int for number in numbers):
+                length, depth, heads, head_width = numbers
+                shape = (length, depth * 2 * heads * head_width)
+            if prompt is None or prompt.ndim != 3 or tuple(prompt.shape[1:]) != shape:
+                raise ArtifactError(
+                    "the parameterisation 'prefix' has a tensor 'prompt' of shape [copies, length, depth x 2 x heads x "
+                    f"head_width] with {shorten(numbers)} of the header; got {shapes}: the file was edited, copy it again"
+                )
         if header.parameterisation == "direct":
             prompt, width = params.get("prompt"), header.backbone.width
             has_others = kind == "prompt" and len(params) > 1  # SPoT's prior keeps its start beside the prompt

@@ -23,13 +23,23 @@ from promptprior.methods.from_sources import (
 )
 from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
-from promptprior.methods.target_only import dept, in_context, prompt_tuning, residual_prompt_tuning, weight_tuning
+from promptprior.methods.target_only import (
+    context_tuning,
+    dept,
+    in_context,
+    prefix_tuning,
+    prompt_tuning,
+    residual_prompt_tuning,
+    weight_tuning,
+)
 
 _OWN: dict[str, Recipe] = {
     arm.name: arm
     for arm in chain[Recipe](
         prompt_tuning.ARMS,
+        prefix_tuning.ARMS,
         in_context.ARMS,
+        context_tuning.ARMS,
         weight_tuning.ARMS,
         residual_prompt_tuning.ARMS,
         dept.ARMS,

@@ -33,6 +33,7 @@ class Workload:
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """Tokens of all prompts that so many texts of so many sources read together.
 
-        Without `sources` the texts are of one target. By default all read one prompt of the settings' length.
+        Without `sources` the texts are of one target. By default all read one prompt of the settings' length; a prefix
+        has no tokens.
         """
-        return settings.length
+        return settings.length if settings.form == "prompt" else 0

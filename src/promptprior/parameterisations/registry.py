@@ -21,6 +21,7 @@ from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.mixture import Mixture
 from promptprior.parameterisations.offset import Offset
 from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Parameterisation
+from promptprior.parameterisations.prefix import Prefix
 from promptprior.parameterisations.residual import Residual
 from promptprior.parameterisations.weights import LoraForm, OwnForm
 
@@ -35,6 +36,7 @@ PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "mixture": Mixture,
     "offset": Offset,
     "residual": Residual,
+    "prefix": Prefix,
     "lora": LoraForm,
     "own": OwnForm,
 }
@@ -94,8 +96,8 @@ def plain_settings(form: Form) -> dict[str, object]:
 
 
 def folded(form: Form, params: Params) -> tuple[Form, Params]:
-    """A trained form as a plain prompt where it is no more than that; any other as it is."""
+    """A trained form as a plain prompt, or a plain prefix, where it is no more than that; any other as it is."""
     if not isinstance(form, Foldable):
         return form, params
     plain = form.fold(params)
-    return Direct(*plain["prompt"].shape[1:]), plain
+    return getattr(form, "plain", None) or Direct(*plain["prompt"].shape[1:]), plain

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, ClassVar
 
 import torch
 
@@ -37,6 +37,8 @@ class AttentionRecipe(Recipe):
         0.003, "rate of the attention network, times the prompt's in embedding scales; none: the prompt's own", least=0
     )
     freeze_norm: bool = option(False, "leave the network's LayerNorm as it starts (as released)")
+
+    needs_tokens: ClassVar[bool] = True
 
     @property
     def network_tensors(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Options are TPT's (Wu et al. 2023) and ours; docs/tpt.md says which are which.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import ClassVar, Any, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option, target_option
-from promptprior.methods.run_context import Episode, InitialParams, RunContext
+from promptprior.methods.run_context import Episode, InitialParams, RunContext, require_tokens
 from promptprior.methods.shared.source_prompts import train_prompts
 from promptprior.notation import Float, Tensor
 from promptprior.parameterisations.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
@@ -65,6 +65,8 @@ class BankRecipe(Recipe):
     )
     freeze_bank: bool = target_option(False, "adapt the task prompt alone")
 
+    needs_tokens: ClassVar[bool] = True
+
     def bank(self, context: RunContext, own: int, **settings: Any) -> Bank:
         """The parameterisation that a stage reads, with a task prompt of `own` tokens."""
         return Bank(
@@ -109,6 +111,7 @@ class BankRecipe(Recipe):
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
     ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
+        require_tokens(context.settings, "a bank of tokens (--options.parameterisation)")
         backbone, own = context.backbone, self.own_tokens(context.settings) if self.task_prompt == "learned" else 0
         form = self.bank(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
         rows, cost = frequent_rows(context, self.bank_size, generator("bank", seed)), Cost()  # [N, D]

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.run_context import Episode, InitialParams, RunContext
+from promptprior.methods.run_context import Episode, InitialParams, RunContext, require_tokens
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.methods.shared.particle_diagnostics import dev_losses
 from promptprior.methods.shared.particles import GaussianPenalty, StartKind, start
@@ -47,6 +47,7 @@ def joint_starts(
 
     A prior of this width (in embedding scales; None for none) pulls the part that a group shares back to its start.
     """
+    require_tokens(context.settings, f"joint training of targets (--options.{recipe.name}.joint-steps)")
     groups, scale = target_groups(priors, episodes), context.backbone.scale
     rate = context.settings.target.learning_rates[0]
     form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))
