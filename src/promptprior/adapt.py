@@ -132,8 +132,8 @@ def _checked_priors(
 def _in_units_of(form: Prefix, prior: Prior, backbone: Backbone) -> Params:
     """A prior's params in the units of a form; learned rates of single elements are shares of whatever unit."""
     fitted = parameterisation(prior.header.parameterisation, prior.header.parameterisation_settings, backbone)
-    if not isinstance(fitted, Prefix) or plain_settings(fitted.plain) != plain_settings(form.plain):
-        raise SpecError(f"this prior's {fitted} is no prefix for {backbone.card.name} ({form.plain}): fit it again")
+    if not isinstance(fitted, Prefix):
+        raise SpecError(f"this prior is {fitted.name!r}, the settings say form prefix: fit it again, or --form prompt")
     prompts = {n: value for n, value in prior.params.items() if not n.startswith(MULTIPLIER)}
     return {**prior.params, **in_other_units(fitted, form, prompts)}
 

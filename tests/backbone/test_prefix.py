@@ -39,9 +39,7 @@ def random_prefixes(backbone: Backbone, prefixes: int = PREFIXES, length: int = 
     g = torch.Generator().manual_seed(3)
     drawn = torch.randn(prefixes, length, backbone.width, generator=g, dtype=backbone.frozen.dtype) * backbone.scale
     made = cached_key_values(backbone.frozen, drawn)
-    noisy = (
-        x + 0.3 * x.std() * torch.randn(x.shape, generator=g, dtype=x.dtype) for x in (made.keys, made.values)
-    )
+    noisy = (x + 0.3 * x.std() * torch.randn(x.shape, generator=g, dtype=x.dtype) for x in (made.keys, made.values))
     return KeyValues(*(x.requires_grad_() for x in noisy))
 
 
@@ -159,7 +157,9 @@ def test_hessian_products_equal_differences_of_gradients(family: str) -> None:
     along = torch.randn(prefix.keys.shape, generator=g, dtype=torch.float64)
     for route in (backbone, tiny(family)):  # llama's own route runs its plain form
         grads = torch.autograd.grad(route.losses(prefix, batch).sum(), (prefix.keys, prefix.values), create_graph=True)
-        product = torch.cat([p.flatten() for p in torch.autograd.grad((grads[0] * along).sum(), (prefix.keys, prefix.values))])
+        product = torch.cat(
+            [p.flatten() for p in torch.autograd.grad((grads[0] * along).sum(), (prefix.keys, prefix.values))]
+        )
         small, sides = 1e-5, []
         for sign in (1, -1):
             keys, values = (prefix.keys + sign * small * along).detach().requires_grad_(), prefix.values

@@ -91,9 +91,7 @@ class Backbone:
         """Tokenise texts with the targets scored after each; see Frozen.tokens."""
         return self.frozen.tokens(texts, targets, delimiter, end)
 
-    def losses(
-        self, prompts: Prompts, batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
-    ) -> Float[Tensor, " R"]:
+    def losses(self, prompts: Prompts, batch: Batch, hidden: Bool[Tensor, "P L"] | None = None) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token. L may be 0.
 
         Where `hidden` is True no position of a row attends to that token of its prompt, or to that position of its

@@ -51,9 +51,7 @@ def generate_texts(
         generated: dict[int, str] = {}
         for length in lengths.unique():
             texts = (lengths == length).nonzero().flatten()
-            generated |= zip(
-                texts.tolist(), _greedy(frozen, prompts, batch.take(texts), options, hidden), strict=True
-            )
+            generated |= zip(texts.tolist(), _greedy(frozen, prompts, batch.take(texts), options, hidden), strict=True)
         return [generated[x] for x in range(batch.texts)]
     if frozen.card.is_encoder_decoder or options.beams > 1:
         if frozen.card.is_encoder_decoder:

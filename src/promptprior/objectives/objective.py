@@ -33,9 +33,7 @@ class PromptObjective:
     backbone: Backbone
     parameterisation: Parameterisation
 
-    def reading(
-        self, params: Params, batch: Batch
-    ) -> tuple[Backbone, Prompts, Batch, Bool[Tensor, "P L"] | None]:
+    def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Prompts, Batch, Bool[Tensor, "P L"] | None]:
         """The backbone that reads the batch, the prompts, the batch with the prompt of each text, and hidden tokens."""
         form = self.parameterisation
         prompts, index = form.prompts(params, batch)

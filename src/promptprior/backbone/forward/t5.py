@@ -147,7 +147,9 @@ def _decode_labels(
     bias = bias.masked_fill(later, float("-inf"))
     own_bias = bias[..., length:]
     if unseen is not None:
-        bias = torch.cat([bias[..., :length].masked_fill(unseen, float("-inf")), own_bias.expand(len(ids), -1, -1, -1)], -1)
+        bias = torch.cat(
+            [bias[..., :length].masked_fill(unseen, float("-inf")), own_bias.expand(len(ids), -1, -1, -1)], -1
+        )
     centre = encoded.detach().mean(dim=1, keepdim=True)  # [X, 1, D]
     centred = encoded - centre
     for number, block in enumerate(decoder.block):
