@@ -7,6 +7,7 @@ from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.config.training import Settings
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
+from promptprior.parameterisations.prefix import prefix_form
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
@@ -17,7 +18,10 @@ BYTES_PER_TOKEN = 1000  # no tokenizer makes one token of more bytes; a text of 
 
 
 def check_start(backbone: Backbone, settings: Settings) -> None:
-    """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens."""
+    """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens, a
+    prefix in layers that the backbone does not have."""
+    if settings.form == "prefix":
+        prefix_form(backbone, settings.length, settings.layers)
     start_prompt(backbone, settings.start, settings.length, generator("preflight"), settings.start_text)
 
 

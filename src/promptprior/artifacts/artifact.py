@@ -61,16 +61,15 @@ class _Artifact:
         if len({value.shape[0] for value in params.values()}) > 1:
             raise ArtifactError(f"all tensors of a {kind} need equally many copies; got {shapes}")
         if header.parameterisation == "prefix":
-            prompt, s = params.get("prompt"), header.parameterisation_settings
-            numbers = [s.get(name) for name in ("length", "depth", "heads", "head_width")]
-            shape = None
-            if all(type(number) is int for number in numbers):
-                length, depth, heads, head_width = numbers
-                shape = (length, depth * 2 * heads * head_width)
-            if prompt is None or prompt.ndim != 3 or tuple(prompt.shape[1:]) != shape:
+            prompt, settings = params.get("prompt"), header.parameterisation_settings
+            numbers = [settings.get(name) for name in ("length", "depth", "heads", "head_width")]
+            positions, depth, heads, head_width = (n if isinstance(n, int) else -1 for n in numbers)
+            shape = (positions, depth * 2 * heads * head_width)
+            if prompt is None or prompt.ndim != 3 or tuple(prompt.shape[1:]) != shape or min(depth, heads) < 0:
                 raise ArtifactError(
                     "the parameterisation 'prefix' has a tensor 'prompt' of shape [copies, length, depth x 2 x heads x "
-                    f"head_width] with {shorten(numbers)} of the header; got {shapes}: the file was edited, copy it again"
+                    f"head_width] with {shorten(numbers)} of the header; got {shapes}: the file was edited, copy it "
+                    "again"
                 )
         if header.parameterisation == "direct":
             prompt, width = params.get("prompt"), header.backbone.width
@@ -90,8 +89,8 @@ class _Artifact:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the folder, whole or not at all; equal artifacts give equal bytes.
 
-        A plain prompt, a plain prefix of all layers and LoRA's weights are also an adapter that peft loads. Raises ArtifactError for numbers that are
-        not finite, and for a folder that holds other files.
+        A plain prompt, a plain prefix of all layers and LoRA's weights are also an adapter that peft loads. Raises
+        ArtifactError for numbers that are not finite, and for a folder that holds other files.
         """
         folder, header = Path(folder), self.header
         is_lora = header.parameterisation == "lora"

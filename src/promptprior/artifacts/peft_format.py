@@ -1,4 +1,4 @@
-"""PEFT's folders for one soft prompt, for a prefix, and for LoRA, written and read without PEFT (its format as of 0.21).
+"""PEFT's folders for a soft prompt, a prefix, and LoRA, written and read without PEFT (its format as of 0.21).
 
 A prompt for an encoder-decoder is written as [L, D] with `num_transformer_submodules=1`; PEFT's own default
 doubles the rows and uses only the first half. A prefix is a matrix [L, W] whose rows have, layer after layer, the keys

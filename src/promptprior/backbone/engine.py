@@ -118,8 +118,8 @@ class Backbone:
             losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
         else:
             losses = torch.cat(list(backing_off(chunks, lambda chunk: reader.chunk_losses(prompts, chunk))))
-        is_hiding_tokens = hidden is not None and not isinstance(prompts, KeyValues)
-        if is_hiding_tokens and torch.isfinite(prompts).all() and not torch.isfinite(losses).all():
+        is_sound = isinstance(prompts, KeyValues) or bool(torch.isfinite(prompts).all())
+        if hidden is not None and is_sound and not torch.isfinite(losses).all():
             raise SpecError(
                 f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
                 "where a token sees nothing at all: leave the first token of each prompt visible"

@@ -43,7 +43,7 @@ class KeyValues:
         index = prompt_index.cpu()
         return index if self.prefix_of is None else self.prefix_of.cpu()[index]
 
-    def by_layer(self, prefixes: Int[Tensor, " P"], frozen: Frozen) -> dict[int, LayerPrefix]:
+    def by_layer(self, prefixes: Int[Tensor, " prefixes"], frozen: Frozen) -> dict[int, LayerPrefix]:
         """Some prefixes, layer by layer, where and in what the model computes. Raises SpecError for another number of
         layers than there are."""
         depth = layer_count(frozen)
@@ -121,4 +121,5 @@ def cached_key_values(frozen: Frozen, embeds: Float[Tensor, "P L D"]) -> KeyValu
             )
         keys, values = (torch.cat(each) for each in zip(*layers, strict=True))  # [layers, H, L, d]
         prefixes.append((keys.to(frozen.prompt_dtype), values.to(frozen.prompt_dtype)))
-    return KeyValues(*(torch.stack(each) for each in zip(*prefixes, strict=True)))
+    keys, values = (torch.stack(each) for each in zip(*prefixes, strict=True))
+    return KeyValues(keys, values)

@@ -37,6 +37,7 @@ from promptprior.compare.schedule import (
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.errors import DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, write_json
+from promptprior.parameterisations.prefix import prefix_form
 from promptprior.preflight import check_lengths, check_metrics, check_start
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
@@ -103,7 +104,11 @@ def run_plan(
     with cluster, claimed(plan.output):
         done = _finished_keys(plan)
         finished = sum(cell.key in done for cell in wanted)
-        prompt_bytes = 4 * plan.resolved().length * context.backbone.width
+        settings = plan.resolved()
+        width = context.backbone.width
+        if settings.form == "prefix":
+            width = prefix_form(context.backbone, settings.length, settings.layers).width
+        prompt_bytes = 4 * settings.length * width
         check_room(plan.output, (len(wanted) - finished) * (prompt_bytes + ROW_BYTES))
         save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():

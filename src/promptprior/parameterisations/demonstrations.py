@@ -1,4 +1,4 @@
-"""The parameterisation `demonstrations`: a prompt or prefix that starts from demonstrations, and hides some in training.
+"""The parameterisation `demonstrations`: a prompt or prefix that starts from demonstrations and in training hides some.
 
 Lu et al. 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221). A text that is itself one of the
 demonstrations does not see that one while it is fitted (leave-one-out), or training would teach to copy; and every step

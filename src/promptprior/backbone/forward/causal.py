@@ -84,7 +84,8 @@ def concatenated_states(
         ids[row, :text_end] = batch.text_ids[int(text[row]), :text_end]
         ids[row, text_end:end] = batch.target_ids[row, : end - text_end]
     prompt_of_row = batch.prompt_index[text]
-    model, embeds, options = frozen.model.base_model, frozen.embed(ids), {"use_cache": is_prefix}
+    model, embeds = frozen.model.base_model, frozen.embed(ids)
+    options: dict[str, Any] = {"use_cache": is_prefix}
     if isinstance(prompts, KeyValues):
         options[cache_argument(model)] = filled_cache(prompts, prompts.prefix_index(prompt_of_row), frozen)
         first = 0  # of the model's own states, the one of a text's first token

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,7 +19,9 @@ from promptprior.backbone.kernels.packing import Layout, Stage
 from promptprior.notation import Bool, Float, Int, Tensor
 
 NAME = "promptprior_packed"
-LayerPrefix = tuple[Float[Tensor, "H P L d"], Float[Tensor, "H P L d"]]  # keys and values before the texts of one layer
+LayerPrefix = tuple[
+    Float[Tensor, "H prefixes L d"], Float[Tensor, "H prefixes L d"]
+]  # keys and values before the texts of one layer
 NO_PREFIX: Mapping[int, LayerPrefix] = {}
 LAYOUT: ContextVar[tuple[Layout, Mapping[int, LayerPrefix]]] = ContextVar("layout")  # with the prefix of each layer
 PREFIX = -1  # the source of keys that are not the batch's own: behind those of all stages
@@ -139,7 +141,7 @@ def packed_attention(
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases have no packed form")
     (layout, prefixes), softcap, scaling = LAYOUT.get(), options.get("softcap"), options.get("scaling")
-    prefix = prefixes[module.layer_idx] if prefixes and module.layer_idx in prefixes else None
+    prefix = prefixes.get(cast(int, module.layer_idx)) if prefixes else None
     heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[-1]
     scaling = scaling if scaling is not None else width**-0.5
     # [H, N, g, d]: the g queries that share a key head stand together

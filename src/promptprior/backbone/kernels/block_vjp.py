@@ -142,8 +142,8 @@ class BlockFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "V D"]) -> tuple[Tensor | None, ...]:
-        """The gradients of the input [S, D], of nothing, and of the prefix's keys and values [H, P, L, d]; through
-        `plain` where those gradients will themselves be differentiated."""
+        """The gradients of the input [S, D], of nothing, and of the prefix's keys and values; through `plain` where
+        those gradients will themselves be differentiated."""
         run: BlockRun = ctx.run
         x, *prefix = ctx.saved_tensors[: ctx.inputs]
         leaves = list(ctx.saved_tensors[ctx.inputs :])
@@ -152,8 +152,8 @@ class BlockFunction(torch.autograd.Function):
             out = out if run.rows is None else out.index_select(0, run.rows)
             wanted = [tensor for tensor in (x, *prefix) if tensor.requires_grad]
             grads = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
-            of_input, *of_prefix = (next(grads) if tensor.requires_grad else None for tensor in (x, *prefix))
-            return (of_input, None, *of_prefix)
+            first, *others = (next(grads) if tensor.requires_grad else None for tensor in (x, *prefix))
+            return (first, None, *others)
         activations = tree_unflatten(leaves, ctx.structure) if run.keep else block_forward(x, run)[1]
 
         # The forward pass read backwards: of y = x W' the gradient is dx = dy W; a residual's is added in the norm's

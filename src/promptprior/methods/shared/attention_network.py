@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, ClassVar
+from typing import ClassVar
 
 import torch
 

@@ -5,7 +5,7 @@ Options are TPT's (Wu et al. 2023) and ours; docs/tpt.md says which are which.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
