@@ -12,6 +12,7 @@ import torch
 from torch.nn import Module
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.forward.dispatch import disagreement
 from promptprior.backbone.key_values import KeyValues, cached_key_values
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
@@ -78,10 +79,16 @@ def prefix_form(backbone: Backbone, length: int, layers: Sequence[int] = ()) -> 
     """A free prefix for this backbone. Its units are the standard deviations of the keys and of the values that each
     layer caches of frequent tokens, over that of embeddings.
 
-    Raises SpecError for layers that the model does not have, and for models whose cache has no plain keys and values.
+    Raises SpecError for layers that the model does not have, for models whose cache has no plain keys and values, and
+    where the engine's route does not read a prefix as the model itself does.
     """
     model = backbone.frozen.model
     if model not in _MEASURES:
+        if complaint := disagreement(backbone.frozen, backbone.states, of_prefixes=True):
+            raise SpecError(
+                f"form prefix (--form): {backbone.card.name} ({backbone.card.architecture}): the engine's route "
+                f"{complaint} with a prefix; use --form prompt, and please report the model"
+            )
         many = min(MEASURED, len(backbone.frozen.vocabulary_embeddings) // 2)
         drawn = vocabulary_start(backbone, many, torch.Generator().manual_seed(0))
         cached = cached_key_values(backbone.frozen, drawn[None])

@@ -47,7 +47,8 @@ def reference_losses(
             options["decoder_attention_mask" if in_decoder else "attention_mask"] = mask
             if not is_encoder_decoder:  # some families would else count positions over what is visible
                 options["position_ids"] = torch.arange(length + seen, device=frozen.device)[None, -embeds.shape[1] :]
-        logits = frozen.model(inputs_embeds=embeds, **options, use_cache=isinstance(prompts, KeyValues)).logits[0]
+        reads_cache = isinstance(prompts, KeyValues) and not is_encoder_decoder  # with labels those need not be told
+        logits = frozen.model(inputs_embeds=embeds, **options, use_cache=reads_cache).logits[0]
         if not is_encoder_decoder:
             first = embeds.shape[1] - len(target) - 1
             logits = logits[first : first + len(target)]
