@@ -104,8 +104,8 @@ def disagreement(frozen: Frozen, route: States, of_prefixes: bool = False) -> st
     ids = [words[torch.randint(len(words), (n,), generator=generator)] for n in sizes]
     tuples = [tuple(x.tolist()) for x in ids]
     batch = collate([Tokens(tuples[i], (tuples[i + 1], tuples[i + 2])) for i in (0, 3, 6)], copies=[1, 0, 1])
-    read: Prompts = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype)  # [2, 5, D]
-    read = cached_key_values(frozen, read) if of_prefixes else read
+    tokens = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype)  # [2, 5, D]
+    read: Prompts = cached_key_values(frozen, tokens) if of_prefixes else tokens
     leaves = [x.requires_grad_() for x in ((read.keys, read.values) if isinstance(read, KeyValues) else (read,))]
 
     def gradient_of(losses: Float[Tensor, " R"]) -> Float[Tensor, " n"]:
