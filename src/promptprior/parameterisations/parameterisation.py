@@ -5,7 +5,7 @@ leading copies axis C: copies train side by side in one run, each as if it were 
 moves its params. It is one of two things:
 
     Parameterisation   its params become prompts; the engine shares one computation among texts that read one prompt
-    AnsweringForm      its params are no prompt (weights, masks, a probe): they answer texts by themselves, copy after copy
+    AnsweringForm      its params are no prompt (weights, masks, a probe): they answer texts by themselves, copy by copy
 
 and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
 embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a plain prompt

@@ -1,6 +1,6 @@
 """Context tuning: the demonstrations of in-context learning, trained, as a prompt or as what the model caches of them.
 
-Lu, Zhao, Dan, Ren, Li 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221): CT-Prompt trains the
+Lu et al. 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221): CT-Prompt trains the
 embeddings of the demonstrations, CT-KV their keys and values in every layer. Parameterisation demonstrations over
 direct or prefix, rule descent, no sources. From the paper: the start, leave-one-out masking, token dropout. Ours: the
 demonstrations are in_context's, with all prompts in front of them; shares and rates were found on SmolLM2
