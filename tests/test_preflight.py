@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,15 +20,19 @@ from safetensors.torch import load_file, save_file
 from promptprior.adapt import make_episode
 from promptprior.backbone import load
 from promptprior.cli.verbs.adapt_verb import shots_line
-from promptprior.config.training import Settings
+from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import DataError, SpecError
-from promptprior.preflight import check_lengths, check_metrics, check_start
+from promptprior.evaluate import evaluate, predict
+from promptprior.methods import make_method
+from promptprior.preflight import check_lengths, check_metrics, check_start, check_training_memory
+from promptprior.tasks.loading.readers import read_data_file
 from promptprior.tasks.task import Example
 from tests.backbone.tiny import config, tiny, tokenizer
 from tests.test_cli import TINY, Cli, cli, data, model, write_task  # noqa: F401
 from tests.world import always, choice_task, text_task
 
+adapting = import_module("promptprior.adapt")
 SPEC = 'task: {name}\ndoc_to_text: "{{{{text}}}}"\ndoc_to_target: label\n'
 
 
@@ -298,3 +303,58 @@ def test_a_wrong_address_of_ray_is_told_at_once(cli: Cli, data: Path, model: Pat
     assert f"promptprior: {said} 127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
     assert not output.exists()
+
+
+# Memory, and the same checks from Python
+
+
+def test_what_would_need_more_memory_than_there_is_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backbone, file = tiny("llama"), tmp_path / "x.csv"
+    file.write_text("text,label\n" + "a,b\n" * 1000)
+    check_training_memory(backbone, Settings(length=3), Training(), copies=4, longest=100)
+    assert len(read_data_file(file)) == 1000
+    with pytest.raises(SpecError, match=r"1000000000 copies of a prompt of 3 tokens.* GB of memory, and there are"):
+        check_training_memory(backbone, Settings(length=3), Training(), copies=10**9, longest=100)
+    with pytest.raises(SpecError, match="batches of 65536 texts"):
+        check_training_memory(backbone, Settings(length=3), Training(batch_size=2**16), copies=100, longest=10**6)
+    right = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else right(name))  # a page in all
+    with pytest.raises(DataError, match=r"x\.csv: its rows would need .* GB of memory"):
+        read_data_file(file)
+
+
+def test_python_checks_what_the_command_line_checks():
+    backbone = tiny("llama")
+    context = backbone.frozen.context
+    assert context is not None
+    long = choice_task("easy", lambda word: 0)
+    test = tuple(replace(example, text="way too long " * context) for example in long.split("test"))
+    long = replace(long, examples={**long.examples, "test": test})
+    settings, method = Settings(length=3, target=Training(steps=1, batch_size=2)), make_method("prompt_tuning")
+    [adapted] = adapting.adapt(method, [make_episode(long, 1, 13)], backbone, settings=settings)
+    for answer in (
+        lambda: evaluate(adapted.prompt, long, backbone),
+        lambda: predict(adapted.prompt, long, backbone, test),
+        lambda: adapting.score_on_test(backbone, [adapted]),
+    ):
+        with pytest.raises(DataError, match="do not fit into"):
+            answer()
+    with pytest.raises(SpecError, match="limit -5"):
+        evaluate(adapted.prompt, long, backbone, limit=-5)
+    with pytest.raises(SpecError, match="--length"):
+        adapting.adapt(method, [make_episode(long, 1, 13)], backbone, settings=replace(settings, length=context))
+    swapped = replace(long, examples={**long.examples, "train": test})
+    with pytest.raises(DataError, match="do not fit into"):
+        adapting.adapt(method, [make_episode(swapped, 1, 13)], backbone, settings=settings)
+
+
+def test_a_relative_backbone_is_found_from_another_folder(
+    cli: Cli, data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(model.parent)
+    assert cli(*adapt(data, Path(model.name), tmp_path / "out"))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("evaluate", "--prompt", "out", "--data", data)
+    assert code == 0, err
+    header = json.loads((tmp_path / "out" / "promptprior.json").read_text())
+    assert header["backbone"]["name"] == str(model)

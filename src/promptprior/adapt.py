@@ -21,7 +21,6 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, EvalSet, dev_scores, evaluate_requests, make_eval_set, prompt_objective
 from promptprior.fit import RunControl, make_run_context
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe
-from promptprior.methods.run_context import require_tokens
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
@@ -29,6 +28,7 @@ from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, in_other_units, prefix_form
 from promptprior.parameterisations.registry import folded, parameterisation, plain_settings
+from promptprior.preflight import check_lengths, check_start, check_training_memory, length_of_prompt
 from promptprior.rules.descent import Descent
 from promptprior.rules.maml import MULTIPLIER
 from promptprior.rules.optimiser import optimiser, stage_rate
@@ -76,16 +76,24 @@ def adapt(
 ) -> list[Adapted]:
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
-    Raises SpecError when the method is no recipe, when it needs a prior and there is none, when it cannot answer an
-    episode's task, and when what it returns does not fit together; ArtifactError for a prior of another backbone.
+    Raises what preflight.py finds before any work; SpecError when the method is no recipe, when it needs a prior and
+    there is none, when it cannot answer an episode's task, and when what it returns does not fit together;
+    ArtifactError for a prior of another backbone.
     """
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
     if method.needs_tokens:
-        require_tokens(settings, f"method {method.name!r}")
+        settings.require_tokens(f"method {method.name!r}")
     for episode in episodes:
         if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
+    check_start(backbone, settings)
+    texts = [example.text for episode in episodes for example in episode.shots.train]
+    longest = max((len(text.encode(errors="replace")) for text in texts), default=0)
+    copies = len(episodes) * len(settings.target.learning_rates)
+    check_training_memory(backbone, settings, settings.target, copies, longest)
+    for episode in episodes:
+        check_lengths(backbone, episode.task, [*episode.shots.train, *episode.shots.dev], settings.length)
     checked = _checked_priors(method, episodes, priors, backbone, settings)
     if not method.adapts_one_by_one:
         return _adapt_as_copies(method, make_run_context(backbone, settings, control), checked, episodes)
@@ -339,7 +347,7 @@ class _FinishedRun:
                 {
                     "step": line["step"],
                     "train_loss": line["loss"][copy] if "loss" in line else None,
-                    "dev_score": merit(task.metrics[0], line["dev_score"][copy]) if on_dev and task.is_choice else None,
+                    "dev_score": merit(task.metrics[0], line["dev_merit"][copy]) if on_dev and task.is_choice else None,
                     "dev_nll": line["dev_nll"][copy] if on_dev else None,
                 }
             )
@@ -365,6 +373,7 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
         for a in group:
             task, size = a.episode.task, copies_of(a.prompt.params)
             if task.fingerprint not in eval_sets:
+                check_lengths(backbone, task, task.split("test")[:limit], length_of_prompt(a.prompt))
                 eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
             requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size))
             first += size

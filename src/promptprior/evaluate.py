@@ -15,12 +15,13 @@ import torch
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, own_texts, ranking_tokens, training_tokens
-from promptprior.errors import DataError
+from promptprior.errors import DataError, SpecError
 from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.registry import parameterisation
+from promptprior.preflight import check_lengths, length_of_prompt
 from promptprior.processes import add_up
 from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.tasks.sampling.batch import Tokens, collate
@@ -68,10 +69,14 @@ def evaluate(
 ) -> EvalResult:
     """Scores of a prompt on a split of a task (its first `limit` examples).
 
-    Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split.
+    Raises ArtifactError for a prompt of another backbone, DataError when the task has no such split or a text does not
+    fit into the context, SpecError for a limit below 1.
     """
-    objective = prompt_objective(prompt, backbone)
-    eval_set = make_eval_set(objective, task, task.split(split)[:limit])
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit {limit} (--limit): expected at least 1, or None for all")
+    objective, examples = prompt_objective(prompt, backbone), task.split(split)[:limit]
+    check_lengths(backbone, task, examples, length_of_prompt(prompt))
+    eval_set = make_eval_set(objective, task, examples)
     return evaluate_requests(objective, prompt.params, [replace(eval_set, ensemble_size=copies_of(prompt.params))])[0]
 
 
@@ -79,9 +84,10 @@ def evaluate(
 def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]) -> list[Prediction]:
     """What a prompt answers to examples of a task: the most likely choice, or generated text. Targets are not read.
 
-    Raises ArtifactError for a prompt of another backbone.
+    Raises ArtifactError for a prompt of another backbone, DataError for a text that does not fit into the context.
     """
     objective = prompt_objective(prompt, backbone)
+    check_lengths(backbone, task, examples, length_of_prompt(prompt))
     eval_sets = [replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))]
     nll = eval_set_losses(objective, prompt.params, eval_sets) if task.is_choice else [[]]
     return predictions_of(objective, prompt.params, eval_sets, nll)[0]

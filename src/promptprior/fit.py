@@ -10,9 +10,9 @@ from promptprior.config.mapping import to_mapping
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.methods import Recipe, RunContext, check_recipe
-from promptprior.methods.run_context import require_tokens
 from promptprior.methods.shared.source_prompts import learns_from_tasks
 from promptprior.parameterisations.registry import plain_settings
+from promptprior.preflight import check_lengths, check_start
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained, train
 from promptprior.watch import WatchStage
@@ -47,10 +47,13 @@ def fit(
     check_fittable(method, sources)
     settings, control = settings or Settings(), control or RunControl()
     if method.needs_tokens:
-        require_tokens(settings, f"method {method.name!r}")
+        settings.require_tokens(f"method {method.name!r}")
     output = Path(control.folder) / "prior" if control.folder is not None else None
     if output is not None:
         check_saveable(output)
+    check_start(backbone, settings)
+    for source in sources:
+        check_lengths(backbone, source, source.split("train"), settings.length)
     recipe = method.source_recipe()
     result = recipe.fit(make_run_context(backbone, source_settings(settings), control), sources, seed)
     form, cost = result.parameterisation, result.cost

@@ -4,16 +4,19 @@ from collections.abc import Callable, Sequence
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
-from promptprior.config.training import Settings
+from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
 from promptprior.parameterisations.prefix import prefix_form
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
+from promptprior.untrusted import check_memory
 
 SLOW_METRICS = ("rougeL", "bleu")  # of these a few examples are scored, of the others all
 FEW = 16  # examples that are tokenised, or scored by a slow metric, at once
+COPIES_KEPT = 6  # of each parameter: itself, its gradient, two moments, the best so far, and a checkpoint
+BYTES_PER_ID = 24  # of each token of a batch: its id, its mask and its target, eight bytes each
 BYTES_PER_TOKEN = 1000  # no tokenizer makes one token of more bytes; a text of megabytes is never tokenised
 
 
@@ -23,6 +26,23 @@ def check_start(backbone: Backbone, settings: Settings) -> None:
     if settings.form == "prefix":
         prefix_form(backbone, settings.length, settings.layers)
     start_prompt(backbone, settings.start, settings.length, generator("preflight"), settings.start_text)
+
+
+def free_width(backbone: Backbone, settings: Settings) -> int:
+    """How many numbers a free prompt has at each of its positions."""
+    if settings.form == "prefix":
+        return prefix_form(backbone, settings.length, settings.layers).width
+    return backbone.width
+
+
+def check_training_memory(backbone: Backbone, settings: Settings, stage: Training, copies: int, longest: int) -> None:
+    """Raise SpecError where `copies` of a prompt, and a batch of texts of `longest` bytes for each, exceed memory."""
+    width = free_width(backbone, settings) * backbone.frozen.prompt_dtype.itemsize
+    prompts = COPIES_KEPT * copies * settings.length * width
+    batch = copies * stage.batch_size * (longest + settings.length) * BYTES_PER_ID
+    what = f"{copies} copies of a prompt of {settings.length} tokens, with batches of {stage.batch_size} texts,"
+    change = "lower --length, the batch size, or the number of learning rates"
+    check_memory(prompts + batch, what, change, SpecError)
 
 
 def check_metrics(task: Task, limit: int | None = None) -> None:

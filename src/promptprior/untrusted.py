@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,24 @@ def check_regular(path: Path, failure: Failure = DataError, most: int = MOST_BYT
         raise failure(f"{path}: {size:,} bytes; expected at most {most:,}")
 
 
+def check_memory(needed: float, what: str, change: str, failure: Failure = DataError) -> None:
+    """Raise `failure` where `what` needs more bytes than this machine, or this process, may have at all.
+
+    `change` says what to do. It is an estimate before anything is allocated: what fits may still fail.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        have = have if limit == resource.RLIM_INFINITY else min(have, limit)
+    if needed > have:
+        sizes = f"about {needed / 1e9:,.1f} GB of memory, and there are {have / 1e9:,.1f} GB"
+        raise failure(f"{what} would need {sizes}; {change}")
+
+
 def read_utf8(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) -> str:
     """The text of a UTF-8 file, without a byte order mark. Raises `failure` with line and offset where it is not."""
     data = read_regular(path, failure, most)
@@ -79,10 +98,13 @@ def read_utf8(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) 
     raise failure(f"{path} line {line}: {reason}; save the file as UTF-8")
 
 
-def parse_json(text: str, where: str, failure: Failure = DataError, line: int | None = None) -> Any:
+def parse_json(
+    text: str, where: str, failure: Failure = DataError, line: int | None = None, *, infinity: bool = False
+) -> Any:
     """The value of a JSON text, strictly: keys once, numbers within float's range (or NaN), text without surrogates.
 
-    `where` names the file and `line` the one that the text is, if it is one line of many. Raises `failure`.
+    `where` names the file and `line` the one that the text is, if it is one line of many. With `infinity` a number may
+    be infinite, as in the settings of some models. Raises `failure`.
     """
 
     def at(position: int) -> str:
@@ -95,12 +117,11 @@ def parse_json(text: str, where: str, failure: Failure = DataError, line: int | 
             if depth > MOST_NESTED:
                 raise failure(f"{at(bracket.start())}: lists or objects are nested more than {MOST_NESTED} deep")
     try:
-        value = STRICT.decode(text)
+        value = (INFINITE if infinity else STRICT).decode(text)
         if surrogate := ESCAPED_SURROGATE.search(text):  # a pair is a character, one alone has no UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        column = f" at column {error.colno}" if line else ""
-        raise failure(f"{at(error.pos)}: bad JSON ({error.msg}{column})") from None
+        raise failure(f"{at(error.pos)}: not JSON ({error.msg} at column {error.colno})") from None
     except UnicodeEncodeError:
         assert surrogate is not None
         reason = f"{surrogate[0]} is half of a surrogate pair, which no text can hold; write the character itself"
@@ -147,6 +168,9 @@ STRICT = json.JSONDecoder(
     parse_constant=lambda name: float("nan") if name == "NaN" else _finite_number(name),
     object_pairs_hook=_unique_keys,
 )
+
+
+INFINITE = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_unique_keys)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -84,9 +84,9 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
 
 def test_a_form_of_another_package_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArtifactError, match="unknown parameterisation 'prefix'"):
-        form_class("prefix")
-    install(tmp_path, monkeypatch, prefix="Prefix")
-    assert parameterisation("prefix", plain_settings(Prefix(7)), BACKBONE) == Prefix(7)
+        form_class("own_prefix")
+    install(tmp_path, monkeypatch, own_prefix="Prefix")
+    assert parameterisation("own_prefix", plain_settings(Prefix(7)), BACKBONE) == Prefix(7)
     with pytest.raises(ArtifactError, match=r"unknown parameterisation 'prefixx'; did you mean 'prefix'\? .*bank"):
         form_class("prefixx")
 
@@ -127,7 +127,7 @@ def test_the_memory_budget_counts_what_stands_in_front_of_each_text(form: Answer
 def test_its_artifact_is_kept_and_scored_and_is_no_prompt_to_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path / "site", monkeypatch, prefix="Prefix", silent="Silent")
+    install(tmp_path / "site", monkeypatch, own_prefix="Prefix", silent="Silent")
     plain = Direct(LENGTH, BACKBONE.width)
     ours, theirs = (
         Prompt(

@@ -84,7 +84,7 @@ def is_writable(prefix: Float[Tensor, "L W"], depth: int, backbone: BackboneCard
     return all(bool((by_layer[layer] == by_layer[first.index(first[layer])]).all()) for layer in range(depth))
 
 
-def prefix_shape(config: dict[str, Any], prefix: Float[Tensor, "L W"], path: Path) -> dict[str, int]:
+def prefix_settings(config: dict[str, Any], prefix: Float[Tensor, "L W"], path: Path) -> dict[str, int]:
     """The settings of a parameterisation `prefix` that a config says. Raises ArtifactError for a matrix of another."""
     depth, heads, width = (config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim"))
     if not (type(depth) is type(heads) is type(width) is int) or heads < 1 or prefix.shape[1] != 2 * depth * width:
@@ -137,7 +137,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
         )
     prompt = prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
     if config["peft_type"] == PREFIX:
-        depth = prefix_shape(config, prompt, path)["depth"]
+        depth = prefix_settings(config, prompt, path)["depth"]
         if config.get("num_transformer_submodules") == 2:
             prompt = prompt.unflatten(1, (depth, -1))[:, read_layers(depth)].flatten(1)
     return config, prompt

@@ -102,7 +102,6 @@ class Plan:
         """The methods with their options. Raises SpecError for unknown names, for sources that are missing, and for
         methods that have no form prefix where the settings say it."""
         from promptprior.methods import make_method
-        from promptprior.methods.run_context import require_tokens
         from promptprior.methods.shared.source_prompts import learns_from_tasks
 
         stray = sorted(set(self.options) - set(self.methods))
@@ -113,7 +112,7 @@ class Plan:
             raise SpecError(f"{', '.join(needy)} learn from source tasks: name some (--sources)")
         for method in methods:
             if method.needs_tokens:
-                require_tokens(self.settings, f"method {method.name!r}")
+                self.settings.require_tokens(f"method {method.name!r}")
         return methods
 
     def prior_seed(self, seed: int) -> int:

@@ -120,3 +120,11 @@ class Settings:
                 "sources have no dev examples to choose by; of several target rates dev picks the best "
                 "(--target.learning-rates)"
             )
+
+    def require_tokens(self, what: str) -> None:
+        """Raise SpecError where free prompts are prefixes, for what needs their embeddings."""
+        if self.form == "prefix":
+            raise SpecError(
+                f"form prefix (--form): {what} reads or mixes the embeddings of prompts, and a prefix has none; use "
+                "--form prompt"
+            )

@@ -8,7 +8,6 @@ import torch
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, Training
-from promptprior.errors import SpecError
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -111,15 +110,6 @@ class RunContext:
         rule = Descent(optimiser(stage.optimiser, rate, stage.weight_decay), stage.clip, penalty)
         loss = objective or PromptObjective(self.backbone, initial.parameterisation)
         return Run(key, loss, rule, initial.params, draws, stage.steps)
-
-
-def require_tokens(settings: Settings, what: str) -> None:
-    """Raise SpecError where free prompts are prefixes, for what needs embeddings."""
-    if settings.form == "prefix":
-        raise SpecError(
-            f"form prefix (--form): {what} reads or mixes the embeddings of prompts, and a prefix has none; use "
-            "--form prompt"
-        )
 
 
 def stacked(prompts: Sequence[Float[Tensor, "L D"]]) -> Params:

@@ -63,7 +63,7 @@ class Prefix:
         return {"prompt": params["prompt"] * self.unit(params["prompt"])}
 
     def unit(self, like: Tensor) -> Float[Tensor, " W"]:
-        """What each number of a position is multiplied by."""
+        """What each number of a position is multiplied by, [W], in the dtype of any tensor `like` it."""
         pairs = [self.key_units or [1.0] * self.depth, self.value_units or [1.0] * self.depth]
         return like.new_tensor(pairs).t().flatten().repeat_interleave(self.heads * self.head_width)
 

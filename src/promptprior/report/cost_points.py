@@ -41,8 +41,11 @@ def shared_by(grid: Grid) -> dict[str, int]:
 
     A row names its prior; in older results, which do not, exactly what it cost tells one prior from another.
     """
-    named = {row.cost.source: row.settings["prior"] for row in grid.rows if "prior" in row.settings}
-    prior = {row.cell: row.settings.get("prior") or named.get(row.cost.source, row.cost.source) for row in grid.rows}
+    named = {row.cost.source: str(row.settings["prior"]) for row in grid.rows if "prior" in row.settings}
+    prior = {
+        row.cell: str(row.settings.get("prior") or "") or named.get(row.cost.source, row.cost.source)
+        for row in grid.rows
+    }
     users = Counter(prior.values())
     return {cell: users[name] for cell, name in prior.items()}
 
@@ -54,19 +57,9 @@ def mean_costs(rows: Collection[Row], users: Mapping[str, int]) -> Costs:
         paid = []
         for row in rows:
             borne = {"share": 1 / users[row.cell], "target": 0, "whole": 1}[share]
-            paid.append(float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne))
+            paid.append(float(getattr(row.cost, unit) + getattr(row.cost.source, unit) * borne))
         costs[unit, share] = sum(paid) / len(rows)
     return costs
-
-
-def cost_points(grid: Grid, k: int) -> tuple[CostPoint, ...]:
-    """Every method on the targets that all have finished; none where there is no such target."""
-    users = shared_by(grid)
-    points = []
-    for method in grid.methods if grid.shared[k] else ():
-        rows = [row for of_target in grid.shared_rows[method, k].values() for row in of_target]
-        points.append(CostPoint(method, stratified_bootstrap(grid.shared_runs[method, k]), mean_costs(rows, users)))
-    return tuple(points)
 
 
 def pareto_front(points: Sequence[CostPoint], unit: Unit, share: Share) -> tuple[CostPoint, ...]:
@@ -85,7 +78,11 @@ def cost_section(grid: Grid) -> Section:
     if not grid.methods:
         return Section("Cost", ())
     users = shared_by(grid)
-    by_k = {k: cost_points(grid, k) for k in grid.ks}
+    by_k: dict[int, list[CostPoint]] = {k: [] for k in grid.ks}  # every method on the targets that all have finished
+    for k, method in product(grid.ks, grid.methods):
+        if grid.shared[k]:
+            costs = mean_costs([row for rows in grid.shared_rows[method, k].values() for row in rows], users)
+            by_k[k].append(CostPoint(method, stratified_bootstrap(grid.shared_runs[method, k]), costs))
     by_target = {place: mean_costs(rows.values(), users) for place, rows in grid.runs.items()}
     units: tuple[Unit, Unit] = ("seconds", "tokens")
     parts: list[tuple[int | None, tuple[Table, ...]]] = []

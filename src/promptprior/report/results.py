@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from promptprior.config.mapping import C, from_mapping
+from promptprior.config.mapping import C, from_mapping, shorten
 from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
 from promptprior.files import read_lines
@@ -18,6 +18,8 @@ from promptprior.report.statistics import UNBOUNDED, Interval, interval
 from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
+LARGEST = 1e30  # of the numbers in a row: sums and squares of them are still numbers
+NO_LESS = {"least": 0}  # than nothing
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,18 @@ class CellCost:
     source cost in each of them.
     """
 
-    seconds: float
-    rows: int
-    tokens: int
-    source_seconds: float
-    source_rows: int
-    source_tokens: int
+    seconds: float = field(metadata=NO_LESS)
+    rows: int = field(metadata=NO_LESS)
+    tokens: int = field(metadata=NO_LESS)
+    source_seconds: float = field(metadata=NO_LESS)
+    source_rows: int = field(metadata=NO_LESS)
+    source_tokens: int = field(metadata=NO_LESS)
 
     @classmethod
     def of(cls, target: Cost, source: Cost) -> "CellCost":
         """What adapting cost, and what its prior cost."""
         parts = (target.seconds, target.rows, target.tokens, source.seconds, source.rows, source.tokens)
         return cls(*parts)
-
-    @property
-    def target(self) -> Cost:
-        """What adapting to the target cost."""
-        return Cost(self.seconds, self.rows, self.tokens)
 
     @property
     def source(self) -> Cost:
@@ -105,21 +102,21 @@ class Row:
     method: str
     target: str
     family: str
-    k: int
-    seed: int
+    k: int = field(metadata=NO_LESS)
+    seed: int = field(metadata=NO_LESS)
     split: str
     metric: str
     score: float | None
     scores: Mapping[str, float]
     dev_score: float | None
-    steps: int
+    steps: int = field(metadata=NO_LESS)
     best_step: int | None
     curve: tuple[Point, ...]
     settings: Mapping[str, Any]
     cost: CellCost
     parameters: Parameters
     sources: tuple[str, ...]
-    n_test: int
+    n_test: int = field(metadata=NO_LESS)
     backbone: BackboneName
     shots: ShotIds
     versions: Mapping[str, str]
@@ -140,6 +137,11 @@ class Row:
     def from_json(cls, value: object, where: str = "row") -> "Row":
         """A row from the object of its line. Raises DataError naming the key and `where` it stands."""
         row = parse(cls, value, where)
+        if large := _too_large(value):
+            raise DataError(f"{where}: {large} is no result; expected a number of at most {LARGEST:g}")
+        retrieval = row.diagnostics.get("retrieval")
+        if isinstance(retrieval, Mapping) and (problem := _retrieval_problem(retrieval)):
+            raise DataError(f"{where}: diagnostics.retrieval.{problem}")
         if row.is_ok and row.score is None:
             raise DataError(f"{where}: score: an ok cell needs a number, got null")
         if not row.is_ok and not (row.score is None and row.error):
@@ -151,6 +153,32 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """All rows of a results.jsonl; of a cell that stands there twice, the last. A missing file has none."""
     rows = (Row.from_json(value, f"{path}, row {i}") for i, value in enumerate(read_lines(path), start=1))
     return tuple({row.cell: row for row in rows}.values())
+
+
+def _too_large(value: object, key: str = "") -> str:
+    # The key and value of the first number in plain JSON values that is not finite, or larger than any result.
+    if isinstance(value, float | int):
+        return "" if abs(value) <= LARGEST else f"{key[1:]}: {shorten(value)}"
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return next((large for name, part in parts if (large := _too_large(part, f"{key}.{name}"))), "")
+
+
+def _retrieval_problem(retrieval: Mapping[str, Any]) -> str:
+    # What is wrong with what the report draws and lists of retrieval; "" for nothing.
+    def are_numbers(values: object) -> bool:
+        return isinstance(values, list) and all(type(v) in (int, float) and v >= 0 for v in values)
+
+    tasks, shares, tokens = (retrieval.get(name, []) for name in ("tasks", "map", "tokens"))
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        return "tasks: expected a list of names"
+    if not isinstance(shares, list) or len(shares) != len(tasks) or not all(map(are_numbers, shares)):
+        return f"map: expected a list of shares for each of the {len(tasks)} tasks"
+    for token in tokens if isinstance(tokens, list) else [None]:
+        found = token if isinstance(token, Mapping) else {}
+        has_numbers = are_numbers([found.get("share"), found.get("rms")])
+        if "row" not in found or not isinstance(found.get("words"), list) or not has_numbers:
+            return "tokens: expected a list of tokens, each with row, words, share and rms"
+    return ""
 
 
 class Grid:
@@ -190,7 +218,12 @@ class Grid:
         self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
         own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
         self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
-        self.metrics = {target: known_metric(row.metric) for target, row in self.targets.items()}
+        self.metrics: dict[str, Metric | None] = {}
+        for target, row in self.targets.items():
+            try:
+                self.metrics[target] = metric(row.metric)
+            except SpecError:
+                self.metrics[target] = None
         self.lower_is_better = [t for t, known in self.metrics.items() if known and not known.higher_is_better]
         names = ", ".join(self.lower_is_better)
         note = f" Higher is better: scores of {names}, where lower is better, count with a minus sign."
@@ -235,23 +268,11 @@ class Grid:
         """A score on a target as methods are compared by it: higher is better, whatever the metric."""
         return -score if target in self.lower_is_better else score
 
-    def merits(self, target: str, scores: SeedScores) -> SeedScores:
-        """Scores of seeds the same way."""
-        return {seed: self.merit(target, score) for seed, score in scores.items()}
-
-
-def known_metric(name: str) -> Metric | None:
-    """A metric by name; None for one of a package that is not installed here."""
-    try:
-        return metric(name)
-    except SpecError:
-        return None
-
 
 def parse(kind: type[C], value: object, where: str) -> C:
     """A JSON object as a dataclass, by the rules of config.mapping. Raises DataError naming key and `where`."""
     if not isinstance(value, Mapping):
-        raise DataError(f"{where}: expected an object, got {value!r}")
+        raise DataError(f"{where}: expected an object, got {shorten(value)}")
     try:
         return from_mapping(kind, value, where)
     except SpecError as error:

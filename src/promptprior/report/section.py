@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,11 +39,6 @@ class TableCell:
     verdict: Verdict = ""
     numbers: tuple[float | None, ...] = ()
 
-    @property
-    def symbol(self) -> str:
-        """How the verdict is shown."""
-        return VERDICT_SYMBOLS.get(self.verdict, "")
-
 
 @dataclass(frozen=True)
 class Column:
@@ -55,7 +51,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `name` is what its file is called; `note` says what the numbers are."""
+    """A table. `name` tells it from others; `note` says what the numbers are."""
 
     name: str
     title: str
@@ -63,10 +59,16 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[TableCell, ...], ...]
 
+    @property
+    def file_name(self) -> str:
+        """What its CSV file is called; names of methods and targets stand in it, and may be anything."""
+        return re.sub(r"[^\w.-]+", "_", self.name)[:100] + ".csv"
+
     def to_markdown(self) -> str:
         """The table under its title, with its note; no text can end a cell or begin a tag."""
         rules = ["---" if column.kind == "text" else "---:" for column in self.columns]
-        cells = [[" ".join(filter(None, [c.text, c.symbol, c.detail])) for c in row] for row in self.rows]
+        parts = [[(c.text, VERDICT_SYMBOLS.get(c.verdict), c.detail) for c in row] for row in self.rows]
+        cells = [[" ".join(filter(None, cell)) for cell in row] for row in parts]
         escapes = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "\n": " "})
         lines = [[text.translate(escapes) for text in line] for line in ([c.head for c in self.columns], rules, *cells)]
         note = f"{self.note}\n\n" if self.note else ""

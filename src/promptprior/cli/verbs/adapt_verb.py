@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptprior.cli.output import score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
+from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, load_backbone, with_steps
 from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
@@ -51,20 +51,11 @@ class AdaptPlan:
 
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
-        import shutil
-
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import (
-            artifact_folder,
-            cost_line,
-            holds_own,
-            load_backbone,
-            warn_of_conflicts,
-            watcher,
-        )
+        from promptprior.cli.common import artifact_folder, cost_line, holds_own, warn_of_conflicts, watcher
         from promptprior.compare.cost_estimate import adapting_cost, target_size
-        from promptprior.files import claimed
+        from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
@@ -111,7 +102,7 @@ class AdaptPlan:
                 header = replace(header, scores={**header.scores, "test": test_scores, "test_examples": tested})
             header = replace(header, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
         lines = [*(verdict.says for verdict in verdicts), shots_line(episode)]
         lines += [] if adapted.dev_score is None else [f"dev {adapted.dev_score:.3f} at step {adapted.best_step}"]
         scores = {f"test {name}": value for name, value in test_scores.items()}

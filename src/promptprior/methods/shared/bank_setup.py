@@ -10,17 +10,17 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.backbone.text_queries import Query, pooled
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option, target_option
-from promptprior.methods.run_context import Episode, InitialParams, RunContext, require_tokens
+from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.source_prompts import train_prompts
 from promptprior.notation import Float, Tensor
 from promptprior.parameterisations.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
 from promptprior.parameterisations.initial import FREQUENT, vocabulary_start
-from promptprior.parameterisations.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import MixtureDraws, generator
 from promptprior.tasks.task import Task
@@ -111,7 +111,7 @@ class BankRecipe(Recipe):
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
     ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
-        require_tokens(context.settings, "a bank of tokens (--options.parameterisation)")
+        context.settings.require_tokens("a bank of tokens (--options.parameterisation)")
         backbone, own = context.backbone, self.own_tokens(context.settings) if self.task_prompt == "learned" else 0
         form = self.bank(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
         rows, cost = frequent_rows(context, self.bank_size, generator("bank", seed)), Cost()  # [N, D]

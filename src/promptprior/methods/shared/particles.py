@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from promptprior.errors import SpecError, unknown_name
-from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.notation import Float, Params, Tensor
 
 StartKind = Literal["mean", "weighted", "best", "sampled"]
 PenaltyKind = Literal["gaussian", "mixture", "none"]
@@ -64,25 +64,6 @@ class GaussianPenalty:
         return (params[self.tensor] - self.centre).square().flatten(1).sum(1) * self.strength
 
 
-@dataclass(frozen=True, eq=False)
-class MixturePenalty:
-    """Minus the logarithm of each copy's mixture over N; `which` names the posterior of each copy."""
-
-    particles: Float[Tensor, "S M L D"]
-    which: Int[Tensor, " C"]
-    width: Float[Tensor, " C"]
-    examples: Float[Tensor, " C"]
-
-    def __call__(self, params: Params) -> Float[Tensor, " C"]:
-        """Nats per example of each copy."""
-        apart = [  # one particle at a time: no tensor of C x M prompts
-            (params["prompt"] - self.particles[self.which, m]).square().flatten(1).sum(1)
-            for m in range(self.particles.shape[1])
-        ]
-        exponents = -torch.stack(apart) / (2 * self.width.square())
-        return (math.log(len(apart)) - torch.logsumexp(exponents, dim=0)) / self.examples
-
-
 def penalty(
     kind: PenaltyKind,
     posteriors: Float[Tensor, "S M L D"],
@@ -99,9 +80,17 @@ def penalty(
     place = torch.tensor(which, device=posteriors.device)
     width = torch.tensor(widths).to(posteriors) * scale
     shots = torch.tensor(examples).to(posteriors)
-    if kind == "mixture":
-        return MixturePenalty(posteriors, place, width, shots)
-    return GaussianPenalty(posteriors.mean(1)[place], 1 / (2 * width.square() * shots))
+    if kind == "gaussian":
+        return GaussianPenalty(posteriors.mean(1)[place], 1 / (2 * width.square() * shots))
+
+    def mixture(params: Params) -> Float[Tensor, " C"]:
+        apart = [  # one particle at a time: no tensor of C x M prompts
+            (params["prompt"] - posteriors[place, m]).square().flatten(1).sum(1) for m in range(posteriors.shape[1])
+        ]
+        exponents = -torch.stack(apart) / (2 * width.square())
+        return (math.log(len(apart)) - torch.logsumexp(exponents, dim=0)) / shots
+
+    return mixture
 
 
 def geometry(particles: Float[Tensor, "M L D"], scale: float) -> dict[str, object]:

@@ -15,7 +15,7 @@ from promptprior.artifacts.header import tensor_digest
 from promptprior.artifacts.import_prompt import read_prompt
 from promptprior.errors import SpecError
 from promptprior.methods.contract import FitResult, Recipe
-from promptprior.methods.run_context import Episode, InitialParams, RunContext, require_tokens, stacked
+from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool
 from promptprior.tasks.task import Task
@@ -60,7 +60,7 @@ def read_prompts(context: RunContext, paths: Sequence[Path], start: Path | None)
     Raises ArtifactError for a file that holds no prompt, SpecError for one of another length or width.
     """
     files = prompt_files(paths)
-    require_tokens(context.settings, "what reads source prompts from files (--options.source-prompts)")
+    context.settings.require_tokens("what reads source prompts from files (--options.source-prompts)")
     shape = (context.settings.length, context.backbone.width)
     prompts = {file: read_prompt(file) for file in [*files, *([start] if start is not None else [])]}
     for file, prompt in prompts.items():

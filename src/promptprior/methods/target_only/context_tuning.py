@@ -19,8 +19,8 @@ from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
+from promptprior.methods.shared.demonstrations import Demonstrations
 from promptprior.methods.target_only.in_context import InContext
-from promptprior.parameterisations.demonstrations import Demonstrations
 from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.prefix import Prefix, prefix_start
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptprior.errors import DataError
-from promptprior.untrusted import MOST_BYTES, check_regular, parse_json, path_kind, read_utf8
+from promptprior.untrusted import MOST_BYTES, check_memory, check_regular, parse_json, path_kind, read_utf8
 
 Row = Mapping[str, object]
+UNPACKED = 6  # bytes of memory for a byte of text: the text, its lines, and the rows as dictionaries
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
 MOST_FIELD = 2**31 - 1  # characters of a CSV field: what of it is read as text has a bound of its own
 PARQUET_ROWS = 256  # read at once
@@ -63,6 +64,8 @@ def read_data_file(path: Path) -> Rows:
         raise DataError(f"{path}: cannot read {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if path_kind(path) is None:
         raise DataError(f"{path}: no such file")
+    if suffix != ".parquet":
+        check_memory(UNPACKED * path.stat().st_size, f"{path}: its rows", "split the file or leave columns out")
     if suffix == ".jsonl":
         # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
         numbered = [(n, line) for n, line in enumerate(read_utf8(path).split("\n"), 1) if line.strip()]

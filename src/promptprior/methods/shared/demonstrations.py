@@ -1,4 +1,4 @@
-"""The parameterisation `demonstrations`: a prompt or prefix that starts from demonstrations and in training hides some.
+"""The form `demonstrations`: a prompt or prefix that starts from demonstrations, and hides some of them in training.
 
 Lu et al. 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221). A text that is itself one of the
 demonstrations does not see that one while it is fitted (leave-one-out), or training would teach to copy; and every step
@@ -55,7 +55,7 @@ class Demonstrations:
             return replace(prompts, prefix_of=index), torch.arange(batch.texts)
         return prompts[index.to(prompts.device)], torch.arange(batch.texts)
 
-    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "X L"] | None:  # noqa: ARG002
+    def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "X L"] | None:
         """In training, the positions that show the text itself, and those that this step drops for its copy: drawn from
         (seed, step), so that a resumed run hides the same."""
         if batch.step < 0:
