@@ -140,7 +140,7 @@ def test_its_artifact_is_kept_and_scored_and_is_no_prompt_to_export(
     for task in (choice_task("t", early), text_task("u", lambda word: word[:2])):
         result, expected = (evaluate(prompt, task, BACKBONE, limit=3) for prompt in (read, theirs))
         assert result.scores == pytest.approx(expected.scores)
-    with pytest.raises(ArtifactError, match=r"\(kv, prefix\) holds a prefix of keys and values, and no prompt"):
+    with pytest.raises(ArtifactError, match=r"\(kv, own_prefix\) holds a prefix of keys and values, and no prompt"):
         export_prompt(read, "peft", tmp_path / "out")
     silent = Prompt(replace(read.header, parameterisation="silent", parameterisation_settings=plain_settings(Silent())),
                     read.params)  # fmt: skip
