@@ -72,7 +72,7 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
     }  # fmt: skip
     assert offers == {
         "AnsweringForm": {"lora", "own"},
-        "Foldable": {"decomposed", "residual"},
+        "Foldable": {"decomposed", "prefix", "residual"},
         "Offsetting": {"offset"},
         "Diagnosable": {"bank", "mixture"},
         "Penalised": {"bank"},
@@ -83,7 +83,7 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
 
 
 def test_a_form_of_another_package_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtifactError, match="unknown parameterisation 'prefix'"):
+    with pytest.raises(ArtifactError, match="unknown parameterisation 'own_prefix'"):
         form_class("own_prefix")
     install(tmp_path, monkeypatch, own_prefix="Prefix")
     assert parameterisation("own_prefix", plain_settings(Prefix(7)), BACKBONE) == Prefix(7)

@@ -106,15 +106,17 @@ def cached_key_values(frozen: Frozen, embeds: Float[Tensor, "P L D"]) -> KeyValu
     """
     prefixes: list[tuple[Tensor, Tensor]] = []
     decoder = frozen.model.get_decoder() if frozen.card.is_encoder_decoder else frozen.model.base_model
+    length = embeds.shape[1]
     for prompt in embeds.to(frozen.device, frozen.dtype).split(1):
         cache, options = DynamicCache(), {}
         if frozen.card.is_encoder_decoder:
             options["encoder_hidden_states"] = frozen.model.get_encoder()(inputs_embeds=prompt).last_hidden_state
         holder = EncoderDecoderCache(cache, DynamicCache()) if options else cache
         decoder(inputs_embeds=prompt, use_cache=True, **{cache_argument(decoder): holder}, **options)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        shapes = {tuple(x.shape) for pair in layers for x in pair if x is not None}
-        if len(shapes) != 1 or len(layers) != layer_count(frozen) or prompt.shape[1] not in next(iter(shapes))[2:3]:
+        layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+        shapes = {() if x is None else tuple(x.shape) for pair in layers for x in pair}
+        expected = len(layers) == layer_count(frozen) and len(shapes) == 1 and {s[2:3] for s in shapes} == {(length,)}
+        if not expected:
             raise SpecError(
                 f"form prefix (--form): {frozen.card.name} ({frozen.card.architecture}) caches keys and values of "
                 f"{len(shapes)} shapes in {len(layers)} layers; expected one shape in every layer: use --form prompt"
