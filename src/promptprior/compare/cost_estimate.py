@@ -73,9 +73,10 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
             train, dev = train + min(k, size - dev_half), dev + dev_half
 
+    shown = method.shown_shots(train) * target.text_tokens  # demonstrations, if the context has room for all
+
     def scored(texts: float) -> float:
-        shown = train * target.text_tokens if method.uses_shots and not method.trains else 0.0  # demonstrations
-        prompts = method.prompt_tokens(settings, texts) if method.trains else shown
+        prompts = shown or method.prompt_tokens(settings, texts)
         return SCORED * (texts * target.ranked_tokens + prompts) if texts else 0.0
 
     stage, testing = settings.target, method.answering_prompts() * scored(tested)
@@ -84,7 +85,9 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
     asked |= set(range(0, stage.steps, stage.eval_every)) if stage.eval_every else set()
     texts = min(stage.batch_size, train)
-    step = texts * target.text_tokens + method.prompt_tokens(settings, texts)
+    # Of demonstrations each text hides others, so that it has a prompt of its own
+    prompts = texts * shown or method.prompt_tokens(settings, texts)
+    step = texts * target.text_tokens + prompts
     copies = method.adaptation_copies(settings) * len(stage.learning_rates)
     before = method.steps_before(settings) * step
     return before + copies * (stage.steps * step + len(asked) * scored(dev)) + testing

@@ -30,6 +30,10 @@ class Workload:
         """Steps on each target's shots before its own training, probes and joint stages."""
         return int(getattr(self, "joint_steps", 0))
 
+    def shown_shots(self, shots: int) -> int:
+        """How many of the shots stand before each text, as tokens."""
+        return 0
+
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """Tokens of all prompts that so many texts of so many sources read together.
 

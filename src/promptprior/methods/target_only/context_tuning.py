@@ -58,9 +58,13 @@ class ContextTuning(InContext):
             variants=({"demonstrations": len(shown), "left_out": len(train) - len(shown)},),
         )
 
+    def shown_shots(self, shots: int) -> int:
+        """As many as in_context shows, in a prompt; those of a prefix are no tokens."""
+        return super().shown_shots(shots) if self.form == "prompt" else 0
+
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """None of a prefix; of a prompt as many as of in_context."""
-        return 0 if self.form == "prefix" else super().prompt_tokens(settings, texts, sources)
+        """None: a prompt's are those of the shots."""
+        return 0
 
 
 ARMS = (ContextTuning(), ContextTuning(name="context_tuning_prompt", form="prompt", speed=1.0))
