@@ -3,7 +3,7 @@
 Lu et al. 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221): CT-Prompt trains the
 embeddings of the demonstrations, CT-KV their keys and values in every layer. Parameterisation demonstrations over
 direct or prefix, rule descent, no sources. From the paper: the start, leave-one-out masking, token dropout. Ours: the
-demonstrations are in_context's, with all prompts in front of them; shares and rates were found on SmolLM2
+demonstrations are in_context's; the share of dropped positions and the rates, which nobody has searched yet
 (docs/log.md). A decoder's cache answers as in_context before any step; an encoder-decoder's prefix is what its decoder
 caches of the demonstrations, since the encoder has none.
 """
