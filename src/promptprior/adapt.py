@@ -58,11 +58,13 @@ from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.form_check import check_form
 from promptprior.parameterisations.parameterisation import Diagnosable
+from promptprior.parameterisations.prefix import Prefix, in_other_units, prefix_form
 from promptprior.parameterisations.registry import Form, folded, parameterisation, plain_settings
 from promptprior.preflight import check_lengths, check_start, check_training_memory, length_of_prompt
 from promptprior.processes import add_up
 from promptprior.rules.averaging import Averaging
 from promptprior.rules.descent import Descent
+from promptprior.rules.maml import MULTIPLIER
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.rules.rule import Rule
 from promptprior.rules.stopping import StopCopies
@@ -99,6 +101,8 @@ def adapt(
     check_recipe(method)
     if isinstance(method, Choosing):
         return _adapt_and_choose(method, episodes, backbone, settings, control)
+    if method.needs_tokens:
+        settings.require_tokens(f"method {method.name!r}")
     for episode in episodes:
         if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
@@ -109,7 +113,7 @@ def adapt(
     check_training_memory(backbone, settings, settings.target, copies, longest)
     for episode in episodes:
         check_lengths(backbone, episode.task, [*episode.shots.train, *episode.shots.dev], settings.length)
-    checked = _checked_priors(method, episodes, priors, backbone, settings.length)
+    checked = _checked_priors(method, episodes, priors, backbone, settings)
     if not method.adapts_one_by_one:
         return _adapt_as_copies(method, make_run_context(backbone, settings, control), checked, episodes)
     adapted = []
@@ -162,9 +166,12 @@ def _checked_priors(
     episodes: Sequence[Episode],
     priors: Sequence[Prior] | Prior | None,
     backbone: Backbone,
-    length: int,
+    settings: Settings,
 ) -> list[Prior]:
-    """One prior per episode, each of this method, backbone and prompt length; none for methods without sources."""
+    """One prior per episode, each of this method, backbone, prompt length and form; none for methods without sources.
+
+    Prefixes have units, which other numbers than these may have measured (another dtype): they are changed to these.
+    """
     if not method.needs_sources:
         return []
     if priors is None:
@@ -176,10 +183,24 @@ def _checked_priors(
         header.backbone.check(backbone.card, f"the prior of {header.method}")
         if header.method != method.name and header.settings.get("prior_of") != method.source_recipe().name:
             raise SpecError(f"this prior was fitted by {header.method!r}, not {method.name!r} (--method, --prior)")
-        fitted = header.settings.get("length", length)
-        if fitted != length:
-            raise SpecError(f"this prior has prompts of length {fitted}, the settings say {length}: --length {fitted}")
-    return per_episode
+        for name, own in (("length", settings.length), ("form", settings.form), ("layers", list(settings.layers))):
+            fitted = header.settings.get(name, "prompt" if name == "form" else [] if name == "layers" else own)
+            if fitted != own:
+                raise SpecError(f"this prior has prompts of {name} {fitted}, the settings say {own}: --{name} {fitted}")
+    if settings.form == "prompt":
+        return per_episode
+    form = prefix_form(backbone, settings.length, settings.layers)
+    changed = {id(p): Prior(p.header, _in_units_of(form, p, backbone)) for p in per_episode}  # equal ones stay one
+    return [changed[id(p)] for p in per_episode]
+
+
+def _in_units_of(form: Prefix, prior: Prior, backbone: Backbone) -> Params:
+    """A prior's params in the units of a form; learned rates of single elements are shares of whatever unit."""
+    fitted = parameterisation(prior.header.parameterisation, prior.header.parameterisation_settings, backbone)
+    if not isinstance(fitted, Prefix):
+        raise SpecError(f"this prior is {fitted.name!r}, the settings say form prefix: fit it again, or --form prompt")
+    prompts = {n: value for n, value in prior.params.items() if not n.startswith(MULTIPLIER)}
+    return {**prior.params, **in_other_units(fitted, form, prompts)}
 
 
 def _adapt_as_copies(

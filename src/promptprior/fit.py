@@ -46,6 +46,8 @@ def fit(
     """
     check_fittable(method, sources)
     settings, control = settings or Settings(), control or RunControl()
+    if method.needs_tokens:
+        settings.require_tokens(f"method {method.name!r}")
     output = Path(control.folder) / "prior" if control.folder is not None else None
     if output is not None:
         check_saveable(output)

@@ -7,6 +7,7 @@ from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
+from promptprior.parameterisations.prefix import prefix_form
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
@@ -20,13 +21,23 @@ BYTES_PER_TOKEN = 1000  # no tokenizer makes one token of more bytes; a text of 
 
 
 def check_start(backbone: Backbone, settings: Settings) -> None:
-    """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens."""
+    """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens, a
+    prefix in layers that the backbone does not have."""
+    if settings.form == "prefix":
+        prefix_form(backbone, settings.length, settings.layers)
     start_prompt(backbone, settings.start, settings.length, generator("preflight"), settings.start_text)
+
+
+def free_width(backbone: Backbone, settings: Settings) -> int:
+    """How many numbers a free prompt has at each of its positions."""
+    if settings.form == "prefix":
+        return prefix_form(backbone, settings.length, settings.layers).width
+    return backbone.width
 
 
 def check_training_memory(backbone: Backbone, settings: Settings, stage: Training, copies: int, longest: int) -> None:
     """Raise SpecError where `copies` of a prompt, and a batch of texts of `longest` bytes for each, exceed memory."""
-    width = backbone.width * backbone.frozen.prompt_dtype.itemsize
+    width = free_width(backbone, settings) * backbone.frozen.prompt_dtype.itemsize
     prompts = COPIES_KEPT * copies * settings.length * width
     batch = copies * stage.batch_size * (longest + settings.length) * BYTES_PER_ID
     what = f"{copies} copies of a prompt of {settings.length} tokens, with batches of {stage.batch_size} texts,"

@@ -121,13 +121,15 @@ def test_folders_of_peft(tmp_path: Path, family: str):
 
 def test_other_adapters_are_refused(tmp_path: Path):
     torch.manual_seed(0)
-    tuned = peft.get_peft_model(
-        AutoModelForCausalLM.from_config(config("llama")),
-        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH),
-    )
-    tuned.save_pretrained(tmp_path / "prefix")
-    with pytest.raises(ArtifactError, match=r"peft_type 'PREFIX_TUNING' cannot be read as a soft prompt; readable are"):
-        read_prompt(tmp_path / "prefix")
+    for name, other, message in (
+        ("prefix", peft.PrefixTuningConfig, "is a prefix of keys and values, which is no matrix of embeddings"),
+        ("ia3", peft.IA3Config, r"peft_type 'IA3' cannot be read as a soft prompt; readable are"),
+    ):
+        options = {"num_virtual_tokens": LENGTH} if name == "prefix" else {}
+        model = AutoModelForCausalLM.from_config(config("llama"))
+        peft.get_peft_model(model, other(task_type="CAUSAL_LM", **options)).save_pretrained(tmp_path / name)
+        with pytest.raises(ArtifactError, match=message):
+            read_prompt(tmp_path / name)
 
 
 def test_our_own_folders(tmp_path: Path, backbone: Backbone, values: np.ndarray):

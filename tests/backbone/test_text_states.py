@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from promptprior.backbone import Backbone, Site
+from promptprior.backbone.key_values import KeyValues
 from promptprior.backbone.weight_overrides import lora_model, own_weights_model
 from promptprior.errors import SpecError
 from promptprior.notation import Tensor
@@ -163,3 +164,19 @@ def test_lora_without_its_addition_has_the_models_states() -> None:
     torch.testing.assert_close(model.text_states(model.start, batch, SITES), expected, rtol=0, atol=STATES)
     weights = {name: value + 0.1 for name, value in model.start.items()}
     assert not torch.allclose(model.text_states(weights, batch, SITES), expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3"])
+def test_states_behind_a_prefix_are_those_of_the_models_own_cache(family: str) -> None:
+    """A prefix that is the cache of a prompt's tokens gives the states that the prompt gives."""
+    backbone = tiny(family)
+    batch, model = random_batch(4, 2, 1), backbone.frozen.model
+    soft = random_prompts(backbone, 1, 5).detach()
+    cache = model.base_model(inputs_embeds=soft, use_cache=True).past_key_values
+    prefix = KeyValues(
+        torch.stack([layer.keys[0] for layer in cache.layers])[None],
+        torch.stack([layer.values[0] for layer in cache.layers])[None],
+    )
+    with torch.no_grad():
+        behind = backbone.text_states(prefix, batch, SITES)
+        torch.testing.assert_close(behind, backbone.text_states(soft, batch, SITES), rtol=0, atol=STATES)

@@ -37,6 +37,9 @@ CHOICE, FREE = choice_task("target", early), text_task("shout", lambda word: wor
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot": {},
     "in_context": {},
+    "prefix_tuning": {},
+    "context_tuning": {},
+    "context_tuning_prompt": {},
     "lora": {"rank": 2},
     "bitfit": {},
     "prompt_tuning": {},

@@ -34,7 +34,7 @@ class Prefix:
     """params: "prefix" Float[C, tokens, D]."""
 
     tokens: int
-    name: str = "prefix"
+    name: str = "own_prefix"
     holds: ClassVar[str] = "a prefix of keys and values"
 
     def answers(self, backbone: Backbone) -> PrefixAnswers:

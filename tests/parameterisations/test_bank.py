@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.text_queries import pooled
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
 from promptprior.parameterisations.registry import parameterisation, plain_settings
 from promptprior.parameterisations.retrieval.bank import Bank
-from promptprior.parameterisations.retrieval.text_queries import pooled
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 

@@ -37,7 +37,7 @@ def refuses(message: str, form: Form, params: Any = None, copies: int = COPIES) 
 
 @pytest.fixture
 def _odd_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, monkeypatch, odd="Odd", prefix="Prefix")
+    install(tmp_path, monkeypatch, odd="Odd", own_prefix="Prefix")
 
 
 def test_forms_as_they_should_be_pass() -> None:
@@ -59,7 +59,7 @@ def test_the_check_costs_nothing_and_leaves_nothing_behind() -> None:
 def test_a_name_that_nobody_knows_or_another_class_has() -> None:
     refuses(r"name: unknown parameterisation 'odd'.*entry point of the group promptprior\.parameterisations", Odd())
     refuses(r"name: 'bank' is Bank's; expected a name of its own", Odd(name="bank"))
-    refuses("name: unknown parameterisation 'prefix'", Prefix(2))
+    refuses("name: unknown parameterisation 'own_prefix'", Prefix(2))
     check(Residual(L, D, name="mine"), residual())  # it folds into a plain prompt, which is what is kept
 
 

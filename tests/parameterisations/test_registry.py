@@ -72,7 +72,7 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
     }  # fmt: skip
     assert offers == {
         "AnsweringForm": {"lora", "own"},
-        "Foldable": {"decomposed", "residual"},
+        "Foldable": {"decomposed", "prefix", "residual"},
         "Offsetting": {"offset"},
         "Diagnosable": {"bank", "mixture"},
         "Penalised": {"bank"},
@@ -83,12 +83,12 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
 
 
 def test_a_form_of_another_package_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtifactError, match="unknown parameterisation 'prefix'"):
-        form_class("prefix")
-    install(tmp_path, monkeypatch, prefix="Prefix")
-    assert parameterisation("prefix", plain_settings(Prefix(7)), BACKBONE) == Prefix(7)
-    with pytest.raises(ArtifactError, match=r"unknown parameterisation 'prefixx'; did you mean 'prefix'\? .*bank"):
-        form_class("prefixx")
+    with pytest.raises(ArtifactError, match="unknown parameterisation 'own_prefix'"):
+        form_class("own_prefix")
+    install(tmp_path, monkeypatch, own_prefix="Prefix")
+    assert parameterisation("own_prefix", plain_settings(Prefix(7)), BACKBONE) == Prefix(7)
+    with pytest.raises(ArtifactError, match=r"unknown parameterisation 'own_prefixx'; did you mean 'own_prefix'.*bank"):
+        form_class("own_prefixx")
 
 
 def test_a_clash_and_what_is_no_form_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_memory_budget_counts_what_stands_in_front_of_each_text(form: Answer
 def test_its_artifact_is_kept_and_scored_and_is_no_prompt_to_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path / "site", monkeypatch, prefix="Prefix", silent="Silent")
+    install(tmp_path / "site", monkeypatch, own_prefix="Prefix", silent="Silent")
     plain = Direct(LENGTH, BACKBONE.width)
     ours, theirs = (
         Prompt(
@@ -140,7 +140,7 @@ def test_its_artifact_is_kept_and_scored_and_is_no_prompt_to_export(
     for task in (choice_task("t", early), text_task("u", lambda word: word[:2])):
         result, expected = (evaluate(prompt, task, BACKBONE, limit=3) for prompt in (read, theirs))
         assert result.scores == pytest.approx(expected.scores)
-    with pytest.raises(ArtifactError, match=r"\(kv, prefix\) holds a prefix of keys and values, and no prompt"):
+    with pytest.raises(ArtifactError, match=r"\(kv, own_prefix\) holds a prefix of keys and values, and no prompt"):
         export_prompt(read, "peft", tmp_path / "out")
     silent = Prompt(replace(read.header, parameterisation="silent", parameterisation_settings=plain_settings(Silent())),
                     read.params)  # fmt: skip

@@ -6,9 +6,9 @@ folder that only PEFT wrote is read as a plain prompt. Loaded tensors are ordina
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from promptprior.artifacts import peft_format as peft
 from promptprior.artifacts.header import (
@@ -61,6 +61,17 @@ class _Artifact:
             raise ArtifactError(f"a {kind} needs tensors with a leading copies axis; got {shapes}")
         if len({value.shape[0] for value in params.values()}) > 1:
             raise ArtifactError(f"all tensors of a {kind} need equally many copies; got {shapes}")
+        if header.parameterisation == "prefix":
+            prompt, settings = params.get("prompt"), header.parameterisation_settings
+            numbers = [settings.get(name) for name in ("length", "depth", "heads", "head_width")]
+            positions, depth, heads, head_width = (n if isinstance(n, int) else -1 for n in numbers)
+            shape = (positions, depth * 2 * heads * head_width)
+            if prompt is None or prompt.ndim != 3 or tuple(prompt.shape[1:]) != shape or min(depth, heads) < 0:
+                raise ArtifactError(
+                    "the parameterisation 'prefix' has a tensor 'prompt' of shape [copies, length, depth x 2 x heads x "
+                    f"head_width] with {shorten(numbers)} of the header; got {shapes}: the file was edited, copy it "
+                    "again"
+                )
         if header.parameterisation == "direct":
             prompt, width = params.get("prompt"), header.backbone.width
             others = {name for name in params if not name.startswith("head.")} - {"prompt"}
@@ -80,8 +91,8 @@ class _Artifact:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the folder, whole or not at all; equal artifacts give equal bytes.
 
-        A plain prompt and LoRA's weights are also an adapter that peft loads. Raises ArtifactError for numbers that are
-        not finite, and for a folder that holds other files.
+        A plain prompt, a plain prefix of all layers and LoRA's weights are also an adapter that peft loads. Raises
+        ArtifactError for numbers that are not finite, and for a folder that holds other files.
         """
         folder, header = Path(folder), self.header
         is_lora = header.parameterisation == "lora" and not header.head  # PEFT has no form for a head
@@ -92,7 +103,8 @@ class _Artifact:
             and not header.head
         )
         params = {name: value.detach().cpu() for name, value in self.params.items()}
-        if is_plain:  # PEFT keeps float32
+        is_prefix = is_plain_prefix(cast(Any, self))
+        if is_plain or is_prefix:  # PEFT keeps float32
             params = {name: value.float() for name, value in params.items()}
         check_saveable(folder)
         check_finite(params, f"the {header.kind} for {folder}")
@@ -100,6 +112,8 @@ class _Artifact:
         def write(target: Path) -> None:
             if is_plain:
                 peft.write_adapter(target, params["prompt"][0], header.backbone)
+            elif is_prefix:
+                peft.write_prefix(target, params["prompt"][0], prefix_shape(header), header.backbone)
             elif is_lora:
                 peft.write_lora(target, params, header.parameterisation_settings, header.backbone)
             else:
@@ -107,7 +121,7 @@ class _Artifact:
             # JSON has neither NaN nor Inf, and a diagnostic must not cost a fit: they are written as text
             plain = json.loads(json.dumps(to_mapping(header)), parse_constant=lambda name: str(float(name)))
             write_json(target / HEADER_FILE, {**plain, "tensors": tensor_records(params)})
-            write_text(target / README, model_card(header, params, is_adapter=is_plain or is_lora))
+            write_text(target / README, model_card(header, params, is_adapter=is_plain or is_prefix or is_lora))
 
         replace_folder(folder, write, may_delete=OURS)
 
@@ -129,6 +143,9 @@ class _Artifact:
                 )
             peft.check_fits(config, prompt, backbone, folder)
             header = plain_header(str(config["peft_type"]).lower(), config, prompt, backbone, "peft")
+            if config["peft_type"] == peft.PREFIX:
+                shape = peft.prefix_settings(config, prompt, folder)
+                header = replace(header, parameterisation="prefix", parameterisation_settings=shape)
             return cls(header, {"prompt": prompt[None].clone()})
 
         if not (folder / HEADER_FILE).exists():
@@ -161,6 +178,22 @@ class Prompt(_Artifact):
     """A prompt for one target task, as parameters that its parameterisation turns into [L, D]."""
 
     kind = "prompt"
+
+
+def prefix_shape(header: Header) -> tuple[int, int, int]:
+    """The layers, heads and width of a head that a header says of its prefix."""
+    depth, heads, head_width = (header.parameterisation_settings[name] for name in ("depth", "heads", "head_width"))
+    return cast(tuple[int, int, int], (depth, heads, head_width))
+
+
+def is_plain_prefix(artifact: Prior | Prompt) -> bool:
+    """Whether an artifact is one prefix of all layers, as the model reads it, that PEFT has a form for."""
+    header, settings = artifact.header, artifact.header.parameterisation_settings
+    if header.kind != "prompt" or header.parameterisation != "prefix" or artifact.params["prompt"].shape[0] != 1:
+        return False
+    if any(settings.get(name) for name in ("layers", "key_units", "value_units")):
+        return False
+    return peft.is_writable(artifact.params["prompt"][0], prefix_shape(header)[0], header.backbone)
 
 
 def check_saveable(folder: Path | str) -> None:

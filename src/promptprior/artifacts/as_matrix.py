@@ -34,6 +34,12 @@ def single_prompt(artifact: Prior | Prompt, where: str) -> Float[Tensor, "L D"]:
             "prompt_tuning, multitask, spot and reptile are. This one is served by promptprior itself (promptprior "
             "predict)"
         )
+    if header.parameterisation == "prefix":
+        raise ArtifactError(
+            f"{what} holds keys and values of every layer, which stand before a text without being tokens: no matrix "
+            "of embeddings does the same. PEFT has a form for prefixes of all layers of a decoder (--format peft); all "
+            "are served by promptprior itself (promptprior predict)"
+        )
     form = make_form(header.parameterisation, header.parameterisation_settings)
     if isinstance(form, Offsetting):
         raise ArtifactError(

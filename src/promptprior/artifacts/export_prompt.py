@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from promptprior.artifacts import peft_format as peft
-from promptprior.artifacts.artifact import README, Prior, Prompt
+from promptprior.artifacts.artifact import README, Prior, Prompt, is_plain_prefix, prefix_shape
 from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.artifacts.model_card import baked_card, model_card
 from promptprior.backbone.added_tokens import BakedPrompt, write_baked
@@ -25,10 +25,16 @@ def export_prompt(artifact: Prior | Prompt, form: Literal["peft", "npy", "safete
     """Write one prompt, float32 [L, D], with a model card; the folder is whole or not there. Raises ArtifactError when
     the artifact is not one prompt, and when the folder holds other files."""
     folder, header = Path(folder), artifact.header
-    prompt = single_prompt(artifact, f"the {header.kind} for {folder}")
+    is_prefix = form == "peft" and is_plain_prefix(artifact)
+    if is_prefix:
+        prompt = artifact.params["prompt"][0].detach().cpu().float()  # [L, W]
+    else:
+        prompt = single_prompt(artifact, f"the {header.kind} for {folder}")
 
     def write(target: Path) -> None:
-        if form == "peft":
+        if is_prefix:
+            peft.write_prefix(target, prompt, prefix_shape(header), header.backbone)
+        elif form == "peft":
             peft.write_adapter(target, prompt, header.backbone)
         elif form == "npy":  # as Google's prompt-tuning reads it
             buffer = io.BytesIO()

@@ -14,7 +14,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -83,6 +83,11 @@ def find_prompt(path: Path | str, backbone: BackboneCard | None = None, tensor: 
         config, prompt = peft.read_adapter(path)
         if backbone is not None:
             peft.check_fits(config, prompt, backbone, path)
+        if config["peft_type"] == peft.PREFIX:
+            raise ArtifactError(
+                f"{path} is a prefix of keys and values, which is no matrix of embeddings: import it as a prompt of "
+                "its own (promptprior import)"
+            )
         names = ("peft_type", "task_type", "base_model_name_or_path", "num_virtual_tokens")
         found = FoundPrompt(prompt.clone(), "peft", {name: config[name] for name in names if name in config})
     elif path.is_dir():
@@ -113,6 +118,11 @@ def import_prompt(
     Other formats keep no fingerprint: that the prompt was trained on this very model is the caller's word, and only
     widths are compared. Raises ArtifactError as `find_prompt` does.
     """
+    folder = Path(path)
+    if is_foreign(folder) and peft.read_adapter(folder)[0]["peft_type"] == peft.PREFIX:
+        prefix = Prompt.from_pretrained(folder, backbone)
+        settings = {"file": folder.name, **prefix.header.settings}
+        return Prompt(replace(prefix.header, method="imported", settings=settings, tasks=tasks), prefix.params)
     found = find_prompt(path, backbone, tensor)
     settings = {"file": Path(path).name, **found.known}
     header = plain_header("imported", settings, found.prompt, backbone, found.origin, tasks)

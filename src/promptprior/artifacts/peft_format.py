@@ -1,7 +1,9 @@
-"""PEFT's folders for one soft prompt, and for LoRA, written and read without PEFT (its format as of 0.21).
+"""PEFT's folders for a soft prompt, a prefix, and LoRA, written and read without PEFT (its format as of 0.21).
 
 A prompt for an encoder-decoder is written as [L, D] with `num_transformer_submodules=1`; PEFT's own default
-doubles the rows and uses only the first half.
+doubles the rows and uses only the first half. A prefix is a matrix [L, W] whose rows have, layer after layer, the keys
+and the values of a position. In an encoder-decoder of n layers PEFT gives layer i of the decoder what stands there for
+layer 2 i modulo n: so such a prefix is always read, but written only where it has nothing else.
 """
 
 from pathlib import Path
@@ -18,7 +20,8 @@ TENSORS_FILE = "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
 LORA_PREFIX = "base_model.model."
 ADAPTER = ".default"  # the name PEFT gives an adapter, left out on disk
-READABLE = ("PROMPT_TUNING", "P_TUNING", "CPT")  # all three save the prompt itself, [L, D]
+PREFIX = "PREFIX_TUNING"
+READABLE = ("PROMPT_TUNING", "P_TUNING", "CPT", PREFIX)  # these save the prompt itself, [L, D], or the prefix, [L, W]
 TASK_TYPES = {False: "CAUSAL_LM", True: "SEQ_2_SEQ_LM"}  # by is_encoder_decoder
 
 
@@ -40,9 +43,62 @@ def write_adapter(folder: Path, prompt: Float[Tensor, "L D"], backbone: Backbone
     write_tensors(folder / TENSORS_FILE, {TENSOR: prompt})
 
 
+def write_prefix(
+    folder: Path, prefix: Float[Tensor, "L W"], shape: tuple[int, int, int], backbone: BackboneCard
+) -> None:
+    """Write the two files of a PEFT prefix-tuning adapter; `shape` are its layers, heads and the width of a head."""
+    depth, heads, head_width = shape
+    config = {
+        **dict.fromkeys(("auto_mapping", "init_weights", "modules_to_save", "peft_version", "revision")),
+        "base_model_name_or_path": backbone.name,
+        "encoder_hidden_size": heads * head_width,
+        "inference_mode": True,
+        "num_attention_heads": heads,
+        "num_layers": depth,
+        "num_transformer_submodules": 2 if backbone.is_encoder_decoder else 1,
+        "num_virtual_tokens": prefix.shape[0],
+        "peft_type": PREFIX,
+        "prefix_projection": False,
+        "task_type": TASK_TYPES[backbone.is_encoder_decoder],
+        "token_dim": heads * head_width,
+    }
+    write_json(folder / CONFIG_FILE, dict(sorted(config.items())))
+    stored = prefix.clone()  # the layers that PEFT reads nowhere stay as they are
+    if backbone.is_encoder_decoder:
+        by_layer = stored.unflatten(1, (depth, -1))
+        by_layer[:, read_layers(depth)] = prefix.unflatten(1, (depth, -1))
+    write_tensors(folder / TENSORS_FILE, {TENSOR: stored})
+
+
+def read_layers(depth: int) -> list[int]:
+    """For each layer of a decoder that has an encoder, the layer whose keys and values PEFT gives it: it doubles its
+    list of layers, for the cross-attention, and cuts it into as many pieces as there were, each with two layers."""
+    return [2 * layer % depth for layer in range(depth)]
+
+
+def is_writable(prefix: Float[Tensor, "L W"], depth: int, backbone: BackboneCard) -> bool:
+    """Whether PEFT has a form for this prefix of all layers."""
+    if not backbone.is_encoder_decoder:
+        return True
+    by_layer, first = prefix.unflatten(1, (depth, -1)).unbind(1), read_layers(depth)
+    return all(bool((by_layer[layer] == by_layer[first.index(first[layer])]).all()) for layer in range(depth))
+
+
+def prefix_settings(config: dict[str, Any], prefix: Float[Tensor, "L W"], path: Path) -> dict[str, int]:
+    """The settings of a parameterisation `prefix` that a config says. Raises ArtifactError for a matrix of another."""
+    depth, heads, width = (config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim"))
+    if not (type(depth) is type(heads) is type(width) is int) or heads < 1 or prefix.shape[1] != 2 * depth * width:
+        raise ArtifactError(
+            f"{path}: {TENSOR!r} has shape {list(prefix.shape)}; expected [num_virtual_tokens, 2 x num_layers x "
+            f"token_dim] with the {shorten([depth, heads, width])} (layers, heads, width) of {CONFIG_FILE}: copy the "
+            "folder again"
+        )
+    return {"length": prefix.shape[0], "depth": depth, "heads": heads, "head_width": width // heads}
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
-    """The config and the prompt, in float32, of a folder that PEFT (or `write_adapter`) wrote. Raises ArtifactError for
-    adapters that are not one soft prompt, and for pickled weights."""
+    """The config and the prompt, or the prefix [L, W] as the model's layers read it, in float32, of a folder that PEFT
+    (or this module) wrote. Raises ArtifactError for adapters that are neither, and for pickled weights."""
     path = folder / CONFIG_FILE
     config = read_json(path)
     if not isinstance(config, dict) or "peft_type" not in config:
@@ -79,7 +135,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Float[Tensor, "L D"]]:
             f"{path}: {TENSOR!r} has shape {list(prompt.shape)}; expected [num_virtual_tokens, "
             f"width] with the {shorten(length)} of {CONFIG_FILE}, or twice as many rows: copy the folder again"
         )
-    return config, prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
+    prompt = prompt[:length].float()  # the rows PEFT uses, also where it saved twice as many
+    if config["peft_type"] == PREFIX:
+        depth = prefix_settings(config, prompt, path)["depth"]
+        if config.get("num_transformer_submodules") == 2:
+            prompt = prompt.unflatten(1, (depth, -1))[:, read_layers(depth)].flatten(1)
+    return config, prompt
 
 
 def check_fits(config: dict[str, Any], prompt: Float[Tensor, "L D"], backbone: BackboneCard, where: Path) -> None:
@@ -91,7 +152,7 @@ def check_fits(config: dict[str, Any], prompt: Float[Tensor, "L D"], backbone: B
             f"{where} has task_type {task_type}; {backbone.name} is {TASK_TYPES[backbone.is_encoder_decoder]}: "
             f"{trained_on}"
         )
-    if prompt.shape[1] != backbone.width:
+    if config["peft_type"] != PREFIX and prompt.shape[1] != backbone.width:
         raise ArtifactError(f"{where} has width {prompt.shape[1]}; {backbone.name} has {backbone.width}: {trained_on}")
 
 

@@ -3,7 +3,8 @@
     losses(prompts: Float[P, L, D], batch) -> Float[R]     mean negative log-likelihood of each row's target
 
 `batch.prompt_index` says which prompt each text reads. Rows are independent: P prompts in one call give exactly what P
-calls would, so `losses.sum().backward()` gives each prompt its own gradient.
+calls would, so `losses.sum().backward()` gives each prompt its own gradient. In place of prompts stand, where a form
+has them, the keys and values of every layer (`KeyValues`): a prefix, which costs no tokens.
 """
 
 import os
@@ -23,6 +24,7 @@ from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
+from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.backbone.text_states import Site, layers_of, pooled_states
 from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Tensor
@@ -95,39 +97,42 @@ class Backbone:
         """Tokenise texts with the targets scored after each; see Frozen.tokens."""
         return self.frozen.tokens(texts, targets, delimiter, end)
 
-    def losses(
-        self, prompts: Float[Tensor, "P L D"], batch: Batch, hidden: Bool[Tensor, "P L"] | None = None
-    ) -> Float[Tensor, " R"]:
+    def losses(self, prompts: Prompts, batch: Batch, hidden: Bool[Tensor, "P L"] | None = None) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token. L may be 0.
 
-        Where `hidden` is True no position of a row attends to that token of its prompt; all others keep their
-        positions, as under an attention mask in transformers. Such a call takes the plain padded route.
+        Where `hidden` is True no position of a row attends to that token of its prompt, or to that position of its
+        prefix; all others keep their positions, as under an attention mask in transformers. With tokens such a call
+        takes the plain padded route; positions of a prefix are hidden on any.
 
         The batch is cut into chunks that fit the memory budget, and a chunk that still does not fit is halved; that
         bounds memory without gradients. With them use `split` and one backward pass per chunk. Raises ValueError when a
         prompt and its text are both empty: nothing would predict the target's first token. Raises SpecError when
         tokens are hidden from a model that has no exact way to do without them.
         """
-        if prompts.shape[1] == 0 and int(batch.text_lengths.min()) == 0:
+        tokens = computed_tokens(prompts)
+        if tokens == 0 and int(batch.text_lengths.min()) == 0:
             raise ValueError("an empty prompt before an empty text leaves nothing to predict the target from")
-        reader = self.hiding(hidden)
-        chunks = self.split(batch, prompts.shape[1])
+        reader = self.hiding(prompts, hidden)
+        chunks = self.split(batch, tokens)
         if torch.is_grad_enabled() and prompts.requires_grad:  # halves would stay in memory side by side
             losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
         else:
             losses = torch.cat(list(backing_off(chunks, lambda chunk: reader.chunk_losses(prompts, chunk))))
-        if hidden is not None and torch.isfinite(prompts).all() and not torch.isfinite(losses).all():
+        is_sound = isinstance(prompts, KeyValues) or bool(torch.isfinite(prompts).all())
+        if hidden is not None and is_sound and not torch.isfinite(losses).all():
             raise SpecError(
                 f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
                 "where a token sees nothing at all: leave the first token of each prompt visible"
             )
         return losses
 
-    def hiding(self, hidden: Bool[Tensor, "P L"] | None) -> "Backbone":
-        """This backbone where these tokens of its prompts are hidden: on the plain route, which keeps for the backward
-        pass what the chosen one keeps."""
+    def hiding(self, prompts: Prompts, hidden: Bool[Tensor, "P L"] | None) -> "Backbone":
+        """This backbone where these tokens of its prompts are hidden: for prompts that are read as tokens on the plain
+        route, which keeps for the backward pass what the chosen one keeps."""
         if hidden is None:
             return self
+        if isinstance(prompts, KeyValues):
+            return replace(self, states=partial(self.states, hidden=hidden))
         plain = encoder_decoder_states if self.card.is_encoder_decoder else concatenated_states
         keep = not isinstance(self.states, partial) or self.states.keywords.get("keep", True)
         return replace(self, states=partial(plain, keep=keep, hidden=hidden))
@@ -139,7 +144,7 @@ class Backbone:
 
     def text_states(
         self,
-        prompts: Float[Tensor, "P L D"],
+        prompts: Prompts,
         batch: Batch,
         sites: Sequence[Site],
         hidden: Bool[Tensor, "P L"] | None = None,
@@ -151,7 +156,7 @@ class Backbone:
         empty text has zeros. Chunks and `hidden` are as in `losses`. Differentiable in the prompts. Raises SpecError
         for a layer that the model does not have.
         """
-        reader, texts, length = self.hiding(hidden), batch.texts_only(), prompts.shape[1]
+        reader, texts, length = self.hiding(prompts, hidden), batch.texts_only(), computed_tokens(prompts)
         share = max((site.layer for site in sites), default=0) / self.layers
 
         def read(chunk: Batch) -> Float[Tensor, "x S W"]:
@@ -164,18 +169,18 @@ class Backbone:
             return torch.cat([read(chunk) for chunk in chunks])
         return torch.cat(list(backing_off(chunks, read)))
 
-    def chunk_losses(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, " R"]:
+    def chunk_losses(self, prompts: Prompts, batch: Batch) -> Float[Tensor, " R"]:
         """`losses` of a batch that is known to fit."""
         losses = self.state_losses(self.states(self.frozen, prompts, batch), batch)
-        self.meter.count(batch, prompts.shape[1])
+        self.meter.count(batch, computed_tokens(prompts))
         return losses
 
-    def target_states(self, prompts: Float[Tensor, "P L D"], batch: Batch) -> Float[Tensor, "V D"]:
+    def target_states(self, prompts: Prompts, batch: Batch) -> Float[Tensor, "V D"]:
         """The final state that predicts each target token, row after row: all that `losses` shows the head."""
         states = []
-        for chunk in self.split(batch, prompts.shape[1]):
+        for chunk in self.split(batch, computed_tokens(prompts)):
             states.append(self.states(self.frozen, prompts, chunk))
-            self.meter.count(chunk, prompts.shape[1])
+            self.meter.count(chunk, computed_tokens(prompts))
         return torch.cat(states)
 
     def state_losses(self, states: Float[Tensor, "V D"], batch: Batch) -> Float[Tensor, " R"]:
@@ -230,7 +235,7 @@ class Backbone:
     @torch.no_grad()
     def generate(
         self,
-        prompts: Float[Tensor, "P L D"],
+        prompts: Prompts,
         batch: Batch,
         max_new_tokens: int,
         beams: int = 1,
@@ -243,8 +248,8 @@ class Backbone:
         tokens that nothing attends to, as in `losses`.
         """
         texts, options = [], GenerationOptions(max_new_tokens, beams, first_line)
-        for chunk in self.split(batch, prompts.shape[1]):
-            self.meter.count(chunk, prompts.shape[1])
+        for chunk in self.split(batch, computed_tokens(prompts)):
+            self.meter.count(chunk, computed_tokens(prompts))
             texts += generate_texts(self.frozen, prompts, chunk, options, hidden)
         return texts
 

@@ -2,20 +2,20 @@
 
 Greedy text of causal models is our own loop: transformers' `generate` sends a strided slice of states through the head,
 which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and minutes for a hundred rows of SmolLM2).
-Beams, and encoder-decoders, go through the model's own `generate`.
+Beams, and encoder-decoders without a prefix, go through the model's own `generate`.
 """
 
-import inspect
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from promptprior.backbone.forward.causal import check_hiding
 from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.lm_head import logits
+from promptprior.backbone.key_values import KeyValues, Prompts, cache_argument, filled_cache
 from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -33,13 +33,26 @@ class GenerationOptions:
 
 def generate_texts(
     frozen: Frozen,
-    prompts: Float[Tensor, "P L D"],
+    prompts: Prompts,
     batch: Batch,
     options: GenerationOptions,
     hidden: Bool[Tensor, "P L"] | None = None,
 ) -> list[str]:
     """The text generated after each of the batch's texts, with its prompt in front; nothing attends to prompt tokens
-    that are `hidden`. Raises SpecError where the model cannot hide them."""
+    (or positions of a prefix) that are `hidden`. Raises SpecError where the model cannot hide them, and for beams after
+    a prefix."""
+    if isinstance(prompts, KeyValues):
+        if options.beams > 1:
+            raise SpecError("beam search after a prefix of keys and values: generate with one beam")
+        # Pads stand between a prefix and a text, where a sliding window would count them: such models read texts of
+        # one length at a time
+        config = frozen.model.config.get_text_config(decoder=True)
+        lengths = batch.text_lengths.cpu() if getattr(config, "sliding_window", None) else torch.zeros(batch.texts)
+        generated: dict[int, str] = {}
+        for length in lengths.unique():
+            texts = (lengths == length).nonzero().flatten()
+            generated |= zip(texts.tolist(), _greedy(frozen, prompts, batch.take(texts), options, hidden), strict=True)
+        return [generated[x] for x in range(batch.texts)]
     if frozen.card.is_encoder_decoder or options.beams > 1:
         if frozen.card.is_encoder_decoder:
             encoded, mask = encode(frozen, prompts, batch, hidden)
@@ -58,19 +71,45 @@ def generate_texts(
             pad_token_id=end if pad is None else pad,
         )
         return [frozen.decode(row) for row in ids.tolist()]
+    return _greedy(frozen, prompts, batch, options, hidden)
 
-    # The most likely token, again and again; rows leave the batch when they end
-    embeds, mask, positions = left_pad(frozen, prompts, batch, hidden)
-    inputs = {"inputs_embeds": embeds}
+
+def _greedy(
+    frozen: Frozen, prompts: Prompts, batch: Batch, options: GenerationOptions, hidden: Bool[Tensor, "P L"] | None
+) -> list[str]:
+    """The most likely token, again and again; rows leave the batch when they end. An encoder-decoder's decoder starts
+    behind its prefix."""
+    is_encoder_decoder = frozen.card.is_encoder_decoder
+    decoder = frozen.model.get_decoder() if is_encoder_decoder else frozen.model.base_model
+    cache: Cache = DynamicCache(config=frozen.model.config)
+    beside: dict[str, Tensor] = {}  # what every step reads besides ids and mask, row by row
+    if is_encoder_decoder:
+        encoded, encoder_mask = encode(frozen, prompts, batch)
+        start = torch.full((batch.texts, 1), frozen.model.config.decoder_start_token_id, device=frozen.device)
+        inputs, mask = {"input_ids": start}, torch.ones_like(start)
+        beside = {"encoder_hidden_states": encoded, "encoder_attention_mask": encoder_mask}
+    else:
+        if isinstance(prompts, KeyValues):
+            read = batch.reading(torch.zeros_like(batch.prompt_index))
+            embeds, mask, positions = left_pad(frozen, frozen.embed(batch.text_ids[:1, :0]), read)
+        else:
+            embeds, mask, positions = left_pad(frozen, prompts, batch, hidden)
+        inputs, beside = {"inputs_embeds": embeds}, {"position_ids": positions}
+    if isinstance(prompts, KeyValues):
+        cache = filled_cache(prompts, prompts.prefix_index(batch.prompt_index), frozen)
+        seen = mask.new_ones(batch.texts, prompts.length)
+        if hidden is not None:
+            seen = (~hidden.cpu()[batch.prompt_index.cpu()]).to(mask)
+        mask = torch.cat([seen, mask], dim=1)
+        if not is_encoder_decoder:
+            beside["position_ids"] = beside["position_ids"] + prompts.length
     named = frozen.model.generation_config.eos_token_id
     ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
-    decoder, cache = frozen.model.base_model, DynamicCache(config=frozen.model.config)
-    # transformers 5.24 renamed the argument; the old name goes in 5.40
-    cache_name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    cache_name = cache_argument(decoder)
     texts: list[list[int]] = [[] for _ in range(batch.texts)]
     alive = list(range(batch.texts))
     for _ in range(options.max_new_tokens):
-        out = decoder(**inputs, attention_mask=mask, position_ids=positions, **{cache_name: cache}, use_cache=True)
+        out = decoder(**inputs, **beside, attention_mask=mask, **{cache_name: cache}, use_cache=True)
         ids = logits(frozen.model, out.last_hidden_state[:, -1]).argmax(-1)  # [rows alive]
         going_on = []
         for place, (row, token) in enumerate(zip(alive, ids.tolist(), strict=True)):
@@ -84,7 +123,9 @@ def generate_texts(
             cache.batch_select_indices(keep)
             alive = [alive[place] for place in going_on]
         mask = torch.cat([mask[keep], mask.new_ones(len(keep), 1)], dim=1)
-        positions = positions[keep, -1:] + 1
+        beside = {name: value[keep] for name, value in beside.items()}
+        if not is_encoder_decoder:
+            beside["position_ids"] = beside["position_ids"][:, -1:] + 1
         inputs = {"input_ids": ids[keep, None]}
     return [frozen.decode(row) for row in texts]
 

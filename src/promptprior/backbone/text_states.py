@@ -18,6 +18,7 @@ from promptprior.backbone.forward.dispatch import States
 from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.packing import plan, ragged_arange
+from promptprior.backbone.key_values import Prompts, computed_tokens
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -83,7 +84,7 @@ def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int,
 
 
 def pooled_states(
-    frozen: Frozen, route: States, prompts: Float[Tensor, "P L D"], batch: Batch, sites: Sequence[Site]
+    frozen: Frozen, route: States, prompts: Prompts, batch: Batch, sites: Sequence[Site]
 ) -> Float[Tensor, "X S W"]:
     """Each text's states behind its prompt at every site, in the prompts' dtype; zeros for an empty text.
 
@@ -94,7 +95,7 @@ def pooled_states(
     blocks = len(layers_of(frozen.model)[1])
     if wrong := [site.layer for site in sites if not 0 <= site.layer <= blocks]:
         raise SpecError(f"layer {wrong[0]} of {frozen.card.name}: expected 0 (embeddings) to {blocks} (the last block)")
-    keep, hidden, length = True, None, prompts.shape[1]
+    keep, hidden, length = True, None, computed_tokens(prompts)  # a prefix is no token of the states
     if isinstance(route, partial):
         keep, hidden, route = route.keywords.get("keep", True), route.keywords.get("hidden"), route.func
     texts = batch.texts_only()
@@ -105,7 +106,7 @@ def pooled_states(
             with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
                 encode(frozen, prompts, texts, hidden)
         elif is_packed:
-            packed_states(frozen, prompts, texts, keep)
+            packed_states(frozen, prompts, texts, keep, hidden)
         else:
             concatenated_states(frozen, prompts, texts, keep, hidden)
 

@@ -88,13 +88,17 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         folds = min(settings.folds, every)
         to_learn, to_ask = every - every / folds, every / folds
 
+    def shown(learned: float) -> float:
+        return method.shown_shots(round(learned)) * target.text_tokens  # demonstrations, if the context has room
+
     def scored(texts: float, learned: float) -> float:
-        prompts = learned * target.text_tokens if method.shows_shots() else method.prompt_tokens(settings, texts)
+        prompts = shown(learned) or method.prompt_tokens(settings, texts)
         return SCORED * (texts * target.ranked_tokens + prompts) if texts else 0.0
 
     def stepped(learned: float) -> float:
         texts = min(stage.batch_size, learned)
-        return texts * target.text_tokens + method.prompt_tokens(settings, texts)
+        # Of demonstrations each text hides others, so that it has a prompt of its own
+        return texts * target.text_tokens + (texts * shown(learned) or method.prompt_tokens(settings, texts))
 
     stage, members = settings.target, method.answering_prompts()
     head = NAMED_HEADS.get(method.head)

@@ -99,7 +99,8 @@ class Plan:
         self.make_methods()
 
     def make_methods(self) -> "list[Method]":
-        """The methods with their options. Raises SpecError for unknown names, and for sources that are missing."""
+        """The methods with their options. Raises SpecError for unknown names, for sources that are missing, and for
+        methods that have no form prefix where the settings say it."""
         from promptprior.methods import make_method
         from promptprior.methods.shared.source_prompts import learns_from_tasks
 
@@ -109,6 +110,9 @@ class Plan:
         methods = [make_method(name, self.options.get(name), f"--options.{name}.") for name in self.methods]
         if not self.sources and (needy := [m.name for m in methods if learns_from_tasks(m)]):
             raise SpecError(f"{', '.join(needy)} learn from source tasks: name some (--sources)")
+        for method in methods:
+            if method.needs_tokens:
+                self.settings.require_tokens(f"method {method.name!r}")
         return methods
 
     def prior_seed(self, seed: int) -> int:

@@ -36,7 +36,7 @@ from promptprior.compare.schedule import (
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.errors import DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
-from promptprior.preflight import check_lengths, check_metrics, check_start
+from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
@@ -103,7 +103,7 @@ def run_plan(
     with cluster, claimed(plan.output):
         done = _finished_keys(plan)
         finished = sum(cell.key in done for cell in wanted)
-        prompt_bytes = 4 * plan.resolved().length * context.backbone.width
+        prompt_bytes = 4 * plan.resolved().length * free_width(context.backbone, plan.resolved())
         check_room(plan.output, (len(wanted) - finished) * (prompt_bytes + ROW_BYTES))
         save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():

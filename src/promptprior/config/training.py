@@ -102,6 +102,14 @@ class Settings:
         "vocabulary", "what prompts start from: vocabulary, text, labels or noise"
     )
     start_text: str = setting("", "the text of --start text")
+    form: Literal["prompt", "prefix"] = setting(
+        "prompt",
+        "what a free prompt is: prompt (embeddings) or prefix (keys and values of every layer)",
+        omit_from_hash_if_default=True,
+    )
+    layers: tuple[int, ...] = setting(
+        (), "of form prefix: the layers that have one, from 0; by default all", omit_from_hash_if_default=True, least=0
+    )
     mixture: RateKind = setting("uniform", "how often each source is drawn")
     mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)", **LIMIT_BOUNDS)
     mixture_temperature: float = setting(2.0, "flattening of sizes (mixture temperature)", least=0.01, most=1e6)
@@ -134,4 +142,12 @@ class Settings:
                 f"source learning rates {self.source.learning_rates} (--source.learning-rates): expected one, since "
                 "sources have no dev examples to choose by; of several target rates dev picks the best "
                 "(--target.learning-rates)"
+            )
+
+    def require_tokens(self, what: str) -> None:
+        """Raise SpecError where free prompts are prefixes, for what needs their embeddings."""
+        if self.form == "prefix":
+            raise SpecError(
+                f"form prefix (--form): {what} reads or mixes the embeddings of prompts, and a prefix has none; use "
+                "--form prompt"
             )

@@ -25,8 +25,10 @@ from promptprior.methods.options import fact, option, target_option, with_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import (
     auto,
+    context_tuning,
     dept,
     in_context,
+    prefix_tuning,
     probes,
     prompt_tuning,
     residual_prompt_tuning,
@@ -37,9 +39,11 @@ _OWN: dict[str, Recipe] = {
     arm.name: arm
     for arm in chain[Recipe](
         prompt_tuning.ARMS,
+        prefix_tuning.ARMS,
         probes.ARMS,
         auto.ARMS,
         in_context.ARMS,
+        context_tuning.ARMS,
         weight_tuning.ARMS,
         residual_prompt_tuning.ARMS,
         dept.ARMS,

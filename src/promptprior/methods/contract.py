@@ -85,6 +85,7 @@ class Recipe(Workload):
 
     trains: ClassVar[bool] = True  # off where adaptation learns nothing
     adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem
+    needs_tokens: ClassVar[bool] = False  # on where it reads or mixes embeddings of prompts, which a prefix has not
 
     def __post_init__(self) -> None:
         check_bounds(self, "--options.")

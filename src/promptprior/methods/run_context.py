@@ -13,6 +13,7 @@ from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.initial import start_prompt
 from promptprior.parameterisations.parameterisation import Parameterisation
+from promptprior.parameterisations.prefix import Prefix, prefix_form, prefix_start
 from promptprior.rules.descent import Descent, Penalty
 from promptprior.rules.optimiser import optimiser, stage_rate
 from promptprior.tasks.metrics import direction_mark
@@ -56,15 +57,24 @@ class RunContext:
     settings: Settings
     train: Callable[[Run, str], Trained]
 
-    def direct(self) -> Direct:
-        """One free prompt of the settings' length."""
-        return Direct(self.settings.length, self.backbone.width)
+    def direct(self) -> Direct | Prefix:
+        """One free prompt of the settings' length: of tokens, or with form prefix of keys and values. Both have params
+        "prompt" [C, length, width]; only those of tokens have the width of embeddings."""
+        s = self.settings
+        return Direct(s.length, self.backbone.width) if s.form == "prompt" else self.prefix(s.length)
+
+    def prefix(self, length: int) -> Prefix:
+        """One free prefix of some length. Raises SpecError as `prefix_form` does."""
+        return prefix_form(self.backbone, length, self.settings.layers)
 
     def initial_prompt(self, *names: object, labels: Sequence[str] = ()) -> Float[Tensor, "L D"]:
-        """A starting prompt as the settings say; each sequence of names has its own randomness."""
+        """A starting prompt as the settings say, with form prefix what the model caches of it [L, W]; each sequence of
+        names has its own randomness."""
         s = self.settings
         prompt = start_prompt(self.backbone, s.start, s.length, generator("start", *names), s.start_text, labels)
-        return prompt.to(self.backbone.frozen.device)
+        prompt = prompt.to(self.backbone.frozen.device)
+        form = self.direct()
+        return prefix_start(form, self.backbone, prompt[None])[0] if isinstance(form, Prefix) else prompt
 
     def episode_prompts(self, episodes: Sequence[Episode]) -> Params:
         """A starting prompt for every episode, seeded by its task and seed: {"prompt": Float[E, L, D]}."""

@@ -22,10 +22,6 @@ class Workload:
         """In how many ways each episode adapts for each learning rate."""
         return 1
 
-    def shows_shots(self) -> bool:
-        """Whether the prompt is made of the shots' own texts, so that it is as long as they are."""
-        return False
-
     def answering_prompts(self) -> int:
         """How many prompts answer the test examples by their mean probability."""
         return 1
@@ -34,9 +30,14 @@ class Workload:
         """Steps on each target's shots before its own training, probes and joint stages."""
         return int(getattr(self, "joint_steps", 0))
 
+    def shown_shots(self, shots: int) -> int:
+        """How many of the shots stand before each text, as tokens."""
+        return 0
+
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """Tokens of all prompts that so many texts of so many sources read together.
 
-        Without `sources` the texts are of one target. By default all read one prompt of the settings' length.
+        Without `sources` the texts are of one target. By default all read one prompt of the settings' length; a prefix
+        has no tokens.
         """
-        return settings.length
+        return settings.length if settings.form == "prompt" else 0

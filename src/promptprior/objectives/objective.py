@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from promptprior.backbone import Backbone, Site, backing_off, own_share
+from promptprior.backbone.key_values import Prompts, computed_tokens
 from promptprior.notation import Bool, Float, Params, Tensor
 from promptprior.parameterisations.parameterisation import Masking, Offsetting, Parameterisation, Penalised
 from promptprior.processes import add_up
@@ -32,9 +33,7 @@ class PromptObjective:
     backbone: Backbone
     parameterisation: Parameterisation
 
-    def reading(
-        self, params: Params, batch: Batch
-    ) -> tuple[Backbone, Float[Tensor, "P L D"], Batch, Bool[Tensor, "P L"] | None]:
+    def reading(self, params: Params, batch: Batch) -> tuple[Backbone, Prompts, Batch, Bool[Tensor, "P L"] | None]:
         """The backbone that reads the batch, the prompts, the batch with the prompt of each text, and hidden tokens."""
         form = self.parameterisation
         prompts, index = form.prompts(params, batch)
@@ -73,9 +72,9 @@ class PromptObjective:
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""
         with torch.no_grad():
-            _, index = self.parameterisation.prompts(params, batch)
+            prompts, index = self.parameterisation.prompts(params, batch)
         limited = replace(self.backbone, max_tokens=max(1, int(share * self.backbone.max_tokens)))
-        return limited.split(batch.reading(index), self.parameterisation.length)
+        return limited.split(batch.reading(index), computed_tokens(prompts))
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
         """The parameterisation's own term, if it has one."""

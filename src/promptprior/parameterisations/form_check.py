@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.key_values import KeyValues
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.notation import Params, Tensor
 from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Masking, Parameterisation
@@ -61,7 +62,12 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
     finally:
         vars(backbone.meter).update(meter)
     _check_prompts(returned, form, label, batch.texts, backbone.width)
-    shape = list(returned[0].shape[:2])
+    prompts = returned[0]
+    if isinstance(prompts, KeyValues):
+        count = len(prompts.keys) if prompts.prefix_of is None else len(prompts.prefix_of)
+        shape = [count, prompts.length]
+    else:
+        shape = list(prompts.shape[:2])
     if hidden is not None and (list(hidden.shape) != shape or hidden.dtype != torch.bool):
         raise SpecError(
             f"{label}: hidden: got {list(hidden.shape)} of {hidden.dtype}; expected {shape} of torch.bool, one for "
@@ -70,11 +76,16 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
 
 
 def _check_prompts(returned: object, form: Parameterisation, label: str, texts: int, width: int) -> None:
-    if not (isinstance(returned, tuple) and len(returned) == 2 and all(isinstance(r, Tensor) for r in returned)):
+    kinds = (Tensor | KeyValues, Tensor)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and all(map(isinstance, returned, kinds))):
         raise SpecError(
             f"{label}: prompts(params, batch): got {type(returned).__name__}; expected two tensors, (prompts, index)"
         )
     prompts, index = returned
+    if isinstance(prompts, KeyValues):
+        _check_key_values(prompts, form, label)
+        _check_index(index, len(prompts.keys) if prompts.prefix_of is None else len(prompts.prefix_of), label, texts)
+        return
     shape, expected = list(prompts.shape), f"expected [prompts, length {form.length}, width {width}]"
     if prompts.ndim != 3 or not prompts.is_floating_point():
         raise SpecError(f"{label}: prompts: got {shape} of {prompts.dtype}; {expected} of floating-point numbers")
@@ -82,11 +93,24 @@ def _check_prompts(returned: object, form: Parameterisation, label: str, texts: 
         raise SpecError(f"{label}: length: got prompts {shape}; {expected}, as the form's `length` says")
     if shape[2] != width:
         raise SpecError(f"{label}: width: got prompts {shape}; {expected}, the backbone's width")
+    _check_index(index, len(prompts), label, texts)
+
+
+def _check_key_values(prompts: KeyValues, form: Parameterisation, label: str) -> None:
+    shapes = [list(x.shape) for x in (prompts.keys, prompts.values)]
+    expected = f"expected twice [prefixes, layers, heads, length {form.length}, width of a head]"
+    if shapes[0] != shapes[1] or len(shapes[0]) != 5 or shapes[0][3] != form.length:
+        raise SpecError(f"{label}: prompts: got keys and values {shapes}; {expected}")
+    if not (prompts.keys.is_floating_point() and prompts.values.is_floating_point()):
+        raise SpecError(f"{label}: prompts: got {prompts.keys.dtype}, {prompts.values.dtype}; expected floating point")
+
+
+def _check_index(index: Tensor, prompts: int, label: str, texts: int) -> None:
     if index.dtype not in (torch.int64, torch.int32) or index.shape != (texts,):
         raise SpecError(
             f"{label}: index: got {list(index.shape)} of {index.dtype}; expected integers [{texts}], the prompt that "
             "each text reads"
         )
     low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= len(prompts):
-        raise SpecError(f"{label}: index: got {low} to {high}; expected 0 to {len(prompts) - 1}, one of the prompts")
+    if low < 0 or high >= prompts:
+        raise SpecError(f"{label}: index: got {low} to {high}; expected 0 to {prompts - 1}, one of the prompts")

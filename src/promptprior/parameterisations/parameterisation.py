@@ -5,8 +5,7 @@ leading copies axis C: copies train side by side in one run, each as if it were 
 moves its params. It is one of two things:
 
     Parameterisation   its params become prompts; the engine shares one computation among texts that read one prompt
-    AnsweringForm      its params are no prompt (weights, masks, key-value prefixes, a probe): they answer texts by
-                       themselves, one copy after another
+    AnsweringForm      its params are no prompt (weights, masks, a probe): they answer texts by themselves, copy by copy
 
 and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
 embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a plain prompt
@@ -20,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from promptprior.backbone import Backbone, Site
+from promptprior.backbone.key_values import Prompts
 from promptprior.notation import Bool, Float, Int, Params, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 
@@ -33,10 +33,13 @@ class Parameterisation(Protocol):
 
     @property
     def length(self) -> int:
-        """L, the tokens of each prompt it makes: the memory budget counts on it."""
+        """L, the tokens (or, as keys and values, the positions) of each prompt it makes."""
 
-    def prompts(self, params: Params, batch: Batch) -> tuple[Float[Tensor, "P L D"], Int[Tensor, " X"]]:
+    def prompts(self, params: Params, batch: Batch) -> tuple[Prompts, Int[Tensor, " X"]]:
         """The distinct prompts that a batch needs, and which of them (0 to P - 1) each text reads.
+
+        Prompts are embeddings [P, L, D], or `KeyValues`: the keys and values of every layer for L positions, which
+        stand before a text without running through the model.
 
         Text x belongs to copy `batch.copy_index[x]` and comes from task `batch.task_index[x]`. It must be a function of
         params, and of each text alone: neither other texts nor padding may change the prompt that a text reads.
@@ -112,7 +115,8 @@ class Masking(Protocol):
     def hidden(self, params: Params, batch: Batch) -> Bool[Tensor, "P L"] | None:
         """True at every hidden token of the prompts that `prompts(params, batch)` returns; None where none is.
 
-        A call that hides tokens takes the engine's plain route, so None is much faster than a mask without True.
+        A call that hides tokens of a prompt takes the engine's plain route, so None is much faster than a mask without
+        True; positions of keys and values are hidden on every route.
         """
         ...
 
@@ -127,7 +131,10 @@ class Diagnosable(Protocol):
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A parameterisation that is a plain prompt once it is trained: what made it can be dropped."""
+    """A parameterisation that is a plain prompt once it is trained: what made it can be dropped.
+
+    `plain`, where the class has it, is the form of what `fold` returns; without, that is `Direct`.
+    """
 
     def fold(self, params: Params) -> Params:
-        """The same prompts as params of `Direct`."""
+        """The same prompts as params of `Direct`, or of `plain`."""

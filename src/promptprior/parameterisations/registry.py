@@ -20,6 +20,7 @@ from promptprior.parameterisations.decomposed import Decomposed
 from promptprior.parameterisations.direct import Direct
 from promptprior.parameterisations.offset import Offset
 from promptprior.parameterisations.parameterisation import AnsweringForm, Foldable, Parameterisation
+from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.residual import Residual
 from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.parameterisations.retrieval.mixture import Mixture
@@ -36,6 +37,7 @@ PARAMETERISATIONS: Mapping[str, type[Any]] = {
     "mixture": Mixture,
     "offset": Offset,
     "residual": Residual,
+    "prefix": Prefix,
     "lora": LoraForm,
     "own": OwnForm,
     "blend": Blend,
@@ -84,9 +86,19 @@ def make_form(name: str, settings: Mapping[str, object], **reads: object) -> Any
 
 
 def parameterisation(name: str, settings: Mapping[str, object], backbone: Backbone) -> Form:
-    """The form that an artifact names, with the backbone at hand where it reads one. Raises as `make_form` does."""
+    """The form that an artifact names, with the backbone at hand where it reads one. Raises as `make_form` does, and
+    ArtifactError for a prefix of a model with other layers."""
     reads_backbone = any(item.name == "backbone" for item in fields(form_class(name)))
-    return make_form(name, settings, **({"backbone": backbone} if reads_backbone else {}))
+    form = make_form(name, settings, **({"backbone": backbone} if reads_backbone else {}))
+    if isinstance(form, Prefix):
+        expected = prefix_form(backbone, form.length, form.layers)
+        shapes = [(f.depth, f.heads, f.head_width) for f in (form, expected)]
+        if shapes[0] != shapes[1]:
+            raise ArtifactError(
+                f"a prefix of (layers, heads, width of a head) {shapes[0]}; {backbone.card.name} has {shapes[1]}: name "
+                "the backbone it was trained on (--backbone)"
+            )
+    return form
 
 
 def plain_settings(form: Form) -> dict[str, object]:
@@ -96,8 +108,8 @@ def plain_settings(form: Form) -> dict[str, object]:
 
 
 def folded(form: Form, params: Params) -> tuple[Form, Params]:
-    """A trained form as a plain prompt where it is no more than that; any other as it is."""
+    """A trained form as a plain prompt, or a plain prefix, where it is no more than that; any other as it is."""
     if not isinstance(form, Foldable):
         return form, params
     plain = form.fold(params)
-    return Direct(*plain["prompt"].shape[1:]), plain
+    return getattr(form, "plain", None) or Direct(*plain["prompt"].shape[1:]), plain

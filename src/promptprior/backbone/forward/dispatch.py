@@ -14,6 +14,7 @@ from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, compile_kernels, saved_entries
 from promptprior.backbone.kernels.lm_head import state_losses
+from promptprior.backbone.key_values import KeyValues, Prompts, cached_key_values
 from promptprior.errors import PromptpriorWarning
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Tokens, collate
@@ -85,8 +86,10 @@ def kept_per_token(frozen: Frozen, states: States) -> int:
     return PLAIN_WIDTHS * frozen.card.width
 
 
-def disagreement(frozen: Frozen, route: States) -> str | None:
-    """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not.
+@torch.enable_grad()
+def disagreement(frozen: Frozen, route: States, of_prefixes: bool = False) -> str | None:
+    """How a route differs from plain concatenation, in losses or prompt gradients; None where it does not. With
+    `of_prefixes` it reads what the model caches of the prompts, and is compared with the model's own cache.
 
     The probe: two prompts and three ragged texts with two answers each, all of ordinary early tokens. Ordinary matters
     in half precision: after noise or special tokens the gradient of the slow reference itself is 30 % rounding
@@ -101,13 +104,18 @@ def disagreement(frozen: Frozen, route: States) -> str | None:
     ids = [words[torch.randint(len(words), (n,), generator=generator)] for n in sizes]
     tuples = [tuple(x.tolist()) for x in ids]
     batch = collate([Tokens(tuples[i], (tuples[i + 1], tuples[i + 2])) for i in (0, 3, 6)], copies=[1, 0, 1])
-    prompts = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype).requires_grad_()  # [2, 5, D]
+    tokens = frozen.embed(torch.stack(ids[-2:])).detach().to(frozen.prompt_dtype)  # [2, 5, D]
+    read: Prompts = cached_key_values(frozen, tokens) if of_prefixes else tokens
+    leaves = [x.requires_grad_() for x in ((read.keys, read.values) if isinstance(read, KeyValues) else (read,))]
 
-    expected = reference_losses(frozen, prompts, batch)
-    expected_gradient = torch.autograd.grad(expected.sum(), prompts)[0]
+    def gradient_of(losses: Float[Tensor, " R"]) -> Float[Tensor, " n"]:
+        return torch.cat([part.flatten() for part in torch.autograd.grad(losses.sum(), leaves)])
+
+    expected = reference_losses(frozen, read, batch)
+    expected_gradient = gradient_of(expected)
     try:
-        losses = state_losses(frozen.model, route(frozen, prompts, batch), batch)
-        gradient = torch.autograd.grad(losses.sum(), prompts)[0]
+        losses = state_losses(frozen.model, route(frozen, read, batch), batch)
+        gradient = gradient_of(losses)
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"fails ({error})"
     for what, left, right in (("losses", losses, expected), ("gradients", gradient, expected_gradient)):

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from promptprior.backbone.forward.causal import packed_inputs
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import StagePlan, causal_plans, packed_model
+from promptprior.backbone.kernels.attention import NO_PREFIX, StagePlan, causal_plans, packed_model
 from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
-from promptprior.backbone.kernels.packing import Layout, on_device, plan
-from promptprior.notation import Float, Tensor
+from promptprior.backbone.kernels.packing import Layout
+from promptprior.backbone.key_values import Prompts
+from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -37,15 +39,18 @@ def llama_block(layer: Any, model: PreTrainedModel) -> Block:
 
 
 def llama_states(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
+    frozen: Frozen,
+    prompts: Prompts,
+    batch: Batch,
+    keep: bool = True,
+    kernels: Kernels = EAGER,
+    hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
     """The final state that predicts each target token, row after row. Of the last layer only the states that predict
-    something are computed."""
+    something are computed. No text attends to the positions of its prefix that are `hidden`."""
     model, decoder = frozen.model, frozen.model.model
-    layout = on_device(plan(batch, prompts.shape[1]), frozen.device)
-    used = prompts.to(frozen.device)[layout.used_prompts].to(frozen.dtype)
-    words = frozen.embed(layout.token_ids)
-    x = torch.cat([used.flatten(0, 1), words])  # [N, D]
+    layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, hidden)
+    x = torch.cat([tokens, words])  # [N, D]
     predicting, order = torch.unique(layout.predicts, return_inverse=True)
 
     cos, sin = decoder.rotary_emb(x, position_ids=layout.position_ids[None])  # [1, N, d]
@@ -58,15 +63,18 @@ def llama_states(
     is_mistral = type(model).__name__ == "MistralForCausalLM"
     # Only prompts are trained; the texts' embeddings are where an offset on them is trained too
     inputs = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
-    plans: dict[int | None, list[StagePlan]] = {}  # masks, once for all layers with the same sliding window
+    # Masks, once for all layers with the same sliding window that have, or have no, prefix
+    plans: dict[tuple[int | None, bool], list[StagePlan]] = {}
     runs = []
     for number, layer in enumerate(layers):
         window = model.config.sliding_window if is_mistral else getattr(layer.self_attn, "sliding_window", None)
-        if window not in plans:
-            plans[window] = causal_plans(layout, window)
+        prefix = prefixes.get(number)
+        kind = (window, prefix is not None)
+        if kind not in plans:
+            plans[kind] = causal_plans(layout, *kind)
         run = BlockRun(
             block=llama_block(layer, model),
-            plans=plans[window],
+            plans=plans[kind],
             inputs=SharedInputs() if number else inputs,
             query_rotary=query_rotary,
             key_rotary=key_rotary,
@@ -74,6 +82,7 @@ def llama_states(
             keep=keep,
             plain=partial(_plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
             kernels=kernels,
+            prefix=prefix,
         )
         runs.append(run)
     return decoder.norm(run_blocks(x, runs)).index_select(0, order)
@@ -81,11 +90,12 @@ def llama_states(
 
 def _plain_layer(
     x: Float[Tensor, "N D"],
+    *prefix: Tensor,
     layer: Any,
     model: PreTrainedModel,
     layout: Layout,
     rotary: tuple[Float[Tensor, "1 N d"], Float[Tensor, "1 N d"]],
 ) -> Float[Tensor, "N D"]:
     """The layer as transformers computes it, in operations that can be differentiated twice."""
-    with packed_model(model, layout):
+    with packed_model(model, layout, {layer.self_attn.layer_idx: (prefix[0], prefix[1])} if prefix else NO_PREFIX):
         return layer(x[None], attention_mask=None, position_embeddings=rotary)[0]

@@ -10,6 +10,7 @@ which is the same number by associativity, and saves two products over every enc
 is centred first: a softmax over its tokens, and a mean weighted by one, do not see a common shift, but float32 does.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,10 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import Part, StagePlan, pack, unpack
+from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, Part, StagePlan, pack, unpack
 from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
 from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, rows_of_texts
+from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -50,13 +52,22 @@ def t5_block(block: Any, model: PreTrainedModel) -> Block:
 
 
 def t5_states(
-    frozen: Frozen, prompts: Float[Tensor, "P L D"], batch: Batch, keep: bool = True, kernels: Kernels = EAGER
+    frozen: Frozen,
+    prompts: Prompts,
+    batch: Batch,
+    keep: bool = True,
+    kernels: Kernels = EAGER,
+    hidden: Bool[Tensor, "P L"] | None = None,
 ) -> Float[Tensor, "V D"]:
-    """The final decoder state that predicts each target token, row after row."""
+    """The final decoder state that predicts each target token, row after row. A prefix stands before the decoder's own
+    tokens, which attend to none of its positions that are `hidden`."""
     model, encoder, device = frozen.model, frozen.model.encoder, frozen.device
-    length, text_lengths = prompts.shape[1], batch.text_lengths.cpu()
+    length, text_lengths = computed_tokens(prompts), batch.text_lengths.cpu()
     used, reads = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
-    embedded_prompts = prompts.to(device)[used].to(frozen.dtype).flatten(0, 1)
+    if isinstance(prompts, KeyValues):
+        embedded_prompts = frozen.embed(batch.text_ids[0, :0])
+    else:
+        embedded_prompts = prompts.to(device)[used].to(frozen.dtype).flatten(0, 1)
     words = frozen.embed(batch.text_ids[torch.arange(batch.text_ids.shape[1]) < batch.text_lengths[:, None]])
     x = torch.cat([embedded_prompts, words])  # [P L + words, D]: what several texts read stands here once
 
@@ -89,7 +100,18 @@ def t5_states(
     # The decoder reads a grid [X, C]: the rows of each text, -1 where it has fewer than the most
     grid = rows_of_texts(torch.arange(batch.texts), batch.text_index).flatten()
     ids = decoder_inputs(frozen, batch)[grid.clamp(min=0)].to(device)  # [X C, U]
-    states = _decode_labels(model, ids, encoded, ~stage.filled.view(stage.blocks, -1))
+    before, unseen = NO_PREFIX, None  # what stands before each cell in each layer, and what of it is hidden
+    if isinstance(prompts, KeyValues):
+        text_of_cell = torch.arange(batch.texts).repeat_interleave(len(grid) // batch.texts)
+        prompt_of_cell = batch.prompt_index.cpu()[text_of_cell]
+        prefixes, place = torch.unique(prompts.prefix_index(prompt_of_cell), return_inverse=True)
+        place = place.to(device)
+        before = {
+            layer: (keys.index_select(1, place).transpose(0, 1), values.index_select(1, place).transpose(0, 1))
+            for layer, (keys, values) in prompts.by_layer(prefixes, frozen).items()
+        }
+        unseen = None if hidden is None else hidden.cpu()[prompt_of_cell][:, None, None, :].to(device)
+    states = _decode_labels(model, ids, encoded, ~stage.filled.view(stage.blocks, -1), before, unseen)
     cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
     cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
     is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
@@ -107,21 +129,36 @@ def _plain_block(
 
 
 def _decode_labels(
-    model: PreTrainedModel, ids: Int[Tensor, "rows U"], encoded: Float[Tensor, "X S D"], pads: Bool[Tensor, "X S"]
+    model: PreTrainedModel,
+    ids: Int[Tensor, "rows U"],
+    encoded: Float[Tensor, "X S D"],
+    pads: Bool[Tensor, "X S"],
+    before: Mapping[int, LayerPrefix],
+    unseen: Bool[Tensor, "rows 1 1 L"] | None,
 ) -> Float[Tensor, "rows U D"]:
-    """The decoder's final states. Rows stand text after text, as many for each."""
+    """The decoder's final states. Rows stand text after text, as many for each. `before` has keys and values
+    [rows, H, L, d] for layers with a prefix."""
     decoder, size = model.decoder, ids.shape[1]
     x = decoder.embed_tokens(ids)
-    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(size, size)  # [1, H, U, U]
-    later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
+    length = next(iter(before.values()))[0].shape[2] if before else 0
+    relative = decoder.block[0].layer[0].SelfAttention
+    bias = relative.compute_bias(size, length + size, past_seen_tokens=length)  # [1, H, U, L + U]
+    later = torch.ones(size, length + size, dtype=torch.bool, device=x.device).triu(length + 1)
     bias = bias.masked_fill(later, float("-inf"))
+    own_bias = bias[..., length:]
+    if unseen is not None:
+        bias = torch.cat(
+            [bias[..., :length].masked_fill(unseen, float("-inf")), own_bias.expand(len(ids), -1, -1, -1)], -1
+        )
     centre = encoded.detach().mean(dim=1, keepdim=True)  # [X, 1, D]
     centred = encoded - centre
-    for block in decoder.block:
-        # Causal attention among a row's label positions
+    for number, block in enumerate(decoder.block):
+        # Causal attention among a row's label positions, and to its prefix
         h, attention = block.layer[0].layer_norm(x), block.layer[0].SelfAttention
         q, k, v = (_split_heads(linear(h), attention) for linear in (attention.q, attention.k, attention.v))
-        weights = _softmax(q @ k.transpose(-1, -2) + bias)  # [rows, H, U, U]
+        if number in before:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(before[number], (k, v), strict=True))
+        weights = _softmax(q @ k.transpose(-1, -2) + (bias if number in before else own_bias))  # [rows, H, U, L + U]
         x = x + attention.o((weights @ v).transpose(1, 2).flatten(2))
 
         # Attention of all rows of a text to its one encoding, which is projected only where that costs less

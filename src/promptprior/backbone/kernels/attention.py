@@ -5,11 +5,11 @@ attention interface, so one function serves every family that uses the interface
 from the same plans, with its gradient written by hand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,7 +19,12 @@ from promptprior.backbone.kernels.packing import Layout, Stage
 from promptprior.notation import Bool, Float, Int, Tensor
 
 NAME = "promptprior_packed"
-LAYOUT: ContextVar[Layout] = ContextVar("layout")
+LayerPrefix = tuple[
+    Float[Tensor, "H prefixes L d"], Float[Tensor, "H prefixes L d"]
+]  # keys and values before the texts of one layer
+NO_PREFIX: Mapping[int, LayerPrefix] = {}
+LAYOUT: ContextVar[tuple[Layout, Mapping[int, LayerPrefix]]] = ContextVar("layout")  # with the prefix of each layer
+PREFIX = -1  # the source of keys that are not the batch's own: behind those of all stages
 
 
 class MoveTokens(torch.autograd.Function):
@@ -58,8 +63,8 @@ def unpack(x: Float[Tensor, "H B S *g d"], stage: Stage) -> Float[Tensor, "H n *
 
 @dataclass(frozen=True)
 class Part:
-    """Keys that a stage's queries see: those of stage `source`, less what is hidden. `prompt_of` says which prompt's
-    keys each group reads, where several groups read one prompt."""
+    """Keys that a stage's queries see: those of stage `source` (or PREFIX), less what is hidden. `prompt_of` says which
+    prompt's keys each group reads, where several groups read one prompt."""
 
     source: int
     hidden: Bool[Tensor, "#B #S 1 K"] | None
@@ -81,9 +86,9 @@ class StagePlan:
         return pack(x[:, self.start : self.end], self.stage)
 
 
-def causal_plans(layout: Layout, window: int | None = None) -> list[StagePlan]:
-    """The stages of a causal batch, in packed order, with what each sees: its prompt, its text, its own past. `window`
-    is the width of a sliding window of attention."""
+def causal_plans(layout: Layout, window: int | None = None, has_prefix: bool = False) -> list[StagePlan]:
+    """The stages of a causal batch, in packed order, with what each sees: its prompt (or the prefix of the layer, where
+    it has one), its text, its own past. `window` is the width of a sliding window of attention."""
     bodies, answers, device = layout.bodies, layout.suffixes, layout.bodies.token_of_slot.device
     prompt_at = torch.arange(layout.length, device=device)[None]  # [1, L]
 
@@ -95,8 +100,12 @@ def causal_plans(layout: Layout, window: int | None = None) -> list[StagePlan]:
         seen: list[tuple[int, Tensor, Tensor | None, Tensor | None]] = []
         if layout.prompt_tokens and plans:
             seen.append((0, prompt_at, None, layout.group_prompt))
+        choices = stage.blocks // bodies.blocks
+        if has_prefix:
+            hidden = layout.hidden
+            hidden = None if hidden is None else hidden.repeat_interleave(choices, dim=0)[:, None, :]
+            seen.append((PREFIX, torch.arange(layout.prefix, device=device)[None], hidden, layout.group_prompt))
         if stage is answers:  # the text that is answered, less its padding
-            choices = answers.blocks // bodies.blocks
             padding = torch.arange(bodies.size, device=device) >= layout.text_lengths[:, None]  # [B, T]
             padding = padding.repeat_interleave(choices, dim=0)[:, None, :]
             seen.append((len(plans) - 1, bodies.positions.repeat_interleave(choices, dim=0), padding, None))
@@ -115,14 +124,15 @@ def causal_plans(layout: Layout, window: int | None = None) -> list[StagePlan]:
 
 
 def packed_attention(
-    module: torch.nn.Module,  # noqa: ARG001  the interface passes it
+    module: torch.nn.Module,
     query: Float[Tensor, "1 heads N d"],
     key: Float[Tensor, "1 H N d"],
     value: Float[Tensor, "1 H N d"],
     attention_mask: Tensor | None,  # noqa: ARG001  the layout says who sees whom
     **options: Any,
 ) -> tuple[Float[Tensor, "1 N heads d"], None]:
-    """Attention of the packed sequence, of shape [1, N, heads, d]: each stage over the keys it may see.
+    """Attention of the packed sequence, of shape [1, N, heads, d]: each stage over the keys it may see, those of the
+    layer's prefix included.
 
     `heads` query heads share H key heads. Of the interface's options it reads scaling, sliding_window and softcap.
     Raises NotImplementedError for score terms it does not know (attention sinks, learned position biases): the engine
@@ -130,15 +140,19 @@ def packed_attention(
     """
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases have no packed form")
-    layout, softcap, scaling = LAYOUT.get(), options.get("softcap"), options.get("scaling")
+    (layout, prefixes), softcap, scaling = LAYOUT.get(), options.get("softcap"), options.get("scaling")
+    prefix = prefixes.get(cast(int, module.layer_idx)) if prefixes else None
     heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[-1]
     scaling = scaling if scaling is not None else width**-0.5
     # [H, N, g, d]: the g queries that share a key head stand together
     queries = query[0].view(kv_heads, heads // kv_heads, -1, width).transpose(1, 2)
-    plans = causal_plans(layout, options.get("sliding_window"))
+    plans = causal_plans(layout, options.get("sliding_window"), prefix is not None)
     keys, values = ([plan.blocks(x) for plan in plans] for x in (key[0], value[0]))  # of each stage [H, B, S, d]
-    prompt_keys, prompt_values = keys[0], values[0]
-    if layout.prompt_tokens and layout.group_prompt is not None:  # copied only where several groups read one prompt
+    if prefix is not None:
+        keys, values = [*keys, prefix[0]], [*values, prefix[1]]
+    prompt_keys, prompt_values = (x[0 if prefix is None else PREFIX] for x in (keys, values))
+    if layout.group_prompt is not None and (layout.prompt_tokens or prefix is not None):
+        # copied only where several groups read one prompt
         prompt_keys, prompt_values = (x.index_select(1, layout.group_prompt) for x in (prompt_keys, prompt_values))
 
     outputs = []
@@ -168,10 +182,13 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
 @contextmanager
-def packed_model(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Run the model's attention on a packed sequence; the attention it was loaded with is restored after."""
+def packed_model(
+    model: PreTrainedModel, layout: Layout, prefixes: Mapping[int, LayerPrefix] = NO_PREFIX
+) -> Iterator[None]:
+    """Run the model's attention on a packed sequence, behind the prefixes of its layers; the attention it was loaded
+    with is restored after."""
     before = model.config._attn_implementation
-    token = LAYOUT.set(layout)
+    token = LAYOUT.set((layout, prefixes))
     model.config._attn_implementation = NAME
     try:
         yield

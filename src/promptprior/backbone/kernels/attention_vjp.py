@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from promptprior.backbone.kernels.attention import Part, StagePlan, unpack
+from promptprior.backbone.kernels.attention import LayerPrefix, Part, StagePlan, unpack
 from promptprior.notation import Float, Tensor
 
 Blocks = Float[Tensor, "H _ _ d"]  # of one stage: [H, B, S, d]
 
 
 class SavedAttention(NamedTuple):
-    """What the backward pass reads, stage by stage: blocks of queries, keys and values, and the softmax weights."""
+    """What the backward pass reads, stage by stage: blocks of queries, keys and values, and the softmax weights. The
+    keys and values of a prefix stand behind those of the last stage."""
 
     queries: list[Tensor]
     keys: list[Tensor]
@@ -28,12 +29,16 @@ class SavedAttention(NamedTuple):
 
 
 def attention_forward(
-    q: Float[Tensor, "H N g d"], k: Float[Tensor, "H N d"], v: Float[Tensor, "H N d"], plans: list[StagePlan]
+    q: Float[Tensor, "H N g d"],
+    k: Float[Tensor, "H N d"],
+    v: Float[Tensor, "H N d"],
+    plans: list[StagePlan],
+    prefix: LayerPrefix | None = None,
 ) -> tuple[Float[Tensor, "H N g d"], SavedAttention]:
-    """Attention of every stage; `q` is scaled already."""
-    activations = SavedAttention(
-        [p.blocks(q) for p in plans], [p.blocks(k) for p in plans], [p.blocks(v) for p in plans], []
-    )
+    """Attention of every stage, behind the prefix that plans have seen; `q` is scaled already."""
+    before: tuple[list[Tensor], list[Tensor]] = ([], []) if prefix is None else ([prefix[0]], [prefix[1]])
+    keys, values = ([*(p.blocks(x) for p in plans), *own] for x, own in zip((k, v), before, strict=True))
+    activations = SavedAttention([p.blocks(q) for p in plans], keys, values, [])
     outputs = []
     for plan, query in zip(plans, activations.queries, strict=True):
         scores = []
@@ -58,8 +63,8 @@ def attention_forward(
 
 def attention_backward(
     gradient: Float[Tensor, "H N g d"], activations: SavedAttention, plans: list[StagePlan]
-) -> tuple[Float[Tensor, "H N g d"], Float[Tensor, "H N d"], Float[Tensor, "H N d"]]:
-    """The gradients of queries, keys and values, from that of the output."""
+) -> tuple[Float[Tensor, "H N g d"], Float[Tensor, "H N d"], Float[Tensor, "H N d"], LayerPrefix | None]:
+    """The gradients of queries, keys and values, and of the prefix where there is one, from that of the output."""
     query_grads = []
     key_grads, value_grads = (
         [torch.zeros_like(x) for x in blocks] for blocks in (activations.keys, activations.values)
@@ -97,7 +102,9 @@ def attention_backward(
                     total.index_add_(1, part.prompt_of, grad)
         assert query_grad is not None
         query_grads.append(query_grad.view(query.shape))
-    return _as_tokens(query_grads, plans), _as_tokens(key_grads, plans), _as_tokens(value_grads, plans)
+    has_prefix = len(key_grads) > len(plans)
+    own = (_as_tokens(grads[: len(plans)], plans) for grads in (query_grads, key_grads, value_grads))
+    return (*own, (key_grads[-1], value_grads[-1]) if has_prefix else None)  # type: ignore[return-value]  # three
 
 
 def _part_blocks(part: Part, blocks: list[Blocks]) -> Blocks:

@@ -18,7 +18,7 @@ from torch.nn import Linear
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from promptprior.backbone.kernels.attention import StagePlan
+from promptprior.backbone.kernels.attention import LayerPrefix, StagePlan
 from promptprior.backbone.kernels.attention_vjp import SavedAttention, attention_backward, attention_forward
 from promptprior.notation import Float, Int, Tensor
 
@@ -87,19 +87,21 @@ class BlockRun:
     """What one run through a block needs besides its input.
 
     `inputs` says how tokens read the input's rows, and which of these want a gradient; `plain` is the block as
-    transformers computes it, from what tokens read; `keep` says whether to keep activations for the backward pass or
-    compute them again; `query_rotary` carries the score's scale; `rows` are the tokens whose output is needed.
+    transformers computes it, from what tokens read and the keys and values of `prefix` (where it has one); `keep` says
+    whether to keep activations for the backward pass or compute them again; `query_rotary` carries the score's scale;
+    `rows` are the tokens whose output is needed.
     """
 
     block: Block
     plans: list[StagePlan]
     inputs: SharedInputs
-    plain: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]]
+    plain: Callable[..., Float[Tensor, "N D"]]
     keep: bool
     kernels: "Kernels"
     query_rotary: Rotary | None = None
     key_rotary: Rotary | None = None
     rows: Int[Tensor, " V"] | None = None
+    prefix: LayerPrefix | None = None
 
 
 class SavedActivations(NamedTuple):
@@ -122,7 +124,7 @@ def saved_entries(block: Block, keys: int = 512) -> int:
 def run_blocks(x: Float[Tensor, "S D"], runs: Iterable[BlockRun]) -> Float[Tensor, "V D"]:
     """The output of the last block; each block is one node of autograd's graph."""
     for run in runs:
-        x = BlockFunction.apply(x, run)  # type: ignore[no-untyped-call]
+        x = BlockFunction.apply(x, run, *(run.prefix or ()))  # type: ignore[no-untyped-call]
     return x
 
 
@@ -130,23 +132,28 @@ class BlockFunction(torch.autograd.Function):
     """A block as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "S D"], run: BlockRun) -> Float[Tensor, "V D"]:
-        """The block's output."""
+    def forward(ctx: Any, x: Float[Tensor, "S D"], run: BlockRun, *prefix: Tensor) -> Float[Tensor, "V D"]:
+        """The block's output. `prefix` are the run's keys and values, where it has any."""
         out, activations = block_forward(x, run)
         leaves, ctx.structure = tree_flatten(activations if run.keep else ())
-        ctx.run = run
-        ctx.save_for_backward(x, *leaves)
+        ctx.run, ctx.inputs = run, 1 + len(prefix)
+        ctx.save_for_backward(x, *prefix, *leaves)
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "S D"], None]:
-        """The gradient of the input; through `plain` where that gradient will itself be differentiated."""
+    def backward(ctx: Any, gradient: Float[Tensor, "V D"]) -> tuple[Tensor | None, ...]:
+        """The gradients of the input [S, D], of nothing, and of the prefix's keys and values; through `plain` where
+        those gradients will themselves be differentiated."""
         run: BlockRun = ctx.run
-        x, *leaves = ctx.saved_tensors
+        x, *prefix = ctx.saved_tensors[: ctx.inputs]
+        leaves = list(ctx.saved_tensors[ctx.inputs :])
         if torch.is_grad_enabled():
-            out = run.plain(run.inputs.spread(x))
+            out = run.plain(run.inputs.spread(x), *prefix)
             out = out if run.rows is None else out.index_select(0, run.rows)
-            return torch.autograd.grad(out, x, gradient, create_graph=True)[0], None
+            wanted = [tensor for tensor in (x, *prefix) if tensor.requires_grad]
+            grads = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+            first, *others = (next(grads) if tensor.requires_grad else None for tensor in (x, *prefix))
+            return (first, None, *others)
         activations = tree_unflatten(leaves, ctx.structure) if run.keep else block_forward(x, run)[1]
 
         # The forward pass read backwards: of y = x W' the gradient is dx = dy W; a residual's is added in the norm's
@@ -163,7 +170,10 @@ class BlockFunction(torch.autograd.Function):
         attended = middle @ block.o.weight  # [V, H g d]
         if run.rows is not None:  # tokens whose output was not needed get no gradient
             attended = attended.new_zeros(tokens, attended.shape[1]).index_copy_(0, run.rows, attended)
-        q, k, v = attention_backward(_by_head(attended, block.heads, block.kv_heads), activations.attention, run.plans)
+        of_output = _by_head(attended, block.heads, block.kv_heads)
+        q, k, v, of_prefix = attention_backward(of_output, activations.attention, run.plans)
+        if not ctx.needs_input_grad[0]:  # below the first prefix nothing is trained
+            return (None, None, *(of_prefix or ()))
 
         h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
         h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
@@ -172,7 +182,8 @@ class BlockFunction(torch.autograd.Function):
             middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
         n = len(h)  # rows that want no gradient get zero
         trained = kernels.rms_backward(h, x[:n], block.norm, activations.scale[:n], collect(middle))
-        return trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])]), None
+        trained = trained if n == len(x) else torch.cat([trained, trained.new_zeros(len(x) - n, x.shape[1])])
+        return (trained, None, *(of_prefix or ()))
 
 
 def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor, "V D"], SavedActivations]:
@@ -182,7 +193,7 @@ def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor,
     q = _rotate(_by_head(spread(block.q(h)), block.heads, block.kv_heads), run.query_rotary)  # [H, N, g, d]
     k = _rotate(_by_head(spread(block.k(h)), block.kv_heads, block.kv_heads), run.key_rotary)[:, :, 0]  # [H, N, d]
     v = _by_head(spread(block.v(h)), block.kv_heads, block.kv_heads)[:, :, 0].contiguous()
-    out, attention = attention_forward(q, k, v, run.plans)
+    out, attention = attention_forward(q, k, v, run.plans, run.prefix)
     attended, residual = _by_token(out), spread(x)  # [N, H g d], [N, D]
     if run.rows is not None:
         attended, residual = attended.index_select(0, run.rows), residual.index_select(0, run.rows)

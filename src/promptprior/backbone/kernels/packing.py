@@ -45,7 +45,9 @@ class Layout:
     """A packed batch: what to embed, where it stands, who sees whom, and which states predict targets.
 
     `prompt_tokens` is P * L. `group_prompt` names the prompt each of the G groups reads, `None` when group g reads
-    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row.
+    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row. Where texts
+    read keys and values instead of tokens, `prefix` is the number of their positions, `length` is 0, and `hidden` says
+    which of them the text of each block does not see.
     """
 
     used_prompts: Int[Tensor, " P"]
@@ -59,6 +61,8 @@ class Layout:
     suffixes: Stage | None
     group_prompt: Int[Tensor, " G"] | None
     predicts: Int[Tensor, " V"]
+    prefix: int = 0
+    hidden: Bool[Tensor, "B L"] | None = None
 
 
 Moved = TypeVar("Moved", Stage, Layout)
@@ -76,8 +80,9 @@ def on_device(value: Moved, device: torch.device) -> Moved:
     return replace(value, **moved)
 
 
-def plan(batch: Batch, length: int) -> Layout:
-    """The layout of a batch whose prompts are `length` tokens long. Computed on the CPU."""
+def plan(batch: Batch, length: int, prefix: int = 0, hidden: Bool[Tensor, "X L"] | None = None) -> Layout:
+    """The layout of a batch whose prompts are `length` tokens long, or are `prefix` positions of keys and values, some
+    of them `hidden` from each text. Computed on the CPU."""
     used, prompt_index = torch.unique(batch.prompt_index.cpu(), return_inverse=True)  # [P], [X]
     prompts, _ = ragged_stage(torch.arange(len(used)), torch.full((len(used),), length), 0)
 
@@ -106,16 +111,17 @@ def plan(batch: Batch, length: int) -> Layout:
         target_ids = batch.target_ids[order]  # [X, U]
         ids = torch.cat([ids, target_ids], dim=1)
         filled = torch.cat([filled, torch.arange(target_ids.shape[1]) < answers[order][:, None]], dim=1)
-    bodies, body_start = ragged_stage(body_texts, body_lengths, length)
+    first = prefix + length  # the position of a text's first token
+    bodies, body_start = ragged_stage(body_texts, body_lengths, first)
     token_ids = [ids[filled]]
-    positions = [torch.arange(length).repeat(len(used)), length + ragged_arange(body_lengths[order])]
+    positions = [torch.arange(length).repeat(len(used)), first + ragged_arange(body_lengths[order])]
 
     # Suffixes: the answers of each text, text after text
     suffixes, suffix_start = None, torch.zeros(batch.rows, dtype=torch.long)
     if not continues and int(answers.max()) > 0:
         suffix_rows = rows_of_texts(body_texts, text).flatten()
         rows = suffix_rows[suffix_rows >= 0]
-        offset = length + batch.text_lengths[text]  # [R]; the position of an answer's first token
+        offset = first + batch.text_lengths[text]  # [R]; the position of an answer's first token
         suffixes, suffix_start = ragged_stage(suffix_rows, answers, offset)
         is_read = torch.arange(batch.target_ids.shape[1]) < answers[rows][:, None]
         token_ids.append(batch.target_ids[rows][is_read])
@@ -142,6 +148,8 @@ def plan(batch: Batch, length: int) -> Layout:
         suffixes=suffixes,
         group_prompt=group_prompt,
         predicts=torch.where(column == 0, predicts_first[row], answer_start[row] + column - 1),
+        prefix=prefix,
+        hidden=None if hidden is None else hidden.cpu()[body_texts.clamp(min=0)],
     )
 
 

@@ -9,7 +9,7 @@ layer and positions of the hidden states, how long teachers train. docs/rivals.m
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -44,6 +44,7 @@ class Mpt(Recipe):
     joint_steps: int = target_option(
         0, "steps in which all targets of a seed first train one shared prompt; it is frozen afterwards", least=0
     )
+    needs_tokens: ClassVar[bool] = True
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Train the teachers, then the shared prompt and every source's u and v. The order of sources has no say."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.backbone.text_queries import Query, pooled
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.methods.contract import Recipe
@@ -15,7 +16,6 @@ from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.notation import Float, Params, Tensor
 from promptprior.parameterisations.retrieval.mixture import NETWORK, Attends, Mixture, init_attention_network
-from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task
@@ -37,6 +37,8 @@ class AttentionRecipe(Recipe):
         0.003, "rate of the attention network, times the prompt's in embedding scales; none: the prompt's own", least=0
     )
     freeze_norm: bool = option(False, "leave the network's LayerNorm as it starts (as released)")
+
+    needs_tokens: ClassVar[bool] = True
 
     @property
     def network_tensors(self) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ Options are TPT's (Wu et al. 2023) and ours; docs/tpt.md says which are which.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.backbone.text_queries import Query, pooled
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
@@ -20,7 +21,6 @@ from promptprior.methods.shared.source_prompts import train_prompts
 from promptprior.notation import Float, Tensor
 from promptprior.parameterisations.initial import FREQUENT, vocabulary_start
 from promptprior.parameterisations.retrieval.bank import BANK_TENSORS, SCORING_TENSORS, Bank, Scoring, Selection
-from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import MixtureDraws, generator
 from promptprior.tasks.task import Task
@@ -64,6 +64,8 @@ class BankRecipe(Recipe):
         "frequent", "bank from frequent words, or from prompts trained on each source (SPoT's)"
     )
     freeze_bank: bool = target_option(False, "adapt the task prompt alone")
+
+    needs_tokens: ClassVar[bool] = True
 
     def bank(self, context: RunContext, own: int, **settings: Any) -> Bank:
         """The parameterisation that a stage reads, with a task prompt of `own` tokens."""
@@ -109,6 +111,7 @@ class BankRecipe(Recipe):
         self, context: RunContext, sources: Sequence[Task], draws: MixtureDraws, seed: int
     ) -> tuple[InitialParams, Cost]:
         """Where stage 1 starts, one copy, and what that cost."""
+        context.settings.require_tokens("a bank of tokens (--options.parameterisation)")
         backbone, own = context.backbone, self.own_tokens(context.settings) if self.task_prompt == "learned" else 0
         form = self.bank(context, own, tasks=len(sources), budget=self.budget, balance=self.balance, spread=self.spread)
         rows, cost = frequent_rows(context, self.bank_size, generator("bank", seed)), Cost()  # [N, D]

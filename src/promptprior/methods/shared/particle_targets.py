@@ -57,6 +57,7 @@ def joint_starts(
 
     A prior of this width (in embedding scales; None for none) pulls the part that a group shares back to its start.
     """
+    context.settings.require_tokens(f"joint training of targets (--options.{recipe.name}.joint-steps)")
     groups, scale = target_groups(priors, episodes), context.backbone.scale
     rate = context.settings.target.learning_rates[0]
     form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))

@@ -60,6 +60,7 @@ def read_prompts(context: RunContext, paths: Sequence[Path], start: Path | None)
     Raises ArtifactError for a file that holds no prompt, SpecError for one of another length or width.
     """
     files = prompt_files(paths)
+    context.settings.require_tokens("what reads source prompts from files (--options.source-prompts)")
     shape = (context.settings.length, context.backbone.width)
     prompts = {file: read_prompt(file) for file in [*files, *([start] if start is not None else [])]}
     for file, prompt in prompts.items():

@@ -7,6 +7,7 @@ offsets belong to the text alone, never to pads or answers, and their product ha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class Dept(Recipe):
         0, "rank of the offsets; 0: as the numbers that the short prompt saves allow", least=0, most=2**16
     )
     low_rank_speed: float = option(0.1, "rate of both low-rank parts, as a multiple of the prompt's", least=0)
+
+    needs_tokens: ClassVar[bool] = True
 
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """The short prompt."""

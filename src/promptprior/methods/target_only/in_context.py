@@ -38,9 +38,9 @@ class InContext(Recipe):
     trains: ClassVar[bool] = False
     adapts_one_by_one: ClassVar[bool] = True  # prompts of episodes differ in length
 
-    def shows_shots(self) -> bool:
-        """Yes: demonstrations."""
-        return True
+    def shown_shots(self, shots: int) -> int:
+        """All that may be shown."""
+        return shots if self.most is None else min(shots, self.most)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The demonstrations of one episode, as a prompt."""

@@ -8,6 +8,7 @@ batch 8, length 10). `residual_prompt_tuning` is ours: the gain starts at 0, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class ResidualPromptTuning(Recipe):
         0.03, "rate of the network, times the prompt's in embedding scales; none: the prompt's own rate", least=0
     )
     absolute: bool = option(False, "the prompt as it is into the network, and a gain in absolute numbers (as released)")
+
+    needs_tokens: ClassVar[bool] = True
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Prompt tuning's start for every episode, and a network of its own."""

@@ -14,10 +14,10 @@ import torch
 from torch.nn.functional import normalize
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.text_queries import Query, QueryCache
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.parameterisations.retrieval.bank_diagnostics import Retrieval, describe_retrieval
-from promptprior.parameterisations.retrieval.text_queries import Query, QueryCache
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 Scoring = Literal["dot", "scaled", "cosine", "same", "random"]

@@ -18,11 +18,11 @@ import torch
 from torch.nn.functional import layer_norm, one_hot, silu
 
 from promptprior.backbone import Backbone
+from promptprior.backbone.text_queries import Query, pooled
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
 from promptprior.parameterisations.initial import linear_init
 from promptprior.parameterisations.retrieval.bank_diagnostics import entropy_bits, four_digits
-from promptprior.parameterisations.retrieval.text_queries import Query, pooled
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
 Attends = Literal["all", "sources"]

@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from promptprior.backbone import Backbone
 from promptprior.backbone.early_layers import first_states
+from promptprior.backbone.engine import Backbone
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
