@@ -62,7 +62,7 @@ def test_weights_are_the_best_point_of_the_simplex(seed: int) -> None:
 
 def test_a_member_that_is_too_sure_gets_a_temperature() -> None:
     [own] = random_case(0, members=1)
-    sure = [replace(a, target_nll=tuple(8 * v for v in a.target_nll)) for a in own]
+    sure = [replace(a, target_nll=tuple(2 * v for v in a.target_nll)) for a in own]
     exact = minimize_scalar(lambda t: -float(log_right(sure, float(np.exp(t))).sum()), bounds=(-2, 5), method="bounded")
     [temperature] = mix([sure]).temperatures
     assert abs(np.log(temperature) - exact.x) <= np.log(2) / 8 + 1e-6  # the nearest point of the grid

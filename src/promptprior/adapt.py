@@ -47,9 +47,9 @@ from promptprior.folds import (
     mean_over_folds,
     whole_episode,
 )
-from promptprior.heads.fitted import with_heads, without_head
+from promptprior.heads.fitted import with_head, without_head
 from promptprior.heads.head import Head
-from promptprior.heads.registry import make_head
+from promptprior.heads.registry import NAMED_HEADS
 from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
 from promptprior.methods.contract import Choosing
@@ -147,7 +147,7 @@ def refusal(method: Recipe, task: Task) -> str | None:
 
 def recipe_head(method: Recipe) -> Head | None:
     """The head of a method; None where the choices' likelihood answers."""
-    return None if method.head == "verbalizer" else make_head(method.head)
+    return NAMED_HEADS.get(method.head)
 
 
 def _checked_priors(
@@ -209,6 +209,8 @@ def _run_all_ways(
     """All variants and rates of all episodes in one run; of `folds` (counts) of one episode dev says the mean."""
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
+    if method.head != "verbalizer" and init.ensemble_size > 1:
+        raise SpecError(f"method {method.name!r}: its prompts answer together, and a head reads one (--options.head)")
     objective = objective_of(context.backbone, init.parameterisation)
     rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
     run = target_run(method, context, objective, init, episodes, rates)
@@ -235,7 +237,7 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
     """
     objective = prompt_objective(adapted[0].prompt, backbone)
     params = {n: torch.cat([a.prompt.params[n] for a in adapted]) for n in adapted[0].prompt.params}
-    fitted = fit_heads(head, objective, params, [a.episode for a in adapted], copies_of(adapted[0].prompt.params))
+    fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
     headed = []
     for a, one in zip(adapted, fitted, strict=True):
         header, task = a.prompt.header, a.episode.task
@@ -249,8 +251,8 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
             choices=a.episode.shots.train[0].choices,
             scores={**header.scores, "dev": {**said, "dev_score": value}},  # type: ignore[dict-item]
         )
-        prompt = Prompt(header, with_heads(a.prompt.params, one.heads))
-        taught = sum(number.numel() for h in one.heads for number in h.params.values())
+        prompt = Prompt(header, with_head(a.prompt.params, one.head))
+        taught = sum(number.numel() for number in one.head.params.values())
         headed.append(replace(a, prompt=prompt, dev_score=value, trainable=a.trainable + taught))
     return headed
 
@@ -286,7 +288,7 @@ def _adapt_with_folds(
             if head is None:
                 answers += answer_held_out(objective, params, asked, size)
             else:
-                answers += [one.on_dev for one in fit_heads(head, objective, params, asked, size)]
+                answers += [one.on_dev for one in fit_heads(head, objective, params, asked)]
 
     wholes = [whole_episode(episode) for episode in episodes]
     init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)

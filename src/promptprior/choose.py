@@ -108,7 +108,7 @@ def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float
 
 
 def choose(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
-    """The best candidate of one episode, or their blend, as the prompt of method `name`, whose header has the leaderboard.
+    """The best candidate of one episode, or their blend, as the prompt of method `name`; its header has a leaderboard.
 
     Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free
     text, which has no choices to average over, goes to the candidate of the lowest NLL.

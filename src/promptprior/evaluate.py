@@ -18,7 +18,7 @@ from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
 from promptprior.errors import DataError
-from promptprior.heads.fitted import FittedHead, fitted_heads, without_head
+from promptprior.heads.fitted import FittedHead, fitted_head, without_head
 from promptprior.heads.head import Readout
 from promptprior.heads.registry import make_head
 from promptprior.interruptions import raise_if_interrupted
@@ -138,9 +138,9 @@ def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: 
 
 
 def prompt_heads(prompt: Prompt) -> tuple[FittedHead, ...]:
-    """The fitted head of each copy of a prompt; () where the choices' likelihood answers."""
+    """The fitted head of a prompt; () where the choices' likelihood answers."""
     header = prompt.header
-    return fitted_heads(make_head(header.head, header.head_settings), prompt.params) if header.head else ()
+    return (fitted_head(make_head(header.head, header.head_settings), prompt.params),) if header.head else ()
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:

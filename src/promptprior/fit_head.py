@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from promptprior.evaluate import EvalSet, make_eval_set, mean_probability, readouts
+from promptprior.evaluate import EvalSet, make_eval_set, readouts
 from promptprior.heads.fitted import FittedHead
 from promptprior.heads.head import Head, Readout
 from promptprior.held_out import HeldOut
@@ -27,46 +27,40 @@ def why_no_head(task: Task) -> str | None:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """The heads of an episode's copies, fitted on all its shots; and its dev shots as answered together by heads that
-    the training shots alone have taught."""
+    """The head of an episode's prompt, fitted on all its shots; and its dev shots as answered by one that the training
+    shots alone have taught."""
 
-    heads: tuple[FittedHead, ...]
+    head: FittedHead
     on_dev: tuple[HeldOut, ...]
 
 
 @torch.no_grad()
-def fit_heads(
-    head: Head, objective: Answering, params: Params, episodes: Sequence[Episode], size: int
-) -> list[HeadFit]:
-    """Heads for each episode, behind its `size` copies of the params: those of episode e start at e * size."""
+def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequence[Episode]) -> list[HeadFit]:
+    """A head for each episode, behind the prompt of its own copy of the params: copy e for episode e."""
     members: list[EvalSet] = []
     extra: list[EvalSet] = []
-    for e, episode in enumerate(episodes):
+    for copy, episode in enumerate(episodes):
         shots = (*episode.shots.train, *episode.shots.dev)
         texts = head.extra_texts([example.text for example in shots])
         free = [replace(shots[0], id=f"extra-{i}", text=text) for i, text in enumerate(texts)]
-        for copy in range(e * size, (e + 1) * size):
-            for sets, examples in ((members, shots), (extra, free)):
-                if examples:
-                    own = make_eval_set(objective, episode.task, examples, copy)
-                    sets.append(replace(own, heads=(FittedHead(head, {}),)))
+        for sets, examples in ((members, shots), (extra, free)):
+            if examples:
+                own = make_eval_set(objective, episode.task, examples, copy)
+                sets.append(replace(own, heads=(FittedHead(head, {}),)))
     sites = head.sites(objective.backbone.layers)
     read = readouts(objective, params, [*members, *extra], [sites] * (len(members) + len(extra)))
     extra_read = read[len(members) :] or [None] * len(members)
 
     fits = []
-    for e, episode in enumerate(episodes):
-        copies, train, dev = range(e * size, (e + 1) * size), len(episode.shots.train), episode.shots.dev
-        labels = torch.tensor([example.label for example in members[e * size].examples])
-        answers = []  # of each copy, on dev
-        for c in copies if dev else ():
-            taught = head.fit(_rows(read[c], slice(train)), labels[:train], extra_read[c])
-            answers.append(head.choice_nll(taught, _rows(read[c], slice(train, None), head.used(taught))).tolist())
-        together = [nll[0] if size == 1 else mean_probability(nll) for nll in zip(*answers, strict=True)]
-        lengths = [tuple(map(len, tokens.targets)) for tokens in members[e * size].tokens[train:]]
-        on_dev = tuple(HeldOut(x, tuple(nll), own) for x, nll, own in zip(dev, together, lengths, strict=True))
-        heads = tuple(FittedHead(head, head.fit(read[c], labels, extra_read[c])) for c in copies)
-        fits.append(HeadFit(heads, on_dev))
+    for episode, member, shots_read, own_extra in zip(episodes, members, read, extra_read, strict=False):
+        train, on_dev = len(episode.shots.train), tuple[HeldOut, ...]()
+        labels = torch.tensor([example.label for example in member.examples])
+        if episode.shots.dev:
+            taught = head.fit(_rows(shots_read, slice(train)), labels[:train], own_extra)
+            nll = head.choice_nll(taught, _rows(shots_read, slice(train, None), head.used(taught))).tolist()
+            lengths = [tuple(map(len, tokens.targets)) for tokens in member.tokens[train:]]
+            on_dev = tuple(HeldOut(*of) for of in zip(episode.shots.dev, map(tuple, nll), lengths, strict=True))
+        fits.append(HeadFit(FittedHead(head, head.fit(shots_read, labels, own_extra)), on_dev))
     return fits
 
 

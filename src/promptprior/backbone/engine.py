@@ -144,7 +144,8 @@ class Backbone:
         sites: Sequence[Site],
         hidden: Bool[Tensor, "P L"] | None = None,
     ) -> Float[Tensor, "X S W"]:
-        """The states of each text's tokens behind its prompt, pooled at every site, in the prompts' dtype. L may be 0; W is the width inside the model, which is D but for models that project their embeddings.
+        """The states of each text's tokens behind its prompt, pooled at every site, in the prompts' dtype. L may be
+        0. W is the width between blocks: D, but for models that project their embeddings.
 
         Targets are not read, and layers above the highest site not run; the meter counts the share of them that is. An
         empty text has zeros. Chunks and `hidden` are as in `losses`. Differentiable in the prompts. Raises SpecError

@@ -1,9 +1,7 @@
 """A head with the params that shots gave it, and how an artifact keeps it: tensors named "head.*" beside the prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 from promptprior.heads.head import Head, Readout
 from promptprior.notation import Float, Params, Tensor
@@ -28,14 +26,11 @@ def without_head(params: Params) -> Params:
     return {name: value for name, value in params.items() if not name.startswith(PREFIX)}
 
 
-def with_heads(params: Params, heads: Sequence[FittedHead]) -> Params:
-    """The params of a form, and those of the head of each of its copies."""
-    names = heads[0].params if heads else ()
-    return {**params, **{PREFIX + name: torch.stack([head.params[name] for head in heads]) for name in names}}
+def with_head(params: Params, head: FittedHead) -> Params:
+    """The params of a form of one copy, and those of its head."""
+    return {**params, **{PREFIX + name: value[None] for name, value in head.params.items()}}
 
 
-def fitted_heads(head: Head, params: Mapping[str, Tensor]) -> tuple[FittedHead, ...]:
-    """The head of every copy, from an artifact's params."""
-    own = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
-    copies = next(iter(params.values())).shape[0]
-    return tuple(FittedHead(head, {name: value[c] for name, value in own.items()}) for c in range(copies))
+def fitted_head(head: Head, params: Mapping[str, Tensor]) -> FittedHead:
+    """The head with its params among an artifact's."""
+    return FittedHead(head, {n.removeprefix(PREFIX): v[0] for n, v in params.items() if n.startswith(PREFIX)})

@@ -13,7 +13,7 @@ So a head that picks one middle layer of many costs half a forward pass where it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from promptprior.backbone import Site
 from promptprior.notation import Float, Int, Params, Tensor
@@ -33,27 +33,30 @@ class Readout:
 
 class Head(Protocol):
     """What turns a readout into probabilities. Its params are those of ONE copy: float tensors without a copies axis,
-    none for a head that fits nothing."""
+    none for a head that fits nothing. A head that names this protocol as its base inherits what it does not need."""
+
+    reads_nll: ClassVar[bool] = True
+    """Whether it reads the likelihood of the choices; else a readout's `nll` is all zeros, which costs nothing."""
 
     @property
     def name(self) -> str:
         """The name it is registered under and artifacts keep."""
 
-    @property
-    def reads_nll(self) -> bool:
-        """Whether it reads the likelihood of the choices; else a readout's `nll` is all zeros, and costs nothing."""
-
-    def sites(self, layers: int) -> tuple[Site, ...]:
+    def sites(self, layers: int) -> tuple[Site, ...]:  # noqa: ARG002
         """What it reads of a model with so many blocks while it is fitted; () for no states."""
+        return ()
 
-    def extra_texts(self, texts: Sequence[str]) -> list[str]:
-        """Further texts that `fit` wants to read beside the shots' (content-free ones); [] for none."""
+    def extra_texts(self, texts: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """Further texts that `fit` wants to read beside the shots' (content-free ones); [] for none. Never empty ones:
+        without a prompt the model cannot score an answer to nothing."""
+        return []
+
+    def used(self, params: Params) -> tuple[int, ...]:
+        """Which of `sites`, by their indices in ascending order, `choice_nll` reads: those in params["site"]."""
+        return tuple(int(index) for index in params.get("site", ()))
 
     def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:
         """Params from the shots, whose choices are labelled 0 to K - 1; `extra` is the readout of `extra_texts`."""
-
-    def used(self, params: Params) -> tuple[int, ...]:
-        """Which of `sites`, by their indices in ascending order, `choice_nll` reads."""
 
     def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:
         """Minus the log probability of each choice, normalised over the choices, in nats, float64."""

@@ -1,0 +1,140 @@
+"""Label texts through the language model's head, less the model's bias for some of them.
+
+    p(c | x) = softmax over c of (scale * log p(c | x) + offset_c)
+
+Raw likelihoods of label texts differ by what the words are, whatever the text says. Offsets from three sources:
+
+    shots          those that fit the labelled shots best, with a scale, pulled to 0 and 1
+    texts          minus the log of the mean probability over the shots' texts, no labels seen: batch calibration
+                   (Zhou et al. 2023, arXiv 2309.17249)
+    content_free   the same over texts without content in the shots' template: contextual calibration (Zhao et al. 2021,
+                   arXiv 2102.09690); as a difference of logs it is domain-conditional PMI (Holtzman et al. 2021,
+                   arXiv 2104.08315)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from promptprior.heads.head import Head, Readout
+from promptprior.heads.left_out import held_out_folds
+from promptprior.notation import Float, Int, Params, Tensor
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+NEWTON_STEPS, CONVERGED = 100, 1e-10
+
+
+@dataclass(frozen=True)
+class Calibrated(Head):
+    """The verbalizer with an offset for each label. `strengths` are pulls of the shots' offsets to 0, in nats over all
+    shots; leave-one-out log-likelihood chooses (32 folds where there are more than 256 shots)."""
+
+    by: Literal["shots", "texts", "content_free"] = "shots"
+    strengths: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+    name: str = "calibrated"
+
+    def extra_texts(self, texts: Sequence[str]) -> list[str]:
+        """What all texts begin and end with, the template, around nothing, "N/A" and "[MASK]"."""
+        if self.by != "content_free":
+            return []
+        before, after = template_ends(texts)
+        return [before + content + after for content in CONTENT_FREE if (before + content + after).strip()]
+
+    def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:
+        """`offset` [K] in nats and `scale` [1] of the log-probabilities. Raises ValueError where content-free texts are
+        asked for and not given."""
+        logs = torch.log_softmax(-shots.nll.double().cpu(), dim=1)  # [X, K]
+        if self.by == "shots":
+            return self.fit_held_out(logs, labels.cpu())[0]
+        if self.by == "content_free":
+            if extra is None:
+                raise ValueError("calibrated by content_free: the readout of its extra_texts is missing")
+            logs = torch.log_softmax(-extra.nll.double().cpu(), dim=1)
+        return {"offset": torch.tensor(len(logs)).log() - logs.logsumexp(0), "scale": logs.new_ones(1)}
+
+    def fit_held_out(
+        self, logs: Float[Tensor, "X K"], labels: Int[Tensor, " X"]
+    ) -> tuple[Params, Float[Tensor, "X K"]]:
+        """Params fitted to all shots, and the NLL of each shot's choices under those fitted without it."""
+        out = held_out_folds(labels)  # [F, n]
+        kept = torch.cat([~out, torch.ones_like(out[:1])])  # the last: all shots
+        best, chosen = torch.inf, None
+        for strength in self.strengths:
+            offset, scale = fit_offsets(logs, labels, kept.double(), strength)  # [F + 1, K], [F + 1]
+            nll = -torch.log_softmax(scale[:-1, None, None] * logs + offset[:-1, None], dim=-1)  # [F, n, K]
+            held_out = nll[out.double().argmax(0), torch.arange(len(logs))]  # [n, K]
+            loss = float(held_out.gather(1, labels[:, None]).mean())
+            if loss < best:
+                best, chosen = loss, ({"offset": offset[-1], "scale": scale[-1:]}, held_out)
+        assert chosen is not None
+        return chosen
+
+    def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:
+        """Minus the log of the calibrated probabilities."""
+        logs = torch.log_softmax(-readout.nll.double(), dim=1)
+        scale, offset = (params[key].double().to(logs.device) for key in ("scale", "offset"))
+        return -torch.log_softmax(scale * logs + offset, dim=1)
+
+
+def fit_offsets(
+    logs: Float[Tensor, "n K"], labels: Int[Tensor, " n"], weights: Float[Tensor, "F n"], strength: float
+) -> tuple[Float[Tensor, "F K"], Float[Tensor, " F"]]:
+    """For each fold the offsets and the scale that minimise
+
+        sum over shots of weight * NLL of the label + strength / 2 * (sum of squared offsets + (scale - 1)^2)
+
+    which is strictly convex: Newton's method, all folds at once, each halving its steps until the sum falls."""
+    choices = logs.shape[1]
+    right = torch.nn.functional.one_hot(labels, choices).to(logs)  # [n, K]
+    start = torch.cat([logs.new_zeros(choices), logs.new_ones(1)])
+    theta = start.repeat(len(weights), 1)  # [F, K + 1]: offsets, scale
+
+    def objective(theta: Tensor) -> Float[Tensor, " F"]:
+        table = torch.log_softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)  # [F, n, K]
+        return strength / 2 * (theta - start).square().sum(1) - (weights * (table * right).sum(-1)).sum(1)
+
+    value = objective(theta)
+    for _ in range(NEWTON_STEPS):
+        p = torch.softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)  # [F, n, K]
+        error, weighted = weights[..., None] * (p - right), weights[..., None] * p
+        gradient = torch.cat([error.sum(1), (error * logs).sum((1, 2))[:, None]], dim=1) + strength * (theta - start)
+        mean = (p * logs).sum(-1, keepdim=True)  # [F, n, 1]
+        cross = (weighted * (logs - mean)).sum(1)  # [F, K]
+        hessian = strength * torch.eye(choices + 1, dtype=logs.dtype).repeat(len(weights), 1, 1)
+        hessian[:, :-1, :-1] += torch.diag_embed(weighted.sum(1)) - weighted.transpose(1, 2) @ p
+        hessian[:, :-1, -1] += cross
+        hessian[:, -1, :-1] += cross
+        hessian[:, -1, -1] += (weighted * (logs - mean).square()).sum((1, 2))
+        step = -torch.linalg.solve(hessian, gradient)
+        if float((step.abs() / (1 + theta.abs())).max()) < CONVERGED:
+            break
+        size = torch.ones_like(value)
+        for _ in range(30):
+            new = objective(theta + size[:, None] * step)
+            if not (worse := new > value + 1e-12 * value.abs()).any():
+                break
+            size = torch.where(worse, size / 2, size)
+        theta, value = theta + size[:, None] * step, new
+    return theta[:, :-1], theta[:, -1]
+
+
+def template_ends(texts: Sequence[str]) -> tuple[str, str]:
+    """What all texts begin with and end with, each cut where a word of the template is whole.
+
+    >>> template_ends(["Review: fine film\\nIs it good?", "Review: a bore\\nIs it good?"])
+    ('Review: ', '\\nIs it good?')
+    """
+    ends = []
+    for whole in (list(texts), [text[::-1] for text in texts]):
+        low, high = min(whole), max(whole)  # what these two share at the front, all do
+        ends.append(low[: next((i for i, c in enumerate(low) if c != high[i]), len(low))])
+    before, after = ends[0], ends[1][::-1]
+    longest = min(map(len, texts)) - len(before)
+    after = after[len(after) - longest :] if len(after) > longest else after  # the two never overlap
+    if any(text != before for text in texts):  # the last word may be the texts' own, and only begin alike
+        before = before[: max((i + 1 for i, c in enumerate(before) if c.isspace()), default=0)]
+        first = next((i for i, c in enumerate(after) if c.isspace()), len(after))
+        after = after[first:]
+    return before, after

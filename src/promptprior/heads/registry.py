@@ -1,0 +1,44 @@
+"""All heads: by the name that artifacts keep, and by the name that a method is given (`--options.head`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from promptprior.config.choices import HeadName
+from promptprior.config.mapping import from_mapping
+from promptprior.errors import ArtifactError, SpecError, unknown_name
+from promptprior.heads.calibrated import Calibrated
+from promptprior.heads.constant import Constant
+from promptprior.heads.head import Head
+from promptprior.heads.linear import Linear
+from promptprior.heads.mixed import MixedHead
+from promptprior.heads.nearest import Nearest
+from promptprior.heads.verbalizer import Verbalizer
+
+HEADS: Mapping[str, type[Any]] = {
+    "verbalizer": Verbalizer,
+    "calibrated": Calibrated,
+    "linear": Linear,
+    "nearest": Nearest,
+    "constant": Constant,
+    "mixture": MixedHead,
+}
+NAMED_HEADS: Mapping[HeadName, Head] = {
+    "calibrated": Calibrated(by="shots"),
+    "batch": Calibrated(by="texts"),
+    "contextual": Calibrated(by="content_free"),
+    "linear": Linear(),
+    "nearest": Nearest(),
+    "constant": Constant(),
+    "mixture": MixedHead(),
+}
+
+
+def make_head(name: str, settings: Mapping[str, object]) -> Head:
+    """The head of an artifact. Raises ArtifactError for an unknown name and for settings that it does not have."""
+    if name not in HEADS:
+        raise ArtifactError(unknown_name("head", name, HEADS))
+    try:
+        head: Head = from_mapping(HEADS[name], settings, f"head_settings of {name!r}")
+    except SpecError as error:
+        raise ArtifactError(f"{error}; the file was edited: copy it again") from error
+    return head
