@@ -41,7 +41,10 @@ def batch(step: int = 0, copies: int = 1) -> Batch:
     return drawn.tile(copies)
 
 
-def objective(site: Site = Site(1, "mean"), family: str = "llama", **options: int) -> RidgeObjective:
+MIDDLE = Site(1, "mean")
+
+
+def objective(site: Site = MIDDLE, family: str = "llama", **options: int) -> RidgeObjective:
     backbone = tiny(family, **options)
     return RidgeObjective(backbone, Direct(LENGTH, backbone.width), site)
 

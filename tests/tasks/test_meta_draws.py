@@ -138,7 +138,9 @@ def test_few_shots_have_every_class_on_both_sides_and_share_no_text() -> None:
     draws = FewShotDraws([few_shot_pool(0, (9, 3, 1)), few_shot_pool(1, (5, 5, 5))], 2, support=4, query=3, seed=2)
     for step in range(20):
         batch = draws.batch(step)
-        assert batch.unit_sizes == [int((batch.task_index == task).sum()) for task in batch.task_index.unique_consecutive()]
+        assert batch.unit_sizes == [
+            int((batch.task_index == task).sum()) for task in batch.task_index.unique_consecutive()
+        ]
         for task, sizes in ((0, {0: (4, 3), 1: (2, 1)}), (1, dict.fromkeys(range(3), (3, 2)))):
             own = batch.task_index == task
             for c in range(3):

@@ -10,10 +10,8 @@ its strength and scale are chosen again, by leaving shots out: targets have othe
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, Pooling, Site
@@ -71,6 +69,7 @@ class RidgePrior(Recipe):
             context.descent(key, context.settings.source, initial, draws, objective=objective), "source"
         )
         diagnostics = {
+            "site": list(objective.site),
             "source_loss": loss_curve(done.history),
             "left_out": left_out,
             "strength": done.params["log_strength"].exp().tolist(),
@@ -98,16 +97,21 @@ class RidgePrior(Recipe):
         return FewShotDraws(pools, units, self.support, self.query, seed, self.most_classes), left_out
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """Every episode has its prior's prompt, and a linear head looks at the site that it was trained for."""
-        site, device = self.site(context.backbone), context.backbone.frozen.device
-        head = Linear(layers=(site.layer,), poolings=(site.pooling,)) if self.head == "linear" else None
+        """Every episode has its prior's prompt, and a linear head looks at the site that the prior was trained for."""
+        sites = sorted({Site(*cast(tuple[int, Pooling], prior.header.diagnostics["site"])) for prior in priors})
+        layers, poolings = (tuple(dict.fromkeys(part)) for part in zip(*sites, strict=True))
+        head = Linear(layers, poolings) if self.head == "linear" else None
+        device = context.backbone.frozen.device
         params = stacked([prior.params["prompt"][0].to(device) for prior in priors])
         return AdaptationInit(context.direct(), params, head=head)
 
+    def source_texts(self, settings: Settings, sources: int) -> int:
+        """Those of its units, with four classes each."""
+        return min(self.units_per_step, sources) * 4 * (self.support + self.query)
+
     def source_passes(self, settings: Settings) -> float:
-        """Texts of units are read up to a middle layer: at most half a pass each, with about four classes."""
-        texts = self.units_per_step * 4 * (self.support + self.query)
-        return 0.5 * texts / settings.source.batch_size
+        """Texts are read up to the middle layer."""
+        return 0.5
 
 
 ARMS = (RidgePrior(head="linear"),)
