@@ -1,7 +1,7 @@
 # Two commands: `make demo` and `make test`. Both make .venv themselves; a second run installs nothing again.
 #
 # torch is installed first and by itself, so that it can be chosen:
-#   make demo TORCH=torch==2.12.0                      another version (promptprior takes 2.9 to 2.13)
+#   make demo TORCH=torch==2.12.0                      another version (promptprior takes 2.10 to 2.13)
 #   PIP_INDEX_URL=https://download.pytorch.org/whl/cpu make .venv/.torch && make demo
 # On Linux the torch of PyPI comes with CUDA (some gigabytes) and uses a GPU where there is one; the second line
 # installs the CPU build (200 MB) from PyTorch's own index. PYTHON names the Python that makes .venv.
@@ -9,11 +9,13 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test torture help
+.PHONY: demo test test-lowest torture help
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
+	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
 	@echo "make torture  kill fit, adapt and compare 500 times (10 minutes on 2 cores), write the counts to torture.json"
 
 demo: .venv/.demo
@@ -27,9 +29,28 @@ test: .venv/.test
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 -rs --max-skips 12
 
+# What an older library would change first: the engine, files and templates of strangers, artifacts, the command line.
+LOWEST_TESTS := tests/backbone/test_engine.py tests/backbone/test_tokens.py tests/backbone/test_generate.py \
+  tests/backbone/test_quantised.py tests/tasks/test_load.py tests/tasks/test_readers.py tests/tasks/test_spec.py \
+  tests/tasks/test_template.py tests/tasks/test_lm_eval.py tests/tasks/test_metrics.py tests/artifacts \
+  tests/methods/test_weight_tuning.py tests/report/test_statistics.py tests/test_config.py tests/test_watch.py \
+  tests/test_own_data.py tests/compare/test_run.py tests/hostile/test_specs.py
+
+test-lowest: .venv-lowest/.test
+	@echo "lowest versions of everything but torch, which stays at $(TORCH) (PyPI has the older ones with CUDA only)"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -q -rs $(LOWEST_TESTS)
+
+.venv-lowest/.test: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST_PIP) packaging "$(TORCH)"
+	.venv-lowest/bin/python .ci/lowest.py demo test > .venv-lowest/lowest.txt
+	$(LOWEST_PIP) -r .venv-lowest/lowest.txt
+	$(LOWEST_PIP) --no-deps --editable .
+	@touch $@
+
 torture: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.kill.runner 500 fit:kill:140 fit:time:20 adapt:kill:120 adapt:time:20 \
-	  guard:kill:40 compare:kill:130 compare:time:30 > torture.json || (cat torture.json; exit 1)
+	  guard:kill:40 compare:kill:130 compare:time:30 compare:removal > torture.json || (cat torture.json; exit 1)
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptprior needs Python 3.11 or newer: make PYTHON=python3.11")'

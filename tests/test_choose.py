@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from promptprior.choose import cross_validated, mix, mixing_weights
-from promptprior.held_out import HeldOut
+from promptprior.adaptation.choose import cross_validated, mix, mixing_weights
+from promptprior.adaptation.held_out import HeldOut
 from promptprior.tasks.task import Example
 
 Answers = list[list[HeldOut]]

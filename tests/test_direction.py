@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from promptprior import plugins
-from promptprior.adapt import Adapted, adapt, make_episode
+from promptprior.adapt import adapt, make_episode
+from promptprior.adaptation.adapted import Adapted
 from promptprior.backbone import Backbone
 from promptprior.cli import main
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
+from promptprior.fit import RunControl
 from promptprior.guard import Candidate, choose, judge_on_dev
 from promptprior.methods import make_method
 from promptprior.report.gains import comparisons
@@ -25,6 +27,7 @@ from promptprior.report.similarity_gain import TaskSimilarity, similarity_gain_c
 from promptprior.report.statistics import average_relative_gain
 from promptprior.tasks.metrics import METRICS, Metric, merit
 from promptprior.tasks.task import Task
+from promptprior.watch import tensorboard
 from tests.backbone.tiny import tiny
 from tests.report.result_rows import grid_rows, result_row, task_similarity
 from tests.test_cli import saved_model, write_task
@@ -65,6 +68,19 @@ def test_dev_keeps_the_step_with_the_lowest_value(name: str) -> None:
     assert on_dev[done.best_step] == min(on_dev.values()) == pytest.approx(done.dev_score, rel=1e-5)
     assert all(value >= 0 for value in on_dev.values())  # rows and headers have the metric itself, not its merit
     assert done.prompt.header.scores["dev"]["dev_score"] == done.dev_score  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", [*LOWER, "accuracy"])
+def test_what_watchers_get_is_called_merit_and_what_rows_get_is_the_value(name: str, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = Settings(length=4, target=Training(steps=3, batch_size=4, learning_rates=(0.5,), eval_every=1))
+    episode, control = adapted(name).episode, RunControl(watch=tensorboard(tmp_path))
+    [done] = adapt(make_method("prompt_tuning"), [episode], backbone(), settings=settings, control=control)
+    log = events.EventAccumulator(str(tmp_path / "target"))
+    log.Reload()
+    assert "dev_score" not in log.Tags()["scalars"]
+    logged = {event.step: merit(name, event.value) for event in log.Scalars("dev_merit")}
+    assert logged == pytest.approx({p["step"]: p["dev_score"] for p in done.curve if p["step"]}, rel=1e-5)
 
 
 def test_dev_picks_the_rate_with_the_lowest_value() -> None:
@@ -112,7 +128,7 @@ def test_a_report_of_errors_says_what_a_report_of_scores_says() -> None:
     for one, other in zip(comparisons(plain), comparisons(errors), strict=True):
         assert (one.method, one.k, one.verdict) == (other.method, other.k, other.verdict)
         assert other.difference.estimate == pytest.approx(one.difference.estimate)
-        assert [d.verdict for d in other.targets] == [d.verdict for d in one.targets]
+        assert [d.verdict for d in other.targets.values()] == [d.verdict for d in one.targets.values()]
         assert (other.gains.wins, other.gains.losses) == (one.gains.wins, one.gains.losses)
         assert (other.p, other.p_holm) == pytest.approx((one.p, one.p_holm))
         assert other.improvement.estimate == pytest.approx(one.improvement.estimate)

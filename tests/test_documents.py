@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -17,10 +19,19 @@ from peft import PeftModel
 
 import promptprior.adapt
 import promptprior.fit  # noqa: F401
+from promptprior import files, untrusted
+from promptprior.artifacts import import_prompt
+from promptprior.backbone import frozen
 from promptprior.cli import main
+from promptprior.config import yaml_file
 from promptprior.config.training import Settings, Training
 from promptprior.methods import METHODS
+from promptprior.tasks.loading import sandbox, spec, template
 from tests.backbone.tiny import config, tokenizer
+from tests.compare import test_cost_estimate
+from tests.hostile import test_numbers
+from tests.kill import test_kill
+from tests.methods import test_wrong_methods
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").glob("*.md")), *REPOSITORY.glob("examples/*.md")]
@@ -189,3 +200,88 @@ def test_documents_use_the_words_of_the_field(path: Path):
     """The changelog alone may say what something was called before."""
     text = path.read_text(encoding="utf-8")
     assert re.findall(rf"(?<![\w-])(?:{FIRST_WORDS})\b", text) == []
+
+
+LIMITS = (  # a row of the table in SECURITY.md, and the numbers that its bounds are
+    ("a backbone folder", (frozen.MOST_OF_CONFIG, 2**31)),
+    ("a task spec or plan", (yaml_file.MOST_BYTES, yaml_file.MOST_NODES, spec.MOST_INCLUDES, spec.MOST_CHOICES)),
+    (
+        "a template in a spec",
+        (
+            template.MOST_SOURCE,
+            sandbox.MOST_SECONDS,
+            sandbox.MOST_STEPS,
+            template.MOST_CHARACTERS,
+            sandbox.MOST_BITS,
+            sandbox.MOST_WIDTH,
+        ),
+    ),
+    ("a data file", (untrusted.MOST_BYTES, untrusted.MOST_DIGITS, untrusted.MOST_NESTED)),
+    ("a prior or prompt", (files.MOST_BYTES, files.MOST_OF_HEADER)),
+    ("`.npy`, `.pt`", (import_prompt.MOST_BYTES, import_prompt.MOST_NESTED)),
+)
+
+
+def table_rows(path: Path) -> list[list[str]]:
+    """The cells of every row of a document's tables."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+
+
+@pytest.mark.parametrize(("name", "limits"), LIMITS, ids=[name for name, _ in LIMITS])
+def test_the_limits_of_the_security_page_are_those_of_the_code(name: str, limits: tuple[float, ...]):
+    [bounds] = [row[-1] for row in table_rows(REPOSITORY / "SECURITY.md") if row[0].startswith(name)]
+    assert [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\d|\d", bounds)] == list(limits)
+
+
+def cases(test: object) -> int:
+    """How many cases a test has."""
+    return math.prod(len(list(mark.args[1])) for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize")
+
+
+def hostile_command_lines() -> dict[str, int]:
+    """How many command lines each file of tests/hostile gives to its server."""
+    counts = {}
+    for path in sorted((REPOSITORY / "tests" / "hostile").glob("test_*.py")):
+        module = importlib.import_module(f"tests.hostile.{path.stem}")
+        tests = [value for name, value in vars(module).items() if name.startswith("test_")]
+        counts[path.name] = sum(cases(test) for test in tests if "server.check(" in inspect.getsource(test))
+    del counts["test_harness.py"]
+    return counts
+
+
+def test_the_counts_of_the_reliability_page_are_those_of_the_tests():
+    page = REPOSITORY / "docs" / "reliability.md"
+    rows, text = table_rows(page), page.read_text(encoding="utf-8")
+    kinds = ("kill", "time", "full", "SIGINT", "SIGTERM")
+    for verb, pieces in test_kill.PIECES.items():
+        tried = dict(piece.split(":") for piece in pieces)
+        [row] = [row for row in rows if row[0].startswith(f"`{verb}`" if verb != "guard" else "`adapt --guard`")]
+        assert row[1:] == [tried.get(kind, "") for kind in kinds]
+    disturbed = sum(int(piece.split(":")[1]) for pieces in test_kill.PIECES.values() for piece in pieces)
+    hostile = hostile_command_lines()
+    for name, count in hostile.items():
+        assert [row[2] for row in rows if row[0] == f"`tests/hostile/{name}`"] == [str(count)], f"{name}: {count}"
+    cheats = cases(test_wrong_methods.test_the_suite_catches_a_method_that_reads_answers_it_must_not)
+    for count in (
+        f"{disturbed} disturbed runs",
+        f"{cases(test_kill.test_a_signal_during_start_up_ends_it_in_one_line)} cases",
+        f"{sum(hostile.values())} command lines",
+        f"{len(test_numbers.FLAGS) + len(test_numbers.OPTIONS)} flags and options",
+        f"{len(test_cost_estimate.CASES)} methods and options",
+        f"{cheats} methods made to cheat",
+    ):
+        assert count in text, count
+    scale = (REPOSITORY / "docs" / "running_at_scale.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"at {disturbed} moments" in scale
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    torture = sum(int(n) for n in re.findall(r"\w+:\w+:(\d+)", makefile))
+    assert f"`make torture` at {torture} more" in scale
+
+
+def test_every_promise_names_a_test_that_exists():
+    rows = [row for row in table_rows(REPOSITORY / "docs" / "reliability.md") if "tests/" in row[1]]
+    assert len(rows) >= 10
+    for row in rows:
+        for name in re.findall(r"`(tests/[^`]+)`", row[1]):
+            assert (REPOSITORY / name).exists(), name

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptprior.adapt import Adapted, adapt, make_episode
+from promptprior.adapt import adapt, make_episode
+from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.cli import main

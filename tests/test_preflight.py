@@ -298,3 +298,9 @@ def test_a_wrong_address_of_ray_is_told_at_once(cli: Cli, data: Path, model: Pat
     assert f"promptprior: {said} 127.0.0.1" in done.stderr
     assert "Traceback" not in done.stderr
     assert not output.exists()
+
+
+def test_adapt_says_that_folds_learn_from_all_shots():
+    episode = make_episode(choice_task("easy", always(0), size=6), 2, 13)
+    assert shots_line(episode, 1) == "learned from 4 examples; 2 of them chose rate and steps before"
+    assert shots_line(episode, 3) == "learned from 4 examples; 3 folds of them chose rate and steps before"

@@ -81,17 +81,19 @@ def test_a_dry_run_of_fit_costs_what_the_method_reads(say: Say) -> None:
     assert said["bmtpt_single"] == said["multitask"]
 
 
-def test_steps_are_target_steps_with_dev_after_each_third(say: Say, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_target_steps_with_dev_after_each_tenth(say: Say, capsys: pytest.CaptureFixture[str]) -> None:
     settings = with_steps(short(), 12)
     assert settings.target == replace(short().target, steps=12, eval_every=4)
     silent = replace(short(), target=replace(short().target, eval_every=0))
     assert with_steps(silent, 12).target.eval_every == 0
+    assert with_steps(Settings(), 12).target.eval_every is None
     words = "adapt --method prompt_tuning --target edges --shots 2 --test-limit 4 --dry-run"
     one = say(f"{words} --steps 12")
-    same = say(f"{words} --target.steps 12 --target.eval-every 4")
+    same = say(f"{words} --target.steps 12 --target.eval-every 2")
     assert tokens_said(one) == tokens_said(same)
     assert main(["adapt", "--help"]) == 0
-    assert "--target.steps, with dev asked after each third of them" in " ".join(capsys.readouterr().out.split())
+    words = "--target.steps; --target.eval-every, where it is a number above 0, becomes a third of them"
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_in_the_key_of_a_cell(tmp_path: Path) -> None:

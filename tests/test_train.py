@@ -329,10 +329,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def forget_format(folder: Path) -> None:
-    """Make a checkpoint one of the older format, which did not name its format."""
+    """Make a checkpoint one of the older format, which did not name its format, and called the merit a score."""
     meaning = json.loads((folder / "state.json").read_text())
     assert meaning.pop("format") == 2
     (folder / "state.json").write_text(json.dumps(meaning))
+    log = (folder / "log.jsonl").read_text()
+    assert "dev_merit" in log
+    (folder / "log.jsonl").write_text(log.replace("dev_merit", "dev_score"))
 
 
 def test_a_checkpoint_of_the_older_format_resumes_bit_for_bit(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-from .adapt import Adapted as Adapted
 from .adapt import adapt as adapt
 from .adapt import make_episode as make_episode
 from .adapt import score_on_test as score_on_test
+from .adaptation.adapted import Adapted as Adapted
 from .artifacts.artifact import Prior as Prior
 from .artifacts.artifact import Prompt as Prompt
 from .backbone import Backbone as Backbone

@@ -16,11 +16,23 @@ from typing import Any
 
 import torch
 
-from promptprior.adapted import Adapted
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.choose import choose_candidate
+from promptprior.adaptation.fit_head import fit_heads
+from promptprior.adaptation.folds import (
+    Way,
+    answer_held_out,
+    fold_episodes,
+    init_of_rows,
+    jackknife_error,
+    join_folds,
+    mean_over_folds,
+    whole_episode,
+)
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
-from promptprior.choose import choose
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
@@ -36,21 +48,9 @@ from promptprior.evaluate import (
     prompt_objective,
 )
 from promptprior.fit import RunControl, make_run_context
-from promptprior.fit_head import fit_heads, why_no_head
-from promptprior.folds import (
-    Way,
-    answer_held_out,
-    fold_episodes,
-    init_of_rows,
-    jackknife_error,
-    join_folds,
-    mean_over_folds,
-    whole_episode,
-)
 from promptprior.heads.fitted import with_head, without_head
 from promptprior.heads.head import Head
 from promptprior.heads.registry import NAMED_HEADS
-from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext, check_recipe, make_method
 from promptprior.methods.contract import Choosing
 from promptprior.notation import Float, Params, Tensor
@@ -98,7 +98,7 @@ def adapt(
     if isinstance(method, Choosing):
         return _adapt_and_choose(method, episodes, backbone, settings, control)
     for episode in episodes:
-        if reason := refusal(method, episode.task):
+        if reason := method.serves(episode.task):
             raise SpecError(f"method {method.name!r} cannot answer task {episode.task.name!r}: {reason}")
     checked = _checked_priors(method, episodes, priors, backbone, settings.length)
     if not method.adapts_one_by_one:
@@ -115,34 +115,32 @@ def _adapt_and_choose(
 ) -> list[Adapted]:
     """Adapt every candidate, in order of cost, and let held-out answers choose for each episode.
 
-    Candidates that cannot answer a task are left out. Raises SpecError where none can.
+    Candidates that cannot answer a task are left out there. Raises SpecError where none can.
     """
     assert isinstance(method, Choosing)
     settings = settings if settings.folds else replace(settings, folds=method.folds)
-    start, refusals = time.monotonic(), dict[str, str]()
-    per_candidate: list[list[Adapted]] = []
+    start, adapted = time.monotonic(), [list[Adapted]() for _ in episodes]
     for candidate in map(make_method, method.candidates):
         if isinstance(candidate, Choosing) or candidate.needs_sources:
             raise SpecError(
                 f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from targets alone"
             )
-        reasons = [reason for e in episodes if (reason := refusal(candidate, e.task)) is not None]
-        if reasons:
-            refusals[candidate.name] = reasons[0]
-            continue
         spent = time.monotonic() - start
-        if per_candidate and method.seconds is not None and spent > method.seconds:
+        if all(adapted) and method.seconds is not None and spent > method.seconds:
             break
-        per_candidate.append(adapt(candidate, episodes, backbone, None, settings, control.inside(candidate.name)))
-    if not per_candidate:
-        raise SpecError(f"method {method.name!r}: no candidate can answer: {refusals} (--options.candidates)")
-    return [choose(method.name, of_episode, method.blend) for of_episode in zip(*per_candidate, strict=True)]
-
-
-def refusal(method: Recipe, task: Task) -> str | None:
-    """Why a method, or its head, cannot answer a task; None where it can."""
-    reason = method.serves(task)
-    return reason if reason is not None or recipe_head(method) is None else why_no_head(task)
+        served = [place for place, episode in enumerate(episodes) if candidate.serves(episode.task) is None]
+        if served:
+            own = [episodes[place] for place in served]
+            given = adapt(candidate, own, backbone, None, settings, control.inside(candidate.name))
+            for place, one in zip(served, given, strict=True):
+                adapted[place].append(one)
+    for episode, given in zip(episodes, adapted, strict=True):
+        if not given:
+            raise SpecError(
+                f"method {method.name!r}: none of {', '.join(method.candidates)} can answer task "
+                f"{episode.task.name!r} (--options.candidates)"
+            )
+    return [choose_candidate(method.name, given, method.blend) for given in adapted]
 
 
 def recipe_head(method: Recipe, init: AdaptationInit | None = None) -> Head | None:
@@ -293,11 +291,6 @@ def _adapt_with_folds(
 
     wholes = [whole_episode(episode) for episode in episodes]
     init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
-    if len(init.variants) != len(finished.init.variants):
-        raise SpecError(
-            f"method {method.name!r}: init returned {len(finished.init.variants)} variants for a part of the examples "
-            f"and {len(init.variants)} for all of them; what was chosen cannot be found again: use --folds 0"
-        )
     adapted = []
     for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
         one = finished.best_of(place, episode)
@@ -305,8 +298,7 @@ def _adapt_with_folds(
         given = {a.example.id: a for part in answers[place : place + len(parts[e])] for a in part}
         out_of_fold = tuple(given[x.id] for x in wholes[e].shots.train if x.id in given)
         error, header = jackknife_error(episode.task, out_of_fold), one.prompt.header
-        best = max(ways[e], key=lambda way: (way.score, -way.nll))
-        variant = init.variants[best.variant]
+        variant = init.variants[max(ways[e], key=lambda way: way.standing).variant]
         said: Any = header.scores["dev"]
         about = {**said, **variant, "dev_error": error, "folds": len(parts[e])}
         header = replace(
@@ -351,6 +343,11 @@ def _train_chosen(
     """
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
+    if len(init.variants) != ways[0][0].variants:
+        raise SpecError(
+            f"method {method.name!r}: init returned {ways[0][0].variants} variants for a part of the examples and "
+            f"{len(init.variants)} for all of them; what was chosen cannot be found again: set folds to 0 (--folds)"
+        )
     chosen = [(e, way) for e, own in enumerate(ways) for way in own]
     some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
     key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
@@ -496,10 +493,10 @@ class _FinishedRun:
 
     def ways_of(self, place: int) -> list[Way]:
         """How these copies were trained."""
-        best, count = self.done.best, len(self.rates)
+        best, rates, count = self.done.best, self.rates, len(self.init.variants)
         assert best is not None
         return [
-            Way(c // count % len(self.init.variants), self.rates[c % count], best.step[c], best.score[c], best.nll[c])
+            Way(c // len(rates) % count, count, rates[c % len(rates)], best.step[c], (best.score[c], -best.nll[c]))
             for c in self.members(place)
         ]
 
@@ -565,7 +562,7 @@ class _FinishedRun:
                 {
                     "step": line["step"],
                     "train_loss": line["loss"][copy] if "loss" in line else None,
-                    "dev_score": merit(task.metrics[0], line["dev_score"][copy]) if on_dev and task.is_choice else None,
+                    "dev_score": merit(task.metrics[0], line["dev_merit"][copy]) if on_dev and task.is_choice else None,
                     "dev_nll": line["dev_nll"][copy] if on_dev else None,
                 }
             )

@@ -219,36 +219,35 @@ def readouts(
 ) -> list[Readout]:
     """What the model hands to the head of each evaluation set (of one copy each), with states at the sites named.
 
-    Sets that share texts, and copies that are equal, are read once, up to the highest layer that one of them asks for.
+    A text is read once behind equal copies, up to the highest layer that one of its sets asks for: draws and folds of a
+    target share texts.
     """
     nll = iter(likelihoods(objective, params, [m for m in members if m.heads[0].head.reads_nll]))
-    keys: list[tuple[object, ...]] = []
-    wanted: dict[tuple[object, ...], set[Site]] = {}
-    for member, own in zip(members, sites, strict=True):
-        digests = (tensor_digest(value[member.copy]) for _, value in sorted(params.items()))
-        keys.append((*digests, member.task_index, *member.tokens))
-        wanted.setdefault(keys[-1], set()).update(own)
-    states: dict[tuple[object, ...], dict[Site, Tensor]] = {}
+    digests = [tuple(tensor_digest(value[m.copy]) for _, value in sorted(params.items())) for m in members]
+    keys = [(*digest, m.task_index) for digest, m in zip(digests, members, strict=True)]
+    states: dict[tuple[object, ...], dict[Site, Tensor]] = {}  # [texts, D] by site, of each key
+    row: dict[tuple[object, ...], dict[Tokens, int]] = {}
     for key, member in zip(keys, members, strict=True):
         if key in states:
             continue
-        order, parts = sorted(wanted[key]), []
-        for start in range(0, len(member.tokens) if order else 0, TEXTS_AT_ONCE):
+        alike = [place for place, other in enumerate(keys) if other == key]
+        order = sorted({site for place in alike for site in sites[place]})
+        asked = {tokens for place in alike if sites[place] for tokens in members[place].tokens}
+        texts, parts = sorted(asked, key=lambda tokens: (len(tokens.text), tokens.text)), []  # little padding
+        row[key] = {tokens: place for place, tokens in enumerate(texts)}
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
             raise_if_interrupted()
-            tokens = member.tokens[start : start + TEXTS_AT_ONCE]
-            batch = collate(tokens, [member.copy] * len(tokens), [member.task_index] * len(tokens))
+            chunk = texts[start : start + TEXTS_AT_ONCE]
+            batch = collate(chunk, [member.copy] * len(chunk), [member.task_index] * len(chunk))
             parts.append(objective.text_states(params, batch, order).cpu().double())  # [X, S, D]
         states[key] = dict(zip(order, torch.cat(parts).unbind(1), strict=True)) if parts else {}
-    return [
-        Readout(
-            torch.tensor(
-                next(nll) if m.heads[0].head.reads_nll else [[0.0] * len(t.targets) for t in m.tokens],
-                dtype=torch.float64,
-            ),
-            torch.stack([states[key][site] for site in own], dim=1) if own else None,
-        )
-        for m, key, own in zip(members, keys, sites, strict=True)
-    ]
+    read = []
+    for m, key, own in zip(members, keys, sites, strict=True):
+        values = next(nll) if m.heads[0].head.reads_nll else [[0.0] * len(t.targets) for t in m.tokens]
+        rows = [row[key][tokens] for tokens in m.tokens] if own else []
+        at_sites = torch.stack([states[key][site][rows] for site in own], dim=1) if own else None  # [X, S, D]
+        read.append(Readout(torch.tensor(values, dtype=torch.float64), at_sites))
+    return read
 
 
 def likelihoods(objective: Answering, params: Params, members: Sequence[EvalSet]) -> list[TargetNLL]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from promptprior.errors import ArtifactError, DiskError
 from promptprior.interruptions import unfinished
 from promptprior.processes import is_first
+from promptprior.untrusted import parse_json
 
 if TYPE_CHECKING:  # imported where tensors are read and written: reports must not wait for torch
     from torch import Tensor
@@ -59,6 +60,30 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode())
+
+
+def write_together(
+    writers: Mapping[Path, Callable[[Path], object]], before: Callable[[Mapping[Path, Path]], None]
+) -> None:
+    """Write several files, each by its writer at a hidden path beside it; call `before` with these paths, by file; then
+    let each take its place."""
+    if not is_first():
+        return
+    partials = {path: _partial_sibling(path) for path in writers}
+    try:
+        for path, write in writers.items():
+            try:
+                write(partials[path])
+            except ArtifactError as error:  # name the file the user asked for
+                raise type(error)(str(error).replace(str(partials[path]), str(path))) from error
+        before(partials)
+        for path, partial in partials.items():
+            with disk_errors(path):
+                os.replace(partial, path)
+                _sync(path.parent)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -110,6 +135,23 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
         shutil.rmtree(partial, ignore_errors=True)  # after a swap this is the old folder
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, in one step: whenever the process dies, it is whole or has gone.
+
+    It is renamed first; the next command that claims the folder above it, or this one, removes what a kill leaves.
+    """
+    if not is_first():
+        return
+    doomed = _partial_sibling(path)
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    except OSError:  # Windows renames no folder that holds an open lock
+        doomed = path
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def check_replaceable(path: Path, ours: Collection[str]) -> None:
     """Raise ArtifactError when a folder holds files other than `ours`: call it before any long work."""
     if path.exists() and not path.is_dir():
@@ -154,31 +196,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises ArtifactError naming the line when it is not whole."""
-    return parse_own_json(read_text(path), str(path))
-
-
-def parse_own_json(text: str, where: str, line: int | None = None) -> Any:
-    """The value of a JSON text that this library wrote.
-
-    Raises ArtifactError naming `where`, and the line, for whatever is wrong with it.
-    """
+    """The value of a JSON file. Raises ArtifactError naming the line where it is damaged (untrusted.parse_json)."""
+    text = read_text(path)
     try:
-        value = json.loads(text)
-        if "\\u" in text:  # half of a surrogate pair is no text that could be written again
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ArtifactError(
-            f"{where}, line {line or error.lineno}, column {error.colno}: not JSON ({error.msg}); the file is cut off "
-            "or was edited: copy it again or write it anew"
-        ) from error
-    except RecursionError as error:
-        at = f", line {line}" if line else ""
-        raise ArtifactError(f"{where}{at}: lists or objects are nested too deep; the file was edited") from error
-    except ValueError as error:  # a whole number of thousands of digits; half of a surrogate pair
-        at = f", line {line}" if line else ""
-        raise ArtifactError(f"{where}{at}: {str(error)[:200]}; the file was edited: copy it again") from error
-    return value
+        return parse_json(text, str(path), ArtifactError, infinity=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; the file is cut off or was edited: copy it again") from error
 
 
 def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
@@ -230,7 +253,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_OF_HEADER):
                 raise damaged(f"its header would have {length:,} bytes")
-            header = parse_own_json(file.read(length).decode("utf-8", "replace"), str(path))
+            header = parse_json(file.read(length).decode("utf-8", "replace"), str(path), ArtifactError)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(header, dict):
@@ -301,11 +324,10 @@ def read_lines(path: Path) -> list[Any]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records += [json.loads(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{path}, line {number}: not JSON ({error}); delete this line to go on without it"
-            ) from error
+            records += [parse_json(line.decode(), str(path), ArtifactError, number)] if line.strip() else []
+        except (UnicodeDecodeError, ArtifactError) as error:
+            where = f"{path} line {number}: " if isinstance(error, UnicodeDecodeError) else ""
+            raise ArtifactError(f"{where}{error}; delete this line to go on without it") from error
     return [*records, json.loads(tail)] if _is_whole(tail) else records
 
 
@@ -318,8 +340,8 @@ def lock_beside(path: Path) -> Path:
 def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
     """Keep other commands from writing to a folder, and to outputs elsewhere, until this one ends in whatever way.
 
-    What killed commands left half-written there is removed; at the end nothing stays of the claim, nor of the folder
-    if it was made here and is empty. Raises ArtifactError when another command has the folder.
+    What killed commands left half-written or half-removed there is removed; at the end nothing stays of the claim, nor
+    of the folder if it was made here and is empty. Raises ArtifactError when another command has the folder.
     """
     if not is_first():
         yield
@@ -341,7 +363,7 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
         for lock in folder.glob(".*.lock"):  # of an append that was killed: nobody else appends here now
             if lock.name != CLAIM:
                 lock.unlink(missing_ok=True)
-        for output in outputs:
+        for output in (folder, *outputs):
             _clear_partials(output.parent, output.name)
         yield
 

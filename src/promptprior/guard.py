@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from promptprior.adapt import Adapted, adapt
+from promptprior.adapt import adapt
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.held_out import held_out_predictions
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
@@ -20,7 +22,6 @@ from promptprior.errors import SpecError
 from promptprior.evaluate import eval_set_losses, predictions_of, prompt_eval_set, prompt_objective, right_answer_nll
 from promptprior.fit import RunControl
 from promptprior.heads.fitted import without_head
-from promptprior.held_out import held_out_predictions
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.tasks.metrics import Prediction, merit, score
 from promptprior.tasks.task import Example
@@ -32,8 +33,10 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt, and on the dev shots (with folds: on all, out of fold) the task's score (None for free text) and each
-    example's NLL in nats."""
+    """A prompt, and on the dev shots the task's score (None for free text) and each example's NLL in nats.
+
+    With folds these are of all examples that were answered out of fold.
+    """
 
     adapted: Adapted
     score: float | None

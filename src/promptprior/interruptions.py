@@ -54,7 +54,18 @@ def interruptible(*, owns_process: bool = False) -> Iterator[None]:
     During imports, where an exception may be swallowed or abort C++ code, they end the process at once, or wait while
     something is `unfinished`. In a process of its own, one that was interrupted is deaf to more signals: it is ending.
     """
-    previous = _install(_interrupt)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        _received.append(signum)
+        while frame is not None and frame.f_code.co_filename != IMPORTING:
+            frame = frame.f_back
+        if frame is None:
+            raise Interrupted(signum)
+        if not _unfinished:
+            print(f"promptprior: stopped by {signal.Signals(signum).name}.", file=sys.stderr, flush=True)
+            os._exit(128 + signum)
+
+    previous = _install(interrupt)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -64,17 +75,6 @@ def interruptible(*, owns_process: bool = False) -> Iterator[None]:
     finally:
         _restore_handlers(dict.fromkeys(previous, signal.SIG_IGN) if _received and owns_process else previous)
         _received.clear()
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    _received.append(signum)
-    while frame is not None and frame.f_code.co_filename != IMPORTING:
-        frame = frame.f_back
-    if frame is None:
-        raise Interrupted(signum)
-    if not _unfinished:
-        print(f"promptprior: stopped by {signal.Signals(signum).name}.", file=sys.stderr, flush=True)
-        os._exit(128 + signum)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic
 
@@ -18,17 +19,30 @@ import torch
 from typing_extensions import TypeVar
 
 from promptprior.artifacts.header import tensor_digest
+from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.cost import Cost
-from promptprior.errors import PromptpriorWarning, TrainingError
-from promptprior.files import check_room, read_json, read_tensors, replace_folder, write_json, write_tensors, write_text
+from promptprior.errors import ArtifactError, PromptpriorWarning, SpecError, TrainingError
+from promptprior.files import (
+    check_room,
+    read_json,
+    read_tensors,
+    read_text,
+    replace_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from promptprior.interruptions import DeferredSignals, raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
+from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering
 from promptprior.processes import add_up, all_decide, is_first
 from promptprior.rules.rule import Info, Rule, State, answer
 from promptprior.tasks.sampling.draws import Draws
+from promptprior.untrusted import parse_json
 
 LOG_BYTES = 200  # roughly, of the log of a step
+CHECKPOINT_FILES = ("state.json", "state.safetensors", "log.jsonl")
 FORMAT = 2  # of checkpoints; those of format 1 do not name it, and differ in nothing else
 
 Select = Callable[[Params], tuple[Float[Tensor, " C"], Float[Tensor, " C"]]]
@@ -62,10 +76,9 @@ class Run(Generic[Drawn]):
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best answer of each copy: its params, the step, and what dev said. Copies of tensors, never references."""
+class Standing:
+    """Of each copy: the step of its best answer, what dev said of it, and the selections since then."""
 
-    params: Params
     step: tuple[int, ...]
     score: tuple[float, ...]
     nll: tuple[float, ...]
@@ -73,12 +86,20 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Best(Standing):
+    """The best answer of each copy, and how it stands. Copies of tensors, never references."""
+
+    params: Params
+
+
+@dataclass(frozen=True)
 class Trained:
     """The result of a run. `params` are each copy's best answer where dev selected, the answer at the end otherwise.
 
     `answer` is what the rule answers at the end (rules/rule.py), `last` the params it moved: most rules answer those.
-    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_score" (as
-    `Select` gives it: higher is better) and "dev_nll".
+    `history` has a line per step: {"step", "loss": [C], …} and, where dev was asked, "dev_merit"
+    (as `Select` gives it: higher is better, so it is minus the value of a metric that is better when lower) and
+    "dev_nll".
     """
 
     params: Params
@@ -101,18 +122,36 @@ class Progress:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What state.json says. `start` has the digests of the params that the run started from, `log` that of log.jsonl.
+
+    `format` is 1 in files that do not name it.
+    """
+
+    key: str
+    start: Mapping[str, str]
+    step: int = field(metadata={"least": 0})
+    stopped: bool
+    spent: Cost
+    best: Standing | None
+    format: int = 1
+    log: str = ""
+
+
 def train(
     run: Run, folder: Path | None = None, watch: Watch | None = None, checkpoint_seconds: float = 30.0
 ) -> Trained:
     """Run to the end, from the checkpoint in `folder` if there is one.
 
-    Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run.
+    Raises TrainingError with the evidence when a loss stops being finite, and when the checkpoint is of another run;
+    ArtifactError when the checkpoint is damaged. One that misses a file counts as none, with a warning.
     Several processes make the same steps; the first one writes and calls `watch`.
     """
     raise_if_interrupted()
     meter = run.objective.backbone.meter
     start_time, rows, tokens = time.monotonic(), meter.rows, meter.tokens
-    resumed = _restore(run, folder) if folder is not None and (folder / "state.json").exists() else None
+    resumed = _restore(run, folder) if folder is not None else None
     if resumed is None:
         progress = Progress(run.rule.init({name: value.detach().clone() for name, value in run.params.items()}))
         if run.select is not None:
@@ -187,7 +226,7 @@ def _select(run: Run, progress: Progress) -> Progress:
     if best is None:
         copies = len(score)
         params = {name: value.clone() for name, value in params.items()}
-        best = Best(params, (step,) * copies, tuple(score.tolist()), tuple(nll.tolist()), (0,) * copies)
+        best = Best((step,) * copies, tuple(score.tolist()), tuple(nll.tolist()), (0,) * copies, params)
     else:
         now = zip(score.tolist(), nll.tolist(), strict=True)
         before = zip(best.score, best.nll, best.waited, strict=True)
@@ -209,7 +248,7 @@ def _select(run: Run, progress: Progress) -> Progress:
             waited=tuple(0 if b else waited + 1 for b, waited in zip(better, best.waited, strict=True)),
         )
     *earlier, last = progress.history or [{"step": 0}]
-    history = [*earlier, {**last, "dev_score": _six_digits(score), "dev_nll": _six_digits(nll)}]
+    history = [*earlier, {**last, "dev_merit": _six_digits(score), "dev_nll": _six_digits(nll)}]
     stopped = run.patience is not None and min(best.waited) >= run.patience
     return replace(progress, best=best, history=history, stopped=stopped)
 
@@ -241,61 +280,123 @@ def _save(run: Run, progress: Progress, folder: Path) -> int:
     of its tensors."""
     best, state = progress.best, progress.state
     groups = {"params": state.params, "memory": state.memory, "best": best.params if best else {}}
-    meaning = {
-        "format": FORMAT,
-        "key": run.key,
-        "start": _start_digests(run),
-        "step": state.step,
-        "stopped": progress.stopped,
-        "spent": vars(progress.cost),
-        "best": {k: v for k, v in vars(best).items() if k != "params"} if best else None,
-    }
+    log = "".join(json.dumps(line) + "\n" for line in progress.history)
+    meaning = Checkpoint(
+        key=run.key,
+        start=_start_digests(run),
+        step=state.step,
+        stopped=progress.stopped,
+        spent=progress.cost,
+        best=Standing(best.step, best.score, best.nll, best.waited) if best else None,
+        format=FORMAT,
+        log=sha256(log.encode()).hexdigest()[:16],
+    )
 
     def write(fresh: Path) -> None:
         write_tensors(
             fresh / "state.safetensors", {f"{group}/{n}": v for group, ts in groups.items() for n, v in ts.items()}
         )
-        write_json(fresh / "state.json", meaning)
-        write_text(fresh / "log.jsonl", "".join(json.dumps(line) + "\n" for line in progress.history))
+        write_json(fresh / "state.json", to_mapping(meaning))
+        write_text(fresh / "log.jsonl", log)
 
     replace_folder(folder, write)
     return sum(value.nbytes for tensors in groups.values() for value in tensors.values())
 
 
 def _restore(run: Run, folder: Path) -> Progress | None:
-    """The progress that a checkpoint folder holds; None for another run's checkpoint of an older format.
+    """The progress that a checkpoint folder holds; None for none, for one that misses a file, and for another run's
+    checkpoint of an older format.
 
-    Raises TrainingError for another run's checkpoint of this format.
+    Raises TrainingError for another run's checkpoint of this format, ArtifactError for a damaged one.
     """
-    meaning = read_json(folder / "state.json")
+    absent = [name for name in CHECKPOINT_FILES if not (folder / name).exists()]
+    if len(absent) == len(CHECKPOINT_FILES):
+        return None
+    if absent:
+        text = f"{folder}: the checkpoint misses {' and '.join(absent)} and is discarded: the run begins again"
+        warnings.warn(text, PromptpriorWarning, stacklevel=3)
+        return None
+    meaning = read_checkpoint(folder / "state.json")
     problem = None
-    if meaning["key"] != run.key:
+    if meaning.key != run.key:
         problem = (
-            f"{folder} holds a checkpoint of another run (key {meaning['key']}, this run is {run.key}): settings, data "
+            f"{folder} holds a checkpoint of another run (key {meaning.key}, this run is {run.key}): settings, data "
             "or backbone changed"
         )
-    elif meaning["start"] != _start_digests(run):
+    elif meaning.start != _start_digests(run):
         problem = f"{folder} holds a checkpoint of a run that started from other parameters (another prior?)"
-    if problem and "format" not in meaning:
+    if problem and meaning.format == 1:
         text = f"{problem}; it is of an older format and discarded: the run begins again"
         warnings.warn(text, PromptpriorWarning, stacklevel=3)
         return None
     if problem:
         raise TrainingError(f"{problem}; use another --output folder or delete this one")
+
     device = next(iter(run.params.values())).device
     groups: dict[str, Params] = {"params": {}, "memory": {}, "best": {}}
-    for full_name, value in read_tensors(folder / "state.safetensors").items():
-        group, name = full_name.split("/", 1)
-        groups[group][name] = value.to(device)
-    best = meaning["best"] and Best(groups["best"], **{name: tuple(each) for name, each in meaning["best"].items()})
-    history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    state = State(groups["params"], groups["memory"], meaning["step"])
-    return Progress(state, best, history, Cost(**meaning["spent"]), meaning["stopped"])
+    try:
+        tensors, log = read_tensors(folder / "state.safetensors"), read_text(folder / "log.jsonl")
+        numbered = enumerate(log.splitlines(), start=1)
+        history = [parse_json(x, str(folder / "log.jsonl"), ArtifactError, n, infinity=True) for n, x in numbered]
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; delete {folder} to begin again") from error
+    for line in history:  # what earlier versions called dev_score was the merit too
+        if isinstance(line, dict) and "dev_score" in line:
+            line["dev_merit"] = line.pop("dev_score")
+    for full_name, value in tensors.items():
+        group, _, name = full_name.partition("/")
+        groups.setdefault(group, {})[name] = value.to(device)
+    state = State(groups["params"], groups["memory"], meaning.step)
+    first = run.rule.init(run.params)
+    expected: dict[str, Params] = {"params": first.params, "memory": first.memory}
+    expected["best"] = answer(run.rule, first) if meaning.best else {}
+    forms = [
+        {
+            f"{group}/{name}": (list(t.shape), str(t.dtype))
+            for group, params in side.items()
+            for name, t in params.items()
+        }
+        for side in (groups, expected)
+    ]
+    odd = sorted(name for name in forms[0].keys() | forms[1].keys() if forms[0].get(name) != forms[1].get(name))
+    lines = [h.get("step") if isinstance(h, dict) and ("loss" in h or h.get("step") == 0) else None for h in history]
+    if odd:
+        found, wanted = (forms[side].get(odd[0], "none") for side in (0, 1))
+        wrong = f"state.safetensors: tensor {odd[0]!r} is {found}; expected {wanted}"
+    elif meaning.step > run.steps:
+        wrong = f"state.json: step is {meaning.step:,}; expected at most the {run.steps:,} of this run"
+    elif (meaning.best is None) != (run.select is None):
+        wrong = f"state.json: best is {meaning.best}; expected {'none' if run.select is None else 'what dev chose'}"
+    elif meaning.best and {len(each) for each in vars(meaning.best).values()} != {copies_of(first.params)}:
+        wrong = f"state.json: best has not {copies_of(first.params)} entries, one for each copy"
+    elif meaning.log not in ("", sha256(log.encode()).hexdigest()[:16]):
+        wrong = "log.jsonl: it is not the one that state.json was written with"
+    elif lines[lines[:1] == [0] :] != [*range(1, meaning.step + 1)]:
+        wrong = f"log.jsonl: expected a line with step and loss for each of the {meaning.step} steps"
+    else:
+        best = Best(**vars(meaning.best), params=groups["best"]) if meaning.best else None
+        return Progress(state, best, history, meaning.spent, meaning.stopped)
+    raise ArtifactError(f"{folder}/{wrong}; delete {folder} to begin again")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What a state.json says. Raises ArtifactError naming the file and what is wrong with it."""
+    advice = f"delete {path.parent} to begin again"
+    try:
+        mapping = read_json(path)
+        if not isinstance(mapping, dict):
+            raise SpecError(f"{path}: expected a JSON object; got {type(mapping).__name__}")
+        meaning = from_mapping(Checkpoint, mapping, str(path))
+    except (SpecError, ArtifactError) as error:
+        raise ArtifactError(f"{error}; {advice}") from error
+    if meaning.format > FORMAT:
+        raise ArtifactError(f"{path}: format is {meaning.format}; this promptprior reads {FORMAT}; {advice}")
+    return meaning
 
 
 def seconds_so_far(folder: Path) -> float:
     """Seconds of training that the checkpoints of all stages in a folder count: those of killed runs."""
-    return sum(read_json(path)["spent"]["seconds"] for path in sorted(folder.glob("*/state.json")))
+    return sum(read_checkpoint(path).spent.seconds for path in sorted(folder.glob("*/state.json")))
 
 
 def _start_digests(run: Run) -> dict[str, str]:

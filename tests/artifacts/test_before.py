@@ -36,6 +36,8 @@ def test_it_loads_and_is_written_again_byte_by_byte(folder: Path, backbone: Back
     assert type(artifact) is (Prior if folder.name == "prior" else Prompt)
     artifact.save_pretrained(tmp_path / "again")
     before, again = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (folder, tmp_path / "again"))
+    reason = b" No base model is named: `backbone` was a path where this was made. Load it from where you have it."
+    again["README.md"] = again["README.md"].replace(reason, b"")  # cards did not give it before
     assert again == before
 
 

@@ -72,10 +72,28 @@ def test_results_that_are_others_now_have_other_keys_and_no_more() -> None:
     assert from_mapping(Training, to_mapping(decayed), "a plan") == decayed
 
 
+def with_default_of_then(plan: Plan) -> Plan:
+    """Dev was asked every 20 steps of targets by default; saved plans say so, and these were made without."""
+    target = plan.settings.target
+    return replace(plan, settings=replace(plan.settings, target=replace(target, eval_every=target.eval_every or 20)))
+
+
+def test_asking_dev_after_a_tenth_of_the_steps_has_other_keys_and_the_same_priors(before: Path) -> None:
+    plan = from_mapping(Plan, KEYS["defaults"]["plan"], "a plan")
+    then, backbone = with_default_of_then(plan), load("backbone", dtype="float32", device="cpu")
+    tasks = run.load_tasks(plan)
+    now, old = ({cell.key for cell in cells(p, tasks, backbone)} for p in (plan, then))
+    assert not now & old
+    contexts = [WorkerContext(p, tasks, backbone) for p in (plan, then)]
+    for method in (m for m in plan.make_methods() if m.needs_sources):
+        one, other = (prior_folder(context, method, 13).name for context in contexts)
+        assert one == other
+
+
 @pytest.mark.parametrize("name", KEYS)
 def test_every_cell_and_prior_has_its_old_key(before: Path, name: str) -> None:
     stored: dict[str, Any] = KEYS[name]
-    plan = from_mapping(Plan, stored["plan"], name)
+    plan = with_default_of_then(from_mapping(Plan, stored["plan"], name))
     tasks = run.load_tasks(replace(plan, train_limit=None))  # the keys were stored without a limit
     backbone = load("backbone", dtype="float32", device="cpu")
     keys = [[c.method.name, c.target.name, c.k, c.seed, c.key] for c in cells(plan, tasks, backbone)]

@@ -117,6 +117,33 @@ def test_work_costs_what_is_said_within_30_percent(weighing: Backbone, name: str
     assert 0.7 < said / (meter.weighted - before) < 1.3
 
 
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("zero_shot", {}),
+        ("in_context", {"separator": " "}),
+        ("prompt_tuning", {}),
+        ("lora", {"rank": 2}),
+        ("mpt", {"joint_steps": 10}),
+        ("bmtpt_predictive", {"particles": 2}),
+    ],
+)
+def test_folds_cost_what_is_said_within_30_percent(
+    weighing: Backbone, name: str, options: dict[str, object], folds: int
+) -> None:
+    method, meter = make_method(name, options), cast(Weighing, weighing.meter)
+    target = Training(steps=20, batch_size=8, learning_rates=(0.1, 0.3))
+    settings = Settings(length=8, source=Training(steps=1, batch_size=16), target=target, folds=folds)
+    prior = fit(method, SOURCES, weighing, settings) if method.needs_sources else None
+    before = meter.weighted
+    k = 3 if name == "in_context" else 6  # demonstrations are taken to fit: few do
+    adapted = adapt(method, [make_episode(TARGET, k, 13)], weighing, prior, settings)
+    score_on_test(weighing, adapted, 24)
+    said = adapting_cost(method, target_size(weighing, TARGET), k, settings, tested=24)
+    assert 0.7 < said / (meter.weighted - before) < 1.3
+
+
 def test_copies_are_the_variants_that_are_adapted() -> None:
     settings = short()
     assert make_method("bmtpt", {"prior_width": [1, 2, 3]}).adaptation_copies(settings) == 3

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.report.results import read_rows
 from tests.backbone.tiny import config, tokenizer
-from tests.compare.fake_ray import FakeRay
+from tests.compare.fake_ray import FakeRay, RayError
 
 SETTINGS = Settings(
     length=3, source=Training(steps=6, batch_size=4), target=Training(steps=4, batch_size=2, eval_every=2)
@@ -127,16 +128,19 @@ def artifacts_of(plan: Plan) -> dict[str, str]:
     return {str(f.relative_to(plan.output)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(cluster: Any, local: Plan) -> None:
-    plan, heard = on(cluster, local, "stopped"), list[str]()
+def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(
+    cluster: Any, local: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, start, heard = on(cluster, local, "stopped"), ray_driver.start_work, list[str]()
 
-    def stop(line: str) -> None:
-        heard.append(line)
-        if (plan.output / run.RESULTS).exists():
+    def stop(context: WorkerContext, worker: WorkerHandle, work: Work) -> None:
+        if (plan.output / run.RESULTS).exists():  # a row has come back, and there is more to do
             raise KeyboardInterrupt
+        start(context, worker, work)
 
+    monkeypatch.setattr(ray_driver, "start_work", stop)
     with pytest.raises(KeyboardInterrupt):
-        run.compare(plan, say=stop)
+        run.compare(plan, say=heard.append)
     before = rows_of(plan)
     assert 1 <= len(before) < len(rows_of(local))
     assert not list(plan.output.glob(".promptprior-*"))
@@ -317,6 +321,27 @@ def test_without_ray_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SpecError, match=r"pip install 'promptprior\[ray\]'"):
         run.compare(far(local, tmp_path), say=lambda _: None)
+
+
+def test_a_token_that_is_missing_is_said(
+    played: Callable[..., FakeRay], local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's error of authentication is none of Python's; where the token is wrong, it only says that it failed."""
+    fake, failure = played(), [RayError("no authentication token was found"), RuntimeError("Failed to connect")]
+
+    def refuse(**_: object) -> None:
+        raise failure.pop(0)
+
+    monkeypatch.setattr(fake, "init", refuse, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        plan = far(local, tmp_path, address=f"127.0.0.1:{server.getsockname()[1]}")
+        for message in (
+            "no authentication token was found",
+            "Failed to connect; if it asks for a token: RAY_AUTH_MODE",
+        ):
+            with pytest.raises(SpecError, match=message):
+                run.compare(plan, say=lambda _: None)
+    assert not failure
 
 
 def test_a_cluster_that_is_not_there_is_said(

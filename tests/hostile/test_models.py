@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501  # tables of cases, a case a line
 
+import contextlib
 import json
 import os
 import pickle
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
+from promptprior.backbone import load
+from promptprior.errors import SpecError
 from tests.hostile.harness import SHORT, Case, ForkServer
 
 Change = Callable[[Path], object]
@@ -134,6 +138,35 @@ def test_a_damaged_model_is_refused(name: str, server: ForkServer) -> None:
         change(folder)
 
     server.check(Case(name, words(), {"m": make}, refused))
+
+
+EVIL = "open({!r}, 'w').close()\nfrom transformers import LlamaConfig as Config, PreTrainedTokenizerFast as Words\n"
+
+
+@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+def test_code_of_a_model_never_runs_whatever_is_answered(
+    kind: str, server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word of ours transformers asks whether to run it, and takes the answer from standard input."""
+    folder, executed = tmp_path / "m", tmp_path / "executed"
+    shutil.copytree(server.shared / "model", folder)
+    (folder / "evil.py").write_text(EVIL.format(str(executed)))
+    name, entry = {
+        "config": ("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}),
+        "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Words", "evil.Words"]},
+                      "tokenizer_class": "Evil"}),
+    }[kind]  # fmt: skip
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**settings, **entry}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(SpecError):
+        load(str(folder), dtype="float32")
+    assert not executed.exists()
+    # the trap itself works: told to trust, transformers runs it
+    kinds = {"config": AutoConfig, "tokenizer": AutoTokenizer}
+    with contextlib.suppress(Exception):
+        kinds[kind].from_pretrained(folder, trust_remote_code=True)
+    assert executed.exists()
 
 
 GGUF = [

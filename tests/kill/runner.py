@@ -1,7 +1,8 @@
 """Runs fit, adapt and compare many times, each time disturbed and then started again, and compares what is on disk.
 
 `python -m tests.kill.runner SEED VERB:DISTURBANCE:COUNT …` prints a JSON object for each: how many runs were
-disturbed, and what went wrong. Every run is the real command line in a process of its own, forked from this one, which
+disturbed, and what went wrong. VERB:removal kills a command once at every operation that removes its checkpoints,
+VERB:each at every operation. Every run is the real command line in a process of its own, forked from this one, which
 has imported everything and trained nothing. Its clock stands still, so that equal results are equal bytes, seconds
 included; its folder is in memory where there is /dev/shm, for a killed process (unlike a dead machine) loses nothing
 that it wrote.
@@ -47,6 +48,11 @@ VERBS = {
               "--data", "../data", "--steps", "2", "--output", "out/prompt"),
     "compare": ("compare", "--methods", "zero_shot,prompt_tuning,multitask", *SOURCES, "--targets", "edges,other,third",
                 "--seeds", "13", "--cells-per-run", "2", *TARGET, *TINY, "--steps", "2", "--output", "out"),
+    "predict": ("predict", "--prompt", "../made/adapt/out/prompt", "--input", "../data/edges/test.jsonl", *TINY[:4],
+                "--target", "../data/edges", "--backbone", "../model", "--output", "answers.csv"),
+    "evaluate": ("evaluate", "--prompt", "../made/adapt/out/prompt", *TINY[:4], "--target", "../data/edges",
+                 "--backbone", "../model", "--output", "scores.json"),
+    "report": ("report", "../made/compare/out", "--output", "page.html", "--markdown", "page.md", "--csv", "tables"),
 }  # fmt: skip
 TRIES = 3  # times that one run is disturbed, at most
 WRITES = ("open", "mkdir", "write", "fsync", "reserve")  # what a full disk refuses
@@ -239,6 +245,47 @@ def problems(
     return wrong
 
 
+def removals(operations: Sequence[str]) -> list[int]:
+    """The operations (from 1 on) at which folders of checkpoints are removed, which hold a folder for each stage."""
+    found, run = list[int](), list[int]()
+    for place, name in enumerate([*operations, ""], start=1):
+        if name in ("rename", "remove", "rmdir"):
+            run.append(place)
+            continue
+        if sum(operations[p - 1] == "rmdir" for p in run) > 1:
+            found += run
+        run = []
+    return found
+
+
+def kill_each(base: Path, verb: str, kind: str) -> dict[str, Any]:
+    """Kill a command at every operation (`kind` each), or at every one that removes its checkpoints (removal)."""
+    made = {"guard": ("prior", "fit"), "report": ("made/compare", "compare")}.get(verb, ("made/adapt", "adapt"))
+    if not (base / made[0]).exists():
+        (base / made[0]).parent.mkdir(exist_ok=True)
+        assert run(made[1], base / made[0]).code == 0
+    whole = run(verb, base / "reference", Disturbance())
+    assert whole.code == 0, whole.said
+    reference, failures = contents(base / "reference"), list[str]()
+    operations = run(verb, base / "counted", Disturbance("kill", 10**9)).operations
+    places = removals(operations) if kind == "removal" else [*range(1, len(operations) + 1)]
+    for at in places:
+        folder = base / f"{kind}{at}"
+        outcome = run(verb, folder, Disturbance("kill", at))
+        wrong = [] if outcome.code == -signal.SIGKILL else [f"ended with {outcome.code}: {outcome.said[-2000:]}"]
+        last = run(verb, folder)
+        steps = whole.steps * (2 if verb in ("adapt", "guard") else 1)  # they begin again, for they are finished
+        if kind == "each":  # no claim tells that these are alone: a partial file goes after an hour
+            for partial in folder.rglob(".*.partial-*"):
+                partial.unlink()
+        wrong += problems(reference, folder, [outcome], last, steps)
+        failures += [f"{verb}, killed at operation {at}: {text}" for text in wrong]
+        shutil.rmtree(folder)
+    for name in ("reference", "counted"):
+        shutil.rmtree(base / name)
+    return {"verb": verb, "kind": kind, "disturbed": len(places), "failures": failures}
+
+
 def experiment(base: Path, verb: str, kind: str, count: int, seed: int) -> dict[str, Any]:
     """Disturb a command `count` times. `kind` is kill (operations), time (SIGKILL), full, SIGINT or SIGTERM."""
     rng, failures, disturbed_runs = random.Random(seed), list[str](), 0
@@ -287,10 +334,13 @@ def experiment(base: Path, verb: str, kind: str, count: int, seed: int) -> dict[
 
 
 if __name__ == "__main__":
-    seed, *pieces = sys.argv[1:]  # pieces: VERB:DISTURBANCE:COUNT
+    seed, *pieces = sys.argv[1:]  # pieces: VERB:DISTURBANCE:COUNT, or VERB:removal, or VERB:each
+    results = list[dict[str, Any]]()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with scene() as base:
-        results = [experiment(base, *piece.split(":")[:2], int(piece.split(":")[2]), int(seed)) for piece in pieces]
+        for verb, kind, *count in (piece.split(":") for piece in pieces):
+            once = [] if count else [kill_each(base, verb, kind)]
+            results += once or [experiment(base, verb, kind, int(count[0]), int(seed))]
     print(json.dumps(results, indent=1))
     sys.exit(any(result["failures"] for result in results))

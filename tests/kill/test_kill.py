@@ -37,6 +37,30 @@ def test_a_disturbed_command_given_again_comes_to_the_same_bytes(verb: str) -> N
         assert result["disturbed"] >= int(piece.split(":")[1])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the runner forks")
+def test_a_kill_while_checkpoints_are_removed_loses_nothing() -> None:
+    """Half a checkpoint once stopped the same command for ever."""
+    pieces = ["adapt:removal", "guard:removal"]  # and compare:removal in `make torture`: nothing resumes from those
+    command = [sys.executable, "-m", "tests.kill.runner", "13", *pieces]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout, done.stderr
+    for result, least in zip(json.loads(done.stdout), (7, 19), strict=True):
+        assert result["failures"] == []
+        assert result["disturbed"] >= least
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the runner forks")
+def test_a_kill_between_an_output_and_its_plan_asks_for_no_force() -> None:
+    """The command once took its own output for somebody else's."""
+    pieces = [f"{verb}:each" for verb in ("predict", "evaluate")]
+    command = [sys.executable, "-m", "tests.kill.runner", "13", *pieces]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout, done.stderr
+    for result in json.loads(done.stdout):
+        assert result["failures"] == []
+        assert result["disturbed"] >= 8
+
+
 INTERRUPTED_AT = """
 import os, signal, sys
 

@@ -16,14 +16,15 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from promptprior.adapt import adapt, initial_adaptation, make_episode, refusal, score_on_test, target_run
-from promptprior.adapted import Adapted
+from promptprior.adapt import adapt, initial_adaptation, make_episode, score_on_test, target_run
+from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import METHODS, Episode, Recipe, make_method
+from promptprior.methods.contract import Choosing
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.rules.rule import Info, answer
@@ -46,6 +47,15 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "lora": {"rank": 2},
     "bitfit": {},
     "prompt_tuning": {},
+    "linear_probe": {},
+    "knn": {},
+    "constant": {},
+    "zero_shot_contextual": {},
+    "zero_shot_batch": {},
+    "zero_shot_calibrated": {},
+    "probe_mixture": {},
+    "in_context_contextual": {},
+    "auto": {"candidates": ("zero_shot_contextual", "linear_probe", "prompt_tuning"), "folds": 2},
     "residual_prompt_tuning": {"bottleneck": 4},
     "residual_as_released": {"bottleneck": 4},
     "dept": {"positions": 5},
@@ -149,7 +159,7 @@ def fit_small(name: str) -> Fitted:
 def episodes(name: str) -> tuple[Episode, ...]:
     """One of ranked choices and one of free text, without what the method cannot answer."""
     both = make_episode(CHOICE, 2, 13), make_episode(FREE, 3, 21)
-    return tuple(episode for episode in both if refusal(METHODS[name], episode.task) is None)
+    return tuple(episode for episode in both if METHODS[name].serves(episode.task) is None)
 
 
 def adapt_small(name: str, *given: Episode, using: Settings | None = None, prior: Prior | None = None) -> list[Adapted]:
@@ -261,6 +271,22 @@ def test_the_cost_of_a_prompt_is_all_that_the_backbone_read_for_it(name: str) ->
     assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
+def test_with_folds_all_shots_teach_and_no_answer_of_the_test_split_does(name: str) -> None:
+    """And the cost is still all that the backbone read."""
+    episode, using, meter = episodes(name)[0], settings(folds=2), backbone(torch.float64).meter
+    rows, tokens = meter.rows, meter.tokens
+    [made] = adapt_small(name, episode, using=using)
+    assert (made.cost.rows, made.cost.tokens) == (meter.rows - rows, meter.tokens - tokens)
+    assert {a.example.id for a in made.out_of_fold} == {e.id for e in (*episode.shots.train, *episode.shots.dev)}
+    everything = replace(episode.shots, train=(*episode.shots.train, *episode.shots.dev))
+    scrambled = replace(with_other_answers(replace(episode, shots=everything)), shots=episode.shots)
+    assert scrambled.task.split("test") != episode.task.split("test")
+    [blind] = adapt_small(name, scrambled, using=using)
+    assert all(torch.equal(value, blind.prompt.params[n]) for n, value in made.prompt.params.items())
+    assert made.out_of_fold == blind.out_of_fold
+
+
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH_CLASS if METHODS[name].trains])
 def test_a_killed_adaptation_comes_to_the_same(name: str, tmp_path: Path) -> None:
     """Whatever a method draws in a step (dropout, particles) is drawn again."""
@@ -345,7 +371,7 @@ def trajectory(name: str, episode: Episode) -> list[Params]:
     return params
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, recipe in METHODS.items() if not isinstance(recipe, Choosing)])
 def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
     """Dev selects and test is for the end: wrong answers there change neither start nor any step."""
     for episode in episodes(name):
@@ -353,6 +379,19 @@ def test_nothing_is_learned_from_answers_of_dev_or_test(name: str) -> None:
         for step, (right, wrong) in enumerate(steps):
             differing = [n for n in right if not torch.equal(right[n], wrong[n])]
             assert not differing, f"{episode.task.name}, {f'step {step - 1}' if step else 'init'}: {differing}"
+
+
+HEADED = [name for name, recipe in METHODS.items() if recipe.head != "verbalizer" or isinstance(recipe, Choosing)]
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_what_is_fitted_after_training_does_not_see_test_answers(name: str) -> None:
+    """Heads and choices learn from dev shots as well, but a task whose test answers are all wrong gives the same."""
+    episode = episodes(name)[0]
+    wrong = replace(episode, task=with_other_answers(episode).task)
+    one, other = adapt_alone(name).prompt.params, adapt_small(name, wrong)[0].prompt.params
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize("family", ["t5", "gemma3", "mistral"])

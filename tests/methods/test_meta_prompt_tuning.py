@@ -65,6 +65,8 @@ def test_the_published_inner_rate_is_refused(backbone: Backbone) -> None:
     """3.6.2: 3e-5 in absolute terms, here in units of the scale."""
     with pytest.raises(TrainingError, match="3e-5 is such a no-op"):
         fitted(backbone, "maml", inner_rate=3e-5 / backbone.scale**2)
+    with pytest.raises(SpecError, match="inner rate"):
+        MetaPromptTuning(inner_rate=0.0)
 
 
 def test_the_best_prompt_is_what_is_scored_not_the_last(backbone: Backbone) -> None:

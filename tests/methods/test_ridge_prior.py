@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from promptprior.adapt import adapt, make_episode, refusal
+from promptprior.adapt import adapt, make_episode
 from promptprior.backbone import Backbone, Site
 from promptprior.config.training import Settings, Training
 from promptprior.errors import PromptpriorWarning, SpecError
@@ -128,7 +128,7 @@ def test_what_cannot_be_is_said(backbone: Backbone) -> None:
     with pytest.raises(SpecError, match=r"layer 3 \(--options.ridge_prior.layer\): expected 1 to 2"):
         fit(recipe(layer=3), SOURCES, backbone, settings(1))
     free: Task = text_task("free", str.upper)
-    assert "free text" in str(refusal(recipe(), free))
+    assert "free text" in str(recipe().serves(free))
 
 
 def test_arms_with_a_linear_head_share_the_priors_of_their_methods(backbone: Backbone) -> None:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from promptprior.adapt import Adapted, adapt, make_episode, score_on_test
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.backbone.weight_overrides import own_weights_model

@@ -251,6 +251,22 @@ def test_straight_through_has_the_prompts_of_hard_and_the_gradient_of_log_p() ->
         assert len(through.prompts(values, inputs)[0]) == len(prompts)  # exams share prompts again
 
 
+@pytest.mark.parametrize("scoring", ["dot", "scaled", "cosine", "same", "random"])
+@pytest.mark.parametrize("selection", ["hard", "straight_through", "weighted", "soft"])
+def test_every_selection_of_every_scoring_works_in_float32(selection: str, scoring: str) -> None:
+    backbone, form = tiny("llama", torch.float32), bank(selection=selection, scoring=scoring)
+    values, inputs = params(form), batch()
+    wide, index = form.prompts(values, inputs)
+    narrow = {name: value.float().requires_grad_() for name, value in values.items()}
+    form = replace(form, backbone=backbone)
+    prompts, narrow_index = form.prompts(narrow, inputs)
+    assert prompts.dtype == torch.float32
+    torch.testing.assert_close(prompts[narrow_index].double(), wide[index], rtol=1e-3, atol=1e-3)
+    loss, gradient = loss_and_gradient(PromptObjective(backbone, form), narrow, inputs)
+    assert bool(loss.isfinite().all())
+    assert bool(gradient["bank"].any())
+
+
 def test_soft_becomes_the_best_row_of_every_slot() -> None:
     form = bank(selection="soft", temperature=1e-6)
     values, inputs = params(form), batch([t for t in TEXTS if t])  # an empty text likes all rows alike

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from promptprior.report.cost_points import CostPoint, cost_points, pareto_front, shared_by
+from promptprior.report.cost_points import CostPoint, cost_section, mean_costs, pareto_front, shared_by
 from promptprior.report.results import Grid, Row
 from promptprior.report.statistics import Interval
 from tests.report.result_rows import result_row
@@ -33,11 +33,11 @@ def test_cells_of_a_prior_share_its_cost():
     grid = Grid((*rows("spot", (1, 2), 60.0, 0.5), *others), "spot")
     counts = shared_by(grid)
     assert counts[grid.rows[0].cell] == 4  # spot and other on a and b: the same prior of seed 1
-    spot = next(o for o in cost_points(grid, 16) if o.method == "spot")
-    assert spot.costs["seconds", "target"] == 10
-    assert spot.costs["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
-    assert spot.costs["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
-    assert spot.costs["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
+    costs = mean_costs([row for row in grid.rows if row.method == "spot"], counts)
+    assert costs["seconds", "target"] == 10
+    assert costs["seconds", "whole"] == pytest.approx(10 + (61 + 62) / 2)
+    assert costs["seconds", "share"] == pytest.approx(10 + (61 / 4 + 62 / 2) / 2)
+    assert costs["tokens", "share"] == pytest.approx(1000 + (600 / 4 + 600 / 2) / 2)
 
 
 def test_a_row_that_names_its_prior_is_not_mistaken_for_one_of_the_same_cost():
@@ -53,9 +53,9 @@ def test_a_row_that_names_its_prior_is_not_mistaken_for_one_of_the_same_cost():
 def test_what_needs_no_examples_stands_beside_every_k():
     free = result_row(cell="z", method="zero_shot", target="a", k=0, seed=0, steps=0, score=0.2)
     grid = Grid((Row.from_json(free), *rows("spot", (1,), 0.0, 0.5, "a")), "spot")
-    found = cost_points(grid, 16)
-    assert [(o.method, o.costs["seconds", "target"]) for o in found] == [("zero_shot", 12.5), ("spot", 10.0)]
-    assert [point.method for point in pareto_front(found, "seconds", "target")] == ["spot"]
+    table = cost_section(grid).tables[0]
+    assert [(row[0].text, row[2].numbers) for row in table.rows] == [("zero_shot", (12.5,)), ("spot", (11.0,))]
+    assert [row[0].text for row in table.rows if row[4].text] == ["spot"]  # the front in seconds
 
 
 def test_the_front_is_what_nothing_dominates():

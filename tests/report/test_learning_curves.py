@@ -35,13 +35,13 @@ def found(curves):
 
 def test_means_over_targets_of_means_over_seeds_as_far_as_all_ran():
     a = found(CURVES)
-    base, spot = a.curves
-    assert (base.method, spot.method, a.targets) == ("prompt_tuning", "spot", ("a", "b"))
-    assert [(s, i.estimate) for s, i in spot.points.items()] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
-    assert [i.estimate for i in base.points.values()] == pytest.approx([0, 0.15, 0.3])
-    assert spot.points[1].low is not None  # of two seeds
-    assert base.points[1].low == pytest.approx(0.15)
-    assert 5 not in spot.points
+    assert (tuple(a.curves), a.targets) == (("prompt_tuning", "spot"), ("a", "b"))
+    base, spot = a.curves.values()
+    assert [(s, i.estimate) for s, i in spot.items()] == [(0, pytest.approx(0.25)), (1, pytest.approx(0.35))]
+    assert [i.estimate for i in base.values()] == pytest.approx([0, 0.15, 0.3])
+    assert spot[1].low is not None  # of two seeds
+    assert base[1].low == pytest.approx(0.15)
+    assert 5 not in spot
     (table,) = a.tables("prompt_tuning")
     assert {r[0].text: r[-1].text for r in table.rows} == {
         "prompt_tuning": "5",
@@ -56,12 +56,13 @@ def test_targets_without_dev_scores_are_left_out_for_all_methods():
         ("prompt_tuning", "text", 1): [point(0, None), point(1, None)],
     }
     assert found(free_text).targets == ("a", "b")
-    assert found({k: v for k, v in free_text.items() if k[1] == "text"}).curves == ()
+    assert found({k: v for k, v in free_text.items() if k[1] == "text"}).curves == {}
 
 
 def test_a_table_shows_the_usual_steps_or_a_few():
     def steps(*some):
-        return found({("spot", "a", 1): [point(s, 0.1) for s in some]}).steps_to_show
+        (table,) = found({("spot", "a", 1): [point(s, 0.1) for s in some]}).tables("spot")
+        return tuple(int(c.head.removeprefix("step ")) for c in table.columns if c.head.startswith("step "))
 
     assert steps(0, 1, 2, 3, 5, 7, 10, 13) == (0, 1, 2, 5, 10, 13)
     assert steps(0, 33, 66, 99) == (0, 33, 66, 99)
@@ -72,8 +73,8 @@ def test_a_table_shows_the_usual_steps_or_a_few():
 def test_what_trains_nothing_has_no_curve():
     grid = Grid(tuple(map(Row.from_json, grid_rows(ks=(16,)))), "prompt_tuning")
     a = adaptation(grid, 16)
-    assert {t.method for t in a.curves} == {"prompt_tuning", "multitask", "spot"}
-    assert all(min(t.points) == 0 for t in a.curves)
+    assert set(a.curves) == {"prompt_tuning", "multitask", "spot"}
+    assert all(min(points) == 0 for points in a.curves.values())
 
 
 def drawn_steps(n):

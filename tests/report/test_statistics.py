@@ -46,7 +46,7 @@ def test_small_intervals_hold_the_mean_as_often_as_they_say(rng, n):
 
 def test_degenerate_values():
     assert (interval([0.5]).low, interval([0.5]).high) == (None, None)
-    assert not interval([0.5]).is_above_zero
+    assert interval([0.5]).verdict == "unclear"
     constant = interval([0.25] * 12)
     assert (constant.low, constant.estimate, constant.high) == (0.25, 0.25, 0.25)
     for bad in ([], [float("nan")], [1.0, float("inf")]):
@@ -193,7 +193,7 @@ def test_a_planted_effect_is_found(rng):
     base = {t: rng.normal(0.5, 0.02, 5).tolist() for t in "abcd"}
     better = {t: [v + 0.1 for v in values] for t, values in base.items()}
     assert mean_difference(better, base).low == pytest.approx(0.1)
-    assert average_relative_gain(better, base).gain.is_above_zero
+    assert average_relative_gain(better, base).gain.verdict == "better"
     assert probability_of_improvement(better, base).low > 0.5
 
 

@@ -185,7 +185,7 @@ def test_known_facts(name: str, question: str, answer: str) -> None:
 def items(name: str) -> dict[str, str]:
     """Everything a recipe reads, before it is split and cut."""
     made = next(r for r in builtin.RECIPES if r.name == name)
-    return {item.value: item.answers[0] for item in recipe.unambiguous(made.items())}
+    return {item.value: item.answers[0] for item in made.items()}
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,8 @@ def test_a_missing_package_or_file_is_named() -> None:
 
 
 def test_contradicting_items_are_dropped_and_equal_ones_merged() -> None:
-    kept = recipe.unambiguous(
-        [Item("a", "Paris", ("x",)), Item("a", "paris", ("x",)), Item("b", "Rome", ("x",)), Item("b", "Rome", ("y",))]
-    )
+    table = [{"city": c, "land": land} for c, land in (("Paris", "x"), ("paris", "x"), ("Rome", "x"), ("Rome", "y"))]
+    kept = recipe.TaskRecipe("cities", "test", "{}", lambda: table, "city", "land", ()).items()
     assert [item.value for item in kept] == ["Paris"]
 
 

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, scipy, torchmetrics, rouge-score, sacrebleu and numbers worked by hand."""
 
+import inspect
 import math
 import warnings
 
@@ -266,6 +267,8 @@ def test_nll_and_brier_are_scikit_learns(ranked_three):
     from scipy.special import softmax
     from sklearn.metrics import brier_score_loss, log_loss
 
+    if "scale_by_half" not in inspect.signature(brier_score_loss).parameters:
+        pytest.skip("this scikit-learn has no Brier score of several classes")
     y, nll = ranked_three
     task = choice_task(y, names=("a", "b", "c"))
     got = scored(task, chosen(task, nll.argmin(1).tolist(), nll.tolist()))

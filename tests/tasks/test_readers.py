@@ -48,7 +48,7 @@ def test_json_list_and_parquet_agree_with_jsonl(tmp_path: Path) -> None:
     [
         ("x.jsonl", b'{"t": "a"}\n{"t": "\xe9"}\n', r"line 2: not UTF-8 \(byte 0xe9 at offset 18: .*\); save the file"),
         ("x.csv", b"text\n\xff\n", r"line 2: not UTF-8 \(byte 0xff at offset 5"),
-        ("x.jsonl", '{"t": 1}\n{"t": \n', r"line 2: bad JSON \(Expecting value at column 7\)"),
+        ("x.jsonl", '{"t": 1}\n{"t": \n', r"line 2: not JSON \(Expecting value at column 7\)"),
         ("x.jsonl", "[1]\n", "line 1: expected a JSON object with column names, got list"),
         ("x.jsonl", "", "the file holds no rows"),
         ("x.csv", "", "the file holds no rows"),
@@ -57,7 +57,7 @@ def test_json_list_and_parquet_agree_with_jsonl(tmp_path: Path) -> None:
         ("x.csv", "text,text\na,b\n", "line 1: the header names a column twice: text, text"),
         ("x.csv", 'text\n"a"b\n', r"line 2: bad CSV"),
         ("x.json", '{"a": 1}', r"expected a JSON list of objects \(one object a line is .jsonl\)"),
-        ("x.json", "[\n{]", "line 2: bad JSON"),
+        ("x.json", "[\n{]", "line 2: not JSON"),
         ("x.parquet", "no parquet", "not a readable Parquet file"),
         ("x.txt", "a", r"cannot read '.txt'; expected one of .jsonl, .csv, .parquet, .json"),
     ],

@@ -4,6 +4,7 @@ A folder holds safetensors and `promptprior.json`. The folder of a plain prompt 
 folder that only PEFT wrote is read as a plain prompt. Loaded tensors are ordinary ones and can be trained on.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,13 @@ from promptprior.artifacts.header import (
     Origin,
     TaskCard,
     check_tensors,
-    header_mapping,
     read_header,
+    tensor_records,
     versions,
 )
 from promptprior.artifacts.model_card import model_card
 from promptprior.backbone.identity import BackboneCard
-from promptprior.config.mapping import shorten
+from promptprior.config.mapping import shorten, to_mapping
 from promptprior.errors import ArtifactError
 from promptprior.files import (
     check_finite,
@@ -103,7 +104,9 @@ class _Artifact:
                 peft.write_lora(target, params, header.parameterisation_settings, header.backbone)
             else:
                 write_tensors(target / TENSORS[header.kind], params)
-            write_json(target / HEADER_FILE, header_mapping(header, params))
+            # JSON has neither NaN nor Inf, and a diagnostic must not cost a fit: they are written as text
+            plain = json.loads(json.dumps(to_mapping(header)), parse_constant=lambda name: str(float(name)))
+            write_json(target / HEADER_FILE, {**plain, "tensors": tensor_records(params)})
             write_text(target / README, model_card(header, params, is_adapter=is_plain or is_lora))
 
         replace_folder(folder, write, may_delete=OURS)

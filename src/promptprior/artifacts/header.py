@@ -1,7 +1,6 @@
 """What a saved prior or prompt says about itself, in readable JSON without dates: equal fits give equal bytes."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.config.mapping import from_mapping, shorten, to_mapping
+from promptprior.config.mapping import from_mapping, shorten
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
@@ -85,11 +84,6 @@ def versions() -> dict[str, object]:
     return installed
 
 
-def header_mapping(header: Header, params: Params) -> dict[str, Any]:
-    """What the header file holds: the header, then shape, type and digest of every tensor by name."""
-    return {**_finite_or_text(to_mapping(header)), "tensors": _tensor_records(params)}
-
-
 def read_header(folder: Path) -> tuple[Header, dict[str, Any]]:
     """The header of an artifact folder, and its records of the tensors. Raises ArtifactError when the file is damaged,
     of a format this version does not know, or misses a key."""
@@ -122,7 +116,7 @@ def check_tensors(params: Params, recorded: Mapping[str, Any], where: Path) -> N
             f"{where} holds the tensors {', '.join(params)}; its {HEADER_FILE} lists {', '.join(recorded)}: "
             "copy the folder again"
         )
-    for name, actual in _tensor_records(params).items():
+    for name, actual in tensor_records(params).items():
         expected = recorded[name]
         if actual["shape"] != expected["shape"] or actual["dtype"] != expected["dtype"]:
             raise ArtifactError(
@@ -142,7 +136,8 @@ def tensor_digest(value: torch.Tensor) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _tensor_records(params: Params) -> dict[str, dict[str, Any]]:
+def tensor_records(params: Params) -> dict[str, dict[str, Any]]:
+    """What a header says of tensors of any shape: shape, type and digest by name."""
     return {
         name: {
             "shape": list(value.shape),
@@ -151,12 +146,3 @@ def _tensor_records(params: Params) -> dict[str, dict[str, Any]]:
         }
         for name, value in sorted(params.items())
     }
-
-
-def _finite_or_text(value: Any) -> Any:
-    # JSON has neither NaN nor Inf, and a diagnostic must not cost a fit.
-    if isinstance(value, dict):
-        return {name: _finite_or_text(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite_or_text(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -151,13 +151,20 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     data, kind = read_bytes(path, MOST_BYTES), ".npy" if path.suffix == ".npy" else ".pt"
     try:
         if kind == ".npy":
-            _check_array_size(data)
+            if not data.startswith(b"\x93NUMPY"):
+                several = "an archive of several arrays: save the one array"
+                raise ValueError(several if data[:2] == b"PK" else "no numpy header")
+            stream = io.BytesIO(data)
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            claimed, held = prod(shape) * dtype.itemsize, len(data) - stream.tell()
+            if min(shape, default=0) < 0 or claimed > held:  # before memory for them is asked for
+                raise ValueError(f"its header claims {str(shape)[:100]} numbers, {claimed:,} bytes; it holds {held:,}")
             array = np.load(io.BytesIO(data), allow_pickle=False)
         else:
-            if zipfile.is_zipfile(
-                path
-            ):  # torch stores its members as they are; compressed, a few bytes may be terabytes
-                with zipfile.ZipFile(path) as archive:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:  # torch compresses none: a few bytes could be terabytes
                     if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                         raise ValueError("its members are compressed, and torch.save compresses none")
             with warnings.catch_warnings(action="ignore"):  # of torch's, about pickles it then refuses
@@ -197,16 +204,3 @@ def named_tensors(content: object, name: str = "", depth: int = 0) -> Iterator[t
             raise ValueError(f"its containers are more than {MOST_NESTED} deep, or hold themselves")
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
             yield from named_tensors(value, f"{name}.{key}" if name else str(key), depth + 1)
-
-
-def _check_array_size(data: bytes) -> None:
-    # Whether an .npy file holds the entries that its header claims, before memory for them is asked for.
-    if not data.startswith(b"\x93NUMPY"):
-        raise ValueError("an archive of several arrays: save the one array" if data[:2] == b"PK" else "no numpy header")
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    claimed, held = prod(shape) * dtype.itemsize, len(data) - stream.tell()
-    if min(shape, default=0) < 0 or claimed > held:
-        raise ValueError(f"its header claims {str(shape)[:100]} numbers, {claimed:,} bytes; it holds {held:,}")

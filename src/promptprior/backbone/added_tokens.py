@@ -220,5 +220,5 @@ def _check_baked(frozen: Frozen, written: Frozen, name: str, prompt: Float[Tenso
 
 def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
-    dtype = str(AutoConfig.from_pretrained(model_folder(name)).dtype).removeprefix("torch.")
+    dtype = str(AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else "float32"

@@ -154,7 +154,7 @@ class Backbone:
         reader, texts, length = self.hiding(hidden), batch.texts_only(), prompts.shape[1]
         share = max((site.layer for site in sites), default=0) / self.layers
 
-        def read(chunk: Batch) -> Tensor:
+        def read(chunk: Batch) -> Float[Tensor, "x S W"]:
             states = pooled_states(reader.frozen, reader.states, prompts, chunk, sites)
             self.meter.count_texts(chunk, length, share)
             return states

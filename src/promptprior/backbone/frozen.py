@@ -196,7 +196,9 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
     try:
         folder = model_folder(name)
         _check_model_files(Path(folder))
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        # never: by itself transformers asks, and a `y` on standard input would run a stranger's code
+        ours: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(folder, **ours)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options: dict[str, Any] = {"dtype": "auto"}  # as stored, to be cast later
         is_stored_quantised = getattr(config, "quantization_config", None) is not None
@@ -208,7 +210,7 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
             four_bit = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": chosen}
             bits = four_bit if quantize == "4bit" else {"load_in_8bit": True}
             options["quantization_config"] = BitsAndBytesConfig(**bits)
-        model, loading = auto_class.from_pretrained(folder, revision=revision, output_loading_info=True, **options)
+        model, loading = auto_class.from_pretrained(folder, output_loading_info=True, **ours, **options)
         random = sorted({*loading["missing_keys"], *(str(key) for key, *_ in loading["mismatched_keys"])})
         if random:  # transformers would go on with random numbers there
             raise SpecError(
@@ -216,7 +218,7 @@ def load_frozen(name: str, dtype: str, device: str, revision: str | None = None,
                 f"files or have another shape: {', '.join(random[:3])}{', …' if len(random) > 3 else ''}; the files "
                 "are cut off, or config.json is of another model: copy or download it again"
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **ours)
         if not len(tokenizer):
             raise ValueError("its tokenizer has no tokens")
         frozen = freeze(model, tokenizer, name)
@@ -327,7 +329,7 @@ def _write_dequantised(file: Path, folder: Path) -> None:
         from transformers import GgufConfig
     except ImportError as error:
         raise SpecError(f"reading {file} needs two packages: pip install gguf accelerate ({error})") from error
-    options: dict[str, Any] = {"gguf_file": file.name}
+    options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     quantised = AutoModelForCausalLM.from_pretrained(
         file.parent, **options, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )

@@ -44,7 +44,7 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
 
 
 @contextmanager
-def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Tensor]]:
+def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Float[Tensor, "*n W"]]]:
     """The states of these layers, filled in while the model runs inside; it stops after the highest."""
     reader, blocks = layers_of(model)
     states: dict[int, Tensor] = {}

@@ -55,7 +55,7 @@ class WeightedModel:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
         model, frozen, states = self.frozen.model, self.frozen, self.states
 
-        def score(no_prompt: Tensor, piece: Batch) -> Tensor:
+        def score(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> Float[Tensor, " r"]:
             losses = state_losses(model, states(frozen, no_prompt, piece), piece)
             self.backbone.meter.count(piece, 0)
             return losses
@@ -66,7 +66,7 @@ class WeightedModel:
         """Each text's states, pooled at every site, as `Backbone.text_states` reads them without a prompt."""
         share = max((site.layer for site in sites), default=0) / self.backbone.layers
 
-        def read(no_prompt: Tensor, piece: Batch) -> Tensor:
+        def read(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> Float[Tensor, "x S W"]:
             states = pooled_states(self.frozen, self.states, no_prompt, piece, sites)
             self.backbone.meter.count_texts(piece, 0, share)
             return states
@@ -77,7 +77,7 @@ class WeightedModel:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
 
-        def answer(no_prompt: Tensor, piece: Batch) -> list[str]:
+        def answer(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> list[str]:
             self.backbone.meter.count(piece, 0)
             return generate_texts(self.frozen, no_prompt, piece, options)
 

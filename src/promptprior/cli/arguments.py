@@ -49,7 +49,17 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
             positional.append(word)
             continue
         name, has_value, text = word[2:].partition("=")
-        found = find_setting(name, known)
+        key = name.replace("-", "_")  # the whole key of a setting, or the end of just one
+        meant = [s for s in known if s.key in (key, f"settings.{key}")] or [
+            s for s in known if s.key.endswith(f".{key}")
+        ]
+        if len(meant) > 1:
+            raise SpecError(f"flag --{name} is ambiguous: say {' or '.join(s.flag for s in meant)}")
+        if not meant and key.startswith(f"{OPTIONS}.") and any(s.key == OPTIONS for s in known):
+            meant = [Setting(key, "a value", None, "")]
+        if not meant:
+            raise SpecError(unknown_name("flag", f"--{name}", [s.flag for s in known]))
+        [found] = meant
         if not has_value and found.kind == SWITCH:  # needs no value, and may have one
             text = left.pop(0) if left and left[0].lower() in ("true", "false") else "true"
         elif not has_value:
@@ -60,20 +70,6 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
             raise SpecError(f"flag --{name} is given twice; give it once, lists with commas")
         flags[found.key] = text
     return positional, flags
-
-
-def find_setting(name: str, known: Sequence[Setting]) -> Setting:
-    """The setting that a flag means: its whole key, or the end of just one. Raises SpecError for none or several."""
-    key = name.replace("-", "_")
-    exact = [s for s in known if s.key in (key, f"settings.{key}")]
-    found = exact or [s for s in known if s.key.endswith(f".{key}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise SpecError(f"flag --{name} is ambiguous: say {' or '.join(s.flag for s in found)}")
-    if key.startswith(f"{OPTIONS}.") and any(s.key == OPTIONS for s in known):
-        return Setting(key, "a value", None, "")
-    raise SpecError(unknown_name("flag", f"--{name}", [s.flag for s in known]))
 
 
 # Help and completion -------------------------------------------------------------------------------------
@@ -89,8 +85,9 @@ def overview() -> str:
     return "\n".join([DESCRIPTION, "", *lines, "", "example", f"  {EXAMPLE}", "", end])
 
 
-def verb_parser(verb: Verb, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def verb_parser(verb: Verb, parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
     """An argparse parser that knows a verb's flags; it prints help and completes, `read_words` reads."""
+    parser = parser or argparse.ArgumentParser(add_help=False)
     words = " ".join(word.upper() if word != PLAN_FILE else f"[{word}]" for word in verb.positional)
     parser.usage = f"promptprior {verb.name} {words} [--key value …]"
     summary = VERBS[verb.name][0] if verb.name in VERBS else str(verb.settings.__doc__)
@@ -121,11 +118,6 @@ def verb_parser(verb: Verb, parser: argparse.ArgumentParser) -> argparse.Argumen
                 if "a path" in s.kind:
                     action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
     return parser
-
-
-def verb_help(verb: Verb) -> str:
-    """A verb's settings with their meaning and defaults."""
-    return verb_parser(verb, argparse.ArgumentParser(add_help=False)).format_help().rstrip()
 
 
 def completion_script(words: Sequence[str]) -> str:

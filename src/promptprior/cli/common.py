@@ -9,7 +9,6 @@ from promptprior.artifacts.header import HEADER_FILE, Header, Kind, TaskCard, re
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.compare.cost_estimate import tokens_per_second
-from promptprior.compare.plan import load_backbone
 from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr, watch_steps
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.tasks import Task
@@ -98,16 +97,3 @@ class ProgressMeter(Meter):
         share = min(1.0, self.texts / self.total)
         left = duration((time.monotonic() - self.display.start) * (1 - share) / share)
         self.display.show(f"{100 * share:3.0f}% {self.label} · {left} left", (self.label, share))
-
-
-__all__ = [
-    "ProgressMeter",
-    "artifact_folder",
-    "cost_line",
-    "header_at",
-    "holds_own",
-    "load_backbone",
-    "target_of_prompt",
-    "warn_of_conflicts",
-    "watcher",
-]

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_help
+from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_parser
 from promptprior.cli.output import only_own_lines
 from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
@@ -37,37 +37,31 @@ def run_command(words: Sequence[str]) -> int:
         with only_own_lines(debug="--debug" in words):
             code = run(words)
         sys.stdout.flush()
-    except PromptpriorError as error:
-        raise_if_interrupted()  # an interrupted import may end in any error
-        if "--debug" in words:
-            traceback.print_exc()
-        print(f"{start}promptprior: {printable(str(error))}", file=sys.stderr)
-        return FAILED
+        return code or 0
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, MemoryError, RuntimeError) as error:  # the last resort: whoever wants a path or memory says more
-        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
-        raise_if_interrupted()
-        if isinstance(error, RuntimeError) and not is_memory:
-            raise
+    except (PromptpriorError, OSError, MemoryError, RuntimeError) as error:
+        raise_if_interrupted()  # an interrupted import may end in any error
+        is_own, message = isinstance(error, PromptpriorError), str(error)
+        if not is_own:  # the last resort: whoever wants a path or memory says more
+            is_memory = isinstance(error, MemoryError) or "allocate memory" in message or "out of memory" in message
+            if isinstance(error, RuntimeError) and not is_memory:
+                raise
+            message = "memory is used up; lower the batch size, the prompt length or the method's sizes"
+        if isinstance(error, OSError):
+            what, reason = error.filename or "what was printed", error.strerror or error
+            message = f"{what}: {reason}; check the path and the disk"
         if "--debug" in words:
             traceback.print_exc()
-        reason = "memory is used up; lower the batch size, the prompt length or the method's sizes"
-        if isinstance(error, OSError):
-            reason = f"{error.filename or 'what was printed'}: {error.strerror or error}; check the path and the disk"
-        print(f"{start}promptprior: {reason}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        if len(message) > LONGEST_MESSAGE:  # it may quote what a stranger wrote, control characters too
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
+        printable = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
+        print(f"{start}promptprior: {printable}", file=sys.stderr)
+        if not is_own:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return FAILED
-    return code or 0
-
-
-def printable(message: str) -> str:
-    """A message without control characters, and no longer than a screen: it may quote what a stranger wrote."""
-    if len(message) > LONGEST_MESSAGE:
-        half = LONGEST_MESSAGE // 2
-        message = f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
 
 
 def run(words: Sequence[str]) -> int | None:
@@ -85,10 +79,12 @@ def run(words: Sequence[str]) -> int | None:
     if first == "--print-completion":
         return print(completion_script(others))
     if first in ("-h", "--help", "help"):
-        return print(verb_help(find_verb(others[0])) if others else overview())
+        if not others:
+            return print(overview())
+        first, others = others[0], ["--help"]
     verb = find_verb(first)
     if {"-h", "--help"} & set(others):
-        return print(verb_help(verb))
+        return print(verb_parser(verb).format_help().rstrip())
     plan, common = read_settings(verb, others)
     check_outputs(verb, plan)
     with all_processes(verb):

@@ -31,19 +31,19 @@ def only_own_lines(debug: bool = False) -> Iterator[None]:
         return
     for name, value in SILENCE.items():
         os.environ.setdefault(name, value)
+
+    def show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, PromptpriorWarning):
+            print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
+
     silent = logging.NullHandler()  # while the root has no handler at all, Python prints what libraries log
     with warnings.catch_warnings():
-        warnings.showwarning = _show_own_warning  # filters would not do: libraries add filters of their own
+        warnings.showwarning = show_own_warning  # filters would not do: libraries add filters of their own
         logging.getLogger().addHandler(silent)
         try:
             yield
         finally:
             logging.getLogger().removeHandler(silent)
-
-
-def _show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if issubclass(category, PromptpriorWarning):
-        print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
 
 
 def command_line() -> str:

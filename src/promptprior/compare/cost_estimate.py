@@ -8,7 +8,7 @@ context, and texts that are generated are not counted.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -16,9 +16,12 @@ import torch
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.config.training import Settings
 from promptprior.cost import SCORED
-from promptprior.methods import Method
+from promptprior.heads.registry import NAMED_HEADS
+from promptprior.methods import Method, make_method
+from promptprior.methods.contract import Choosing
 from promptprior.tasks import Task, collate
 
+HEAD_DEPTH = 0.7  # of the layers, that a fitted head reads on average
 SAMPLE = 30  # examples whose length is measured
 
 
@@ -62,8 +65,12 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     """Tokens of adapting a method to k shots of a target, and of testing on so many examples.
 
     Shots are counted as a k-shot draw would be, and not drawn: k of each class for training and k for dev, as far as
-    there are so many, and of dev at most `dev_limit` in all.
+    there are so many, and of dev at most `dev_limit` in all. With folds each fold trains, all examples are answered
+    once more, and a refit is taken to last half of the steps: how many it has is chosen later.
     """
+    if isinstance(method, Choosing):
+        own = settings if settings.folds else replace(settings, folds=method.folds)
+        return sum(adapting_cost(make_method(name), target, k, own, tested) for name in method.candidates)
     train = dev = 0
     for size in target.class_sizes:
         half = min(k, size // 2)
@@ -73,21 +80,41 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
             train, dev = train + min(k, size - dev_half), dev + dev_half
 
-    def scored(texts: float) -> float:
-        shown = train * target.text_tokens if method.uses_shots and not method.trains else 0.0  # demonstrations
-        prompts = method.prompt_tokens(settings, texts) if method.trains else shown
+    every, folds, teaching = train + dev, 1, float(train)  # teaching: examples that the final prompt learned from
+    to_learn, to_ask = float(train), float(dev)  # of each fold
+    if settings.folds:
+        teaching = every
+    if settings.folds > 1:
+        folds = min(settings.folds, every)
+        to_learn, to_ask = every - every / folds, every / folds
+
+    def scored(texts: float, learned: float) -> float:
+        prompts = learned * target.text_tokens if method.shows_shots() else method.prompt_tokens(settings, texts)
         return SCORED * (texts * target.ranked_tokens + prompts) if texts else 0.0
 
-    stage, testing = settings.target, method.answering_prompts() * scored(tested)
+    def stepped(learned: float) -> float:
+        texts = min(stage.batch_size, learned)
+        return texts * target.text_tokens + method.prompt_tokens(settings, texts)
+
+    stage, members = settings.target, method.answering_prompts()
+    head = NAMED_HEADS.get(method.head)
+    if head is None:
+        testing = members * scored(tested, teaching)
+        testing += folds * members * scored(to_ask, to_learn) if settings.folds else 0.0  # out of fold
+    else:  # fitted on all shots, and with folds on those of every fold; equal prompts read a text once
+        times = 1 + folds if settings.folds else 1
+        testing = scored(tested + times * every, teaching) if head.reads_nll else 0.0
+        times = times if method.trains or method.adapts_one_by_one else min(times, 2)
+        states = HEAD_DEPTH * tested + times * every if head.sites(1) else 0.0
+        testing += SCORED * states * target.text_tokens
     if not method.trains:
-        return scored(dev) + testing
+        return folds * scored(to_ask, to_learn) + testing
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
-    asked |= set(range(0, stage.steps, stage.eval_every)) if stage.eval_every else set()
-    texts = min(stage.batch_size, train)
-    step = texts * target.text_tokens + method.prompt_tokens(settings, texts)
-    copies = method.adaptation_copies(settings) * len(stage.learning_rates)
-    before = method.steps_before(settings) * step
-    return before + copies * (stage.steps * step + len(asked) * scored(dev)) + testing
+    asked |= set(range(0, stage.steps, stage.dev_every)) if stage.dev_every else set()
+    copies, before = method.adaptation_copies(settings) * len(stage.learning_rates), method.steps_before(settings)
+    trying = (before + copies * stage.steps) * stepped(to_learn) + copies * len(asked) * scored(to_ask, to_learn)
+    refit = (before + members * stage.steps / 2) * stepped(teaching) if settings.folds else 0.0
+    return folds * trying + refit + testing
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

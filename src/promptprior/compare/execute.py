@@ -62,9 +62,8 @@ def do_work(
 
     def watch_stage(stage: str) -> Watch:
         def watch(step: int, steps: int, info: Info) -> None:
-            share = (
-                step / max(steps, 1) if not stage.endswith("probe") else 0.0
-            )  # probing comes before the stage that counts
+            # Probing comes before the stage that counts.
+            share = 0.0 if stage.endswith("probe") else step / max(steps, 1)
             on_progress(step_text(stage, step, steps, info), share)
 
         return watch

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
-STEPS = "--target.steps, with dev asked after each third of them where --target.eval-every is a number above 0"
+STEPS = "--target.steps; --target.eval-every, where it is a number above 0, becomes a third of them"
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 

@@ -5,7 +5,6 @@ work. If interrupted, rerun it: finished cells are kept, and unfinished work res
 only when its results are on disk.
 """
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from promptprior.compare.schedule import (
 )
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.errors import DiskError, SpecError
-from promptprior.files import append_lines, check_room, claimed, write_json
+from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
@@ -44,6 +43,7 @@ from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity,
 from promptprior.tasks import Split, load_task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.task import normalised
+from promptprior.train import read_checkpoint
 from promptprior.watch import tensorboard
 
 RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
@@ -233,9 +233,9 @@ def _remove_checkpoints(plan: Plan, wanted: Sequence[Cell]) -> None:
     for group in plan_groups(plan, wanted):
         for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
             if all(cell.key in done for cell in part):
-                shutil.rmtree(plan.output / WORK / group_key(part), ignore_errors=True)
+                remove_folder(plan.output / WORK / group_key(part))
     for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
-        shutil.rmtree(cost.parent / "checkpoints", ignore_errors=True)
+        remove_folder(cost.parent / "checkpoints")
     with suppress(OSError):  # not empty, or not there
         (plan.output / WORK).rmdir()
 
@@ -246,6 +246,9 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
     for folder in {work.prior for work in left if not isinstance(work, Fit) and work.prior}:
         if is_fitted(folder):
             load_prior(folder, card)  # raises ArtifactError for a damaged one, before any work
+    for work in left:
+        for path in sorted(work_folder(output, work).rglob("state.json")):
+            read_checkpoint(path)  # likewise
     progress, queue = ProgressDisplay(say, sum(work.tokens for work in left)), Queue(left, context.plan.retries)
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":
@@ -268,14 +271,14 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
                 if not (work.folder / "prior" / HEADER_FILE).exists():  # fitted on a machine without this folder
                     result.prior.save_pretrained(work.folder / "prior")
                 write_json(work.folder / PRIOR_COST, asdict(result.cost))  # last: the prior is complete (is_fitted)
-                shutil.rmtree(work.folder / "checkpoints", ignore_errors=True)
+                remove_folder(work.folder / "checkpoints")
             else:
                 assert isinstance(result, tuple)
                 new = [finished for finished in result if finished.row.cell not in work.known]
                 for finished in new:  # prompts come before rows: a row says that all of its cell is there
                     finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
                 append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
-                shutil.rmtree(work_folder(output, work), ignore_errors=True)
+                remove_folder(work_folder(output, work))
             progress.done = progress.total - sum(work.tokens for work in [*queue.waiting, *queue.running])
             progress.within = 0.0
             if has_new_rows and time.monotonic() - report_end >= report_seconds / REPORT_SHARE:

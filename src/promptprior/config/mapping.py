@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union
 
 from ruamel.yaml.error import YAMLError
 
-from promptprior.config.yaml_file import parse_yaml, to_yaml
+from promptprior.config.yaml_file import parse_yaml
 from promptprior.errors import SpecError, unknown_name
 
 
@@ -63,7 +63,7 @@ def list_settings(cls: type[Config], key: str = "", default: object = MISSING) -
 
     `default` is the config whose values are the defaults, where a field of that type has one of its own.
     """
-    for name, (item, hint) in _known_fields(cls).items():
+    for name, (item, hint) in _known_fields(cls)[0].items():
         value = _default_of(item) if default is MISSING else getattr(default, name)
         dotted = f"{key}.{name}" if key else name
         if is_dataclass(hint):
@@ -86,13 +86,14 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     means. The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            (for_hash and item.metadata.get("formerly")) or item.name: to_mapping(current, for_hash=for_hash)
-            for item in fields(value)
-            for current in [getattr(value, item.name)]
-            if (item.init or item.metadata.get("fact") or (for_hash and item.metadata.get("hash_only")))
-            and not _is_omitted(item, value, current)
-        }
+        plain = {}
+        for item in fields(value):
+            rule, current = item.metadata.get, getattr(value, item.name)
+            is_default = rule("omit_from_hash_if_default") and current == _default_of(item)
+            is_omitted = is_default or ((omit_if := rule("omit_from_hash_if")) is not None and omit_if(value))
+            if (item.init or rule("fact") or (for_hash and rule("hash_only"))) and not is_omitted:
+                plain[(for_hash and rule("formerly")) or item.name] = to_mapping(current, for_hash=for_hash)
+        return plain
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name], for_hash=for_hash) for name in sorted(value, key=str)}
     if isinstance(value, tuple | list):
@@ -104,12 +105,6 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
     raise TypeError(f"a setting cannot hold {value!r} ({type(value).__name__}): it has no form in JSON")
 
 
-def _is_omitted(item: Field[Any], config: object, current: object) -> bool:
-    omit_if = item.metadata.get("omit_from_hash_if")
-    at_default = item.metadata.get("omit_from_hash_if_default") and current == _default_of(item)
-    return bool(at_default or (omit_if is not None and omit_if(config)))
-
-
 def stable_hash(value: Any) -> str:
     """Sixteen hex digits over a config or plain value: equal for equal settings, on every machine.
 
@@ -118,11 +113,6 @@ def stable_hash(value: Any) -> str:
     """
     text = json.dumps(to_mapping(value, for_hash=True), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def dump_yaml(config: Any) -> str:
-    """A config as YAML that `load_yaml` reads back to the same values."""
-    return to_yaml(to_mapping(config))
 
 
 def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str]) -> dict[str, object]:
@@ -169,18 +159,19 @@ class _Place:
     key: str
     flags: str | None
 
-    def __truediv__(self, name: str) -> "_Place":
-        return _Place(self.where, f"{self.key}.{name}" if self.key else name, self.flags)
-
-    def item(self, index: int) -> "_Place":
-        return _Place(self.where, f"{self.key}[{index}]", self.flags)
+    def __truediv__(self, part: str | int) -> "_Place":
+        dotted = f"{self.key}[{part}]" if isinstance(part, int) else f"{self.key}.{part}" if self.key else part
+        return _Place(self.where, dotted, self.flags)
 
     def __str__(self) -> str:
         return self.where if isinstance(self.where, str) else self.where(self.key)
 
+    @property
+    def typed(self) -> str:
+        return "" if self.flags is None else f" (flag {flag(self.key, self.flags)})"
+
     def error(self, text: str) -> SpecError:
-        typed = "" if self.flags is None else f" (flag {flag(self.key, self.flags)})"
-        return SpecError(f"{self}: {self.key!r}{typed} {text}")
+        return SpecError(f"{self}: {self.key!r}{self.typed} {text}")
 
 
 def from_mapping(
@@ -189,35 +180,36 @@ def from_mapping(
     where: str | Callable[[str], str],
     key: str = "",
     flags: str | None = None,
+    default: object = MISSING,
 ) -> C:
     """A config from plain values, every key known and every value of its type.
 
     `where` names the file or "command line" in errors, or gives that name for a dotted key; `key` is the dotted place
-    of the mapping in it. `flags` is what stands before a key where it is a flag: "--", "--options.". Whole numbers pass
-    as floats and whole floats as integers; numbers are finite; lists become tuples. Of a union the first type that fits
-    counts. Part of a nested config leaves the rest as the default of its field has it. Raises SpecError naming the
-    place, the key, its flag and what was expected.
+    of the mapping in it. `flags` is what stands before a key where it is a flag: "--", "--options.". What is not given
+    is as in the config `default`, without one as in the defaults of the fields; of a nested config too. Whole numbers
+    pass as floats and whole floats as integers; numbers are finite; lists become tuples. Of a union the first type that
+    fits counts. Raises SpecError naming the place, the key, its flag and what was expected.
     """
-    known, place, values, missing = _known_fields(cls), _Place(where, key, flags), {}, []
-    mapping = _with_newer_names(cls, mapping)
+    (known, newer), place, values, missing = _known_fields(cls), _Place(where, key, flags), {}, []
+    if newer:  # files may use the name that a field had first, unless they use the newer one too
+        mapping = {name if newer.get(name, name) in mapping else newer[name]: value for name, value in mapping.items()}
     for name in mapping:
         if name not in known:
-            typed = "" if flags is None else f" (flag {flag((place / str(name)).key, flags)})"
-            inside = f" in {key!r}" if key else ""
-            raise SpecError(f"{place / str(name)}{inside}: {unknown_name('key', str(name), known)}{typed}")
+            wrong, inside = place / str(name), f" in {key!r}" if key else ""
+            raise SpecError(f"{wrong}{inside}: {unknown_name('key', str(name), known)}{wrong.typed}")
     for name, (item, hint) in known.items():
+        own = _default_of(item) if default is MISSING else getattr(default, name)
         if name in mapping:
             value = mapping[name]
             if type(value) is not hint or hint is float:  # most values of most files need no more
-                if isinstance(value, Mapping):
-                    value = _complete_by_default(value, _default_of(item))
-                value = _convert(value, hint, place / name)
-            if problem := bounds_problem(item, value):
-                typed = "" if flags is None else f" ({flag((place / name).key, flags)})"
-                raise SpecError(f"{place / name}: {name.replace('_', ' ')} {shorten(value)}{typed}: {problem}")
+                value = _convert(value, hint, place / name, own)
+            if problem := bounds_problem(item, value, flags and flag((place / name).key, flags)):
+                raise SpecError(f"{place / name}: {problem}")
             values[name] = value
-        elif _default_of(item) is MISSING:
+        elif own is MISSING:
             missing.append(name)
+        else:
+            values[name] = own
     if missing:
         item, hint = known[missing[0]]
         meaning = f": {item.metadata['help']}" if "help" in item.metadata else ""
@@ -229,11 +221,11 @@ def from_mapping(
         raise SpecError(f"{place}: {key + ': ' if key else ''}{error}") from error
 
 
-def bounds_problem(item: Field[Any], value: object) -> str:
-    """What was expected of a field's number, or of every number of its tuple; "" where it is within its bounds.
+def bounds_problem(item: Field[Any], value: object, typed: str | None) -> str:
+    """What is wrong with a field's number, or with a number of its tuple; "" where all are within their bounds.
 
     Bounds stand in the field's metadata: `least`, `above` and `most`, `at_least_one` for a tuple that must not be
-    empty. None passes, NaN never does.
+    empty. None passes, NaN never does. `typed` is the flag that sets the field, if one does.
     """
     least, above, most, at_least_one = map(item.metadata.get, ("least", "above", "most", "at_least_one"))
     if least is above is most is at_least_one is None:
@@ -246,21 +238,25 @@ def bounds_problem(item: Field[Any], value: object) -> str:
     ]
     if not bad and (numbers or not at_least_one):
         return ""
-    low = f"at least {_as_bound(least)}" if least is not None else f"more than {above:g}" if above is not None else ""
-    if most is not None and any(n > most for n in bad):
-        low += f"{' and ' if low else ''}at most {_as_bound(most)}"
+    too_large = most is not None and any(n > most for n in bad)
+    bounds = {"at least": least, "more than": above, "at most": most if too_large else None}
+    expected = " and ".join(
+        f"{word} {bound:,}" if isinstance(bound, int) else f"{word} {bound:g}"
+        for word, bound in bounds.items()
+        if bound is not None
+    )
     if isinstance(value, tuple):
-        low = f"at least one number{', each ' + low if low else ''}"
-    return f"expected {low or 'a number'}" + (", or null for none" if _default_of(item) is None else "")
+        expected = f"at least one number{', each ' + expected if expected else ''}"
+    or_null = ", or null for none" if _default_of(item) is None else ""
+    what = f"{item.name.replace('_', ' ')} {shorten(value)}{f' ({typed})' if typed else ''}"
+    return f"{what}: expected {expected or 'a number'}{or_null}"
 
 
 def check_bounds(config: Any, flags: str = "--") -> None:
     """Raise SpecError for a number of a config that is out of its field's bounds, naming value and flag."""
     for item in fields(config):
-        value = getattr(config, item.name)
-        if problem := bounds_problem(item, value):
-            typed = flags + item.name.replace("_", "-")
-            raise SpecError(f"{item.name.replace('_', ' ')} {shorten(value)} ({typed}): {problem}")
+        if problem := bounds_problem(item, getattr(config, item.name), flags + item.name.replace("_", "-")):
+            raise SpecError(problem)
 
 
 def shorten(value: object, most: int = 200) -> str:
@@ -269,40 +265,17 @@ def shorten(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
-def _as_bound(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
-
-
 @cache
-def _known_fields(cls: type[Config]) -> dict[str, tuple[Field[Any], Any]]:
-    hints = typing.get_type_hints(cls)  # slow, and a grid has thousands of rows
-    return {item.name: (item, hints[item.name]) for item in fields(cls) if item.init and not item.metadata.get("fact")}
-
-
-@cache
-def _newer_names(cls: type[Config]) -> dict[str, str]:
-    return {old: name for name, (item, _) in _known_fields(cls).items() if (old := item.metadata.get("formerly"))}
+def _known_fields(cls: type[Config]) -> tuple[dict[str, tuple[Field[Any], Any]], dict[str, str]]:
+    # Field and type by name, and the names of today by those that fields had first: slow, and a grid has thousands of
+    # rows.
+    hints = typing.get_type_hints(cls)
+    known = {item.name: (item, hints[item.name]) for item in fields(cls) if item.init and not item.metadata.get("fact")}
+    return known, {old: name for name, (item, _) in known.items() if (old := item.metadata.get("formerly"))}
 
 
 def _default_of(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
-def _with_newer_names(cls: type[Config], mapping: Mapping[str, object]) -> Mapping[str, object]:
-    # Files may use the name that a field had first, unless they use the newer one too.
-    newer = _newer_names(cls)
-    if mapping.keys().isdisjoint(newer):
-        return mapping
-    return {name if newer.get(name, name) in mapping else newer[name]: value for name, value in mapping.items()}
-
-
-def _complete_by_default(value: object, default: object) -> object:
-    # Part of a nested config, completed by the default of its field.
-    if not (isinstance(value, Mapping) and is_dataclass(default)):
-        return value
-    whole = {name: getattr(default, name) for name in _known_fields(type(default))}  # type: ignore[arg-type]
-    given = _with_newer_names(type(default), value)  # type: ignore[arg-type]
-    return {**whole, **{name: _complete_by_default(part, whole.get(name)) for name, part in given.items()}}
 
 
 PLAIN: dict[object, str] = {
@@ -337,7 +310,7 @@ def kind_name(hint: Any) -> str:
     return "'key: value' settings"
 
 
-def _convert(value: Any, hint: Any, place: _Place) -> Any:
+def _convert(value: Any, hint: Any, place: _Place, default: object = MISSING) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         if types.NoneType in inner and (value is None or (type(value) is FlagText and value in ("null", "none"))):
@@ -345,14 +318,26 @@ def _convert(value: Any, hint: Any, place: _Place) -> Any:
         members, errors = [member for member in inner if member is not types.NoneType], []
         for member in members:
             try:
-                return _convert(value, member, place)
+                return _convert(value, member, place, default)
             except SpecError as error:
                 errors.append(error)
         if len(members) == 1 or isinstance(value, list | Mapping):  # its parts say what is wrong
             raise errors[-1]
         raise place.error(f"is {value!r}; expected {kind_name(hint)}")
-    if type(value) is FlagText:
-        value = _read_flag_text(value, hint)
+    if type(value) is FlagText or hint in (Any, object):
+        value = _read_flags(value, hint)
+    if hint in PLAIN:
+        if hint in (Any, object) or (type(value) is hint and hint is not float):
+            return value
+        if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            return float(value)
+        if hint is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if hint is Path and isinstance(value, str | Path) and str(value):
+            return Path(value)
+        expected = f"{kind_name(hint)}; put it in quotes if it is meant as text" if hint is str else kind_name(hint)
+        expected = "a finite number" if type(value) is float and hint is float else expected
+        raise place.error(f"is {value!r}; expected {expected}")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise place.error(f"is {value!r}; expected a list, like [a, b]")
@@ -360,12 +345,13 @@ def _convert(value: Any, hint: Any, place: _Place) -> Any:
             raise place.error(f"has {len(value)} items; expected {len(inner)}")
         hints = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
         return tuple(
-            item if type(item) is each and each in (str, int) else _convert(item, each, place.item(i))
+            item if type(item) is each and each in (str, int) else _convert(item, each, place / i)
             for i, (item, each) in enumerate(zip(value, hints, strict=True))
         )
     if isinstance(hint, type) and is_dataclass(hint):
         if isinstance(value, Mapping):
-            return from_mapping(hint, value, place.where, place.key, place.flags)
+            own = default if isinstance(default, hint) else MISSING
+            return from_mapping(hint, value, place.where, place.key, place.flags, own)
         if isinstance(value, hint):
             return value
         raise place.error(f"is {value!r}; expected its own settings, as 'key: value' lines below it")
@@ -373,18 +359,22 @@ def _convert(value: Any, hint: Any, place: _Place) -> Any:
         if not isinstance(value, Mapping):
             raise place.error(f"is {value!r}; expected 'key: value' settings")
         if inner[1] in (Any, object):
-            return {str(name): _read_flags_inside(item) for name, item in value.items()}
+            return {str(name): _read_flags(item) for name, item in value.items()}
         return {str(name): _convert(item, inner[1], place / str(name)) for name, item in value.items()}
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in inner):  # 1 is not true
             return value
         raise place.error(f"is an {unknown_name('choice', str(value), map(str, inner))}")
-    return _convert_plain(value, hint, place)
+    raise TypeError(f"{place.key}: a config field cannot have the type {hint!r}")
 
 
-def _read_flag_text(text: FlagText, hint: Any) -> Any:
-    # A flag's text is itself, a comma-separated list, or YAML, as its setting wants it.
-    plain = str(text)
+def _read_flags(value: Any, hint: Any = Any) -> Any:
+    # A flag's text is itself, a comma-separated list, or YAML, as its setting wants it; however deep it stands.
+    if isinstance(value, Mapping):
+        return {name: _read_flags(part) for name, part in value.items()}
+    if type(value) is not FlagText:
+        return value
+    plain = str(value)
     if hint in (str, Path) or (typing.get_origin(hint) is Literal and plain in typing.get_args(hint)):
         return plain
     if typing.get_origin(hint) is tuple and not plain.startswith("["):
@@ -395,28 +385,3 @@ def _read_flag_text(text: FlagText, hint: Any) -> Any:
         return parse_yaml(plain)
     except (YAMLError, ValueError, RecursionError):
         return plain
-
-
-def _read_flags_inside(value: Any) -> Any:
-    # Flags may stand in it, however deep.
-    if isinstance(value, Mapping):
-        return {name: _read_flags_inside(part) for name, part in value.items()}
-    return _read_flag_text(value, Any) if type(value) is FlagText else value
-
-
-def _convert_plain(value: Any, hint: Any, place: _Place) -> Any:
-    if hint not in PLAIN:
-        raise TypeError(f"{place.key}: a config field cannot have the type {hint!r}")
-    if hint in (Any, object):
-        return _read_flags_inside(value)
-    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if hint is Path and isinstance(value, str | Path) and str(value):
-        return Path(value)
-    if type(value) is hint and hint is not float:
-        return value
-    expected = f"{kind_name(hint)}; put it in quotes if it is meant as text" if hint is str else kind_name(hint)
-    expected = "a finite number" if type(value) is float and hint is float else expected
-    raise place.error(f"is {value!r}; expected {expected}")

@@ -11,14 +11,15 @@ A command replaces a file that it wrote itself and that is unchanged since then.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptprior.config.mapping import dump_yaml
+from promptprior.config.mapping import to_mapping
+from promptprior.config.yaml_file import to_yaml
 from promptprior.errors import ArtifactError
-from promptprior.files import write_text
+from promptprior.files import write_text, write_together
 
 WRITTEN_BY = "# written by promptprior "
 WROTE = "# wrote "
@@ -34,11 +35,38 @@ def save_plan(plan: Any, path: Path, command: str, outputs: Iterable[Path] = ())
 
     `outputs` are the files and folders that it wrote, recorded for `check_output`.
     """
+    _write_plan(plan, path, command, {n: [value] for out in outputs for n, value in _digests(out, path.parent).items()})
+
+
+def _write_plan(plan: Any, path: Path, command: str, digests: Mapping[str, Sequence[str]]) -> None:
     if is_dataclass(plan) and getattr(plan, "force", False):  # a plan that is given back must not force anything
         plan = replace(plan, force=False)  # type: ignore[type-var]
-    digests = {name: value for output in outputs for name, value in _digests(output, path.parent).items()}
-    lines = [WRITTEN_BY + command, *(f"{WROTE}{name} {value}" for name, value in digests.items())]
-    write_text(path, "\n".join(lines) + "\n" + dump_yaml(plan))
+    wrote = [f"{WROTE}{name} {value}" for name, values in digests.items() for value in values]
+    write_text(path, "\n".join([WRITTEN_BY + command, *wrote]) + "\n" + to_yaml(to_mapping(plan)))
+
+
+def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write the files of a command, each by its writer, and their plan.
+
+    The plan comes first, with the digests of the files that stand there and of those to come: whenever the process
+    dies, the same command knows all of them as its own.
+    """
+
+    def record(partials: Mapping[Path, Path]) -> None:
+        known = _recorded(path, command)
+        for output, partial in partials.items():
+            name = output.relative_to(path.parent).as_posix()
+            standing = _digests(output, path.parent, known).get(name)
+            digests[name] = list(_digests(partial, partial.parent).values())
+            both[name] = digests[name] + (
+                [standing] if standing is not None and standing in known.get(name, ()) else []
+            )
+        _write_plan(plan, path, command, both)
+
+    digests, both = dict[str, list[str]](), dict[str, list[str]]()
+    write_together(writers, record)
+    if both != digests:
+        _write_plan(plan, path, command, digests)
 
 
 def is_plan_of(path: Path, command: str) -> bool:
@@ -59,7 +87,7 @@ def check_output(
 
     Call it before any work. `inputs` are what the command reads: they are never replaced, even with `force`. `is_own`
     says that the output tells by itself that the command wrote it, as an artifact with its header does; otherwise the
-    plan beside it must. `force` is None for a command that has no such flag.
+    plan beside it must, or the one beside its folder. `force` is None for a command that has no such flag.
     """
     where = f"{output} ({flag})"
     advice = "choose another path" if force is None else "choose another path, or give --force to replace it"
@@ -70,11 +98,12 @@ def check_output(
     for source in sources:
         if source == target or target in source.parents:
             raise ArtifactError(f"{where}: promptprior {command} reads {source} there; choose another path")
-    plan = plan_beside(output)
-    records = [line.removeprefix(WROTE).rpartition(" ") for line in _comments(plan) if is_plan_of(plan, command)]
-    own = {name: value for name, _, value in records}
+    above = [output.parent] if output.parent.name not in ("", "..") else []
+    plans = [plan_beside(path) for path in (output, *above)]
+    plan = next((path for path in plans if is_plan_of(path, command)), plans[0])
+    own = _recorded(plan, command)
     digests = {} if is_own else _digests(output, plan.parent, own)
-    if changed := [name for name, value in digests.items() if own.get(name) != value]:
+    if changed := [name for name, value in digests.items() if value not in own.get(name, ())]:
         if any(source in target.parents for source in sources):
             raise ArtifactError(f"{where}: exists in what promptprior {command} reads; choose another path")
         if not force:
@@ -84,6 +113,15 @@ def check_output(
         raise ArtifactError(
             f"{where}: its settings would replace {plan}, which promptprior {command} did not write; {advice}"
         )
+
+
+def _recorded(path: Path, command: str) -> dict[str, list[str]]:
+    # The digests by the names of the files that the command's plan at a path says it wrote.
+    own: dict[str, list[str]] = {}
+    for line in _comments(path) if is_plan_of(path, command) else ():
+        name, _, value = line.removeprefix(WROTE).rpartition(" ")
+        own.setdefault(name, []).append(value)
+    return own
 
 
 def _digests(output: Path, folder: Path, names: Collection[str] | None = None) -> dict[str, str]:

@@ -6,6 +6,7 @@
 import io
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,28 @@ SCALARS = (  # YAML 1.2's core schema: name, what it looks like, how it can begi
 )
 
 
+def _by_first(words: Iterable[tuple[str, Any, Iterable[str]]]) -> dict[str, list[tuple[str, Any]]]:
+    # Tags and patterns as ruamel reads them: by the first character of a word.
+    return {
+        first: [(tag, pattern) for tag, pattern, starts in words if first in starts]
+        for first in {first for _, _, starts in words for first in starts}
+    }
+
+
 class _CoreResolver(VersionedResolver):
     """What an unquoted word is; whatever fits none of these is text."""
 
-    versioned_resolver = {  # noqa: RUF012 - ruamel reads it by the first character of a word
-        first: [
-            (f"tag:yaml.org,2002:{name}", re.compile(f"^({pattern})$"))
-            for name, pattern, starts in SCALARS
-            if first in starts
-        ]
-        for first in {first for _, _, starts in SCALARS for first in starts}
-    }
+    versioned_resolver = _by_first([(f"tag:yaml.org,2002:{n}", re.compile(f"^({p})$"), s) for n, p, s in SCALARS])
 
 
 class _CautiousResolver(VersionedResolver):
     """For writing: quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
-    versioned_resolver: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012
-
-
-for _, _tag, _pattern, _starts in implicit_resolvers:
-    for _first in _starts:
-        _CautiousResolver.versioned_resolver.setdefault(_first, []).append((_tag, _pattern))
+    versioned_resolver = _by_first([rule[1:] for rule in implicit_resolvers])
 
 
 class _BoundedConstructor(SafeConstructor):
-    """Refuses documents whose aliases, written out, would not fit in memory ("a billion laughs")."""
+    """Refuses aliases that, written out, would not fit in memory ("a billion laughs"), and numbers without end."""
 
     def construct_document(self, node: Node) -> Any:
         sizes: dict[int, float] = {}
@@ -65,6 +62,9 @@ class _BoundedConstructor(SafeConstructor):
             if isinstance(part, tuple):  # a key and its value
                 return size(part[0]) + size(part[1])
             if id(part) not in sizes:
+                if part.tag == "tag:yaml.org,2002:int" and len(part.value) > MOST_DIGITS:
+                    reason = f"a number of {len(part.value):,} digits; put it in quotes if it is meant as text"
+                    raise MarkedYAMLError(problem=reason, problem_mark=part.start_mark)
                 sizes[id(part)] = float("inf")  # met again inside itself: a cycle
                 children = part.value if isinstance(part.value, list) else ()
                 sizes[id(part)] = 1 + sum(map(size, children))
@@ -73,15 +73,6 @@ class _BoundedConstructor(SafeConstructor):
         if size(node) > MOST_NODES:
             raise YAMLError(f"its aliases (*name) stand for more than {MOST_NODES:,} values; write them out")
         return super().construct_document(node)
-
-    def construct_yaml_int(self, node: Any) -> Any:
-        if len(node.value) > MOST_DIGITS:
-            reason = f"a number of {len(node.value):,} digits; put it in quotes if it is meant as text"
-            raise MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
-        return super().construct_yaml_int(node)
-
-
-_BoundedConstructor.add_constructor("tag:yaml.org,2002:int", _BoundedConstructor.construct_yaml_int)
 
 
 def parse_yaml(text: str) -> Any:

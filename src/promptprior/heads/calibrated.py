@@ -91,7 +91,7 @@ def fit_offsets(
     start = torch.cat([logs.new_zeros(choices), logs.new_ones(1)])
     theta = start.repeat(len(weights), 1)  # [F, K + 1]: offsets, scale
 
-    def objective(theta: Tensor) -> Float[Tensor, " F"]:
+    def objective(theta: Float[Tensor, "F K1"]) -> Float[Tensor, " F"]:
         table = torch.log_softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)  # [F, n, K]
         return strength / 2 * (theta - start).square().sum(1) - (weights * (table * right).sum(-1)).sum(1)
 

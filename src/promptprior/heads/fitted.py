@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from promptprior.heads.head import Head, Readout
 from promptprior.notation import Float, Params, Tensor
 
@@ -28,7 +30,13 @@ def without_head(params: Params) -> Params:
 
 def with_head(params: Params, head: FittedHead) -> Params:
     """The params of a form of one copy, and those of its head."""
-    return {**params, **{PREFIX + name: value[None] for name, value in head.params.items()}}
+    return {
+        **params,
+        **{
+            PREFIX + name: value[None].clone(memory_format=torch.contiguous_format)
+            for name, value in head.params.items()
+        },
+    }
 
 
 def fitted_head(head: Head, params: Mapping[str, Tensor]) -> FittedHead:

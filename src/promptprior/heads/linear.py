@@ -21,16 +21,19 @@ from promptprior.notation import Float, Int, Params, Tensor
 SPREAD = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # of the depth: the layers that are read by default
 SCALES = torch.logspace(-1, 1.5, 26, dtype=torch.float64)  # of scores on their way to log-probabilities
 LONE_STRENGTH, LONE_SCALE = 0.1, 3.0  # where a label has one shot, so that none can be left out
+BOOTSTRAPS, LEAST_SHARE = 1000, 0.02
 
 
 @dataclass(frozen=True)
 class Linear(Head):
-    """Ridge regression on standardised states, and a softmax of its scores.
+    """Ridge regression on the standardised states of each site, a softmax of its scores, and the weighted mean of the
+    sites' probabilities.
 
-    Candidates are the states of each site alone and those of all sites side by side, each with every strength (in units
-    of the mean squared length of the standardised states) and every scale of the scores: leave-one-out log-likelihood
-    of the shots chooses. With a single shot of some label, which leaves nothing to leave out, the middle site and fixed
-    values are taken. `layers`: as Site counts them; by default nine over the whole depth.
+    Strength (in units of the mean squared length of the standardised states) and scale of the scores are those of the
+    best leave-one-out log-likelihood, site by site; that likelihood also weighs the sites (`site_shares`), and sites
+    of next to no weight are not read when answering. With a single shot of some label, which leaves nothing to leave
+    out, the middle site alone and fixed values are taken. `layers`: as Site counts them; by default nine over the
+    whole depth.
     """
 
     layers: tuple[int, ...] = ()
@@ -44,49 +47,67 @@ class Linear(Head):
         return spread_sites(layers, self.layers, self.poolings)
 
     def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:  # noqa: ARG002
-        """`site` [m], the indices of the sites that are read, side by side; `weight` [K, m D] and `bias` [K] of the
-        states as they are, whose result are log-probabilities up to a constant."""
+        """`site` [m], the indices of the sites that are read, and their `share` [m]; `weight` [m, K, D] and `bias`
+        [m, K] of the states as they are, whose results are log-probabilities up to a constant."""
         return self.fit_held_out(shots, labels)[0]
 
     def fit_held_out(self, shots: Readout, labels: Int[Tensor, " n"]) -> tuple[Params, Float[Tensor, "n K"] | None]:
         """Params fitted to all shots, and the NLL of each shot's choices under those fitted without it (its states take
-        part in the standardisation). None in place of the latter where a label has one shot."""
+        part in the standardisation, its label in the choice of settings). None in place of the latter where a label has
+        one shot."""
         assert shots.states is not None
         states, labels = shots.states.detach().double().cpu(), labels.cpu()  # [n, S, D]
-        centre = states.mean(0)  # [S, D]
-        spread = states.std(0, correction=0)
+        centre, spread = states.mean(0), states.std(0, correction=0)  # [S, D]
         spread = torch.where(spread > 1e-9 * states.abs().amax(0), spread, 1.0)  # a constant entry tells nothing
-        every = (states - centre) / spread
+        unit = spread * states.shape[2] ** 0.5
+        standard = (states - centre) / unit  # of mean squared length 1
         targets = 2.0 * torch.nn.functional.one_hot(labels, shots.nll.shape[1]).double() - 1  # [n, K]
 
-        count = states.shape[1]
-        best, held_out = (-torch.inf, (middle_site(count, len(self.poolings)),), LONE_STRENGTH, LONE_SCALE), None
+        sites, share, held_out = [middle_site(states.shape[1], len(self.poolings))], states.new_ones(1), None
+        settings = [(LONE_STRENGTH, LONE_SCALE)]
         if has_two_of_each(labels):
-            for sites in [(s,) for s in range(count)] + ([tuple(range(count))] if count > 1 else []):
-                chosen = _side_by_side(every, sites)
-                for strength, scores in zip(
-                    self.strengths, leave_one_out_scores(chosen, targets, self.strengths), strict=True
-                ):
-                    logs = torch.log_softmax(SCALES[:, None, None] * scores, dim=-1)  # [scales, n, K]
-                    likelihood = logs[:, torch.arange(len(labels)), labels].mean(1)  # [scales]
-                    top = int(likelihood.argmax())
-                    if float(likelihood[top]) > best[0]:
-                        best, held_out = (float(likelihood[top]), sites, strength, float(SCALES[top])), -logs[top]
-        _, sites, strength, scale = best
+            settings, logs = [], []
+            for s in range(states.shape[1]):
+                scores = leave_one_out_scores(standard[:, s], targets, self.strengths)  # [strengths, n, K]
+                tried = torch.log_softmax(SCALES[:, None, None, None] * scores, dim=-1)  # [scales, strengths, n, K]
+                likelihood = tried[..., torch.arange(len(labels)), labels].mean(-1)  # [scales, strengths]
+                scale, strength = divmod(int(likelihood.argmax()), len(self.strengths))
+                settings.append((self.strengths[strength], float(SCALES[scale])))
+                logs.append(tried[scale, strength])
+            table = torch.stack(logs)  # [S, n, K]
+            every = site_shares(table[:, torch.arange(len(labels)), labels])
+            sites = (every >= min(LEAST_SHARE, float(every.max()))).nonzero().flatten().tolist()
+            share = every[sites] / every[sites].sum()
+            settings = [settings[s] for s in sites]
+            held_out = -torch.logsumexp(table[sites] + share.log()[:, None, None], dim=0)
 
-        weight, bias = ridge_solution(_side_by_side(every, sites), targets, strength)  # [m D, K], [K]
-        unit = spread[list(sites)].flatten() * (len(sites) * states.shape[2]) ** 0.5  # of `_side_by_side`, undone
-        weight = scale * weight / unit[:, None]
-        bias = scale * bias - centre[list(sites)].flatten() @ weight
-        params = {"site": torch.tensor(sites, dtype=torch.float64), "weight": weight.t().contiguous(), "bias": bias}
-        return params, held_out
+        weights, biases = [], []
+        for s, (alpha, factor) in zip(sites, settings, strict=True):
+            weight, bias = ridge_solution(standard[:, s], targets, alpha)  # [D, K], [K]
+            weight = factor * weight / unit[s][:, None]
+            weights.append(weight.t())
+            biases.append(factor * bias - centre[s] @ weight)
+        params = {"site": share.new_tensor(sites), "share": share}
+        return params | {"weight": torch.stack(weights), "bias": torch.stack(biases)}, held_out
 
     def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:
-        """Minus the log of the softmax of the scores."""
+        """Minus the log of the mean of the sites' probabilities."""
         assert readout.states is not None
-        states = readout.states.flatten(1).double()  # [X, m D]
-        weight, bias = (params[key].double().to(states.device) for key in ("weight", "bias"))
-        return -torch.log_softmax(states @ weight.t() + bias, dim=1)
+        states = readout.states.double()  # [X, m, D]
+        share, weight, bias = (params[key].double().to(states.device) for key in ("share", "weight", "bias"))
+        logs = torch.log_softmax(torch.einsum("xmd,mkd->xmk", states, weight) + bias, dim=-1)  # [X, m, K]
+        return -torch.logsumexp(logs + share.log()[:, None], dim=1)
+
+
+def site_shares(likelihood: Float[Tensor, "S n"]) -> Float[Tensor, " S"]:
+    """Weights of S answers from the leave-one-out log-likelihood of each shot under each: pseudo-BMA+ (Yao, Vehtari,
+    Simpson and Gelman 2018, arXiv 1704.02030), softmax over answers of the sum over shots, averaged over Bayesian
+    bootstraps of the shots. With few shots the weights stay spread; picking the best one site is overconfident."""
+    n = likelihood.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(BOOTSTRAPS, n, generator=generator, dtype=torch.float64).log().neg()
+    draws = drawn / drawn.sum(1, keepdim=True)  # [bootstraps, n]: uniform over the simplex
+    return torch.softmax(n * draws @ likelihood.t(), dim=1).mean(0)
 
 
 def ridge_solution(
@@ -120,11 +141,6 @@ def leave_one_out_scores(
         leverage = 1 / len(states) + vectors.square() @ shrink  # [n]: the diagonal of the hat matrix
         out.append(targets - (targets - fitted) / (1 - leverage)[:, None])
     return torch.stack(out)
-
-
-def _side_by_side(states: Float[Tensor, "n S D"], sites: Sequence[int]) -> Float[Tensor, "n mD"]:
-    """The states of these sites as one, of mean squared length 1 where their entries have spread 1."""
-    return states[:, list(sites)].flatten(1) / (len(sites) * states.shape[2]) ** 0.5
 
 
 def spread_sites(layers: int, named: Sequence[int], poolings: Sequence[Pooling]) -> tuple[Site, ...]:

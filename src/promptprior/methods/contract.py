@@ -23,6 +23,7 @@ from promptprior.parameterisations.registry import Form
 from promptprior.rules.descent import Penalty
 from promptprior.rules.rule import Rule
 from promptprior.tasks.sampling.batch import Batch
+from promptprior.tasks.sampling.draws import class_of
 from promptprior.tasks.task import Task
 
 
@@ -108,7 +109,11 @@ class Recipe(Workload):
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
 
     def serves(self, task: Task) -> str | None:
-        """Why this method cannot answer a task, in words; None where it can."""
+        """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart."""
+        if self.head != "verbalizer" and not task.is_choice:
+            return "its answers are free text, which only the model's own words can give (--options.head)"
+        if self.head != "verbalizer" and class_of(task, task.split("train")[0]) == "all":
+            return "its choices differ by example, so a head has no classes to tell apart (--options.head)"
         return None
 
     @property

@@ -22,6 +22,10 @@ class Workload:
         """In how many ways each episode adapts for each learning rate."""
         return 1
 
+    def shows_shots(self) -> bool:
+        """Whether the prompt is made of the shots' own texts, so that it is as long as they are."""
+        return False
+
     def answering_prompts(self) -> int:
         """How many prompts answer the test examples by their mean probability."""
         return 1

@@ -92,7 +92,8 @@ class Bank:
         index = torch.arange(batch.texts)
         if self.selection == "soft":  # each slot's rows, mixed by the softmax of their scores
             p = torch.softmax(scores.unflatten(1, (self.retrieve, -1)) / self.temperature, dim=-1)  # [X, K, N / K]
-            tokens = torch.einsum("xkn,xknd->xkd", p, bank.unflatten(1, (self.retrieve, -1))[copy])
+            # same and random score in float64
+            tokens = torch.einsum("xkn,xknd->xkd", p.to(bank.dtype), bank.unflatten(1, (self.retrieve, -1))[copy])
         else:
             chosen = self._best(scores)  # [X, K]
             # Without gradients straight-through is hard selection: its weights are exactly one.
@@ -108,7 +109,7 @@ class Bank:
                 else:  # exactly one, with the gradient of log p
                     log_p = torch.log_softmax(scores / self.temperature, dim=1).gather(1, chosen)
                     weights = torch.exp(log_p - log_p.detach())
-                tokens = tokens * weights[..., None]
+                tokens = tokens * weights.to(bank.dtype)[..., None]
         return torch.cat([tokens, params["own"][copy, task]], dim=1) if self.own else tokens, index
 
     def retrieved(self, params: Params, batch: Batch) -> Int[Tensor, "X K"]:

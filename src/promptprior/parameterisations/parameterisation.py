@@ -61,7 +61,9 @@ class Answers(Protocol):
 class StateAnswers(Protocol):
     """Answers that also hand out the states of texts, which heads read."""
 
-    def text_states(self, params: Mapping[str, Tensor], batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
+    def text_states(
+        self, params: Mapping[str, Float[Tensor, "..."]], batch: Batch, sites: Sequence[Site]
+    ) -> Float[Tensor, "X S W"]:
         """Each text's states, pooled at every site, in the prompts' dtype; targets are not read."""
 
 

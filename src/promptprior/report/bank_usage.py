@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, Any
 
-from promptprior.report.plots import escaped, heatmap
+from promptprior.report.plots import heatmap
 from promptprior.report.results import Grid
 from promptprior.report.section import (
     Control,
@@ -13,7 +13,6 @@ from promptprior.report.section import (
     Section,
     Table,
     columns,
-    format_number,
     make_table,
     number_cell,
 )
@@ -83,11 +82,7 @@ class BankUsage:
         order = sorted(range(len(shares)), key=lambda token: -shares[token])
         tokens = [token for token in order if shares[token] > 0][:MAP_TOKENS]
         values = [[of_task[token] for token in tokens] for of_task in self.map.values()]
-        hover = [
-            [f"{escaped(task)}, token {token}<br>{format_number(of_task[token], 'score')}" for token in tokens]
-            for task, of_task in self.map.items()
-        ]
-        figure = heatmap([str(token) for token in tokens], list(self.map), values, hover, (0, 1))
+        figure = heatmap([str(token) for token in tokens], list(self.map), values, (0, 1), ", token ")
         figure.update_layout(height=130 + 26 * len(self.map))
         title = f"tokens, most used first: {len(tokens)} of {self.used} used, of {len(shares)}"
         figure.update_xaxes(title=title, showticklabels=len(tokens) <= 30)

@@ -54,19 +54,9 @@ def mean_costs(rows: Collection[Row], users: Mapping[str, int]) -> Costs:
         paid = []
         for row in rows:
             borne = {"share": 1 / users[row.cell], "target": 0, "whole": 1}[share]
-            paid.append(float(getattr(row.cost.target, unit) + getattr(row.cost.source, unit) * borne))
+            paid.append(float(getattr(row.cost, unit) + getattr(row.cost.source, unit) * borne))
         costs[unit, share] = sum(paid) / len(rows)
     return costs
-
-
-def cost_points(grid: Grid, k: int) -> tuple[CostPoint, ...]:
-    """Every method on the targets that all have finished; none where there is no such target."""
-    users = shared_by(grid)
-    points = []
-    for method in grid.methods if grid.shared[k] else ():
-        rows = [row for of_target in grid.shared_rows[method, k].values() for row in of_target]
-        points.append(CostPoint(method, stratified_bootstrap(grid.shared_runs[method, k]), mean_costs(rows, users)))
-    return tuple(points)
 
 
 def pareto_front(points: Sequence[CostPoint], unit: Unit, share: Share) -> tuple[CostPoint, ...]:
@@ -85,7 +75,11 @@ def cost_section(grid: Grid) -> Section:
     if not grid.methods:
         return Section("Cost", ())
     users = shared_by(grid)
-    by_k = {k: cost_points(grid, k) for k in grid.ks}
+    by_k: dict[int, list[CostPoint]] = {k: [] for k in grid.ks}  # every method on the targets that all have finished
+    for k, method in product(grid.ks, grid.methods):
+        if grid.shared[k]:
+            costs = mean_costs([row for rows in grid.shared_rows[method, k].values() for row in rows], users)
+            by_k[k].append(CostPoint(method, stratified_bootstrap(grid.shared_runs[method, k]), costs))
     by_target = {place: mean_costs(rows.values(), users) for place, rows in grid.runs.items()}
     units: tuple[Unit, Unit] = ("seconds", "tokens")
     parts: list[tuple[int | None, tuple[Table, ...]]] = []

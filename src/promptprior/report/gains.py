@@ -1,6 +1,6 @@
-"""Every method against the baseline: differences on each target and over all, their tests, and the headline."""
+"""Every method against the baseline: differences on each target and over all, and their tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -8,11 +8,9 @@ import numpy as np
 
 from promptprior.report.results import Grid, SeedScores
 from promptprior.report.section import (
-    NO_BREAK,
     Table,
     Verdict,
     columns,
-    format_number,
     interval_cell,
     make_table,
 )
@@ -29,36 +27,20 @@ from promptprior.report.statistics import (
     probability_of_improvement,
 )
 
-DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
-CLEAR: tuple[Verdict, ...] = ("better", "worse")
-NAMED = 4  # targets of negative transfer that the headline names with all their methods
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Method minus baseline on one target, paired by seed; positive is better, whatever the metric."""
-
-    target: str
-    interval: Interval
-
-    @property
-    def verdict(self) -> Verdict:
-        """Better or worse where the interval excludes 0, else unclear."""
-        return "better" if self.interval.is_above_zero else "worse" if self.interval.is_below_zero else "unclear"
-
 
 @dataclass(frozen=True)
 class Comparison:
     """One method against the baseline at one k.
 
+    `targets` has the difference on each target, method minus baseline, paired by seed, the largest first; positive is
+    better, whatever the metric. `difference` is their mean, and `by_seed` the same with a seed as one observation.
     `p` is the paired permutation test's over all runs (these targets, other seeds), `p_holm` the same after Holm's
-    correction; `p_targets` is that over the targets' means (other targets like these). `by_seed` is the difference with
-    a seed as one observation.
+    correction; `p_targets` is that over the targets' means (other targets like these).
     """
 
     method: str
     k: int
-    targets: tuple[Difference, ...]
+    targets: Mapping[str, Interval]
     difference: Interval
     by_seed: Interval | None
     gains: Gains
@@ -67,18 +49,12 @@ class Comparison:
     p_holm: float
     p_targets: float
 
-    def targets_that_are(self, verdict: Verdict) -> tuple[Difference, ...]:
-        """Targets with a verdict, the largest difference first."""
-        of_verdict = [d for d in self.targets if d.verdict == verdict]
-        return tuple(sorted(of_verdict, key=lambda d: -abs(d.interval.estimate)))
-
     @property
     def verdict(self) -> Verdict:
         """Better or worse overall where both intervals and the corrected test say so, else unclear."""
         if self.p_holm > SIGNIFICANT or self.by_seed is None:
             return "unclear"
-        over_runs, over_seeds = (Difference("", i).verdict for i in (self.difference, self.by_seed))
-        return over_runs if over_runs == over_seeds else "unclear"
+        return self.difference.verdict if self.difference.verdict == self.by_seed.verdict else "unclear"
 
 
 def comparisons(grid: Grid) -> tuple[Comparison, ...]:
@@ -91,10 +67,11 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
     for k, method in product(grid.ks, others):
         pairs = {}
         for target in grid.targets:
-            ours = grid.merits(target, grid.seed_scores.get((method, target, k), {}))
-            base = grid.merits(target, grid.scores.get((grid.baseline, target, k), {}))
-            if pair := pair_seeds(ours, base):
-                pairs[target] = pair
+            ours = grid.seed_scores.get((method, target, k), {})
+            base = grid.scores.get((grid.baseline, target, k), {})
+            merits = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in pair_seeds(ours, base).items()}
+            if merits:
+                pairs[target] = merits
         if not pairs:
             continue
         own_runs = {t: [merit for merit, _ in pair.values()] for t, pair in pairs.items()}
@@ -102,15 +79,13 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
         gaps = {t: {seed: x - y for seed, (x, y) in pair.items()} for t, pair in pairs.items()}
         # A difference of two scores that lie in a range of some width lies within that width of 0.
         widths = {t: grid.bounds[t][1] - grid.bounds[t][0] for t in gaps}
+        differences = {t: interval(list(gap.values()), bounds=(-widths[t], widths[t])) for t, gap in gaps.items()}
         p = paired_permutation([gap for of_target in gaps.values() for gap in of_target.values()])
         compared.append(
             Comparison(
                 method=method,
                 k=k,
-                targets=tuple(
-                    Difference(t, interval(list(gap.values()), bounds=(-widths[t], widths[t])))
-                    for t, gap in gaps.items()
-                ),
+                targets=dict(sorted(differences.items(), key=lambda pair: -abs(pair[1].estimate))),
                 difference=mean_difference(own_runs, base_runs),
                 by_seed=interval_by_seed(gaps, sum(widths.values()) / len(widths)),
                 gains=average_relative_gain(own_runs, base_runs, lower_is_better=grid.lower_is_better),
@@ -174,59 +149,3 @@ def gain_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
             for c in (compared[method] for method in grid.methods if method in compared)
         ],
     )
-
-
-def list_words(names: Sequence[str]) -> str:
-    """Names with commas and "and".
-
-    >>> list_words(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def headline(grid: Grid, compared: Sequence[Comparison]) -> list[str]:
-    """A few sentences: whether methods that learned from sources beat the baseline, and where they hurt."""
-    transfer = [c for c in compared if c.method in grid.transfer]
-    if not transfer:
-        return [
-            "Nothing to compare: no method that learned from source tasks shares a target and a seed with "
-            f"{grid.baseline}."
-        ]
-    sentences = []
-    for k in sorted({c.k for c in transfer}):
-        phrases = []
-        for verdict, singular, plural in (
-            ("better", "beats", "beat"),
-            ("worse", "falls behind", "fall behind"),
-            ("unclear", "shows no clear difference from", "show no clear difference from"),
-        ):
-            named = []
-            for c in (c for c in transfer if (c.k, c.verdict) == (k, verdict)):
-                words = format_number(c.difference.estimate, "signed")
-                if len(transfer) <= DETAILED:
-                    numbers = {clear: len(c.targets_that_are(clear)) for clear in CLEAR}
-                    parts = [f"{clear} on {n}" for clear, n in numbers.items() if n] or ["better on none"]
-                    words += f"; clearly {', '.join(parts)} of {len(c.targets)} targets"
-                named.append(f"{c.method} ({words})")
-            if named:
-                verb = plural if len(named) > 1 else singular
-                phrases.append(f"{list_words(named)} {verb} {grid.baseline} on average")
-        sentences.append(f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}.")
-
-    # Negative transfer: targets on which some transfer method is clearly worse, those hit most often first.
-    worse: dict[str, dict[str, list[str]]] = {}  # target -> method -> every k
-    for c in transfer:
-        for d in c.targets_that_are("worse"):
-            worse.setdefault(d.target, {}).setdefault(c.method, []).append(str(c.k))
-    hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
-    worst = sorted(worse, key=lambda target: -hits[target])
-    if not worst:
-        return [*sentences, "On no target is a transfer method clearly worse."]
-    if len(worst) > NAMED:
-        shown = list_words([f"{target} ({hits[target]} times)" for target in worst[:NAMED]])
-        on = f"some method is clearly worse on {len(worst)} of {len(grid.targets)} targets, most often on {shown}"
-    else:
-        at = {t: [f"{m}, k{NO_BREAK}={NO_BREAK}{list_words(ks)}" for m, ks in worse[t].items()] for t in worst}
-        on = "clearly worse on " + list_words([f"{target} ({'; '.join(at[target])})" for target in worst])
-    return [*sentences, f"Negative transfer: {on}."]

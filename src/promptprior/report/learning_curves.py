@@ -3,6 +3,7 @@
 Dev shots chose step and learning rate, so these scores flatter every method; they compare speeds, not results.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, log2
 from typing import TYPE_CHECKING
@@ -22,43 +23,36 @@ CURVES = {"dev_score": "dev score", "dev_nll": "dev NLL", "train_loss": "trainin
 
 
 @dataclass(frozen=True)
-class MeanCurve:
-    """Mean dev score of one method over targets, with its interval, at every step that all its runs have."""
-
-    method: str
-    points: dict[int, Interval]
-
-
-@dataclass(frozen=True)
 class Adaptation:
-    """The mean curves of all trained methods at one k over the same targets, which all have dev scores."""
+    """The mean curves of all trained methods at one k over the same targets, which all have dev scores.
+
+    `curves` has, for each method, the mean dev score over targets at every step that all its runs have.
+    """
 
     k: int
     targets: tuple[str, ...]
-    curves: tuple[MeanCurve, ...]
+    curves: Mapping[str, Mapping[int, Interval]]
     sign_note: str = ""
 
-    @property
-    def steps_to_show(self) -> tuple[int, ...]:
-        """0, 1, 2, 5, 10, ... and the last step; a few evenly spaced ones where these are not there."""
-        steps = sorted({step for curve in self.curves for step in curve.points})
-        usual = tuple(step for step in steps if step in USUAL_STEPS or step == steps[-1])
-        if len(usual) >= min(FEW, len(steps)):
-            return usual
-        stride = -(-len(steps) // SHOWN)
-        return tuple(dict.fromkeys([*steps[::stride], steps[-1]]))
-
     def tables(self, baseline: str) -> tuple[Table, ...]:
-        """Mean scores at some steps, where there are several."""
-        steps = self.steps_to_show
+        """Mean scores at some steps, where there are several.
+
+        Steps 0, 1, 2, 5, 10, ... and the last; a few evenly spaced ones where these are not there.
+        """
+        steps = sorted({step for points in self.curves.values() for step in points})
+        usual = [step for step in steps if step in USUAL_STEPS or step == steps[-1]]
         if len(steps) < 2:
             return ()
-        of_baseline = next((list(c.points.values()) for c in self.curves if c.method == baseline), None)
-        level = of_baseline[-1].estimate if of_baseline else inf  # where nothing is reached
+        if len(usual) >= min(FEW, len(steps)):
+            steps = usual
+        else:
+            steps = list(dict.fromkeys([*steps[:: -(-len(steps) // SHOWN)], steps[-1]]))
+        of_baseline = [score.estimate for score in self.curves.get(baseline, {}).values()]
+        level = of_baseline[-1] if of_baseline else inf  # where nothing is reached
         rows = []
-        for curve in self.curves:
-            first = next((step for step, score in curve.points.items() if score.estimate >= level), None)
-            rows.append((curve.method, *map(curve.points.get, steps), first))
+        for method, points in self.curves.items():
+            first = next((step for step, score in points.items() if score.estimate >= level), None)
+            rows.append((method, *map(points.get, steps), first))
         table = make_table(
             f"adaptation-k{self.k}",
             f"Learning curves of adaptation, k = {self.k}",
@@ -77,15 +71,15 @@ class Adaptation:
         if not self.curves:
             return _empty_figure("no dev scores are recorded here")
         figure = Figure()
-        for curve in self.curves:
-            style = method_style(grid, curve.method)
+        for method, points in self.curves.items():
+            style = method_style(grid, method)
             figure.add_scatter(
-                **interval_trace(style, {f"step {step}": i for step, i in curve.points.items()}),
-                x=[log2(1 + step) for step in curve.points], mode="lines+markers",
+                **interval_trace(style, {f"step {step}": i for step, i in points.items()}),
+                x=[log2(1 + step) for step in points], mode="lines+markers",
                 line={"color": style.colour, "width": 2},
                 marker={"color": style.colour, "symbol": style.symbol, "size": 8},
             )  # fmt: skip
-        steps = sorted({step for curve in self.curves for step in curve.points})
+        steps = sorted({step for points in self.curves.values() for step in points})
         shown = [s for s in steps if len(steps) < 10 or s in USUAL_STEPS or s == steps[-1]]
         figure.update_xaxes(tickvals=[log2(1 + s) for s in shown], ticktext=[str(s) for s in shown], title="steps")
         figure.update_yaxes(title="dev score, mean over targets")
@@ -108,13 +102,14 @@ def adaptation(grid: Grid, k: int) -> Adaptation:
             if curves and all(curves):
                 runs.setdefault(method, {})[target] = curves
     targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
-    mean_curves = []
+    mean_curves = {}
     for method in runs if targets else ():
         of_target = {target: runs[method][target] for target in targets}
         steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
         points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
-        mean_curves.append(MeanCurve(method, points))
-    return Adaptation(k, targets, tuple(curve for curve in mean_curves if curve.points), grid.sign_note)
+        if points:
+            mean_curves[method] = points
+    return Adaptation(k, targets, mean_curves, grid.sign_note)
 
 
 def learning_curve_section(grid: Grid) -> Section:
@@ -122,7 +117,7 @@ def learning_curve_section(grid: Grid) -> Section:
     by_k = {k: adaptation(grid, k) for k in grid.ks}
     ks = Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1] if grid.ks else None)
     plots = []
-    if any(len(curve.points) > 1 for a in by_k.values() for curve in a.curves):
+    if any(len(points) > 1 for a in by_k.values() for points in a.curves.values()):
         plots.append(
             Plot(
                 "adaptation",

@@ -25,17 +25,28 @@ from promptprior.errors import DataError, SpecError
 from promptprior.files import write_text
 from promptprior.report.bank_usage import diagnostic_sections
 from promptprior.report.cost_points import cost_section
-from promptprior.report.gains import Comparison, comparisons, headline
+from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import LAYOUT
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
-from promptprior.report.section import Section, Table, columns, count_distinct, format_number, make_table
+from promptprior.report.section import (
+    NO_BREAK,
+    VERDICT_SYMBOLS,
+    Section,
+    Table,
+    columns,
+    count_distinct,
+    format_number,
+    make_table,
+)
 from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
 
 PLUGIN_GROUP = "promptprior.report_tables"
 Rows = Sequence[Row | Mapping[str, object]] | Path
+DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
+NAMED = 4  # targets of negative transfer that the headline names with all their methods
 
 
 class ReportOptions(TypedDict, total=False):
@@ -153,6 +164,56 @@ class Report:
         return notices
 
     @property
+    def headline(self) -> list[str]:
+        """A few sentences: whether methods that learned from sources beat the baseline, and where they hurt."""
+        grid = self.grid
+        transfer = [c for c in self.comparisons if c.method in grid.transfer]
+        if not transfer:
+            return [
+                "Nothing to compare: no method that learned from source tasks shares a target and a seed with "
+                f"{grid.baseline}."
+            ]
+        sentences = []
+        for k in sorted({c.k for c in transfer}):
+            phrases = []
+            for verdict, singular, plural in (
+                ("better", "beats", "beat"),
+                ("worse", "falls behind", "fall behind"),
+                ("unclear", "shows no clear difference from", "show no clear difference from"),
+            ):
+                named = []
+                for c in (c for c in transfer if (c.k, c.verdict) == (k, verdict)):
+                    words = format_number(c.difference.estimate, "signed")
+                    if len(transfer) <= DETAILED:
+                        verdicts = [difference.verdict for difference in c.targets.values()]
+                        numbers = {clear: verdicts.count(clear) for clear in ("better", "worse")}
+                        parts = [f"{clear} on {n}" for clear, n in numbers.items() if n] or ["better on none"]
+                        words += f"; clearly {', '.join(parts)} of {len(c.targets)} targets"
+                    named.append(f"{c.method} ({words})")
+                if named:
+                    verb = plural if len(named) > 1 else singular
+                    phrases.append(f"{list_words(named)} {verb} {grid.baseline} on average")
+            sentences.append(f"With k{NO_BREAK}={NO_BREAK}{k}, {'; '.join(phrases)}.")
+
+        # Negative transfer: targets on which some transfer method is clearly worse, those hit most often first.
+        worse: dict[str, dict[str, list[str]]] = {}  # target -> method -> every k
+        for c in transfer:
+            for target, difference in c.targets.items():
+                if difference.verdict == "worse":
+                    worse.setdefault(target, {}).setdefault(c.method, []).append(str(c.k))
+        hits = {target: sum(map(len, methods.values())) for target, methods in worse.items()}
+        worst = sorted(worse, key=lambda target: -hits[target])
+        if not worst:
+            return [*sentences, "On no target is a transfer method clearly worse."]
+        if len(worst) > NAMED:
+            shown = list_words([f"{target} ({hits[target]} times)" for target in worst[:NAMED]])
+            on = f"some method is clearly worse on {len(worst)} of {len(grid.targets)} targets, most often on {shown}"
+        else:
+            at = {t: [f"{m}, k{NO_BREAK}={NO_BREAK}{list_words(ks)}" for m, ks in worse[t].items()] for t in worst}
+            on = "clearly worse on " + list_words([f"{target} ({'; '.join(at[target])})" for target in worst])
+        return [*sentences, f"Negative transfer: {on}."]
+
+    @property
     def facts(self) -> dict[str, str]:
         """Names and values of the header."""
         rows = self.grid.by_place.values()
@@ -200,8 +261,8 @@ class Report:
         }
         text = environment.from_string(page).render(
             report=self,
-            headline=headline(self.grid, self.comparisons),
             grid=self.grid,
+            symbols=VERDICT_SYMBOLS,
             command=self.options.get("command", ""),
             plots=plots,
             data=data,
@@ -216,7 +277,7 @@ class Report:
     def write_markdown(self, path: Path) -> Path:
         """Write words and tables as Markdown, for documents that quote them, and return the path."""
         notices = [notice for notice in self.notices if not notice.startswith("Unfinished")]
-        parts = [f"# {self.title}", *headline(self.grid, self.comparisons), *notices]
+        parts = [f"# {self.title}", *self.headline, *notices]
         parts.append("\n".join(f"- {name}: {value}" for name, value in self.facts.items()))
         for section in self.sections:
             if section.tables:
@@ -232,3 +293,12 @@ class Report:
         for table, path in zip(self.tables, paths, strict=True):
             write_text(path, table.to_csv())
         return paths
+
+
+def list_words(names: Sequence[str]) -> str:
+    """Names with commas and "and".
+
+    >>> list_words(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -87,10 +87,13 @@ def heatmap(
     columns: Sequence[str],
     rows: Sequence[str],
     values: Sequence[Sequence[float | None]],
-    hover: Sequence[Sequence[str]],
     limits: tuple[float, float],
+    joint: str,
 ) -> "Figure":
-    """A table of numbers as colours: white at 0, the other colours at both limits."""
+    """A table of numbers as colours: white at 0, the other colours at both limits.
+
+    Hovering tells the number and its place, row and column with `joint` between them.
+    """
     from plotly.graph_objects import Figure
 
     low, high = limits
@@ -98,6 +101,10 @@ def heatmap(
     if low < 0:
         scale = [[0, "var(--worse)"], [-low / (high - low), "var(--paper)"], [1, "var(--m0)"]]
     gap = 1 if len(columns) <= 60 else 0
+    hover = []
+    for row, of_row in zip(rows, values, strict=True):
+        numbers = [format_number(value, "score") for value in of_row]
+        hover.append([f"{escaped(row)}{joint}{escaped(c)}<br>{n}" for c, n in zip(columns, numbers, strict=True)])
     trace = {
         "type": "heatmap", "x": [plot_label(c) for c in columns], "y": [plot_label(r) for r in rows], "z": values,
         "zmin": low, "zmax": high, "colorscale": scale, "xgap": gap, "ygap": 1, "hoverinfo": "text", "text": hover,

@@ -7,79 +7,36 @@ ask about other targets like these.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from promptprior.report.plots import method_style
-from promptprior.report.results import Grid
-from promptprior.report.section import format_number
 from promptprior.report.statistics import SIGNIFICANT, TIE, holm, paired_permutation
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks over targets, 1 the best; ties share their mean rank.
+    """Mean ranks of methods over targets, the best first: 1 is best on every target, ties share their mean rank.
 
     `p` is Friedman's: how often ranks would differ this much if no method differed. Two methods differ by Nemenyi's
     test where their mean ranks are `critical` or more apart.
     """
 
-    methods: tuple[str, ...]
-    mean_ranks: tuple[float, ...]
+    mean_ranks: Mapping[str, float]
     targets: int
     chi_square: float
     p: float
     critical: float
 
     @property
-    def best_first(self) -> tuple[tuple[str, float], ...]:
-        """Methods with their mean ranks, the best first."""
-        return tuple(sorted(zip(self.methods, self.mean_ranks, strict=True), key=lambda pair: pair[1]))
-
-    @property
     def cliques(self) -> tuple[tuple[str, ...], ...]:
         """The largest groups in which no two methods differ, each from its best to its worst; no single methods."""
         groups: list[tuple[str, ...]] = []
-        for best, (_, rank) in enumerate(self.best_first):
-            group = tuple(m for m, other in self.best_first[best:] if other - rank < self.critical)
+        ranks = list(self.mean_ranks.items())
+        for best, (_, rank) in enumerate(ranks):
+            group = tuple(m for m, other in ranks[best:] if other - rank < self.critical)
             if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
                 groups.append(group)
         return tuple(groups)
-
-    def figure(self, grid: Grid) -> "Figure":
-        """Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart."""
-        from plotly.graph_objects import Figure
-
-        styles = [method_style(grid, method) for method, _ in self.best_first]
-        names = [style.label for style in styles]
-        figure = Figure()
-        for place, (style, (_, rank)) in enumerate(zip(styles, self.best_first, strict=True)):
-            colour, text = style.colour, f"{style.label}<br>mean rank {rank:.2f}"
-            marker = {"color": colour, "symbol": style.symbol, "size": 12, "line": {"width": 2, "color": colour}}
-            figure.add_scatter(
-                x=[rank], y=[place], mode="markers", marker=marker, text=[text], hoverinfo="text", showlegend=False,
-                cliponaxis=False,
-            )  # fmt: skip
-        order = [method for method, _ in self.best_first]
-        for clique in self.cliques:
-            best, worst = order.index(clique[0]), order.index(clique[-1])
-            figure.add_shape(
-                type="rect", layer="below", x0=self.best_first[best][1] - 0.03, x1=self.best_first[worst][1] + 0.03,
-                y0=best - 0.3, y1=worst + 0.3, fillcolor="var(--muted)", opacity=0.18, line_width=0,
-            )  # fmt: skip
-        title = f"mean rank over {self.targets} targets; critical difference {self.critical:.2f}, Friedman p "
-        figure.update_layout(height=120 + 30 * len(names))
-        figure.update_xaxes(
-            range=[0.8, len(names) + 0.2], dtick=1, fixedrange=True, title=title + format_number(self.p, "p_equals")
-        )
-        figure.update_yaxes(
-            tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], fixedrange=True
-        )
-        return figure
 
 
 def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
@@ -94,11 +51,11 @@ def ranking(scores: Mapping[str, Sequence[float]]) -> Ranking:
     if table.ndim != 2 or len(table) < 3 or table.shape[1] < 2:
         raise ValueError(f"ranks need three methods and two targets; got shape {table.shape}")
     rounded = np.round(table / TIE)
-    mean_ranks = rankdata(-rounded, axis=0).mean(1).tolist()
+    mean_ranks = dict(zip(scores, rankdata(-rounded, axis=0).mean(1).tolist(), strict=True))
+    best_first = dict(sorted(mean_ranks.items(), key=lambda pair: pair[1]))
     all_tie = bool((rounded == rounded[0]).all())
     chi_square, p = (0.0, 1.0) if all_tie else friedmanchisquare(*rounded)
-    critical = critical_difference(*table.shape)
-    return Ranking(tuple(scores), tuple(mean_ranks), table.shape[1], float(chi_square), float(p), critical)
+    return Ranking(best_first, table.shape[1], float(chi_square), float(p), critical_difference(*table.shape))
 
 
 def critical_difference(methods: int, targets: int, level: float = 1 - SIGNIFICANT) -> float:

@@ -52,11 +52,6 @@ class CellCost:
         return cls(*parts)
 
     @property
-    def target(self) -> Cost:
-        """What adapting to the target cost."""
-        return Cost(self.seconds, self.rows, self.tokens)
-
-    @property
     def source(self) -> Cost:
         """What fitting its prior cost."""
         return Cost(self.source_seconds, self.source_rows, self.source_tokens)
@@ -190,7 +185,12 @@ class Grid:
         self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
         own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
         self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
-        self.metrics = {target: known_metric(row.metric) for target, row in self.targets.items()}
+        self.metrics: dict[str, Metric | None] = {}
+        for target, row in self.targets.items():
+            try:
+                self.metrics[target] = metric(row.metric)
+            except SpecError:
+                self.metrics[target] = None
         self.lower_is_better = [t for t, known in self.metrics.items() if known and not known.higher_is_better]
         names = ", ".join(self.lower_is_better)
         note = f" Higher is better: scores of {names}, where lower is better, count with a minus sign."
@@ -234,18 +234,6 @@ class Grid:
     def merit(self, target: str, score: float) -> float:
         """A score on a target as methods are compared by it: higher is better, whatever the metric."""
         return -score if target in self.lower_is_better else score
-
-    def merits(self, target: str, scores: SeedScores) -> SeedScores:
-        """Scores of seeds the same way."""
-        return {seed: self.merit(target, score) for seed, score in scores.items()}
-
-
-def known_metric(name: str) -> Metric | None:
-    """A metric by name; None for one of a package that is not installed here."""
-    try:
-        return metric(name)
-    except SpecError:
-        return None
 
 
 def parse(kind: type[C], value: object, where: str) -> C:

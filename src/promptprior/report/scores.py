@@ -22,7 +22,7 @@ from promptprior.report.section import (
     interval_cell,
     make_table,
 )
-from promptprior.report.statistics import Interval, stratified_bootstrap
+from promptprior.report.statistics import Aggregate, Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,29 +31,22 @@ MEAN_TARGET = ""  # stands for the mean over targets among the targets of the fe
 
 
 @dataclass(frozen=True)
-class MethodAggregate:
-    """A method over all targets that every method has finished, at one k."""
-
-    method: str
-    mean: Interval
-    iqm: Interval
-    median: Interval
-
-
-@dataclass(frozen=True)
 class Overall:
-    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few."""
+    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few.
+
+    `aggregates` has, for each method, its "mean", "iqm" and "median" over these targets.
+    """
 
     k: int
     targets: tuple[str, ...]
-    aggregates: tuple[MethodAggregate, ...]
+    aggregates: Mapping[str, Mapping[Aggregate, Interval]]
     ranking: Ranking | None
     pairs: tuple[PairwiseComparison, ...]
     sign_note: str = ""
 
     def table(self) -> Table:
         """Mean, interquartile mean, median and mean rank of every method."""
-        ranks = dict(self.ranking.best_first) if self.ranking else {}
+        ranks = self.ranking.mean_ranks if self.ranking else {}
         rank_note = "Ranks need three methods and two targets."
         if self.ranking:
             rank_note = (
@@ -67,12 +60,11 @@ class Overall:
             f"Over {shared_words(self.targets)}. IQM is the mean of the middle half of all runs; median is the median "
             f"target. 95% intervals resample seeds within targets. {rank_note}{self.sign_note}",
             columns("Method", ["Mean", "IQM", "Median"], {"Mean rank": "two_digits"}),
-            [(a.method, a.mean, a.iqm, a.median, ranks.get(a.method)) for a in self.aggregates],
+            [(method, *of_method.values(), ranks.get(method)) for method, of_method in self.aggregates.items()],
         )
 
     def wins_table(self) -> Table:
         """Who beats whom on how many targets."""
-        methods = [a.method for a in self.aggregates]
         outcomes = {(pair.first, pair.second): (pair.wins, pair.losses, pair.p) for pair in self.pairs}
         outcomes |= {(pair.second, pair.first): (pair.losses, pair.wins, pair.p) for pair in self.pairs}
         cells = {
@@ -84,8 +76,8 @@ class Overall:
             f"Who beats whom, k = {self.k}",
             f"On how many of the {len(self.targets)} targets the row's method scores better : worse than the column's. "
             "p: paired permutation test over targets, Holm over all pairs.",
-            columns("|".join(["Method", *methods])),
-            [(a, *(cells.get((a, b), EMPTY) for b in methods)) for a in methods],
+            columns("|".join(["Method", *self.aggregates])),
+            [(a, *(cells.get((a, b), EMPTY) for b in self.aggregates)) for a in self.aggregates],
         )
 
 
@@ -93,18 +85,11 @@ def overall(grid: Grid, k: int) -> Overall:
     """Aggregates, ranks and pairwise comparisons at one k."""
     targets = tuple(grid.shared[k])
     if not targets:
-        return Overall(k, (), (), None, ())
+        return Overall(k, (), {}, None, ())
     runs = {method: grid.shared_runs[method, k] for method in grid.methods}
     means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
-    aggregates = tuple(
-        MethodAggregate(
-            method,
-            mean=stratified_bootstrap(of_method),
-            iqm=stratified_bootstrap(of_method, "iqm"),
-            median=stratified_bootstrap(of_method, "median"),
-        )
-        for method, of_method in runs.items()
-    )
+    kinds: tuple[Aggregate, ...] = ("mean", "iqm", "median")
+    aggregates = {m: {kind: stratified_bootstrap(of_method, kind) for kind in kinds} for m, of_method in runs.items()}
     can_rank = len(means) > 2 and len(targets) > 1
     ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
     return Overall(k, targets, aggregates, ranks, pairs, grid.sign_note)
@@ -152,7 +137,7 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     """Every method on every target, or why there is no score."""
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
     failed = {(row.method, row.target) for row in grid.failed if row.k == k}
-    verdicts = {(method, d.target): d.verdict for method, c in compared.items() for d in c.targets}
+    verdicts = {(method, t): d.verdict for method, c in compared.items() for t, d in c.targets.items()}
     rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
         detail = f"{row.family} · {metric_label(grid, target)} · n{NO_BREAK}={NO_BREAK}{row.n_test}"
@@ -191,7 +176,7 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
         )
     ]
     if len(grid.ks) > 1:
-        means = {k: {a.method: a.mean for a in o.aggregates} for k, o in all_overall.items()}
+        means = {k: {m: of_method["mean"] for m, of_method in o.aggregates.items()} for k, o in all_overall.items()}
         options = {MEAN_TARGET: "mean over targets"} if any(means.values()) else {}
         options |= {target: target for target in grid.targets}
         plots.append(
@@ -214,7 +199,7 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
                 "difference apart.",
                 "Mean rank of each method. The table over all targets holds the same numbers.",
                 (Control("k", {k: str(k) for k in rankings}, max(rankings)),),
-                lambda k: rankings[k].figure(grid),
+                lambda k: ranks_figure(grid, rankings[k]),
             )
         )
     return tuple(plots)
@@ -285,4 +270,36 @@ def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target
     figure.update_xaxes(type="log", tickvals=grid.ks, ticktext=[str(k) for k in grid.ks], title="shots k")
     is_lower = target in grid.lower_is_better
     figure.update_yaxes(title=f"{plot_label(metric_label(grid, target))} on test" if is_lower else "score on test")
+    return figure
+
+
+def ranks_figure(grid: Grid, ranking: Ranking) -> "Figure":
+    """Mean ranks, the best on top; a shaded box holds methods that Nemenyi's test does not tell apart."""
+    from plotly.graph_objects import Figure
+
+    styles = [method_style(grid, method) for method in ranking.mean_ranks]
+    names, ranks = [style.label for style in styles], list(ranking.mean_ranks.values())
+    figure = Figure()
+    for place, (style, rank) in enumerate(zip(styles, ranks, strict=True)):
+        colour, text = style.colour, f"{style.label}<br>mean rank {rank:.2f}"
+        marker = {"color": colour, "symbol": style.symbol, "size": 12, "line": {"width": 2, "color": colour}}
+        figure.add_scatter(
+            x=[rank], y=[place], mode="markers", marker=marker, text=[text], hoverinfo="text", showlegend=False,
+            cliponaxis=False,
+        )  # fmt: skip
+    order = list(ranking.mean_ranks)
+    for clique in ranking.cliques:
+        best, worst = order.index(clique[0]), order.index(clique[-1])
+        figure.add_shape(
+            type="rect", layer="below", x0=ranks[best] - 0.03, x1=ranks[worst] + 0.03, y0=best - 0.3, y1=worst + 0.3,
+            fillcolor="var(--muted)", opacity=0.18, line_width=0,
+        )  # fmt: skip
+    title = f"mean rank over {ranking.targets} targets; critical difference {ranking.critical:.2f}, Friedman p "
+    figure.update_layout(height=120 + 30 * len(names))
+    figure.update_xaxes(
+        range=[0.8, len(names) + 0.2], dtick=1, fixedrange=True, title=title + format_number(ranking.p, "p_equals")
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], fixedrange=True
+    )
     return figure

@@ -38,11 +38,6 @@ class TableCell:
     verdict: Verdict = ""
     numbers: tuple[float | None, ...] = ()
 
-    @property
-    def symbol(self) -> str:
-        """How the verdict is shown."""
-        return VERDICT_SYMBOLS.get(self.verdict, "")
-
 
 @dataclass(frozen=True)
 class Column:
@@ -66,7 +61,8 @@ class Table:
     def to_markdown(self) -> str:
         """The table under its title, with its note; no text can end a cell or begin a tag."""
         rules = ["---" if column.kind == "text" else "---:" for column in self.columns]
-        cells = [[" ".join(filter(None, [c.text, c.symbol, c.detail])) for c in row] for row in self.rows]
+        parts = [[(c.text, VERDICT_SYMBOLS.get(c.verdict), c.detail) for c in row] for row in self.rows]
+        cells = [[" ".join(filter(None, cell)) for cell in row] for row in parts]
         escapes = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "\n": " "})
         lines = [[text.translate(escapes) for text in line] for line in ([c.head for c in self.columns], rules, *cells)]
         note = f"{self.note}\n\n" if self.note else ""

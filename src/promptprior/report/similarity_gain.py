@@ -79,15 +79,9 @@ class TaskSimilarity:
         sources = list(dict.fromkeys(p.source for p in self.pairs))
         targets = list(dict.fromkeys(p.target for p in self.pairs))
         known = {(p.source, p.target): getattr(p, measure) for p in self.pairs}
-        labels = {name: escaped(name) for name in (*sources, *targets)}
-        pairs = [[(s, t) for t in targets] for s in sources]
-        values = [[known.get(pair) for pair in of_source] for of_source in pairs]
-        hover = [
-            [f"{labels[s]} → {labels[t]}<br>{format_number(known.get((s, t)), 'score')}" for s, t in of_source]
-            for of_source in pairs
-        ]
+        values = [[known.get((s, t)) for t in targets] for s in sources]
         largest = max(0.01, *map(abs, known.values()))
-        figure = heatmap(targets, sources, values, hover, (-largest if min(known.values()) < 0 else 0, largest))
+        figure = heatmap(targets, sources, values, (-largest if min(known.values()) < 0 else 0, largest), " → ")
         figure.update_layout(
             height=90 + 28 * len(sources) + 5 * min(LONGEST_NAME, max(map(len, targets)))
         )  # slanted names

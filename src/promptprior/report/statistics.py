@@ -43,14 +43,11 @@ class Interval:
     n: int
 
     @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval lies above 0."""
-        return self.low is not None and self.low > 0
-
-    @property
-    def is_below_zero(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.high is not None and self.high < 0
+    def verdict(self) -> Literal["better", "worse", "unclear"]:
+        """Of a difference: better or worse where the whole interval lies on one side of 0, else unclear."""
+        if self.low is None or self.high is None:
+            return "unclear"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
 
 
 def interval(values: Sequence[float], level: float = 0.95, bounds: tuple[float, float] = UNBOUNDED) -> Interval:

@@ -58,12 +58,14 @@ def hessian_product(objective: Objective, params: Params, batch: Batch, vector: 
             return [torch.zeros_like(value) for value in inputs]
         return list(torch.autograd.grad(slope, inputs, materialize_grads=True))
 
-    def of_piece(piece: Batch) -> list[Tensor]:
-        return times_vector(copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies).sum())
-
     weighted = replace(batch, weight=mean_weights(batch, copies))
     with sdpa_kernel(SDPBackend.MATH):
-        product = sum_over_pieces(of_piece, inputs, objective, leaves, weighted, SECOND_ORDER_SHARE)
+        product = sum_over_pieces(
+            lambda piece: times_vector(
+                copy_losses(objective.losses(leaves, piece), piece.weight, piece, copies).sum()
+            ),
+            inputs, objective, leaves, weighted, SECOND_ORDER_SHARE,
+        )  # fmt: skip
         penalty = objective.penalty(leaves, batch) if isinstance(objective, Penalised) else None
         if penalty is not None:
             product = [a + b for a, b in zip(product, times_vector(penalty.sum()), strict=True)]

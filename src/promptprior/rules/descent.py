@@ -11,7 +11,7 @@ import torch
 
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import Objective, loss_and_gradient
-from promptprior.rules.optimiser import Optimiser, optimiser_step
+from promptprior.rules.optimiser import OptimiserRule, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.tasks.sampling.batch import Batch
 
@@ -20,16 +20,11 @@ Penalty = Callable[[Params], Float[Tensor, " C"]]
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(OptimiserRule):
     """One optimiser step on mean loss + penalty. `clip`: the largest gradient norm of a copy."""
 
-    optimiser: Optimiser
     clip: float | None = None
     penalty: Penalty | None = None
-
-    def init(self, params: Params) -> State:
-        """The optimiser's memory before its first step."""
-        return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
         """One step of every copy; "loss" is reported without the penalty, both in nats."""

@@ -81,13 +81,6 @@ InnerOptimiser = InnerSgd | InnerAdam
 """A differentiable optimiser: a step is rate * scale ** scale_power times `direction`."""
 
 
-def inner_optimiser(kind: InnerKind, rate: float, scale: float) -> InnerOptimiser:
-    """The inner optimiser of a name. Raises SpecError for a rate that is not positive."""
-    if rate <= 0:
-        raise SpecError(f"inner rate {rate} (inner_rate): expected a positive number, in units of the embedding scale")
-    return InnerSgd(rate, scale) if kind == "sgd" else InnerAdam(rate, scale)
-
-
 @dataclass(frozen=True)
 class StepRecord:
     """What one inner step started from: enough to differentiate it later. `gradient` has the adapted names alone."""

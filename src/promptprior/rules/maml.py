@@ -18,7 +18,7 @@ from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.curvature import add_scaled, conjugate_gradients, hessian_product
 from promptprior.rules.inner import Inner, Trajectory, broadcast_to_units, mean_over_units
-from promptprior.rules.optimiser import Optimiser, optimiser_step
+from promptprior.rules.optimiser import OptimiserRule, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.tasks.sampling.meta_draws import MetaBatch
 
@@ -31,26 +31,16 @@ def split_multipliers(params: Params) -> tuple[Params, Params]:
     return own, {n.removeprefix(MULTIPLIER): value for n, value in params.items() if n.startswith(MULTIPLIER)}
 
 
-def with_multipliers(params: Params) -> Params:
-    """The params with a multiplier of 1 for every element: Meta-SGD's start."""
-    return {**params, **{f"{MULTIPLIER}{name}": torch.ones_like(value) for name, value in params.items()}}
-
-
 @dataclass(frozen=True)
-class Maml:
+class Maml(OptimiserRule):
     """One step of the outer optimiser along the gradient of the query loss after the inner steps.
 
     `clip`: the largest meta-gradient norm of a copy.
     """
 
-    optimiser: Optimiser
     inner: Inner
     order: Literal[1, 2] = 2
     clip: float | None = None
-
-    def init(self, params: Params) -> State:
-        """The optimiser's memory before its first step."""
-        return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: MetaBatch, objective: Objective) -> tuple[State, Info]:
         """One meta-update.
@@ -67,7 +57,7 @@ class Maml:
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(OptimiserRule):
     """iMAML: inner steps on L(p) + |p - theta|^2 / (2 width^2), width in units of the embedding scale.
 
     At its minimum the meta-gradient is (1 + width^2 H)^-1 times the query gradient, however it was reached; it is
@@ -75,15 +65,10 @@ class Implicit:
     converged and every inner batch is the whole support.
     """
 
-    optimiser: Optimiser
     inner: Inner
     width: float = 1.0
     solve: int = 5
     clip: float | None = None
-
-    def init(self, params: Params) -> State:
-        """The optimiser's memory before its first step."""
-        return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: MetaBatch, objective: Objective) -> tuple[State, Info]:
         """One meta-update; "residual" is what conjugate gradients left, relative to the query gradient.

@@ -182,6 +182,17 @@ def optimiser(kind: OptimiserKind, rate: Rate, weight_decay: float) -> Optimiser
     return AdamW(rate, weight_decay=weight_decay) if kind == "adamw" else Adafactor(rate, weight_decay=weight_decay)
 
 
+@dataclass(frozen=True)
+class OptimiserRule:
+    """What rules that end with `optimiser_step` share: they remember what their optimiser does, and nothing else."""
+
+    optimiser: Optimiser
+
+    def init(self, params: Params) -> State:
+        """The optimiser's memory before its first step."""
+        return State(params, self.optimiser.init(params))
+
+
 def optimiser_step(
     optimiser: Optimiser, clip: float | None, state: State, gradient: Params, info: Info
 ) -> tuple[State, Info]:

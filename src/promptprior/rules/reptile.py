@@ -7,25 +7,19 @@ calls and K backward passes, whatever the number of units.
 
 from dataclasses import dataclass
 
-from promptprior.notation import Params
 from promptprior.objectives.objective import Objective, copies_of
 from promptprior.rules.inner import Inner, broadcast_to_units, mean_over_units
-from promptprior.rules.optimiser import Optimiser, optimiser_step
+from promptprior.rules.optimiser import OptimiserRule, optimiser_step
 from promptprior.rules.rule import Info, State
 from promptprior.tasks.sampling.meta_draws import MetaBatch
 
 
 @dataclass(frozen=True)
-class Reptile:
+class Reptile(OptimiserRule):
     """One step of the outer optimiser along the displacement. `clip`: the largest pseudo-gradient norm of a copy."""
 
-    optimiser: Optimiser
     inner: Inner
     clip: float | None = None
-
-    def init(self, params: Params) -> State:
-        """The optimiser's memory before its first step."""
-        return State(params, self.optimiser.init(params))
 
     def step(self, state: State, batch: MetaBatch, objective: Objective) -> tuple[State, Info]:
         """One meta-update. "loss" is met before the first inner step, "adapted_loss" before the last.

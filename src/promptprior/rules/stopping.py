@@ -37,6 +37,7 @@ class StopCopies:
 
         def moved(new: Params, old: Params) -> Params:
             def pick(value: Tensor, before: Tensor) -> Tensor:
+                """New values [C, ...] of copies that move, old ones of the others."""
                 return torch.where(moving.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, before)
 
             return {name: pick(value, old[name]) for name, value in new.items()}

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from promptprior.notation import Float, Params, Tensor
+from promptprior.notation import Tensor
 from promptprior.objectives.objective import Objective, copies_of, loss_and_gradient
 from promptprior.rules.descent import Penalty, with_penalty
-from promptprior.rules.optimiser import Optimiser, optimiser_step
+from promptprior.rules.optimiser import OptimiserRule, optimiser_step
 from promptprior.rules.rule import Info, State
-from promptprior.rules.stein_kernels import Kernel, Rbf, Stein, off_diagonal
+from promptprior.rules.stein_kernels import Kernel, Rbf, off_diagonal
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -46,7 +46,7 @@ class Repulsion:
 
 
 @dataclass(frozen=True)
-class Svgd:
+class Svgd(OptimiserRule):
     """One optimiser step on minus the Stein direction.
 
     `count` tempers: the number of tasks counts each source once, the number of training examples gives the true
@@ -56,7 +56,6 @@ class Svgd:
     which distances are reported.
     """
 
-    optimiser: Optimiser
     kernel: Kernel = Rbf()
     count: float = 1.0
     repulsion: Repulsion = Repulsion()
@@ -65,12 +64,14 @@ class Svgd:
     clip: float | None = None
     scale: float = 1.0
 
-    def init(self, params: Params) -> State:
-        """The optimiser's memory before its first step."""
-        return State(params, self.optimiser.init(params))
-
     def step(self, state: State, batch: Batch, objective: Objective) -> tuple[State, Info]:
-        """One step of every particle on one batch, all of whose texts must be of copy 0."""
+        """One step of every particle on one batch, all of whose texts must be of copy 0.
+
+        Logged, to tell whether the particles are more than separate chains and whether they have collapsed:
+        `repulsion_ratio`, the norm of all repulsion over that of all attraction; `kernel`, the mean off-diagonal value;
+        `distance`, the mean distance of two particles, and `spread`, the standard deviation of an entry across
+        particles, both in units of the embedding scale.
+        """
         read = reweighted(batch, self.task_weights).tile(copies_of(state.params))
         loss, gradient = loss_and_gradient(objective, state.params, read)
         info: dict[str, Tensor] = {"loss": loss}
@@ -78,9 +79,21 @@ class Svgd:
             info["penalty"], gradient = with_penalty(self.penalty, state.params, gradient)
         forces = self.kernel.stein(state.params, gradient)
         factor = self.repulsion.at(state.step) / self.count
-        info |= force_statistics(forces, factor, self.scale)
         # minus the Stein direction: attraction less the weighted repulsion
         direction = {name: pull - factor * forces.repulsion[name] for name, pull in forces.attraction.items()}
+
+        push, pull = (
+            torch.stack([value.norm() for value in force.values()]).norm()
+            for force in (forces.repulsion, forces.attraction)
+        )
+        particles, entries = len(forces.squared), sum(value[0].numel() for value in forces.attraction.values())
+        distances = off_diagonal(forces.squared[None]).sqrt()  # [1, pairs]
+        info |= {
+            "repulsion_ratio": factor * push / pull.clamp(min=torch.finfo(pull.dtype).tiny),
+            "kernel": forces.similarity,
+            "distance": (distances.mean() if particles > 1 else distances.sum()) / self.scale,
+            "spread": (forces.squared.sum() / 2 / particles**2 / entries).sqrt() / self.scale,
+        }
         return optimiser_step(self.optimiser, self.clip, state, direction, info)
 
 
@@ -90,24 +103,3 @@ def reweighted(batch: Batch, task_weights: Sequence[float] | None) -> Batch:
         return batch
     by_task = torch.tensor(task_weights, dtype=batch.weight.dtype, device=batch.weight.device)
     return replace(batch, weight=batch.weight * by_task[batch.row_task], weight_total=float(batch.rows))
-
-
-def force_statistics(forces: Stein, factor: float, scale: float) -> dict[str, Float[Tensor, ""]]:
-    """Whether the particles are more than separate chains, and whether they have collapsed.
-
-    `repulsion_ratio` is the norm of all repulsion over that of all attraction, `kernel` the mean off-diagonal value,
-    `distance` the mean distance of two particles and `spread` the standard deviation of an entry across particles,
-    both in units of the embedding scale.
-    """
-    push, pull = (
-        torch.stack([value.norm() for value in force.values()]).norm()
-        for force in (forces.repulsion, forces.attraction)
-    )
-    particles, entries = len(forces.squared), sum(value[0].numel() for value in forces.attraction.values())
-    distances = off_diagonal(forces.squared[None]).sqrt()  # [1, pairs]
-    return {
-        "repulsion_ratio": factor * push / pull.clamp(min=torch.finfo(pull.dtype).tiny),
-        "kernel": forces.similarity,
-        "distance": (distances.mean() if particles > 1 else distances.sum()) / scale,
-        "spread": (forces.squared.sum() / 2 / particles**2 / entries).sqrt() / scale,
-    }

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.cli.output import score_lines
+from promptprior.cli.output import format_table, score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, with_steps
+from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, load_backbone, with_steps
 from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
@@ -51,20 +51,11 @@ class AdaptPlan:
 
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
-        import shutil
-
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import (
-            artifact_folder,
-            cost_line,
-            holds_own,
-            load_backbone,
-            warn_of_conflicts,
-            watcher,
-        )
+        from promptprior.cli.common import artifact_folder, cost_line, holds_own, warn_of_conflicts, watcher
         from promptprior.compare.cost_estimate import adapting_cost, target_size
-        from promptprior.files import claimed
+        from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
@@ -92,6 +83,7 @@ class AdaptPlan:
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
+            shots += f", --folds {settings.folds}" if settings.folds else ""
             print(f"adapt {method.name} to {task.name}: {shots}, {settings.target.steps} steps, {tested} to test")
             return print(cost_line(backbone, task, settings.length, cost))
 
@@ -111,23 +103,47 @@ class AdaptPlan:
                 header = replace(header, scores={**header.scores, "test": test_scores, "test_examples": tested})
             header = replace(header, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
-            shutil.rmtree(work, ignore_errors=True)
-        lines = [*(verdict.says for verdict in verdicts), shots_line(episode)]
-        lines += [] if adapted.dev_score is None else [f"dev {adapted.dev_score:.3f} at step {adapted.best_step}"]
+            remove_folder(work)
+        lines = [*(verdict.says for verdict in verdicts), shots_line(episode, settings.folds)]
+        lines += leaderboard_lines(header.scores.get("auto"))
+        error = "" if adapted.dev_error is None else f" (standard error {adapted.dev_error:.3f})"
+        where = f"{settings.folds}-fold cross-validation" if settings.folds > 1 else "dev"
+        if adapted.dev_score is not None:
+            lines.append(f"{where} {adapted.dev_score:.3f}{error} at step {adapted.best_step}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
         lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
         print(*lines, sep="\n")
         return print(self.output)
 
 
-def shots_line(episode: "Episode") -> str:
-    """How many examples were drawn, and which classes gave fewer than were asked for."""
+def leaderboard_lines(auto: Any) -> list[str]:
+    """What each candidate of `--method auto` scored on held-out examples, and which answers; none for other methods."""
+    if not auto:
+        return []
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    rows = [
+        [line["method"], number(line["score"]), number(line["error"]), number(line["nll"]), number(line["weight"]),
+         f"{line['seconds']:.1f}"]
+        for line in auto["leaderboard"]
+    ]  # fmt: skip
+    table = format_table(["candidate", "held out", "std. error", "NLL", "weight", "seconds"], rows)
+    return [table, f"{auto['chosen']} answers"]
+
+
+def shots_line(episode: "Episode", folds: int = 0) -> str:
+    """How many examples were drawn, what for, and which classes gave fewer than were asked for."""
     from promptprior.tasks.sampling.draws import class_of
 
     shots, task = episode.shots, episode.task
     names = [example.target if class_of(task, example) != "all" else "all" for example in shots.train]
     fewer = [f"{name} {count}" for name, count in Counter(names).items() if count < episode.k]
     line = f"learned from {len(shots.train)} examples, {len(shots.dev)} others for dev"
+    if folds:
+        asked = f"{len(shots.dev)} of them" if folds == 1 else f"{folds} folds of them"
+        line = f"learned from {len(shots.train) + len(shots.dev)} examples; {asked} chose rate and steps before"
     return line + (f"; fewer than {episode.k} of a class were there to draw: {', '.join(fewer)}" if fewer else "")
 
 

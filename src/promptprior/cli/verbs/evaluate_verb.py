@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from promptprior.cli.output import score_lines
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.mapping import check_bounds, merge_settings
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import LIMIT_BOUNDS, setting
 from promptprior.errors import DataError, SpecError
 
@@ -43,7 +43,7 @@ class EvaluatePlan:
     def run(self, dry_run: bool) -> None:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import ProgressMeter, load_backbone
+        from promptprior.cli.common import ProgressMeter
         from promptprior.evaluate import abstention, evaluate
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of
@@ -76,8 +76,8 @@ class EvaluatePlan:
         if curve:
             report["abstention"] = [list(point) for point in curve]
         if self.output is not None:
-            write_json(self.output, report)
-            save_plan(replace(self, target=task.path or task.name), plan_beside(self.output), "evaluate", [self.output])
+            plan, writers = replace(self, target=task.path or task.name), {self.output: lambda p: write_json(p, report)}
+            write_outputs(plan, plan_beside(self.output), "evaluate", writers)
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
         of_rows = f"of {count} {self.split} rows"
         table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident}, of_rows)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.choices import Shared
 from promptprior.config.mapping import check_bounds
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
@@ -48,7 +48,7 @@ class FitPlan:
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
-        from promptprior.cli.common import cost_line, holds_own, load_backbone, warn_of_conflicts, watcher
+        from promptprior.cli.common import cost_line, holds_own, warn_of_conflicts, watcher
         from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.cli.verbs.evaluate_verb import settings_of_prompt
-from promptprior.compare.plan import COMPILE, QUANTIZE
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
+from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import setting
 
 if TYPE_CHECKING:  # help must not wait for torch
@@ -44,7 +44,7 @@ class PredictPlan:
     def run(self, dry_run: bool) -> None:
         """Answer every row, in order; the file is whole or not there."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import ProgressMeter, load_backbone, target_of_prompt
+        from promptprior.cli.common import ProgressMeter, target_of_prompt
         from promptprior.evaluate import predict
         from promptprior.files import write_text
         from promptprior.objectives.objective import copies_of
@@ -68,65 +68,58 @@ class PredictPlan:
         meter = ProgressMeter(f"answering {len(examples)} rows", len(examples) * copies_of(prompt.params))
         answers = predict(prompt, task, replace(backbone, meter=meter), examples)
         meter.display.close()
-        by_row = {i: with_probabilities(x, a) for i, x, a in zip(indices, examples, answers, strict=True)}
+        by_row = {i: (x, answer) for i, x, answer in zip(indices, examples, answers, strict=True)}
         suffix = (self.output or self.input).suffix
         if suffix not in (CSV, ".jsonl", ".json"):
             suffix = self.input.suffix
-        text = (csv_text if suffix == CSV else jsonl_text)(rows.values, by_row)
+        text = answers_text(rows.values, by_row, as_csv=suffix == CSV)
         if self.output is None:
             return print(text, end="")
-        write_text(self.output, text)
-        save_plan(replace(self, target=target), plan_beside(self.output), "predict", [self.output])
+        writers = {self.output: lambda path: write_text(path, text)}
+        write_outputs(replace(self, target=target), plan_beside(self.output), "predict", writers)
         return print(self.output)
 
 
-def with_probabilities(example: "Example", prediction: "Prediction") -> dict[str, Any]:
-    """An answer; for a choice also the probability of each, normalised over them."""
-    if not prediction.choice_nll:
-        return {ANSWER: prediction.text}
-    least = min(prediction.choice_nll)
-    total = least - log(sum(exp(least - nll) for nll in prediction.choice_nll))  # minus the log of the sum
-    shares = [exp(total - nll) for nll in prediction.choice_nll]
-    return {ANSWER: prediction.text, PROBABILITIES: dict(zip(example.choices, shares, strict=True))}
+def answers_text(
+    rows: Sequence[Mapping[str, object]], answered: "Mapping[int, tuple[Example, Prediction]]", as_csv: bool
+) -> str:
+    """Every row with its answer, as CSV or as a JSON object a line; none for a row that is no part of the task.
 
-
-def jsonl_text(rows: Sequence[Mapping[str, object]], answers: Mapping[int, Mapping[str, Any]]) -> str:
-    """Every row with its answer, null for a row that is no part of the task, as a JSON object a line."""
-    own = {column for answer in answers.values() for column in answer}
-    complete = ({**renamed(row, own), **answers.get(i, {ANSWER: None})} for i, row in enumerate(rows))
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in complete)
-
-
-def csv_text(rows: Sequence[Mapping[str, object]], answers: Mapping[int, Mapping[str, Any]]) -> str:
-    """Every row with its answer as CSV; probabilities have a column for each choice, where all rows have the same."""
-    choices = {tuple(answer.get(PROBABILITIES, ())) for answer in answers.values()}
-    flat: dict[int, dict[str, Any]] = {}
-    for i, answer in answers.items():
-        flat[i] = {ANSWER: answer[ANSWER]}
-        if len(choices) > 1:
-            flat[i][PROBABILITIES] = json.dumps(answer.get(PROBABILITIES), ensure_ascii=False)
-        else:
-            flat[i] |= {f"probability {choice}": f"{p:.6g}" for choice, p in answer.get(PROBABILITIES, {}).items()}
-    own = dict.fromkeys(column for answer in flat.values() for column in answer)
+    An answer to a choice has the probability of each, normalised over them; in CSV they have a column each, where all
+    rows have the same choices. An input's column `answer` becomes `input answer`.
+    """
+    answers: dict[int, dict[str, Any]] = {}
+    for i, (example, prediction) in answered.items():
+        answers[i] = {ANSWER: prediction.text}
+        if prediction.choice_nll:
+            least = min(prediction.choice_nll)
+            total = least - log(sum(exp(least - nll) for nll in prediction.choice_nll))  # minus the log of the sum
+            shares = [exp(total - nll) for nll in prediction.choice_nll]
+            answers[i][PROBABILITIES] = dict(zip(example.choices, shares, strict=True))
+    if as_csv:
+        is_one_set = len({tuple(answer.get(PROBABILITIES, ())) for answer in answers.values()}) <= 1
+        for answer in answers.values():
+            probabilities = answer.pop(PROBABILITIES, None)
+            if is_one_set:
+                answer.update({f"probability {choice}": f"{p:.6g}" for choice, p in (probabilities or {}).items()})
+            else:
+                answer[PROBABILITIES] = json.dumps(probabilities, ensure_ascii=False)
+    own = dict.fromkeys(column for answer in answers.values() for column in answer)
+    inputs = [{f"input {column}" if column in own else column: value for column, value in r.items()} for r in rows]
+    if not as_csv:
+        complete = ({**row, **answers.get(i, {ANSWER: None})} for i, row in enumerate(inputs))
+        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in complete)
     plain = (str, int, float, type(None))
     texts = [
-        {
-            column: value if isinstance(value, plain) else json.dumps(value, ensure_ascii=False, default=str)
-            for column, value in renamed(row, own).items()
-        }
-        for row in rows
+        {c: v if isinstance(v, plain) else json.dumps(v, ensure_ascii=False, default=str) for c, v in row.items()}
+        for row in inputs
     ]
     columns = dict.fromkeys(column for row in texts for column in row)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [*columns, *own], restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, **flat.get(i, {})} for i, row in enumerate(texts))
+    writer.writerows({**row, **answers.get(i, {})} for i, row in enumerate(texts))
     return stream.getvalue()
-
-
-def renamed(row: Mapping[str, object], own: Mapping[str, object] | set[str]) -> dict[str, object]:
-    """A row whose columns do not collide with those of answers: an input's `answer` becomes `input answer`."""
-    return {f"input {column}" if column in own else column: value for column, value in row.items()}
 
 
 VERB = Verb(

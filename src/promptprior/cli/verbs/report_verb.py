@@ -1,13 +1,14 @@
 """promptprior report: results as a page, and its tables as Markdown and CSV."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from promptprior.cli.output import command_line
 from promptprior.cli.verb import FORCE, Verb
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.plan_file import check_output, is_plan_of, plan_beside, write_outputs
 from promptprior.config.training import setting
-from promptprior.errors import DataError
+from promptprior.errors import ArtifactError, DataError
 
 RESULTS, PAGE = "results.jsonl", "report.html"
 
@@ -35,13 +36,15 @@ class ReportPlan:
         page, own_page = self.output or files[0].with_name(PAGE), files[0].with_name(PAGE)
         outputs = {"--output": page, "--markdown": self.markdown, "--csv": self.csv}
         for flag, output in outputs.items():
-            if output is not None:  # the page beside the results is the comparison's own
+            if output is not None and (flag != "--csv" or not output.is_dir()):
+                # the page beside the results is the comparison's own
                 is_own = output.absolute() == own_page.absolute()
                 check_output(output, "report", files, flag=flag, force=self.force, is_own=is_own)
         if dry_run:
             wanted = [str(path) for path in outputs.values() if path]
             return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
 
+        from promptprior.files import write_text
         from promptprior.report.page import make_report
         from promptprior.report.results import read_rows
         from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
@@ -53,15 +56,21 @@ class ReportPlan:
             command=command_line(),
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
-        print(report.write_page(page))
+        tables = {self.csv / f"{table.name}.csv": table.to_csv() for table in report.tables} if self.csv else {}
+        for path in tables:
+            check_output(path, "report", files, flag="--csv", force=self.force)
+        if self.csv and not self.force and (plan := plan_beside(self.csv)).exists() and not is_plan_of(plan, "report"):
+            raise ArtifactError(f"{plan} exists and promptprior report did not write it (--csv); choose another folder")
+        if page.absolute() == own_page.absolute():
+            report.write_page(page)
+        else:
+            write_outputs(self, plan_beside(page), "report", {page: report.write_page})
         if self.markdown:
-            print(report.write_markdown(self.markdown))
+            write_outputs(self, plan_beside(self.markdown), "report", {self.markdown: report.write_markdown})
         if self.csv:
-            print(*report.write_csv(self.csv), sep="\n")
-        for output in outputs.values():
-            if output is not None and output.absolute() != own_page.absolute():
-                save_plan(self, plan_beside(output), "report", [output])
-        return None
+            writers = {path: partial(write_text, text=text) for path, text in tables.items()}
+            write_outputs(self, plan_beside(self.csv), "report", writers)
+        return print(page, *([self.markdown] if self.markdown else []), *tables, sep="\n")
 
 
 VERB = Verb(

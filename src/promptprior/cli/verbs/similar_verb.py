@@ -6,10 +6,10 @@ from pathlib import Path
 
 from promptprior.cli.output import format_table
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
-from promptprior.compare.plan import COMPILE, QUANTIZE
+from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.choices import Measure
 from promptprior.config.mapping import check_bounds
-from promptprior.config.plan_file import check_output, plan_beside, save_plan
+from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, Settings, Training, setting
 from promptprior.errors import SpecError
 
@@ -43,7 +43,7 @@ class SimilarPlan:
 
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""
-        from promptprior.cli.common import cost_line, load_backbone
+        from promptprior.cli.common import cost_line
         from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
         from promptprior.methods import make_method
@@ -64,8 +64,8 @@ class SimilarPlan:
         probe = SimilarityProbe(self.shots, self.seed, self.steps)
         found = task_similarity(targets, sources, backbone, self.settings, probe)
         if self.output is not None:
-            write_similarity(found, self.output)
-            save_plan(self, plan_beside(self.output), "similar", [self.output])
+            writers = {self.output: lambda path: write_similarity(found, path)}
+            write_outputs(self, plan_beside(self.output), "similar", writers)
         ranks = similar_sources(found.pairs, self.by)
         if self.json:
             pairs = [{"rank": r, **asdict(pair)} for of_target in ranks.values() for r, pair in enumerate(of_target, 1)]

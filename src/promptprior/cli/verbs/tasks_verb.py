@@ -26,54 +26,43 @@ class TasksPlan:
 
     def run(self, dry_run: bool) -> None:  # noqa: ARG002 - reading costs nothing
         """List, show or check. Raises SpecError for a family without tasks, DataError where a check fails."""
-        from promptprior.tasks import available
-
-        if self.action == "check":
-            return self.check()
-        if self.action == "show":
-            return self.show()
-        cards = [card for card in available(self.data) if self.family in ("", card.family)]
-        if not cards:
-            raise SpecError(f"no task of family {self.family!r} (--family)")
-        answers = {"generate_until": "free text", "multiple_choice": "choice"}
-        rows = [[c.name, c.source, c.family, answers[c.output_type], ",".join(c.metrics)] for c in cards]
-        return print(format_table(["task", "from", "family", "answer", "metrics"], rows))
-
-    def show(self) -> None:
-        """Print a task's sizes and its first training examples, as the model reads them."""
-        from promptprior.tasks import load_task
-
-        task = load_task(self.name, self.data)
-        answers = ", ".join(task.label_names) or ("choices of each example" if task.is_choice else "free text")
-        print(f"{task.name}  family {task.family}  version {task.version}  fingerprint {task.fingerprint}")
-        print(f"metrics   {', '.join(task.metrics)}")
-        print(f"answers   {answers}")
-        print(f"examples  {', '.join(f'{name} {len(split)}' for name, split in task.examples.items())}")
-        print(f"from      {task.origin}")
-        print(f"licence   {task.licence or 'not stated'}")
-        for example in task.split("train")[:2]:
-            print(f"\n{example.text}[{task.target_delimiter}{example.target}]")
-
-    def check(self) -> None:
-        """Check one task, or every task folder in a folder. Raises DataError when there is an error."""
-        from promptprior.tasks import check_task, load_task
+        from promptprior.tasks import available, check_task, load_task
         from promptprior.tasks.loading.load import folders, split_files
 
-        path, names, bad = Path(self.name), [self.name], []
-        is_folder = path_kind(path) == "folder"
-        if is_folder and not split_files(path) and not list(path.glob("*.y*ml")) and folders(path):
-            names = [str(path / name) for name in folders(path)]
-        for name in names:
-            try:
-                task = load_task(Path(name) if path_kind(Path(name)) else name, self.data)
-                sizes = ", ".join(f"{split} {len(examples)}" for split, examples in task.examples.items())
-                lines = [f"ok     {name}", sizes, *(f"warning: {problem.message}" for problem in check_task(task))]
-            except PromptpriorError as error:
-                bad.append(name)
-                lines = [f"error  {name}", str(error)]
-            print("\n       ".join(lines))
-        if bad:
-            raise DataError(f"{len(bad)} of {len(names)} cannot be used: {', '.join(bad[:10])}")
+        if self.action == "show":
+            task = load_task(self.name, self.data)
+            answers = ", ".join(task.label_names) or ("choices of each example" if task.is_choice else "free text")
+            print(f"{task.name}  family {task.family}  version {task.version}  fingerprint {task.fingerprint}")
+            print(f"metrics   {', '.join(task.metrics)}")
+            print(f"answers   {answers}")
+            print(f"examples  {', '.join(f'{name} {len(split)}' for name, split in task.examples.items())}")
+            print(f"from      {task.origin}")
+            print(f"licence   {task.licence or 'not stated'}")
+            for example in task.split("train")[:2]:  # as the model reads them
+                print(f"\n{example.text}[{task.target_delimiter}{example.target}]")
+        elif self.action == "check":  # one task, or every task folder in a folder
+            path, names, bad = Path(self.name), [self.name], []
+            is_folder = path_kind(path) == "folder"
+            if is_folder and not split_files(path) and not list(path.glob("*.y*ml")) and folders(path):
+                names = [str(path / name) for name in folders(path)]
+            for name in names:
+                try:
+                    task = load_task(Path(name) if path_kind(Path(name)) else name, self.data)
+                    sizes = ", ".join(f"{split} {len(examples)}" for split, examples in task.examples.items())
+                    lines = [f"ok     {name}", sizes, *(f"warning: {problem.message}" for problem in check_task(task))]
+                except PromptpriorError as error:
+                    bad.append(name)
+                    lines = [f"error  {name}", str(error)]
+                print("\n       ".join(lines))
+            if bad:
+                raise DataError(f"{len(bad)} of {len(names)} cannot be used: {', '.join(bad[:10])}")
+        else:
+            cards = [card for card in available(self.data) if self.family in ("", card.family)]
+            if not cards:
+                raise SpecError(f"no task of family {self.family!r} (--family)")
+            forms = {"generate_until": "free text", "multiple_choice": "choice"}
+            rows = [[c.name, c.source, c.family, forms[c.output_type], ",".join(c.metrics)] for c in cards]
+            print(format_table(["task", "from", "family", "answer", "metrics"], rows))
 
 
 VERB = Verb("tasks", TasksPlan, TasksPlan.run, "promptprior tasks list --data DIR", positional=("action", "name"))

@@ -57,7 +57,7 @@ def ray_connection(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at an address, or to one of this machine; afterwards it is as it was before.
 
     Raises SpecError when Ray is not installed, and when there is no cluster: at once where nothing listens, and within
-    half a minute where something else does.
+    half a minute where something else does, or a cluster that asks for another token.
     """
     where = address or os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports to nobody
@@ -72,41 +72,20 @@ def ray_connection(address: str | None) -> Iterator[Any]:
         yield ray
         return
     host, colon, port = where.removeprefix("ray://").rpartition(":")
+    hint = ""
     try:
         if colon and port.isdecimal():  # neither auto nor local
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+            hint = "; if it asks for a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
         with keeping_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         there = where or "this machine"
-        raise SpecError(f"no Ray cluster could be reached at {there} (--address): {error}") from error
+        raise SpecError(f"no Ray cluster could be reached at {there} (--address): {error}{hint}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _worker_init(ray: Any, context: WorkerContext, progress: ProgressDisplay) -> WorkerInit:
-    """What workers get. Raises SpecError when no machine of the cluster has room for one."""
-    plan, frozen = context.plan, context.backbone.frozen
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
-        sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
-        raise SpecError(
-            f"a worker needs {plan.ray_cpus:g} CPU and {plan.ray_gpus:g} GPU of one machine (--ray-cpus, --ray-gpus); "
-            f"the cluster has {'; '.join(sizes) or 'no machine'}"
-        )
-    if not plan.ray_gpus and any(m.get("GPU") for m in machines):
-        progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
-
-    token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
-    write_text(token, "")
-    # Absolute paths mean the same in every process of a machine, whatever its working folder.
-    folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
-    backbone = str(folder) if folder.exists() else plan.backbone
-    plan = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
-    dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
-    return WorkerInit(plan, context.tasks, dtype, frozen.card, version, token)
 
 
 def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) -> Generator[tuple[Work, Result]]:
@@ -114,15 +93,35 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
 
     Raises SpecError when there is no cluster, when a worker would fit on none of its machines, or cannot start.
     """
-    with ray_connection(context.plan.address) as ray:
-        yield from _run_on_cluster(ray, context, queue, progress)
+    plan, frozen = context.plan, context.backbone.frozen
+    with ray_connection(plan.address) as ray:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
+            sizes = [f"{m.get('CPU', 0):g} CPU and {m.get('GPU', 0):g} GPU" for m in machines]
+            raise SpecError(
+                f"a worker needs {plan.ray_cpus:g} CPU and {plan.ray_gpus:g} GPU of one machine (--ray-cpus, "
+                f"--ray-gpus); the cluster has {'; '.join(sizes) or 'no machine'}"
+            )
+        if not plan.ray_gpus and any(m.get("GPU") for m in machines):
+            progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
+        token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
+        write_text(token, "")
+        # Absolute paths mean the same in every process of a machine, whatever its working folder.
+        folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
+        backbone = str(folder) if folder.exists() else plan.backbone
+        there = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
+        dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
+        init = WorkerInit(there, context.tasks, dtype, frozen.card, version, token)
+        try:
+            yield from _run_on_cluster(ray, ray.put(init), context, queue, progress)
+        finally:
+            token.unlink(missing_ok=True)
 
 
 def _run_on_cluster(
-    ray: Any, context: WorkerContext, queue: Queue, progress: ProgressDisplay
+    ray: Any, init: Any, context: WorkerContext, queue: Queue, progress: ProgressDisplay
 ) -> Generator[tuple[Work, Result]]:
-    plan, worker_init = context.plan, _worker_init(ray, context, progress)
-    init = ray.put(worker_init)
+    plan = context.plan
     workers: list[WorkerHandle] = []
     max_workers, last_poll = len(queue.waiting), -1e9
     lost: list[Work] = []  # work whose worker died
@@ -169,7 +168,6 @@ def _run_on_cluster(
             if held is not None:
                 yield held, answer
     finally:  # leave the cluster as it was
-        worker_init.token.unlink(missing_ok=True)
         for worker in workers:
             ray.kill(worker.actor)
 

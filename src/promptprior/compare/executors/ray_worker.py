@@ -1,6 +1,5 @@
 """A worker process of the Ray executor: loads the backbone once, then does one piece of work at a time."""
 
-import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from promptprior.compare.execute import Failure, FittedPrior, Result, do_work
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
 from promptprior.compare.schedule import Group, Work, WorkerContext
 from promptprior.errors import PromptpriorError, SpecError
+from promptprior.files import remove_folder
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Worker:
 
         result = do_work(self.context, work, fitted, folder, on_progress)
         if not is_shared and not isinstance(result, Failure):  # a shared folder is the driver's to tidy
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         return result
 
     def progress(self) -> tuple[str, float]:

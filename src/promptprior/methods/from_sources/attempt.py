@@ -20,9 +20,8 @@ from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.from_sources.spot import Spot
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
-from promptprior.methods.shared.attention_network import AttentionRecipe, joint_network, source_network
+from promptprior.methods.shared.attention_network import AttentionRecipe
 from promptprior.methods.shared.source_prompts import prior_prompts, source_similarities
-from promptprior.notation import Float, Tensor
 from promptprior.tasks.task import Task
 
 
@@ -57,7 +56,7 @@ class Attempt(AttentionRecipe):
         if not self.attention_steps:
             return taught
         names = cast(Sequence[str], taught.diagnostics["sources"])
-        network, cost = source_network(context, self, taught.params["prompt"], names, sources, seed)
+        network, cost = self.source_network(context, taught.params["prompt"], names, sources, seed)
         return replace(taught, params={**taught.params, **network}, cost=taught.cost + cost)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
@@ -68,16 +67,23 @@ class Attempt(AttentionRecipe):
             networks = [{n: prior.params[n][:1].to(frozen.device) for n in self.network_tensors} for prior in priors]
         else:
             networks = [self.network(context, context.tokens(e.task, e.shots.train), e.seed) for e in episodes]
+        if self.start == "fresh":
+            starts = context.episode_prompts(episodes)["prompt"]  # [E, L, D]
+        elif self.start == "first":
+            starts = torch.stack([bank[0] for bank in banks])
+        else:
+            similarities = source_similarities(context, priors, episodes, self.probe_steps)
+            starts = stacked([bank[s.argmax()] for bank, s in zip(banks, similarities, strict=True)])["prompt"]
         params = {
             **{name: torch.cat([network[name] for network in networks]) for name in self.network_tensors},
             "sources": torch.stack(banks),  # [E, S, L, D]
-            "target": self.target_starts(context, priors, banks, episodes)[:, None],  # [E, 1, L, D]
+            "target": starts[:, None],  # [E, 1, L, D]
         }
         params = {name: value.to(frozen.prompt_dtype) for name, value in params.items()}
         names = [str(name) for name in cast(Sequence[object], priors[0].header.diagnostics["sources"])]
         form, multipliers = self.mixture(context, names), self.multipliers(context)
         if self.joint_steps:
-            params = joint_network(context, self, InitialParams(form, params, multipliers), priors, episodes)
+            params = self.joint_network(context, InitialParams(form, params, multipliers), priors, episodes)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
 
     def source_passes(self, settings: Settings) -> float:
@@ -91,17 +97,6 @@ class Attempt(AttentionRecipe):
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """A prompt for each source; on targets for each text."""
         return settings.length * (sources or texts)
-
-    def target_starts(
-        self, context: RunContext, priors: Sequence[Prior], banks: Sequence[Tensor], episodes: Sequence[Episode]
-    ) -> Float[Tensor, "E L D"]:
-        """The prompt that each target starts from."""
-        if self.start == "fresh":
-            return context.episode_prompts(episodes)["prompt"]
-        if self.start == "first":
-            return torch.stack([bank[0] for bank in banks])
-        similarities = source_similarities(context, priors, episodes, self.probe_steps)
-        return stacked([bank[s.argmax()] for bank, s in zip(banks, similarities, strict=True)])["prompt"]
 
 
 ARMS = (

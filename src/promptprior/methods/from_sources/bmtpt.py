@@ -18,11 +18,11 @@ from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
-from promptprior.methods.shared.curves import force_curves, loss_curve
+from promptprior.methods.shared.curves import FORCES, curve
 from promptprior.methods.shared.joint_targets import prior_index
-from promptprior.methods.shared.particle_diagnostics import particle_report, particle_spread
+from promptprior.methods.shared.particle_diagnostics import particle_report
 from promptprior.methods.shared.particle_targets import joint_starts, target_starts
-from promptprior.methods.shared.particles import PenaltyKind, StartKind, penalty
+from promptprior.methods.shared.particles import PenaltyKind, StartKind, deviation, penalty
 from promptprior.methods.shared.posterior import PosteriorRecipe
 from promptprior.rules.stein_kernels import make_kernel
 from promptprior.rules.svgd import Svgd
@@ -61,13 +61,14 @@ class Bmtpt(PosteriorRecipe):
         if self.ensemble:  # the same particles, unseen by each other
             apart = replace(run, key=f"{run.key}-apart", rule=replace(rule, kernel=make_kernel("none")))
             chains.append(context.train(apart, "ensemble"))
-        stages = [params, done.params, *(chain.params for chain in chains)]
+        stages = (params, done.params, *(chain.params for chain in chains))
+        spreads = [deviation(stage["prompt"]) / context.backbone.scale for stage in stages]
         diagnostics = {
-            "source_loss": loss_curve(done.history),
-            "forces": force_curves(done.history),
+            "source_loss": curve(done.history),
+            "forces": {name: curve(done.history, name) for name in FORCES},
             "task_weights": (torch.tensor(rule.task_weights) * torch.tensor(draws.text_rates)).tolist(),
             "count": rule.count,
-            "spread": particle_spread(stages, context.backbone.scale, self.width),
+            "spread": {**dict(zip(("start", "particles", "ensemble"), spreads, strict=False)), "prior": self.width},
             **particle_report(run.objective, done.params["prompt"], draws, rule),
         }
         return FitResult(context.direct(), done.params, diagnostics, sum((c.cost for c in chains), done.cost))

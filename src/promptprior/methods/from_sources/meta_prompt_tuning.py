@@ -24,9 +24,9 @@ from promptprior.methods.contract import AdaptationInit, FitResult
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.bank_setup import BankRecipe
-from promptprior.methods.shared.curves import loss_curve
+from promptprior.methods.shared.curves import curve
 from promptprior.methods.shared.meta_learner import MetaRecipe
-from promptprior.rules.maml import MULTIPLIER, with_multipliers
+from promptprior.rules.maml import MULTIPLIER
 from promptprior.tasks.task import Task
 
 
@@ -44,12 +44,13 @@ class MetaPromptTuning(MetaRecipe):
         else:
             initial = InitialParams(context.direct(), stacked([context.initial_prompt(seed, self.name)]))
         if self.rule == "meta_sgd":
-            initial = replace(initial, params=with_multipliers(initial.params))  # a factor of 1 for every element
+            factors = {f"{MULTIPLIER}{name}": torch.ones_like(value) for name, value in initial.params.items()}
+            initial = replace(initial, params={**initial.params, **factors})
         key = context.key(self, seed, *(t.fingerprint for t in sources))
         run = self.source_run(context, initial, sources, seed, key)
         done = context.train(run, "source")
         diagnostics = {
-            "source_loss": loss_curve(done.history),
+            "source_loss": curve(done.history),
             "units": len(sources) * self.units_per_task,
             "meta_updates": run.steps,
             "moved": [line["moved"] for line in done.history[:1] + done.history[-1:]],

@@ -19,10 +19,9 @@ from promptprior.cost import SCORED, Cost
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
-from promptprior.methods.shared.curves import loss_curve, sample_losses
+from promptprior.methods.shared.curves import curve, sample_losses
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.methods.shared.source_prompts import train_prompts
-from promptprior.notation import Params
 from promptprior.objectives.distillation import Distilled
 from promptprior.parameterisations.decomposed import Decomposed, lr_multipliers_of
 from promptprior.tasks.sampling.draws import MixtureDraws, StochasticDraws
@@ -67,7 +66,7 @@ class Mpt(Recipe):
         done = context.train(context.descent(key, stage, initial, draws, objective=objective), "source")
         diagnostics = {
             "sources": [task.name for task in sources],
-            "source_loss": loss_curve(done.history),
+            "source_loss": curve(done.history),
             "student_loss": sample_losses(context.backbone, form.of_tasks(done.params)[0], mixture),
             "teacher_loss": None if teachers is None else sample_losses(context.backbone, teachers, mixture),
         }
@@ -82,28 +81,21 @@ class Mpt(Recipe):
         device, multipliers = context.backbone.frozen.device, self.multipliers(context)
         params = {name: torch.cat([p.params[name] for p in priors]).to(device) for name in ("shared", "u", "v")}
         params = {n: p if n == "shared" else p.mean(1, keepdim=True) for n, p in params.items()}
-        if self.joint_steps:
-            params = self.joint_params(context, params, priors, episodes)
-            multipliers["shared"] = 0.0  # it stays the one prompt of all targets
+        if self.joint_steps:  # all targets of a group train one shared prompt together, which then stays as it is
+            groups = target_groups(priors, episodes)
+            form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))
+            first = [members[0] for members in groups]
+            start = {n: p[first] if n == "shared" else p[first].expand(-1, form.tasks, -1) for n, p in params.items()}
+            initial = InitialParams(form, start, self.multipliers(context))
+            trained = train_jointly(context, self, episodes, groups, initial)
+            params = {name: value.clone() for name, value in params.items()}
+            for copy, members in enumerate(groups):
+                params["shared"][members] = trained["shared"][copy]
+                for name in ("u", "v"):
+                    params[name][members, 0] = trained[name][copy, : len(members)]
+            multipliers["shared"] = 0.0
         form = Decomposed(context.settings.length, context.backbone.width, 1)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
-
-    def joint_params(
-        self, context: RunContext, params: Params, priors: Sequence[Prior], episodes: Sequence[Episode]
-    ) -> Params:
-        """The params after all targets of a group have trained one shared prompt together."""
-        groups = target_groups(priors, episodes)
-        form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))
-        first = [members[0] for members in groups]
-        start = {n: p[first] if n == "shared" else p[first].expand(-1, form.tasks, -1) for n, p in params.items()}
-        initial = InitialParams(form, start, self.multipliers(context))
-        trained = train_jointly(context, self, episodes, groups, initial)
-        after = {name: value.clone() for name, value in params.items()}
-        for copy, members in enumerate(groups):
-            after["shared"][members] = trained["shared"][copy]
-            for name in ("u", "v"):
-                after[name][members, 0] = trained[name][copy, : len(members)]
-        return after
 
     def source_passes(self, settings: Settings) -> float:
         """Its teachers train on as much as its own prompt, and then show it their states of every text."""

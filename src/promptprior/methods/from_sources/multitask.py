@@ -12,7 +12,7 @@ from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
-from promptprior.methods.shared.curves import loss_curve
+from promptprior.methods.shared.curves import curve
 from promptprior.tasks.task import Task
 
 TIMES = {"multitask": 1, "multitask_long": 5}
@@ -38,7 +38,7 @@ class Multitask(Recipe):
         initial = InitialParams(context.direct(), stacked([context.initial_prompt(seed, "multitask")]))
         key = context.key(self, seed, *(t.fingerprint for t in sources))
         done = context.train(context.descent(key, stage, initial, context.mixture(sources, seed)), "source")
-        return FitResult(context.direct(), done.params, {"source_loss": loss_curve(done.history)}, done.cost)
+        return FitResult(context.direct(), done.params, {"source_loss": curve(done.history)}, done.cost)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode starts from its prior's one prompt."""

@@ -21,7 +21,7 @@ from promptprior.methods.from_sources import bmtpt, meta_prompt_tuning
 from promptprior.methods.options import fact, option, with_options
 from promptprior.methods.run_context import RunContext
 from promptprior.methods.shared.bank_setup import BankRecipe, sample_texts
-from promptprior.methods.shared.curves import force_curves, loss_curve
+from promptprior.methods.shared.curves import FORCES, curve
 from promptprior.methods.shared.meta_learner import MetaRecipe
 from promptprior.methods.shared.posterior import PosteriorRecipe
 from promptprior.parameterisations.bank import Bank
@@ -82,8 +82,8 @@ class Tpt(BankRecipe):
         texts = dict(zip([t.name for t in sources], sample_texts(draws, seed), strict=True))
         mean = {name: value.mean(0, keepdim=True) for name, value in done.params.items()}
         diagnostics = {
-            "source_loss": loss_curve(done.history),
-            **({"forces": force_curves(done.history)} if self.rule == "svgd" else {}),
+            "source_loss": curve(done.history),
+            **({"forces": {name: curve(done.history, name) for name in FORCES}} if self.rule == "svgd" else {}),
             **cast(Bank, initial.parameterisation).diagnose(mean, texts),
             "parameters": self.bank(context, self.own_tokens(context.settings)).counts(mean),
         }

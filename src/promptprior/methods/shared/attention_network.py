@@ -71,56 +71,54 @@ class AttentionRecipe(Recipe):
             network["centre"] = pooled(context.backbone, collate(texts), self.query).mean(0, keepdim=True)  # [1, D]
         return network
 
+    def source_network(
+        self,
+        context: RunContext,
+        bank: Float[Tensor, "S L D"],
+        names: Sequence[str],
+        sources: Sequence[Task],
+        seed: int,
+    ) -> tuple[Params, Cost]:
+        """The network after `self.attention_steps` steps with the sources as targets, and what that cost.
 
-def source_network(
-    context: RunContext,
-    recipe: AttentionRecipe,
-    bank: Float[Tensor, "S L D"],
-    names: Sequence[str],
-    sources: Sequence[Task],
-    seed: int,
-) -> tuple[Params, Cost]:
-    """The network after `recipe.attention_steps` steps with the sources as targets, and what that cost.
+        Raises SpecError where the prompts in the bank are not those of the sources.
+        """
+        if len(sources) != len(bank):
+            raise SpecError(
+                f"--options.attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
+                f"{len(sources)} tasks (--sources)"
+            )
+        draws = context.mixture(sources, seed)
+        network = self.network(context, [token for pool in draws.pools for token in pool.items[: self.SAMPLE]], seed)
+        params = {**network, "sources": bank[None], "target": bank[None]}  # one copy, each source a task
+        form = self.mixture(context, names)
+        initial = InitialParams(form, params, {**self.multipliers(context), "target": 0.0})
+        key = context.key(self, "network", seed, *(t.fingerprint for t in sources))
+        stage = replace(context.settings.source, steps=self.attention_steps)  # type: ignore[attr-defined]
+        done = context.train(context.descent(key, stage, initial, draws), "network")
+        # every tensor of a prior has as many copies as there are sources
+        trained = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in self.network_tensors}
+        return trained, done.cost
 
-    Raises SpecError where the prompts in the bank are not those of the sources.
-    """
-    if len(sources) != len(bank):
-        raise SpecError(
-            f"--options.attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
-            f"{len(sources)} tasks (--sources)"
-        )
-    draws = context.mixture(sources, seed)
-    network = recipe.network(context, [token for pool in draws.pools for token in pool.items[: recipe.SAMPLE]], seed)
-    params = {**network, "sources": bank[None], "target": bank[None]}  # one copy, each source a task
-    form = recipe.mixture(context, names)
-    initial = InitialParams(form, params, {**recipe.multipliers(context), "target": 0.0})
-    key = context.key(recipe, "network", seed, *(t.fingerprint for t in sources))
-    stage = replace(context.settings.source, steps=recipe.attention_steps)  # type: ignore[attr-defined]
-    done = context.train(context.descent(key, stage, initial, draws), "network")
-    # every tensor of a prior has as many copies as there are sources
-    trained = {name: done.last[name].repeat_interleave(len(bank), dim=0) for name in recipe.network_tensors}
-    return trained, done.cost
-
-
-def joint_network(
-    context: RunContext,
-    recipe: AttentionRecipe,
-    initial: InitialParams,
-    priors: Sequence[Prior],
-    episodes: Sequence[Episode],
-) -> Params:
-    """The episodes' params after all targets of a group have trained one attention network together."""
-    groups, params = target_groups(priors, episodes), initial.params
-    most = max(map(len, groups))
-    filled = torch.tensor([[*members, *[members[0]] * (most - len(members))] for members in groups])  # [G, K]
-    shared = {name: value[filled[:, 0]] for name, value in params.items() if name != "target"}
-    if recipe.centre:
-        shared["centre"] = torch.stack([params["centre"][members].mean(0) for members in groups])
-    start = replace(initial, params={**shared, "target": params["target"][filled, 0]})
-    trained = train_jointly(context, recipe, episodes, groups, start)
-    after = {name: value.clone() for name, value in params.items()}
-    for copy, members in enumerate(groups):
-        after["target"][members, 0] = trained["target"][copy, : len(members)]
-        for name in recipe.network_tensors:
-            after[name][members] = trained[name][copy]
-    return after
+    def joint_network(
+        self,
+        context: RunContext,
+        initial: InitialParams,
+        priors: Sequence[Prior],
+        episodes: Sequence[Episode],
+    ) -> Params:
+        """The episodes' params after all targets of a group have trained one attention network together."""
+        groups, params = target_groups(priors, episodes), initial.params
+        most = max(map(len, groups))
+        filled = torch.tensor([[*members, *[members[0]] * (most - len(members))] for members in groups])  # [G, K]
+        shared = {name: value[filled[:, 0]] for name, value in params.items() if name != "target"}
+        if self.centre:
+            shared["centre"] = torch.stack([params["centre"][members].mean(0) for members in groups])
+        start = replace(initial, params={**shared, "target": params["target"][filled, 0]})
+        trained = train_jointly(context, self, episodes, groups, start)
+        after = {name: value.clone() for name, value in params.items()}
+        for copy, members in enumerate(groups):
+            after["target"][members, 0] = trained["target"][copy, : len(members)]
+            for name in self.network_tensors:
+                after[name][members] = trained[name][copy]
+        return after

@@ -11,19 +11,14 @@ from promptprior.tasks.sampling.draws import MixtureDraws
 
 SAMPLE = 16  # texts of each source whose loss is taken
 
-FORCES = ("repulsion_ratio", "kernel", "distance", "spread")  # what rules.svgd logs
+FORCES = ("repulsion_ratio", "kernel", "distance", "spread")
+"""What SVGD logs: whether there is any repulsion, and whether particles stay apart (rules.svgd)."""
 
 
-def loss_curve(history: Sequence[Mapping[str, object]], points: int = 20) -> list[object]:
-    """The source loss of every copy, in nats per token, for a prior's diagnostics."""
-    losses = [line["loss"] for line in history if "loss" in line]
-    return losses[:: max(1, len(losses) // points)]
-
-
-def force_curves(history: Sequence[Mapping[str, object]], points: int = 20) -> dict[str, list[object]]:
-    """What SVGD logged: whether there is any repulsion, and whether particles stay apart."""
-    lines = [line for line in history if FORCES[0] in line]
-    return {name: [line[name] for line in lines[:: max(1, len(lines) // points)]] for name in FORCES}
+def curve(history: Sequence[Mapping[str, object]], name: str = "loss", points: int = 20) -> list[object]:
+    """What a run logged under a name for every copy, for a prior's diagnostics: "loss" is in nats per token."""
+    values = [line[name] for line in history if name in line]
+    return values[:: max(1, len(values) // points)]
 
 
 @torch.no_grad()

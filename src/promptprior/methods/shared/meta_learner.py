@@ -11,7 +11,7 @@ from promptprior.methods.contract import Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import InitialParams, RunContext
 from promptprior.objectives.objective import PromptObjective
-from promptprior.rules.inner import Inner, InnerKind, inner_optimiser
+from promptprior.rules.inner import Inner, InnerAdam, InnerKind, InnerOptimiser, InnerSgd
 from promptprior.rules.maml import MULTIPLIER, Implicit, Maml, split_multipliers
 from promptprior.rules.optimiser import Optimiser, optimiser, stage_rate
 from promptprior.rules.reptile import Reptile
@@ -21,19 +21,12 @@ from promptprior.tasks.task import Task
 from promptprior.train import Run
 
 MetaRuleName = Literal["maml", "fomaml", "reptile", "meta_sgd", "imaml"]
-INNER_RATES: Mapping[InnerKind, float] = {"sgd": 1.0, "adam": 0.1}  # both move SmolLM2's prompts 3 to 20 % in 3 steps
+INNER: Mapping[InnerKind, tuple[Callable[[float, float], InnerOptimiser], float]] = {
+    "sgd": (InnerSgd, 1.0),
+    "adam": (InnerAdam, 0.1),
+}
+"""Inner optimisers and their rates by default: both move SmolLM2's prompts 3 to 20 % in 3 steps."""
 FACTOR_SPEED = 0.1  # an outer step moves Meta-SGD's factors by a tenth of what it moves prompts, in their units
-
-
-@dataclass(frozen=True)
-class MetaSizes:
-    """How many steps and texts one unit of a meta-batch takes; width and solve_steps are iMAML's."""
-
-    inner_steps: int
-    support_size: int
-    query_size: int
-    width: float = 1.0
-    solve_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -43,16 +36,16 @@ class MetaRule:
     `second_order_rows` are those of `rows_per_unit` that Hessian products read.
     """
 
-    make: Callable[[Optimiser, Inner, float | None, MetaSizes], Rule[MetaBatch]]
-    rows_per_unit: Callable[[MetaSizes], int]
-    second_order_rows: Callable[[MetaSizes], int] = lambda _: 0
+    make: Callable[[Optimiser, Inner, float | None, "MetaRecipe"], Rule[MetaBatch]]
+    rows_per_unit: Callable[["MetaRecipe"], int]
+    second_order_rows: Callable[["MetaRecipe"], int] = lambda _: 0
 
 
 def _maml(order: Literal[1, 2], passes: int) -> MetaRule:
     return MetaRule(
         lambda outer, inner, clip, _: Maml(outer, inner, order, clip),
-        lambda sizes: passes * sizes.inner_steps * sizes.support_size + sizes.query_size,
-        lambda sizes: (passes - 1) * sizes.inner_steps * sizes.support_size,
+        lambda method: passes * method.inner_steps * method.support_size + method.query_size,
+        lambda method: (passes - 1) * method.inner_steps * method.support_size,
     )
 
 
@@ -62,14 +55,14 @@ META_RULES: Mapping[MetaRuleName, MetaRule] = {
     "meta_sgd": _maml(2, 2),
     "reptile": MetaRule(
         lambda outer, inner, clip, _: Reptile(outer, inner, clip),
-        lambda sizes: sizes.inner_steps * sizes.support_size,
+        lambda method: method.inner_steps * method.support_size,
     ),
     "imaml": MetaRule(
-        lambda outer, inner, clip, sizes: Implicit(
-            outer, replace(inner, names=None), sizes.width, sizes.solve_steps, clip
+        lambda outer, inner, clip, method: Implicit(
+            outer, replace(inner, names=None), method.width, method.solve_steps, clip
         ),
-        lambda sizes: (sizes.inner_steps + sizes.solve_steps) * sizes.support_size + sizes.query_size,
-        lambda sizes: sizes.solve_steps * sizes.support_size,
+        lambda method: (method.inner_steps + method.solve_steps) * method.support_size + method.query_size,
+        lambda method: method.solve_steps * method.support_size,
     ),
 }
 
@@ -115,21 +108,17 @@ class MetaRecipe(Recipe):
         if self.rule == "meta_sgd" and self.parameterisation != "direct":
             raise SpecError(f"meta_sgd learns rates of a direct prompt; parameterisation is {self.parameterisation!r}")
 
-    def sizes(self) -> MetaSizes:
-        """What one unit of a meta-batch takes."""
-        return MetaSizes(self.inner_steps, self.support_size, self.query_size, self.width, self.solve_steps)
-
     def meta_updates(self, stage: Training, units: int) -> int:
         """Steps of the outer optimiser with so many units each, within the budget."""
         if self.budget == "updates" or not stage.steps:
             return stage.steps
-        rows = units * META_RULES[self.rule].rows_per_unit(self.sizes())
+        rows = units * META_RULES[self.rule].rows_per_unit(self)
         return max(1, stage.steps * stage.batch_size // rows)
 
     def source_passes(self, settings: Settings) -> float:
         """The rows of all units in all updates."""
-        stage, rule, sizes = settings.source, META_RULES[self.rule], self.sizes()
-        rows = rule.rows_per_unit(sizes) + (SECOND_ORDER - 1) * rule.second_order_rows(sizes)
+        stage, rule = settings.source, META_RULES[self.rule]
+        rows = rule.rows_per_unit(self) + (SECOND_ORDER - 1) * rule.second_order_rows(self)
         updates = self.meta_updates(stage, self.units_per_step)
         return updates * self.units_per_step * rows / max(1, stage.steps * stage.batch_size)
 
@@ -141,7 +130,6 @@ class MetaRecipe(Recipe):
         self, context: RunContext, initial: InitialParams, sources: Sequence[Task], seed: int, key: str
     ) -> Run:
         """Meta-learning from any start, of a prompt or of a bank, within the multi-task baseline's budget."""
-        rule, sizes = META_RULES[self.rule], self.sizes()
         # rules without a query learn from both sides of a unit
         units = units_of(sources, context.tokens, self.units_per_task, self.shots, seed, pooled=self.query_size == 0)
         count = min(self.units_per_step, len(units))
@@ -152,10 +140,11 @@ class MetaRecipe(Recipe):
 
         speeds = {name: FACTOR_SPEED / scale for name in initial.params if name.startswith(MULTIPLIER)}
         rate = stage_rate(stage, stage.learning_rates[:1], scale, {**speeds, **initial.lr_multipliers})
-        inner_rate = INNER_RATES[self.inner_optimiser] if self.inner_rate is None else self.inner_rate
+        make_inner, inner_rate = INNER[self.inner_optimiser]
+        inner_optimiser = make_inner(inner_rate if self.inner_rate is None else self.inner_rate, scale)
         free = tuple(name for name in split_multipliers(initial.params)[0] if name not in initial.lr_multipliers)
-        inner = Inner(inner_optimiser(self.inner_optimiser, inner_rate, scale), self.inner_names or free)
+        inner = Inner(inner_optimiser, self.inner_names or free)
         outer = optimiser(stage.optimiser, rate, stage.weight_decay)
         objective = PromptObjective(context.backbone, initial.parameterisation)
-        moves = rule.make(outer, inner, stage.clip, sizes)
-        return Run(key, objective, moves, initial.params, draws, stage.steps)
+        rule = META_RULES[self.rule].make(outer, inner, stage.clip, self)
+        return Run(key, objective, rule, initial.params, draws, stage.steps)

@@ -1,16 +1,18 @@
 """Where targets start from the particles of a posterior: alone, or after all targets of a group trained together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.evaluate import dev_scores, make_eval_set
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
-from promptprior.methods.shared.particle_diagnostics import dev_losses
 from promptprior.methods.shared.particles import GaussianPenalty, StartKind, start
 from promptprior.notation import Float, Tensor
+from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.decomposed import Decomposed, lr_multipliers_of
 from promptprior.tasks.sampling.draws import generator
 
@@ -23,8 +25,16 @@ def target_starts(
     episodes: Sequence[Episode],
 ) -> Float[Tensor, "E L D"]:
     """The aggregate of its prior's particles that each episode starts from."""
-    if kind == "best":
-        losses = dev_losses(context, particles, episodes)
+    if kind == "best":  # the mean NLL of each episode's dev shots under each particle, before adaptation
+        objective = PromptObjective(context.backbone, context.direct())
+        count = particles.shape[1]
+        requests = [
+            replace(make_eval_set(objective, e.task, e.shots.dev), copy=place * count + m)
+            for place, e in enumerate(episodes)
+            for m in range(count)
+        ]
+        _, nll = dev_scores(objective, requests, {"prompt": particles.flatten(0, 1)})
+        losses = nll.reshape(len(episodes), count)  # [E, M]
     else:
         losses = torch.tensor([cast(list[float], p.header.diagnostics["particle_loss"]) for p in priors])
     counts = [cast(float, p.header.diagnostics["count"]) for p in priors]

@@ -15,7 +15,7 @@ from promptprior.methods.contract import Recipe
 from promptprior.methods.options import option
 from promptprior.methods.run_context import InitialParams, RunContext
 from promptprior.methods.shared.gradient_conflict import agreement_weights, task_cosines
-from promptprior.methods.shared.particle_diagnostics import held_out_batches
+from promptprior.methods.shared.particle_diagnostics import HELD_OUT_STEPS
 from promptprior.methods.shared.particles import GaussianPenalty
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
@@ -90,7 +90,8 @@ class PosteriorRecipe(Recipe):
             share = torch.tensor([float(len(pool.items)) for pool in draws.pools])  # [tasks]
         elif self.weighting == "agreement":
             middle = {name: value.mean(0, keepdim=True) for name, value in initial.params.items()}
-            cosines = task_cosines(objective, middle, held_out_batches(draws), len(draws.pools))
+            batches = [draws.batch(step) for step in HELD_OUT_STEPS]
+            cosines = task_cosines(objective, middle, batches, len(draws.pools))
             share = agreement_weights(cosines).cpu()
         else:
             share = torch.ones(len(draws.pools))

@@ -6,6 +6,7 @@ from folds of all shots (--folds), or from dev shots. Choosing sees neither test
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
@@ -25,6 +26,8 @@ class Auto(Recipe):
     folds: int = option(4, "folds that held-out answers come from where --folds names none", least=1, most=1000)
     blend: bool = option(True, "average the candidates' probabilities where that is as good as the best of them")
     seconds: float | None = option(None, "start no further candidate that would end after so many seconds", above=0)
+
+    trains: ClassVar[bool] = False
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """None of its own: adapt.py starts the candidates."""

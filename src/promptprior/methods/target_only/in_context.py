@@ -38,6 +38,10 @@ class InContext(Recipe):
     trains: ClassVar[bool] = False
     adapts_one_by_one: ClassVar[bool] = True  # prompts of episodes differ in length
 
+    def shows_shots(self) -> bool:
+        """Yes: demonstrations."""
+        return True
+
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The demonstrations of one episode, as a prompt."""
         [episode] = episodes

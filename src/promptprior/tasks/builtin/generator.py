@@ -84,7 +84,10 @@ class TaskRecipe:
     version: str = "1"
 
     def items(self) -> list[Item]:
-        """The questions of the whole table, before they are split and cut."""
+        """The questions of the whole table, shuffled, before they are split and cut.
+
+        A normalised value stands there once, and not at all where its answers differ from row to row.
+        """
         items = []
         for row in self.table():
             if self.asks in row and self.answers in row:
@@ -94,11 +97,16 @@ class TaskRecipe:
                 items.append(Item(str(row.get("entity", value)), value, answers))
         counts = Counter(item.answers[0] for item in items)
         classes = self.among or sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.most_frequent]
-        return [item for item in items if item.answers[0] in classes]
+        by_value: dict[str, list[Item]] = defaultdict(list)
+        for item in items:
+            if item.answers[0] in classes:
+                by_value[normalised(item.value)].append(item)
+        distinct = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
+        return sorted(distinct, key=lambda item: _digest("order", item.value))
 
     def task(self) -> Task:
         """Read the data and build the task. Raises DataError when a package is missing."""
-        items = unambiguous(self.items())
+        items = self.items()
         choices = tuple(sorted({item.answers[0] for item in items})) if self.choice else ()
         sizes: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
         splits: dict[Split, list[Item]] = {split: [] for split in sizes}
@@ -131,15 +139,6 @@ class TaskRecipe:
             origin="; ".join(source.origin() for source in self.sources),
             licence="; ".join(dict.fromkeys(source.licence for source in self.sources)),
         )
-
-
-def unambiguous(items: Iterable[Item]) -> list[Item]:
-    """Items whose normalised value occurs once or always with the same answers, each value once, shuffled."""
-    by_value: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        by_value[normalised(item.value)].append(item)
-    distinct = [same[0] for key, same in by_value.items() if key and len({i.answers for i in same}) == 1]
-    return sorted(distinct, key=lambda item: _digest("order", item.value))
 
 
 def balanced(items: Sequence[Item], size: int) -> list[Item]:

@@ -7,7 +7,7 @@ non-NLI -> NLI trains on `sick` and tests on it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from promptprior.config.choices import Shared
 from promptprior.errors import DataError, SpecError, unknown_name
@@ -32,15 +32,6 @@ class Partition:
     absent: tuple[str, ...] = ()
     shared_text: tuple[str, ...] = ()
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Source and target names of a partition; `dropped` are sources left out because they share text with others."""
-
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
 
 
 def read_partitions(data: Path, file: Path | None = None) -> dict[str, Partition]:
@@ -84,52 +75,43 @@ def read_partition(data: Path, name: str, file: Path | None = None) -> Partition
     return partitions[name]
 
 
-def choose_sides(data: Path, name: str, shared: Shared = "refuse", file: Path | None = None) -> Sides:
-    """Sources and targets of a partition of a data folder, restricted to the tasks that are there.
-
-    `file` lists the partitions, by default the folder's partitions.json. `shared` says what to do with sources that
-    are targets too or share text with them: "refuse" is an error, "drop" leaves them out, "keep" leaves them in.
-    Single examples that a source shares with a target are dropped later, whatever is chosen (plan.separated). Raises
-    SpecError when no source or target is left, DataError for an unknown partition.
-    """
-    partition = read_partition(data, name, file)
-    if not partition.targets:
-        raise SpecError(
-            f"partition {name!r} of {data}: none of its targets is there ({_first_names(partition.absent)} are "
-            "absent); choose another partition or add the tasks"
-        )
-    leaking = sorted({*partition.shared_text, *(set(partition.sources) & set(partition.targets))})
-    if leaking and shared == "refuse":
-        raise SpecError(
-            f"partition {name!r} of {data}: {_first_names(leaking)} stand on both sides or share text across them, so "
-            "a gain there proves no transfer; drop them from the sources (--shared drop) or choose another partition"
-        )
-    dropped = tuple(task for task in partition.sources if task in leaking) if shared == "drop" else ()
-    sources = tuple(task for task in partition.sources if task not in dropped)
-    if not sources:
-        raise SpecError(f"partition {name!r} of {data}: no source is left; choose another partition")
-    return Sides(sources, partition.targets, dropped)
-
-
 def from_partition(
     settings: Mapping[str, object], wanted: Sequence[Literal["sources", "targets"]]
 ) -> dict[str, object]:
     """Settings with the sources and targets of the partition they name, but for those that are set themselves.
 
-    Raises SpecError where a partition is named without a data folder, and all that `choose_sides` raises.
+    A partition is restricted to the tasks that are in the data folder. `shared` says what to do with sources that are
+    targets too or share text with them: "refuse" (the default) is an error, "drop" leaves them out, "keep" leaves them
+    in. Single examples that a source shares with a target are dropped later, whatever is chosen (plan.separated).
+    Raises SpecError without a data folder and where no source or target is left, DataError for an unknown partition.
     """
-    name = settings.get("partition")
+    name, data = settings.get("partition"), settings.get("data")
     missing = [side for side in wanted if not settings.get(side)]
     if not name or not missing:
         return dict(settings)
-    if not settings.get("data"):
+    if not data:
         raise SpecError(f"partition {name} (--partition) needs the folder of its tasks: --data FOLDER")
     shared, file = str(settings.get("shared", "refuse")), settings.get("partitions")
     if shared not in get_args(Shared):
         raise SpecError(unknown_name("choice", shared, get_args(Shared)) + " (--shared)")
-    data, file_path = Path(str(settings["data"])), Path(str(file)) if file else None
-    sides = choose_sides(data, str(name), cast(Shared, shared), file_path)
-    return {**settings, **{side: getattr(sides, side) for side in missing}}
+    partition = read_partition(Path(str(data)), str(name), Path(str(file)) if file else None)
+    where = f"partition {str(name)!r} of {data}"
+    if not partition.targets:
+        raise SpecError(
+            f"{where}: none of its targets is there ({_first_names(partition.absent)} are absent); choose another "
+            "partition or add the tasks"
+        )
+    leaking = sorted({*partition.shared_text, *(set(partition.sources) & set(partition.targets))})
+    if leaking and shared == "refuse":
+        raise SpecError(
+            f"{where}: {_first_names(leaking)} stand on both sides or share text across them, so a gain there proves "
+            "no transfer; drop them from the sources (--shared drop) or choose another partition"
+        )
+    sources = tuple(task for task in partition.sources if shared == "keep" or task not in leaking)
+    if not sources:
+        raise SpecError(f"{where}: no source is left; choose another partition")
+    sides = {"sources": sources, "targets": partition.targets}
+    return {**settings, **{side: sides[side] for side in missing}}
 
 
 def _task_names(value: object) -> tuple[str, ...]:

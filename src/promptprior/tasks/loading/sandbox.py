@@ -9,7 +9,7 @@ two loads (`random`), that reach attributes (`attr`) or write HTML are not there
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -59,6 +59,7 @@ METHODS: Mapping[type, frozenset[str]] = {
 WRITABLE = (str, int, float, Decimal, date, time_of_day, timedelta, UUID)  # whose text is the same at each load
 # methods and filters whose whole numbers say how much they make
 WITH_WIDTHS = _words("batch center indent ljust regex_replace replace rjust round slice truncate wordwrap zfill")
+TOO_LARGE = f"it makes something too large (more than {MOST_STEPS:,} characters or items, or huge numbers)"
 PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?")
 BRACE_WIDTH = re.compile(r"\{[^{}]*:([^{}]*)([{}])")
 
@@ -102,13 +103,8 @@ def written_size(value: object) -> int:
         elif isinstance(item, list | tuple):
             waiting += item
         if total + len(waiting) > MOST_STEPS:  # a list that holds a list twice that holds a list twice ...
-            raise too_large()
+            raise LimitError(TOO_LARGE)
     return total
-
-
-def too_large() -> LimitError:
-    """The error of a template that would make something large."""
-    return LimitError(f"it makes something too large (more than {MOST_STEPS:,} characters or items, or huge numbers)")
 
 
 def is_null(value: object) -> bool:
@@ -183,9 +179,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         args = tuple(_listed(value) for value in args)
         if isinstance(owner, str) and name in ("format", "format_map"):
             # {:9} holds a width, and {:{}} takes it from an argument
-            widths = [
-                width for inside, end in BRACE_WIDTH.findall(owner) for width in (*re.findall(r"\d+", inside), end)
-            ]
+            widths = [(*re.findall(r"\d+", inside), end) for inside, end in BRACE_WIDTH.findall(owner)]
             _check_format(owner, widths, [*args, *kwargs.values()])
         elif isinstance(owner, tuple(METHODS)):
             _check_growth(name, owner, [*args, *kwargs.values()])
@@ -198,17 +192,17 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Compute `left operator right`, within the limits."""
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "%" and isinstance(left, str):
-            _check_format(left, _percent_widths(left), right)
+            _check_format(left, PERCENT_WIDTH.findall(left), right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * abs(right) > MOST_BITS:
-                raise too_large()
+                raise LimitError(TOO_LARGE)
         elif operator == "*" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() + right.bit_length() > MOST_BITS:
-                raise too_large()
+                raise LimitError(TOO_LARGE)
         elif operator == "*" and not numbers:
             times, value = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(times, int) and max(times, 0) * written_size(value) > MOST_STEPS:
-                raise too_large()
+                raise LimitError(TOO_LARGE)
         elif operator == "+" and not numbers:
             METER.spend(written_size(left) + written_size(right))
         result = super().call_binop(context, operator, left, right)
@@ -224,7 +218,7 @@ def regex_replace(text: object, pattern: object, replacement: object = "", count
     check_writable(text)
     references = 1 + replacement.count("\\")  # each may stand for the whole of a match
     if len(str(text)) * references > MOST_UNCHECKED:
-        raise too_large()
+        raise LimitError(TOO_LARGE)
     try:
         return regex.sub(pattern, replacement, str(text), count=count, timeout=MOST_SECONDS)
     except TimeoutError:
@@ -302,7 +296,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         value, *others = map(_listed, args[own:])
         given = [*others, *kwargs.values()]
         if name == "format":
-            _check_format(str(value), _percent_widths(str(value)), given)
+            _check_format(str(value), PERCENT_WIDTH.findall(str(value)), given)
         elif name == "sum" and any(isinstance(start, list | tuple) for start in given):
             raise LimitError("sum adds numbers only")
         else:
@@ -328,17 +322,14 @@ def _check_growth(name: str, value: object, given: list[Any]) -> None:
     if name == "indent":
         texts += widths
     if widths > MOST_WIDTH or (1 + written_size(value)) * (1 + texts) > MOST_UNCHECKED:
-        raise too_large()
+        raise LimitError(TOO_LARGE)
 
 
-def _percent_widths(text: str) -> list[str]:
-    return [width for found in PERCENT_WIDTH.findall(text) for width in found]  # of %5.1f: 5 and 1
-
-
-def _check_format(text: str, widths: list[str], values: Any) -> None:
+def _check_format(text: str, fields: Sequence[Sequence[str]], values: Any) -> None:
+    widths = [width for field in fields for width in field]  # of %5.1f: 5 and 1
     if "*" in widths or "{" in widths:
         raise LimitError("a format takes its width from an argument; write the number")
     width = sum(int(digits[:9]) for digits in widths if digits.isdigit())
-    fields = text.count("%") + text.count("{")
-    if width > MOST_WIDTH or len(text) + width + fields * written_size(values) > MOST_STEPS:
-        raise too_large()
+    slots = text.count("%") + text.count("{")
+    if width > MOST_WIDTH or len(text) + width + slots * written_size(values) > MOST_STEPS:
+        raise LimitError(TOO_LARGE)

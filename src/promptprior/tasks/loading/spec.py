@@ -110,14 +110,12 @@ class TaskSpec:
 
 
 def read_spec(path: Path) -> TaskSpec:
-    """The spec in a YAML file. Raises SpecError with file and key for anything that does not fit."""
-    return spec_from(_with_includes(path), str(path))
+    """The spec in a YAML file. Raises SpecError with file and key for anything that does not fit.
 
-
-def _with_includes(path: Path) -> Mapping[str, object]:
-    # lm-eval: another file gives what this one does not say. A spec is input, so it may only name files beside or
-    # below itself: what it reads could otherwise be anything on this machine.
-    home, seen = Path(os.path.realpath(path.parent)), {os.path.realpath(path)}
+    As in lm-eval, a file that it includes gives what it does not say itself. A spec is input, so it may only name files
+    beside or below itself: what it reads could otherwise be anything on this machine.
+    """
+    where, home, seen = str(path), Path(os.path.realpath(path.parent)), {os.path.realpath(path)}
     keys = load_yaml(path)
     while (included := keys.pop("include", None)) is not None:
         named = f"{path}: include: {str(included)[:200]!r}"
@@ -133,7 +131,7 @@ def _with_includes(path: Path) -> Mapping[str, object]:
             raise SpecError(f"{named}: expected at most {MOST_INCLUDES} includes of one spec")
         seen.add(real)
         keys, path = {**load_yaml(target), **keys}, target
-    return keys
+    return spec_from(keys, where)
 
 
 def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
@@ -161,7 +159,16 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
         kwargs, known_kwargs = keys["dataset_kwargs"], ["revision", "data_files", "data_dir"]
         keys["dataset_kwargs"] = _block(kwargs, known_kwargs, IGNORED_DATASET_KEYS, f"{where}: dataset_kwargs")
 
-    spec = from_mapping(TaskSpec, _numbers_as_text(keys), where)
+    def as_written(value: Any) -> Any:  # versions, label names and choices are often written as numbers
+        if isinstance(value, list):
+            return [as_written(item) for item in value]
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    keys |= {name: as_written(value) for name, value in keys.items() if name in TEXT_KEYS}
+    keys["metadata"] = {name: as_written(value) for name, value in metadata.items()}
+    if isinstance(keys.get("doc_to_choice"), list):
+        keys["doc_to_choice"] = as_written(keys["doc_to_choice"])
+    spec = from_mapping(TaskSpec, keys, where)
     fixed, names = spec.doc_to_choice, spec.metadata.label_names
     if isinstance(fixed, tuple) and (len(fixed) < 2 or len(set(fixed)) < len(fixed) or "" in fixed):
         raise SpecError(f"{where}: doc_to_choice needs at least two different words, got {list(fixed)}")
@@ -190,18 +197,6 @@ def _block(value: object, known: Sequence[str] | None, ignored: Sequence[str], w
         if known is not None and key not in known and key not in ignored:
             raise SpecError(f"{where}: {unknown_name('key', str(key), known)}")
     return {key: part for key, part in value.items() if part is not None and (known is None or key in known)}
-
-
-def _numbers_as_text(keys: dict[str, Any]) -> dict[str, Any]:
-    # Versions, label names and choices are often written as numbers.
-    def as_text(value: Any) -> Any:
-        if isinstance(value, list):
-            return [as_text(item) for item in value]
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    lists = {"doc_to_choice": as_text(keys["doc_to_choice"])} if isinstance(keys.get("doc_to_choice"), list) else {}
-    texts = {name: as_text(value) for name, value in keys.items() if name in TEXT_KEYS}
-    return {**keys, **texts, **lists, "metadata": {name: as_text(value) for name, value in keys["metadata"].items()}}
 
 
 TEXT_KEYS = (
@@ -235,8 +230,34 @@ def render(spec: TaskSpec, rows: Rows) -> tuple[Example, ...]:
     Raises DataError with file, line and column for a missing or null column, an empty text or target, or a
     label outside the list.
     """
-    kept = ((row, rows.place(i)) for i, row in enumerate(rows.values))
-    return tuple(_render_row(spec, row, where) for row, where in kept if keeps_row(spec, row, where))
+    templates, examples = spec.templates, []
+    for i, row in enumerate(rows.values):
+        where = rows.place(i)
+        if not keeps_row(spec, row, where):
+            continue
+        text, columns = templates.text.text(row, where, "doc_to_text"), templates.text.columns
+        # A template of words around empty columns is as silent as a blank one.
+        blank = [v is None or v == [] or (isinstance(v, str) and not v.strip()) for v in map(row.get, columns)]
+        if not text.strip() or (blank and all(blank)):
+            named = ", ".join(map(repr, columns)) or "none"
+            raise DataError(f"{where}: doc_to_text gives an empty text (columns: {named})")
+        name = content_id(row) if templates.id is None else templates.id.text(row, where, "doc_to_id")
+        group = "" if templates.group is None else templates.group.text(row, where, "doc_to_group")
+        target = templates.target.value(row, where, "doc_to_target")
+        if spec.output_type == "multiple_choice":
+            choices = spec.fixed_choices or row_choices(spec, row, where)
+            label = label_index(target, choices, spec.metadata.label_names, where)
+            examples.append(Example(name, text, choices[label], choices=choices, label=label, group=group))
+            continue
+        if isinstance(target, Mapping):  # SQuAD's answers: {text: [...], answer_start: [...]}
+            target = target.get("text", [])
+        answers = target if isinstance(target, list | tuple) else [target]
+        texts = [as_text(answer, where, "doc_to_target").strip() for answer in answers]
+        references = tuple(dict.fromkeys(filter(None, texts)))
+        if not references:
+            raise DataError(f"{where}: doc_to_target gives an empty target")
+        examples.append(Example(name, text, references[0], references=references, group=group))
+    return tuple(examples)
 
 
 def keeps_row(spec: TaskSpec, row: Row, where: str) -> bool:
@@ -246,34 +267,6 @@ def keeps_row(spec: TaskSpec, row: Row, where: str) -> bool:
         return True
     value = template.value(row, where, "doc_filter")
     return value.strip().casefold() not in ("", "false", "0") if isinstance(value, str) else bool(value)
-
-
-def _render_row(spec: TaskSpec, row: Row, where: str) -> Example:
-    templates = spec.templates
-    text, columns = templates.text.text(row, where, "doc_to_text"), templates.text.columns
-    # A template of words around empty columns is as silent as a blank one.
-    if not text.strip() or (columns and all(_is_blank(row.get(c)) for c in columns)):
-        named = ", ".join(map(repr, columns)) or "none"
-        raise DataError(f"{where}: doc_to_text gives an empty text (columns: {named})")
-    name = content_id(row) if templates.id is None else templates.id.text(row, where, "doc_to_id")
-    group = "" if templates.group is None else templates.group.text(row, where, "doc_to_group")
-    target = templates.target.value(row, where, "doc_to_target")
-    if spec.output_type == "multiple_choice":
-        choices = spec.fixed_choices or row_choices(spec, row, where)
-        label = label_index(target, choices, spec.metadata.label_names, where)
-        return Example(name, text, choices[label], choices=choices, label=label, group=group)
-
-    if isinstance(target, Mapping):  # SQuAD's answers: {text: [...], answer_start: [...]}
-        target = target.get("text", [])
-    answers = list(target) if isinstance(target, list | tuple) else [target]
-    references = tuple(dict.fromkeys(answer for a in answers if (answer := as_text(a, where, "doc_to_target").strip())))
-    if not references:
-        raise DataError(f"{where}: doc_to_target gives an empty target")
-    return Example(name, text, references[0], references=references, group=group)
-
-
-def _is_blank(value: object) -> bool:
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def row_choices(spec: TaskSpec, row: Row, where: str) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptprior.adaptation.held_out import HeldOut
 from promptprior.artifacts.artifact import Prompt
 from promptprior.cost import Cost
-from promptprior.held_out import HeldOut
 from promptprior.methods import Episode
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from promptprior.adapted import Adapted
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.folds import jackknife_error
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.artifacts.blending import as_weights, blended
 from promptprior.evaluate import mean_probability
-from promptprior.folds import jackknife_error
-from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.metrics import merit, score
 from promptprior.tasks.task import Task
@@ -87,7 +87,7 @@ def cross_validated(answers: Sequence[Sequence[HeldOut]]) -> list[HeldOut]:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LeaderboardLine:
     """A line of the leaderboard: held-out score (None for free text) with its standard error, NLL in nats, seconds, and
     the weight in the blend."""
 
@@ -99,15 +99,15 @@ class Standing:
     weight: float
 
 
-def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float, weight: float) -> Standing:
+def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float, weight: float) -> LeaderboardLine:
     """How a candidate, or the blend, stands by its held-out answers."""
     predictions = held_out_predictions(task, answers)
     value = score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None
     nll = sum(answer.right_nll for answer in answers) / len(answers)
-    return Standing(method, value, jackknife_error(task, answers), nll, seconds, weight)
+    return LeaderboardLine(method, value, jackknife_error(task, answers), nll, seconds, weight)
 
 
-def choose(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
+def choose_candidate(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`; its header has a leaderboard.
 
     Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free
@@ -125,7 +125,7 @@ def choose(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> 
         for m, (a, own) in enumerate(zip(candidates, answers, strict=True))
     ]
 
-    def rank(line: Standing) -> float:
+    def rank(line: LeaderboardLine) -> float:
         return -line.nll if line.score is None else merit(task.metrics[0], line.score)
 
     best = max(range(len(board)), key=lambda m: (rank(board[m]), -m))

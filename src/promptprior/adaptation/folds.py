@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.evaluate import eval_set_losses, make_eval_set
-from promptprior.held_out import HeldOut, held_out_predictions
 from promptprior.methods import AdaptationInit, Episode
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
@@ -28,16 +28,16 @@ GROUPS = 200  # of examples, left out in turn for a standard error
 
 @dataclass(frozen=True)
 class Way:
-    """How a prompt was trained: the place of its variant, its learning rate as the grid has it, and its steps.
+    """How a prompt was trained: the place of its variant among so many, its rate as the grid has it, and its steps.
 
-    `score` and `nll` (nats) are what dev said, over all folds.
+    `standing` is what dev said, in the mean over folds: score and minus NLL (nats), higher is better.
     """
 
     variant: int
+    variants: int
     rate: float
     steps: int
-    score: float
-    nll: float
+    standing: tuple[float, float]
 
 
 def fold_episodes(episode: Episode, folds: int) -> list[Episode]:
@@ -166,14 +166,17 @@ def join_folds(folds: Sequence[Trained], patience: int | None) -> Trained:
         if "dev_nll" in line:
             scores, nlls = (
                 [sum(values) / len(folds) for values in zip(*(own[line["step"]][name] for own in by_step), strict=True)]
-                for name in ("dev_score", "dev_nll")
+                for name in ("dev_merit", "dev_nll")
             )
-            line = {**line, "dev_score": scores, "dev_nll": nlls}
+            line = {**line, "dev_merit": scores, "dev_nll": nlls}
             now = [(score, -nll, line["step"], 0) for score, nll in zip(scores, nlls, strict=True)]
             best = [
                 new if (patience is None or old[3] < patience) and new[:2] > old[:2] else (*old[:3], old[3] + 1)
                 for new, old in zip(now, best or [(-math.inf, 0.0, 0, 0)] * len(now), strict=True)
             ]
         history.append(line)
-    values = zip(*((step, score, -minus_nll, waited) for score, minus_nll, step, waited in best), strict=True)
-    return replace(first, best=Best(first.best.params, *values), history=history)
+    merits, minus_nll, steps, waited = zip(*best, strict=True)
+    chosen = Best(
+        params=first.best.params, step=steps, score=merits, nll=tuple(-value for value in minus_nll), waited=waited
+    )
+    return replace(first, best=chosen, history=history)

@@ -1,0 +1,142 @@
+"""Heads from adaptation to a saved prompt: what they are fitted on, what dev says, what a loaded prompt answers."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.adapted import Adapted
+from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.export_prompt import export_prompt
+from promptprior.backbone import Backbone, ranking_tokens
+from promptprior.config.training import Settings
+from promptprior.errors import ArtifactError, DataError, SpecError
+from promptprior.evaluate import evaluate, predict
+from promptprior.heads.head import Readout
+from promptprior.heads.registry import NAMED_HEADS
+from promptprior.methods import METHODS, make_method
+from promptprior.tasks.sampling.batch import collate
+from promptprior.tasks.task import Example, Task
+from tests.backbone.tiny import tiny
+from tests.world import choice_task, early, short, text_task
+
+TARGET = choice_task("words", early, size=48)
+PROBES = ("linear_probe", "knn", "constant", "zero_shot_contextual", "zero_shot_batch", "zero_shot_calibrated",
+          "probe_mixture")  # fmt: skip
+EMPTY = torch.zeros(1, 0, 0)
+
+
+@cache
+def backbone() -> Backbone:
+    return tiny("llama", torch.float32)
+
+
+@cache
+def adapted(name: str, folds: int = 0, seed: int = 13) -> Adapted:
+    settings = replace(short(), folds=folds)
+    [one] = adapt(make_method(name), [make_episode(TARGET, 8, seed)], backbone(), None, settings)
+    return one
+
+
+def read(task: Task, examples: tuple[Example, ...], name: str) -> Readout:
+    """What a head reads of texts without a prompt, by the engine alone."""
+    head, model = NAMED_HEADS[METHODS[name].head], backbone()
+    tokens = ranking_tokens(model, task, examples)
+    batch, prompt = collate(tokens), torch.zeros(1, 0, model.width)
+    losses = model.losses(prompt, batch).double() * batch.target_lengths
+    sites = head.sites(model.layers)
+    states = model.text_states(prompt, batch, sites).double() if sites else None
+    return Readout(losses.reshape(len(examples), -1), states)
+
+
+def test_the_heads_of_probes_are_all_of_them() -> None:
+    assert {METHODS[name].head for name in PROBES} == {*NAMED_HEADS}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_is_its_head_fitted_on_all_shots(name: str) -> None:
+    """Test answers are those of the head that all shots teach, dev's of one that has seen training shots alone."""
+    one, head = adapted(name), NAMED_HEADS[METHODS[name].head]
+    shots, test = one.episode.shots, TARGET.split("test")
+    texts = head.extra_texts([e.text for e in (*shots.train, *shots.dev)])
+    extra = read(TARGET, tuple(replace(shots.train[0], text=text) for text in texts), name) if texts else None
+
+    def nll_after(taught: tuple[Example, ...], asked: tuple[Example, ...]) -> torch.Tensor:
+        params = head.fit(read(TARGET, taught, name), torch.tensor([e.label for e in taught]), extra)
+        of_asked = read(TARGET, asked, name)
+        used = list(head.used(params))
+        states = of_asked.states[:, used] if of_asked.states is not None else None
+        return head.choice_nll(params, Readout(of_asked.nll, states))
+
+    expected = nll_after((*shots.train, *shots.dev), test)
+    answers = predict(one.prompt, TARGET, backbone(), test)
+    torch.testing.assert_close(
+        torch.tensor([a.choice_nll for a in answers], dtype=torch.float64), expected, atol=1e-4, rtol=1e-4
+    )
+    on_dev = nll_after(shots.train, shots.dev).argmin(1)
+    right = [int(on_dev[i]) == e.label for i, e in enumerate(shots.dev)]
+    assert one.dev_score == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_saved_head_answers_as_before_and_scores_the_same_in_a_group(name: str, tmp_path: Path) -> None:
+    one = adapted(name)
+    one.prompt.save_pretrained(tmp_path / "prompt")
+    loaded = Prompt.from_pretrained(tmp_path / "prompt", backbone().card)
+    test = TARGET.split("test")
+    assert predict(loaded, TARGET, backbone(), test) == predict(one.prompt, TARGET, backbone(), test)
+    alone = evaluate(one.prompt, TARGET, backbone())
+    together = score_on_test(backbone(), [adapted("linear_probe", seed=21), one, adapted("zero_shot")])[1]
+    assert together.scores == alone.scores
+    assert together.nll == pytest.approx(alone.nll, rel=1e-5)
+
+
+def test_a_head_of_a_trained_prompt_reads_behind_it() -> None:
+    prompt_tuning = replace(make_method("prompt_tuning"), head="linear")
+    [one] = adapt(prompt_tuning, [make_episode(TARGET, 8, 13)], backbone(), None, short())
+    bare = adapted("linear_probe").prompt
+    assert one.prompt.params["prompt"].shape == (1, 4, backbone().width)
+    assert one.prompt.header.head == "linear"
+    test = TARGET.split("test")
+    behind, without = (predict(p, TARGET, backbone(), test) for p in (one.prompt, bare))
+    assert [a.choice_nll for a in behind] != [a.choice_nll for a in without]
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "zero_shot_calibrated"])
+def test_answers_out_of_fold_are_those_of_heads_without_the_fold(name: str) -> None:
+    """The slow way: every fold as its own episode."""
+    from promptprior.adaptation.folds import fold_episodes
+
+    one = adapted(name, folds=3)
+    given = {a.example.id: a.target_nll for a in one.out_of_fold}
+    assert len(given) == len(one.episode.shots.train) + len(one.episode.shots.dev)
+    for part in fold_episodes(one.episode, 3):
+        [alone] = adapt(make_method(name), [replace(part, shots=replace(part.shots, dev=part.shots.train))],
+                        backbone(), None, short())  # fmt: skip
+        for example, answer in zip(
+            part.shots.dev, predict(alone.prompt, TARGET, backbone(), part.shots.dev), strict=True
+        ):
+            assert given[example.id] == pytest.approx(answer.choice_nll, rel=1e-3, abs=1e-3)
+
+
+def test_what_a_head_cannot_do_is_said() -> None:
+    probe = make_method("linear_probe")
+    free = text_task("free", str.upper)
+    with pytest.raises(SpecError, match=r"linear_probe.*free text"):
+        adapt(probe, [make_episode(free, 4, 13)], backbone(), None, short())
+    with pytest.raises(ArtifactError, match="linear head"):
+        export_prompt(adapted("linear_probe").prompt, "npy", "never-written")
+    other = choice_task("words", early, choices=("no", "yes"))
+    with pytest.raises(DataError, match="fitted to"):
+        predict(adapted("linear_probe").prompt, other, backbone(), other.split("test"))
+
+
+def test_the_head_is_no_part_of_older_hashes() -> None:
+    from promptprior.config.mapping import to_mapping
+
+    assert "head" not in to_mapping(make_method("prompt_tuning"))
+    assert to_mapping(make_method("linear_probe"))["head"] == "linear"
+    assert Settings().folds == 0
