@@ -52,7 +52,5 @@ class Multitask(Recipe):
 
 ARMS = (
     *(Multitask(name=name, times=times) for name, times in TIMES.items()),
-    Multitask(
-        name="multitask_linear", prior_of="multitask", head="linear"
-    ),  # ours: its own descent, then a linear head
+    Multitask(name="multitask_linear", prior_of="multitask", head="linear"),  # ours
 )

@@ -21,7 +21,7 @@ from promptprior.heads.linear import LONE_SCALE, LONE_STRENGTH, Linear
 from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
-from promptprior.methods.shared.curves import loss_curve
+from promptprior.methods.shared.curves import curve
 from promptprior.objectives.ridge_objective import RidgeObjective
 from promptprior.tasks.sampling.draws import Pool, class_of
 from promptprior.tasks.sampling.meta_draws import FewShotDraws
@@ -70,7 +70,7 @@ class RidgePrior(Recipe):
         )
         diagnostics = {
             "site": list(objective.site),
-            "source_loss": loss_curve(done.history),
+            "source_loss": curve(done.history),
             "left_out": left_out,
             "strength": done.params["log_strength"].exp().tolist(),
             "scale": done.params["log_scale"].exp().tolist(),
