@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/promptprior"
 LAYERS = (
     "notation", "errors", "untrusted", "cost", "plugins", "processes", "interruptions", "files", "config", "tasks",
-    "backbone", "parameterisations", "objectives", "heads", "rules", "artifacts", "preflight", "train", "watch",
+    "backbone", "parameterisations", "heads", "objectives", "rules", "artifacts", "preflight", "train", "watch",
     "evaluate", "methods", "fit", "adaptation", "adapt", "guard", "report", "compare", "cli",
 )  # fmt: skip
 """From the ground up: a file imports only from its own layer and from those before it."""

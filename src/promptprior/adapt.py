@@ -156,9 +156,10 @@ def _adapt_and_choose(
     return [choose_candidate(method.name, given, method.blend) for given in adapted]
 
 
-def recipe_head(method: Recipe) -> Head | None:
-    """The head of a method; None where the choices' likelihood answers."""
-    return NAMED_HEADS.get(method.head)
+def recipe_head(method: Recipe, init: AdaptationInit | None = None) -> Head | None:
+    """The head of a method, with the settings that its start names; None where the choices' likelihood answers."""
+    named = NAMED_HEADS.get(method.head)
+    return init.head if named is not None and init is not None and init.head is not None else named
 
 
 def _checked_priors(
@@ -216,11 +217,11 @@ def _adapt_as_copies(
 
     counting = replace(context, train=train_and_count)
     if context.settings.folds:
-        adapted = _adapt_with_folds(method, counting, priors, episodes, costs)
+        init, adapted = _adapt_with_folds(method, counting, priors, episodes, costs)
     else:
         finished = _run_all_ways(method, counting, priors, episodes)
-        adapted = [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
-    if (head := recipe_head(method)) is not None:
+        init, adapted = finished.init, [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    if (head := recipe_head(method, init)) is not None:
         with _counted(context.backbone, costs):
             adapted = _with_fitted_heads(head, context.backbone, adapted)
     cost = sum(costs, Cost()).shared_by(len(episodes))
@@ -287,7 +288,7 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
 
 def _adapt_with_folds(
     method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode], costs: list[Cost]
-) -> list[Adapted]:
+) -> tuple[AdaptationInit, list[Adapted]]:
     """Choose by dev or by cross-validation, answer what was held out, and train again on all examples (folds.py).
 
     What answering reads is added to `costs`; training adds its own.
@@ -309,7 +310,7 @@ def _adapt_with_folds(
         rows = [copy for place in range(len(held)) for copy in finished.members(place)]
         answering = [(finished.init.parameterisation, {n: v[rows] for n, v in finished.done.params.items()}, held)]
 
-    size, answers, head = finished.init.ensemble_size, list[Sequence[HeldOut]](), recipe_head(method)
+    size, answers, head = finished.init.ensemble_size, list[Sequence[HeldOut]](), recipe_head(method, finished.init)
     with _counted(backbone, costs):
         for form, params, asked in answering:
             objective = objective_of(backbone, form)
@@ -338,7 +339,7 @@ def _adapt_with_folds(
         )
         prompt = Prompt(header, own)
         adapted.append(replace(one, prompt=prompt, variant=variant, dev_error=error, out_of_fold=out_of_fold))
-    return adapted
+    return init, adapted
 
 
 def _in_stage(context: RunContext, name: str) -> RunContext:

@@ -8,7 +8,8 @@ import torch
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks.sampling.batch import Tokens
-from promptprior.tasks.sampling.meta_draws import MetaDraws, Unit, units_of
+from promptprior.tasks.sampling.draws import Pool
+from promptprior.tasks.sampling.meta_draws import FewShotDraws, MetaDraws, Unit, units_of
 from promptprior.tasks.task import Example, Task
 
 
@@ -126,3 +127,36 @@ def test_what_cannot_be_drawn_is_said() -> None:
         units_of([], number, 6, None, seed=0)
     with pytest.raises(DataError, match=r"'t' has 1 distinct training example"):
         units_of([task(["same", "Same!"])], number, 1, None, seed=0)
+
+
+def few_shot_pool(task: int, sizes: tuple[int, ...]) -> Pool:
+    """Texts that are their own class's number, then their place in it."""
+    return Pool([Tokens((10 + c, i), ((c,),)) for c, size in enumerate(sizes) for i in range(size)], task)
+
+
+def test_few_shots_have_every_class_on_both_sides_and_share_no_text() -> None:
+    draws = FewShotDraws([few_shot_pool(0, (9, 3, 1)), few_shot_pool(1, (5, 5, 5))], 2, support=4, query=3, seed=2)
+    for step in range(20):
+        batch = draws.batch(step)
+        assert batch.unit_sizes == [
+            int((batch.task_index == task).sum()) for task in batch.task_index.unique_consecutive()
+        ]
+        for task, sizes in ((0, {0: (4, 3), 1: (2, 1)}), (1, dict.fromkeys(range(3), (3, 2)))):
+            own = batch.task_index == task
+            for c in range(3):
+                texts = own & (batch.target_ids[:, 0] == c)
+                sides = [batch.text_ids[texts & (batch.weight == 0)], batch.text_ids[texts & (batch.weight != 0)]]
+                assert tuple(map(len, sides)) == sizes.get(c, (0, 0))  # a class of one text is left out
+                assert len(torch.cat(sides).unique(dim=0)) == sum(sizes.get(c, (0, 0)))
+            assert torch.isclose(batch.weight[own].sum(), torch.tensor(1.0))
+            assert batch.weight[own].sort(stable=True).values.equal(batch.weight[own])  # support stands first
+    one, other, later = draws.batch(3), replace(draws).batch(3), draws.batch(4)
+    assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("text_ids", "weight", "unit_index"))
+    assert not torch.equal(one.text_ids, later.text_ids)
+
+
+def test_few_shots_of_many_classes_draw_some_anew_each_time() -> None:
+    draws = FewShotDraws([few_shot_pool(0, (4,) * 12)], 1, support=1, query=1, seed=2, most_classes=5)
+    drawn = [frozenset(draws.batch(step).target_ids[:, 0].tolist()) for step in range(30)]
+    assert {len(classes) for classes in drawn} == {5}
+    assert set().union(*drawn) == set(range(12))

@@ -20,14 +20,15 @@ Result = TypeVar("Result")
 
 def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iterator[Result]:
     """`run` of every piece, in order; a piece that does not fit into memory is halved and tried again. Says so once per
-    piece. Raises what `run` raised when a single text does not fit."""
+    piece. Raises what `run` raised when a single text, or a single unit of texts, does not fit."""
     for piece in pieces:
         try:
             result = run(piece)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             # On the CPU torch raises a plain RuntimeError
             memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-            if piece.texts == 1 or not memory:
+            sizes = piece.unit_sizes
+            if len(sizes) == 1 or not memory:
                 raise
         else:
             yield result
@@ -37,14 +38,17 @@ def backing_off(pieces: Iterable[Batch], run: Callable[[Batch], Result]) -> Iter
             torch.cuda.empty_cache()
         text = f"{piece.texts} texts at once do not fit into memory: halved; or lower max_tokens"
         warnings.warn(text, PromptpriorWarning, stacklevel=2)
-        half = piece.texts // 2
+        half = sum(sizes[: len(sizes) // 2])
         halves = (torch.arange(half), torch.arange(half, piece.texts))
         yield from backing_off((piece.take(texts) for texts in halves), run)
 
 
 def own_texts(batch: Batch) -> Int[Tensor, " K"]:
-    """The texts of this process: neighbours, so that texts of one prompt mostly stay together; maybe none."""
-    return torch.arange(batch.texts).tensor_split(processes())[process_rank()]
+    """The texts of this process, in whole units: neighbours, so that texts of one prompt mostly stay together; maybe
+    none."""
+    sizes = torch.tensor(batch.unit_sizes)
+    mine = torch.arange(len(sizes)).tensor_split(processes())[process_rank()]
+    return torch.isin(torch.repeat_interleave(sizes), mine).nonzero().flatten()
 
 
 def own_share(batch: Batch) -> Batch | None:

@@ -18,6 +18,7 @@ from promptprior.methods.from_sources import (
     mpt,
     multitask,
     prompt_arithmetic,
+    ridge_prior,
     spot,
     tpt,
 )
@@ -54,6 +55,7 @@ _OWN: dict[str, Recipe] = {
         mpt.ARMS,
         bmtpt.ARMS,
         meta_prompt_tuning.ARMS,
+        ridge_prior.ARMS,
         tpt.ARMS,
     )
 }

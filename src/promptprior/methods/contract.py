@@ -13,6 +13,7 @@ from promptprior.config.choices import HeadName
 from promptprior.config.mapping import check_bounds
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
+from promptprior.heads.head import Head
 from promptprior.methods.options import fact, target_option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.methods.workload import Workload
@@ -49,7 +50,8 @@ class AdaptationInit:
     one. `learning_rates` are rates to try in absolute units, for params that are no prompt; without them the settings'
     are tried, in units of the embedding scale. `wrap_rule` turns the descent that targets move by into another rule
     (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns, where that is not the
-    numbers that adaptation may move (what `init` fitted itself).
+    numbers that adaptation may move (what `init` fitted itself). `head`: the recipe's head with settings of this start,
+    such as the sites that a prior was made for; by default as it is registered.
     """
 
     parameterisation: Form
@@ -61,6 +63,7 @@ class AdaptationInit:
     learning_rates: Sequence[float] = ()
     wrap_rule: Callable[[Rule[Batch]], Rule[Batch]] | None = None
     trainable: int | None = None
+    head: Head | None = None
 
 
 @dataclass(frozen=True)

@@ -114,5 +114,6 @@ ARMS = (
     Bmtpt(name="bmtpt_chains", kernel="none"),  # control: chains from the same starts that do not see each other
     Bmtpt(name="bmtpt_single", particles=1),  # control: descent on the mixture of sources, the target prior around it
     Bmtpt(name="bmtpt_no_prior", prior_of="bmtpt", penalty="none"),  # control: targets only start from the posterior
+    Bmtpt(name="bmtpt_linear", prior_of="bmtpt", head="linear"),  # ours: a linear head behind the adapted prompt
     Bmtpt(name="bmtpt_predictive", prior_of="bmtpt", is_ensemble=True),  # ours: every particle adapts, all answer
 )

@@ -29,7 +29,7 @@ class Multitask(Recipe):
         "factor on the source steps",
         least=1,
         most=2**16,
-        omit_from_hash_if=lambda arm: arm.name == "multitask" and arm.times == 1,
+        omit_from_hash_if=lambda arm: arm.name != "multitask_long" and arm.times == 1,
     )
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
@@ -50,4 +50,7 @@ class Multitask(Recipe):
         return float(self.times)
 
 
-ARMS = tuple(Multitask(name=name, times=times) for name, times in TIMES.items())
+ARMS = (
+    *(Multitask(name=name, times=times) for name, times in TIMES.items()),
+    Multitask(name="multitask_linear", prior_of="multitask", head="linear"),  # ours
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from promptprior.notation import Float, Int, Tensor
 
-TEXT_FIELDS = ("text_ids", "text_lengths", "copy_index", "task_index", "prompt_index", "example_index")
+TEXT_FIELDS = ("text_ids", "text_lengths", "copy_index", "task_index", "prompt_index", "example_index", "unit_index")
 ROW_FIELDS = ("target_ids", "target_lengths", "weight")
 
 
@@ -36,6 +37,9 @@ class Batch:
     In training, `example_index` is the place of each text in the pool it was drawn from (-1 in evaluation sets and
     where unknown), so that a parameterisation recognises its own example; `step` is the training step (else -1) and
     `seeds[c]` the seed of copy c's draw (else empty), so that randomness drawn from (seed, step) resumes exactly.
+
+    Texts with one `unit_index` of one copy stand together and are never cut apart, neither for memory nor over
+    processes: their losses depend on each other. -1 (the default) is a text by itself.
     """
 
     text_ids: Int[Tensor, "X T"]
@@ -48,13 +52,15 @@ class Batch:
     prompt_index: Int[Tensor, " X"]
     weight: Float[Tensor, " R"]
     example_index: Int[Tensor, " X"] = None  # type: ignore[assignment]  # stands for all -1
+    unit_index: Int[Tensor, " X"] = None  # type: ignore[assignment]  # stands for all -1
     step: int = -1
     seeds: tuple[int, ...] = ()
     weight_total: float | None = None
 
     def __post_init__(self) -> None:
-        if self.example_index is None:
-            object.__setattr__(self, "example_index", torch.full_like(self.copy_index, -1))
+        for name in ("example_index", "unit_index"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, torch.full_like(self.copy_index, -1))
 
     @property
     def texts(self) -> int:
@@ -76,6 +82,14 @@ class Batch:
         """The task each row comes from."""
         return self.task_index[self.text_index]
 
+    @property
+    def unit_sizes(self) -> list[int]:
+        """How many texts each unit has, in order; 1 for a text by itself."""
+        key = torch.stack([self.unit_index, self.copy_index])  # [2, X]
+        is_new = (self.unit_index[1:] < 0) | (key[:, 1:] != key[:, :-1]).any(0)
+        starts = [0, *(is_new.nonzero().flatten() + 1).tolist(), self.texts]
+        return [end - start for start, end in pairwise(starts)]
+
     def reading(self, prompt_index: Int[Tensor, " X"]) -> "Batch":
         """The same texts, each reading the prompt named here."""
         return replace(self, prompt_index=prompt_index)
@@ -93,7 +107,7 @@ class Batch:
         return self._select(texts, rows, position), rows
 
     def texts_only(self) -> "Batch":
-        """The same texts, each with a target of one token that is never read: for what reads texts alone."""
+        """The same texts, each by itself with a target of one token that is never read: for what reads texts alone."""
         one = torch.ones_like(self.text_lengths)  # [X]
         return replace(
             self,
@@ -101,6 +115,7 @@ class Batch:
             target_lengths=one,
             text_index=torch.arange(self.texts, device=one.device),
             weight=self.weight.new_ones(self.texts),
+            unit_index=torch.full_like(self.unit_index, -1),
         )
 
     def tile(self, copies: int) -> "Batch":

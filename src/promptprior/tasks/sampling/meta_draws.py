@@ -1,11 +1,13 @@
-"""What meta-learners are drawn: a few units a step, each with batches to adapt on and others to be judged on.
+"""What meta-learners are drawn: a few units a step, each with texts to adapt on and others to be judged on.
 
 A *unit* is a task with one draw of its examples (Qin et al. 2023 make five units of every task). Support and query of a
 unit share no example and no normalised text.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -94,6 +96,56 @@ class MetaDraws:
             query=collate_drawn(query, step, seed_of_copy) if self.query_size else None,
             owner=torch.tensor(learners),
         )
+
+
+@dataclass(frozen=True)
+class FewShotDraws:
+    """For ONE copy: `units_per_step` tasks a step, of each `support` texts of every class and `query` others.
+
+    A class is what texts have for an answer: their target's tokens. A task with more than `most_classes` gives as many
+    of them, drawn anew for each unit; a class with fewer texts gives half of them to each side. Support stands before
+    query in a unit. Rows of the support have weight 0: they are read, and only queries are scored. Those of a unit
+    weigh 1 together, so that each task counts once. All are a pure function of (seed, step).
+    """
+
+    pools: Sequence[Pool]
+    units_per_step: int
+    support: int
+    query: int
+    seed: int
+    most_classes: int = 8
+
+    @cached_property
+    def classes(self) -> list[list[list[int]]]:
+        """Of every pool, the places of the texts of each class that has two at least."""
+        found = []
+        for pool in self.pools:
+            places = defaultdict[tuple[tuple[int, ...], ...], list[int]](list)
+            for place, item in enumerate(pool.items):
+                places[item.targets].append(place)
+            found.append([own for own in places.values() if len(own) > 1])
+        return found
+
+    def batch(self, step: int) -> Batch:
+        """The units of one step."""
+        g = generator(self.seed, "few shots", step)
+        texts: list[tuple[Pool, int]] = []
+        units: list[int] = []
+        weights: list[float] = []
+        for unit, task in enumerate(torch.randperm(len(self.pools), generator=g)[: self.units_per_step].tolist()):
+            support: list[int] = []
+            query: list[int] = []
+            of_task = self.classes[task]
+            for c in torch.randperm(len(of_task), generator=g)[: self.most_classes].tolist():
+                order = [of_task[c][i] for i in torch.randperm(len(of_task[c]), generator=g).tolist()]
+                middle = min(self.support, len(order) - min(self.query, len(order) // 2))
+                support += order[:middle]
+                query += order[middle : middle + self.query]
+            texts += [(self.pools[task], place) for place in (*support, *query)]
+            units += [unit] * len(support + query)
+            weights += [0.0] * len(support) + [1 / len(query)] * len(query)
+        batch = collate_drawn(texts, step, {pool.copy: self.seed for pool in self.pools})
+        return replace(batch, unit_index=torch.tensor(units), weight=torch.tensor(weights))
 
 
 def units_of(
