@@ -7,6 +7,7 @@ Several prompts of one target can answer as an ensemble, the posterior predictiv
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -228,32 +229,33 @@ def readouts(
     A text is read once behind equal copies, up to the highest layer that one of its sets asks for: draws and folds of a
     target share texts.
     """
-    nll = iter(likelihoods(objective, params, [m for m in members if m.heads[0].head.reads_nll]))
-    digests = [tuple(tensor_digest(value[m.copy]) for _, value in sorted(params.items())) for m in members]
-    keys = [(*digest, m.task_index) for digest, m in zip(digests, members, strict=True)]
-    states: dict[tuple[object, ...], dict[Site, Tensor]] = {}  # [texts, D] by site, of each key
-    row: dict[tuple[object, ...], dict[Tokens, int]] = {}
-    for key, member in zip(keys, members, strict=True):
-        if key in states:
-            continue
-        alike = [place for place, other in enumerate(keys) if other == key]
-        order = sorted({site for place in alike for site in sites[place]})
-        asked = {tokens for place in alike if sites[place] for tokens in members[place].tokens}
-        texts, parts = sorted(asked, key=lambda tokens: (len(tokens.text), tokens.text)), []  # little padding
-        row[key] = {tokens: place for place, tokens in enumerate(texts)}
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
+    alike = defaultdict[tuple[object, ...], list[int]](list)  # places of the members of equal copies
+    for place, member in enumerate(members):
+        digests = (tensor_digest(value[member.copy]) for _, value in sorted(params.items()))
+        alike[*digests, member.task_index].append(place)
+    read: dict[int, Readout] = {}
+    for places in alike.values():
+        first, order = members[places[0]], sorted({site for place in places for site in sites[place]})
+        texts = sorted(
+            {t for place in places for t in members[place].tokens}, key=lambda t: (len(t), t.text, t.targets)
+        )
+        row = {tokens: place for place, tokens in enumerate(texts)}
+        reads_nll = any(members[place].heads[0].head.reads_nll for place in places)
+        nll = likelihoods(objective, params, [replace(first, tokens=texts)])[0] if reads_nll else []
+        parts = []
+        for start in range(0, len(texts) if order else 0, TEXTS_AT_ONCE):
             raise_if_interrupted()
             chunk = texts[start : start + TEXTS_AT_ONCE]
-            batch = collate(chunk, [member.copy] * len(chunk), [member.task_index] * len(chunk))
+            batch = collate(chunk, [first.copy] * len(chunk), [first.task_index] * len(chunk))
             parts.append(objective.text_states(params, batch, order).cpu().double())  # [X, S, D]
-        states[key] = dict(zip(order, torch.cat(parts).unbind(1), strict=True)) if parts else {}
-    read = []
-    for m, key, own in zip(members, keys, sites, strict=True):
-        values = next(nll) if m.heads[0].head.reads_nll else [[0.0] * len(t.targets) for t in m.tokens]
-        rows = [row[key][tokens] for tokens in m.tokens] if own else []
-        at_sites = torch.stack([states[key][site][rows] for site in own], dim=1) if own else None  # [X, S, D]
-        read.append(Readout(torch.tensor(values, dtype=torch.float64), at_sites))
-    return read
+        states = torch.cat(parts) if parts else None
+        for place in places:
+            rows = [row[tokens] for tokens in members[place].tokens]
+            values = [nll[r] if reads_nll else [0.0] * len(texts[r].targets) for r in rows]
+            columns = [order.index(site) for site in sites[place]]
+            own = states[rows][:, columns] if states is not None and columns else None  # [X, S, D]
+            read[place] = Readout(torch.tensor(values, dtype=torch.float64), own)
+    return [read[place] for place in range(len(members))]
 
 
 def likelihoods(objective: Answering, params: Params, members: Sequence[EvalSet]) -> list[TargetNLL]:
