@@ -3,7 +3,7 @@
 Lu et al. 2025, "Context Tuning for In-Context Optimization" (arXiv 2507.04221): CT-Prompt trains the
 embeddings of the demonstrations, CT-KV their keys and values in every layer. Parameterisation demonstrations over
 direct or prefix, rule descent, no sources. From the paper: the start, leave-one-out masking, token dropout. Ours: the
-demonstrations are in_context's; the share of dropped positions and the rates, which nobody has searched yet
+demonstrations are in_context's; the share of dropped positions and the rates, which were hardly searched
 (docs/log.md). A decoder's cache answers as in_context before any step; an encoder-decoder's prefix is what its decoder
 caches of the demonstrations, since the encoder has none.
 """
@@ -33,7 +33,7 @@ class ContextTuning(InContext):
     form: Literal["prompt", "prefix"] = fact("prefix")
     leave_one_out: bool = option(True, "hide a text's own demonstration while it is fitted")
     token_dropout: float = option(0.05, "share of positions that a training step hides", least=0, most=1)
-    speed: float = option(0.1, "rate, as a multiple of --target.learning-rates", above=0)
+    speed: float = option(0.01, "rate, as a multiple of --target.learning-rates", above=0)
 
     trains: ClassVar[bool] = True
 
