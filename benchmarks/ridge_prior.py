@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rate", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=13)
-    parser.add_argument("--only", nargs="*", default=["none", "ridge_prior", "multitask", "start"])
+    parser.add_argument("--only", nargs="*", default=["none", "one_token", "start", "ridge_prior", "multitask"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -94,6 +94,9 @@ def main() -> None:
         control = RunControl(given.folder and given.folder / f"{name}-{given.seed}", watch)
         if name == "none":
             prompt = torch.zeros(0, backbone.width)
+        elif name == "one_token":  # the end-of-text token alone: a place for attention to go to
+            ids = torch.tensor([backbone.frozen.tokenizer.eos_token_id])
+            prompt = backbone.frozen.embed(ids).float()
         elif name == "start":
             prompt = make_run_context(backbone, settings, control).initial_prompt(given.seed, "ridge_prior")
         else:

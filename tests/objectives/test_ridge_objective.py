@@ -14,6 +14,8 @@ from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import copies_of, loss_and_gradient
 from promptprior.objectives.ridge_objective import RidgeObjective
 from promptprior.parameterisations.direct import Direct
+from promptprior.rules.descent import Descent
+from promptprior.rules.optimiser import AdamW, Rate
 from promptprior.tasks.sampling.batch import Batch, Tokens
 from promptprior.tasks.sampling.draws import Pool, generator
 from promptprior.tasks.sampling.meta_draws import FewShotDraws
@@ -125,6 +127,20 @@ def test_every_task_counts_once_whatever_its_classes() -> None:
     means = [slow[scored & (drawn.task_index == task)].mean() for task in (0, 1)]
     assert [int((scored & (drawn.task_index == task)).sum()) for task in (0, 1)] == [4, 6]
     torch.testing.assert_close(loss_and_gradient(made, given, drawn)[0][0], torch.stack(means).mean())
+
+
+def test_descent_of_the_prompt_alone_lowers_the_loss() -> None:
+    """On the same units, strength and scale standing still: what falls is what the prompt does to states."""
+    made, drawn = objective(), batch()
+    state, losses = params(made.backbone), list[float]()
+    rate = Rate((0.1,), made.backbone.scale, lr_multipliers={"log_strength": 0.0, "log_scale": 0.0})
+    rule = Descent(AdamW(rate))
+    moved = rule.init(state)
+    for _ in range(15):
+        moved, info = rule.step(moved, drawn, made)
+        losses.append(float(info["loss"]))
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(moved.params[name], state[name]) for name in ("log_strength", "log_scale"))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 150, 10_000])
