@@ -59,16 +59,15 @@ def backbone() -> Backbone:
 
 @dataclass
 class Weighing(Meter):
-    """What the backbone reads, weighted as estimates weigh it."""
+    """A meter that also knows which tokens are of Hessian products."""
 
-    weighted: float = 0.0
     is_second_order: bool = False
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "tokens":
-            weight = SECOND_ORDER if self.is_second_order else 1.0 if torch.is_grad_enabled() else SCORED
-            self.weighted = getattr(self, "weighted", 0.0) + weight * (value - getattr(self, "tokens", 0))
-        super().__setattr__(name, value)
+    def add(self, tokens: int) -> None:
+        before = self.weighted
+        super().add(tokens)
+        if self.is_second_order:
+            self.weighted = before + SECOND_ORDER * tokens
 
 
 @pytest.fixture

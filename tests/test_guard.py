@@ -11,6 +11,7 @@ import torch
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.choose import Candidate, paired_gap
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.cli import main
@@ -18,7 +19,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
 from promptprior.fit import fit
-from promptprior.guard import Candidate, Guarded, choose, guarded, judge_on_dev, paired_gap
+from promptprior.guard import Guarded, choose, guarded, judge_on_dev
 from promptprior.methods import make_method
 from tests.backbone.tiny import tiny
 from tests.test_cli import TINY, saved_model, write_task

@@ -1,4 +1,5 @@
 from .adapt import adapt as adapt
+from .adapt import auto as auto
 from .adapt import make_episode as make_episode
 from .adapt import score_on_test as score_on_test
 from .adaptation.adapted import Adapted as Adapted

@@ -6,21 +6,26 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 then in a refit of what was chosen.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import TypedDict, Unpack
 
 import torch
 
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.budget import Decision, expected_seconds, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate
 from promptprior.adaptation.refit import adapt_as_copies
 from promptprior.artifacts.artifact import Prior
 from promptprior.artifacts.blending import BLEND
-from promptprior.backbone import Backbone, training_tokens
+from promptprior.backbone import Backbone, load, training_tokens
+from promptprior.backbone.quiet_loading import quiet_loading
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
+from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import SpecError
 from promptprior.evaluate import (
     EvalResult,
@@ -34,16 +39,17 @@ from promptprior.evaluate import (
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
-from promptprior.methods.choosing import Choosing
+from promptprior.methods.choosing import Choosing, candidates_of
 from promptprior.notation import Params
 from promptprior.objectives.objective import copies_of
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, in_other_units, prefix_form
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.preflight import check_lengths, check_start, check_training_memory, length_of_prompt
+from promptprior.processes import all_decide
 from promptprior.rules.maml import MULTIPLIER
+from promptprior.tasks import Task, load_task
 from promptprior.tasks.sampling.draws import generator, k_shot
-from promptprior.tasks.task import Task
 
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
@@ -51,6 +57,49 @@ DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Episode:
     """An episode with its draw of k training and k dev examples per class (dev: at most `dev_limit` in all)."""
     return Episode(task, k, seed, k_shot(task, k, seed, dev_limit))
+
+
+class AutoOptions(TypedDict, total=False):
+    """What `auto` can be given beside task, backbone and draw.
+
+    `seconds`: start no candidate that is expected to end later; `data`: the folder that names of tasks are looked up
+    in; `candidates`: names of methods, in order of cost; `settings`: training, folds and the like; `prior`: a prior
+    whose method is one more candidate.
+    """
+
+    seconds: float | None
+    data: Path | str | None
+    candidates: Sequence[str] | None
+    settings: Settings | None
+    prior: Prior | None
+
+
+def auto(
+    task: Task | Path | str,
+    backbone: Backbone | str = "smollm2",
+    shots: int = 16,
+    seed: int = 13,
+    **options: Unpack[AutoOptions],
+) -> Adapted:
+    """The best answer that a few labelled examples can buy: several methods adapt, held-out answers choose (choose.py).
+
+    A task is one that was loaded, or a name, file or folder; a backbone too (`load`). Of `shots` examples per class and
+    as many again all are learned from. `result.prompt` is what `predict`, `evaluate` and `save_pretrained` take;
+    `result.dev_score` is its score on examples held out, `result.prompt.header.scores["auto"]` the leaderboard. For
+    checkpoints call `adapt` with make_method("auto") and a RunControl. Raises SpecError for unknown names, and what
+    `load_task`, `load` and `adapt` raise.
+    """
+    given = {n: options.get(n) for n in ("candidates", "seconds") if options.get(n) is not None}
+    method, data = make_method("auto", given), options.get("data")
+    if not isinstance(task, Task):
+        task = load_task(str(task), None if data is None else Path(data))
+    if isinstance(backbone, str):
+        with quiet_loading():
+            backbone = load(backbone)
+    settings = options.get("settings") or Settings()
+    episode = make_episode(task, shots, seed, settings.dev_limit)
+    [adapted] = adapt(method, [episode], backbone, options.get("prior"), settings)
+    return adapted
 
 
 def adapt(
@@ -63,6 +112,9 @@ def adapt(
 ) -> list[Adapted]:
     """Turn a prior (one for all, or one per episode) into a prompt for every episode.
 
+    A method that chooses among others (`auto`) has the prior's method as one more candidate. Its prompts' headers say
+    in `scores["auto"]` what each candidate would have given.
+
     Raises what preflight.py finds before any work; SpecError when the method is no recipe, when it needs a prior and
     there is none, when it cannot answer an episode's task, and when what it returns does not fit together;
     ArtifactError for a prior of another backbone.
@@ -70,7 +122,7 @@ def adapt(
     settings, control = settings or Settings(), control or RunControl()
     check_recipe(method)
     if isinstance(method, Choosing):
-        return _adapt_and_choose(method, episodes, backbone, settings, control)
+        return _adapt_and_choose(method, episodes, backbone, priors, settings, control)
     if method.needs_tokens:
         settings.require_tokens(f"method {method.name!r}")
     for episode in episodes:
@@ -94,36 +146,64 @@ def adapt(
 
 
 def _adapt_and_choose(
-    method: Recipe, episodes: Sequence[Episode], backbone: Backbone, settings: Settings, control: RunControl
+    method: Choosing,
+    episodes: Sequence[Episode],
+    backbone: Backbone,
+    priors: Sequence[Prior] | Prior | None,
+    settings: Settings,
+    control: RunControl,
 ) -> list[Adapted]:
     """Adapt every candidate, in order of cost, and let held-out answers choose for each episode.
 
-    Candidates that cannot answer a task are left out there. Raises SpecError where none can.
+    Candidates that cannot answer a task are left out there, and those that the budget has no time for everywhere; every
+    episode has an answer all the same. Raises SpecError where none can answer.
     """
-    assert isinstance(method, Choosing)
     settings = settings if settings.folds else replace(settings, folds=method.folds)
-    start, adapted = time.monotonic(), [list[Adapted]() for _ in episodes]
-    for candidate in map(make_method, method.candidates):
-        if isinstance(candidate, Choosing) or candidate.needs_sources:
-            raise SpecError(
-                f"candidate {candidate.name!r} (--options.candidates): expected a method that learns from targets alone"
-            )
-        spent = time.monotonic() - start
-        if all(adapted) and method.seconds is not None and spent > method.seconds:
-            break
+    first = priors if isinstance(priors, Prior) or not priors else priors[0]
+    candidates = candidates_of(method, first.header if isinstance(first, Prior) else None)
+    priors_of = {c.name: _checked_priors(c, episodes, priors, backbone, settings) for c in candidates}
+    key = stable_hash(
+        [method, settings, backbone.card.fingerprint, [c.name for c in candidates], *(e.key for e in episodes)]
+    )
+    on_record = {decision.candidate: decision for decision in read_decisions(control.folder, key)}
+    sizes = {e.task.fingerprint: target_size(backbone, e.task) for e in episodes} if method.seconds is not None else {}
+    decisions, adapted = list[Decision](), [list[Adapted]() for _ in episodes]
+    for candidate in candidates:
         served = [place for place, episode in enumerate(episodes) if candidate.serves(episode.task) is None]
-        if served:
-            own = [episodes[place] for place in served]
-            given = adapt(candidate, own, backbone, None, settings, control.inside(candidate.name))
+        if not served:
+            continue
+        own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
+        if decision is None:
+            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, settings, 0) for e in own if sizes)
+            expected, spent = expected_seconds(work, decisions), sum(d.seconds for d in decisions)
+            is_late = method.seconds is not None and spent + (expected or 0) > method.seconds
+            starts, _ = all_decide(not (is_late and all(adapted[place] for place in served)), 0)
+            decision = Decision(candidate.name, starts, expected if sizes else None)
+            write_decisions(control.folder, key, [*decisions, decision])
+        if decision.starts:
+            start, before = monotonic(), backbone.meter.weighted
+            given = adapt(
+                candidate,
+                own,
+                backbone,
+                [priors_of[candidate.name][place] for place in served] if candidate.needs_sources else None,
+                settings,
+                control.inside(candidate.name),
+            )
             for place, one in zip(served, given, strict=True):
                 adapted[place].append(one)
+            if not decision.seconds:  # a candidate that had ended before is not counted again
+                decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
+        decisions.append(decision)
+        write_decisions(control.folder, key, decisions)
     for episode, given in zip(episodes, adapted, strict=True):
         if not given:
             raise SpecError(
-                f"method {method.name!r}: none of {', '.join(method.candidates)} can answer task "
+                f"method {method.name!r}: none of {', '.join(names)} can answer task "
                 f"{episode.task.name!r} (--options.candidates)"
             )
-    return [choose_candidate(method.name, given, method.blend) for given in adapted]
+    not_run = {d.candidate: d.expected or 0.0 for d in decisions if not d.starts}
+    return [choose_candidate(method.name, given, method.blend, not_run) for given in adapted]
 
 
 def _checked_priors(
@@ -146,7 +226,7 @@ def _checked_priors(
         raise SpecError(f"{len(per_episode)} priors for {len(episodes)} episodes: expected one, or one for each")
     for header in (prior.header for prior in per_episode):
         header.backbone.check(backbone.card, f"the prior of {header.method}")
-        if header.method != method.name and header.settings.get("prior_of") != method.source_recipe().name:
+        if not method.starts_from(header):
             raise SpecError(f"this prior was fitted by {header.method!r}, not {method.name!r} (--method, --prior)")
         for name, own in (("length", settings.length), ("form", settings.form), ("layers", list(settings.layers))):
             fitted = header.settings.get(name, "prompt" if name == "form" else [] if name == "layers" else own)

@@ -9,74 +9,23 @@ which flatters those beside no prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from promptprior.adapt import adapt
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.held_out import held_out_predictions
+from promptprior.adaptation.choose import Candidate, Gap, judged, paired_gap
+from promptprior.adaptation.held_out import HeldOut
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import eval_set_losses, predictions_of, prompt_eval_set, prompt_objective, right_answer_nll
+from promptprior.evaluate import eval_set_losses, prompt_eval_set, prompt_objective
 from promptprior.fit import RunControl
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, make_method
-from promptprior.tasks.metrics import Prediction, merit, score
-from promptprior.tasks.task import Example
 from promptprior.watch import WatchStage
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
-RESAMPLES = 500
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A prompt, and on the dev shots the task's score (None for free text) and each example's NLL in nats.
-
-    With folds these are of all examples that were answered out of fold.
-    """
-
-    adapted: Adapted
-    score: float | None
-    nll: float
-    predictions: tuple[Prediction, ...]
-    each_nll: tuple[float, ...]
-
-    @property
-    def method(self) -> str:
-        """The method that adapted it."""
-        return self.adapted.prompt.header.method
-
-    @property
-    def examples(self) -> tuple[Example, ...]:
-        """What it is judged on."""
-        return tuple(answer.example for answer in self.adapted.out_of_fold) or self.adapted.episode.shots.dev
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better. Six digits, as training logs them: the same prompt must not beat itself by rounding."""
-        standing = 0.0 if self.score is None else merit(self.adapted.episode.task.metrics[0], self.score)
-        return round(standing, 6), -float(f"{self.nll:.6g}")
-
-
-@dataclass(frozen=True)
-class Gap:
-    """By how much the chosen candidate is ahead of another in what decided, with a 95% interval over dev examples.
-
-    Ahead is positive whatever the metric: with NLL, by how much the chosen one's is lower.
-    """
-
-    of: str
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def could_be_chance(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -133,22 +82,14 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
 
     With folds the prompt has learned from them too: then the answers count that were given before that.
     """
-    task, dev = adapted.episode.task, adapted.episode.shots.dev
-    if held := adapted.out_of_fold:
-        each, predictions = [answer.right_nll for answer in held], held_out_predictions(task, held)
-        value = score(task, [a.example for a in held], predictions)[task.metrics[0]] if predictions else None
-        return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
-    objective = prompt_objective(adapted.prompt, backbone)
-    eval_set = prompt_eval_set(objective, adapted.prompt, task, dev)
-    params = without_head(adapted.prompt.params)
-    [losses] = eval_set_losses(objective, params, [eval_set])
-    each = [
-        right_answer_nll(replace(eval_set, examples=[example], tokens=[tokens]), [values])
-        for example, tokens, values in zip(dev, eval_set.tokens, losses, strict=True)
-    ]
-    predictions = tuple(predictions_of(objective, params, [eval_set], [losses], generate=False)[0])
-    value = score(task, dev, predictions)[task.metrics[0]] if predictions else None
-    return Candidate(adapted, value, sum(each) / len(each), predictions, tuple(each))
+    answers = adapted.out_of_fold
+    if not answers:
+        objective = prompt_objective(adapted.prompt, backbone)
+        asked = prompt_eval_set(objective, adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
+        [nll] = eval_set_losses(objective, without_head(adapted.prompt.params), [asked])
+        lengths = [tuple(map(len, tokens.targets)) for tokens in asked.tokens]
+        answers = tuple(HeldOut(*of) for of in zip(asked.examples, map(tuple, nll), lengths, strict=True))
+    return judged(adapted, answers)
 
 
 def choose(candidates: Sequence[Candidate]) -> Guarded:
@@ -162,31 +103,11 @@ def choose(candidates: Sequence[Candidate]) -> Guarded:
         "prior": prior.method,
         "fell_back": chosen is not prior,
         "says": _sentence(chosen.method, candidates, gap),
-        "gap": {"to": gap.of, "mean": gap.mean, "low": gap.low, "high": gap.high},
+        "gap": gap.to_mapping(),
         "dev": {c.method: {"score": c.score, "nll": c.nll} for c in candidates},
     }
     prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": verdict}))
     return Guarded(replace(chosen.adapted, prompt=prompt), tuple(candidates), gap)
-
-
-def paired_gap(chosen: Candidate, other: Candidate) -> Gap:
-    """How far one candidate is ahead of another in score, or in NLL (nats) where their scores are equal.
-
-    The interval is the percentile bootstrap over dev examples, both candidates judged on the same ones.
-    """
-    task, dev, size = chosen.adapted.episode.task, chosen.examples, len(chosen.each_nll)
-
-    def ahead(places: Sequence[int]) -> float:
-        if chosen.rank[0] == other.rank[0]:
-            return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
-        examples = [dev[p] for p in places]
-        scores = (score(task, examples, [c.predictions[p] for p in places]) for c in (chosen, other))
-        own, others = (merit(task.metrics[0], values[task.metrics[0]]) for values in scores)
-        return own - others
-
-    resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
-    low, high = np.quantile([ahead(places) for places in resamples], (0.025, 0.975)).tolist()
-    return Gap(other.method, ahead(range(size)), low, high)
 
 
 def _sentence(chosen: str, candidates: Sequence[Candidate], gap: Gap) -> str:
@@ -195,8 +116,4 @@ def _sentence(chosen: str, candidates: Sequence[Candidate], gap: Gap) -> str:
     standing = ", ".join(
         f"{c.method} {'' if c.score is None else f'{c.score:.3f}, '}NLL {c.nll:.3f}" for c in candidates
     )
-    doubt = "; so few examples cannot tell this from chance" if gap.could_be_chance else ""
-    return (
-        f"guard: {verb} ({prior.method}). On {len(prior.each_nll)} dev examples: {standing}. Ahead of {gap.of} by "
-        f"{gap.mean:.3g} (95% interval {gap.low:.3g} to {gap.high:.3g}){doubt}"
-    )
+    return f"guard: {verb} ({prior.method}). On {len(prior.each_nll)} dev examples: {standing}. {gap.says}"

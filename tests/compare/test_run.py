@@ -1,6 +1,7 @@
 """A comparison end to end on a tiny model: kept by content, never run twice, failures written down."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -346,3 +347,18 @@ def test_rows_say_what_a_bank_retrieves_and_other_methods_say_nothing(plan: Plan
 def test_the_source_seed_is_one_of_the_seeds(plan: Plan) -> None:
     with pytest.raises(SpecError, match="--source-seed"):
         replace(plan, source_seed=7)
+
+
+def test_rows_of_auto_have_its_leaderboard_and_all_the_best_constant_answer(plan: Plan, backbone: Backbone) -> None:
+    options = {"auto": {"candidates": ["zero_shot_contextual", "linear_probe"], "folds": 2}}
+    run.compare(replace(plan, methods=("zero_shot", "auto"), seeds=(13,), options=options), backbone, say_nothing)
+    rows = read_rows(plan.output / run.RESULTS)
+    for row in rows:
+        examples = run.load_tasks(plan).targets[0].split("test")[: plan.test_limit]
+        counts = Counter(example.target for example in examples)
+        assert row.constant_score == max(counts.values()) / len(examples)
+    [row] = [row for row in rows if row.method == "auto"]
+    said = row.diagnostics["auto"]
+    assert said["leaderboard"].keys() - {"auto"} == {"zero_shot_contextual", "linear_probe"}
+    assert said["chosen"] in said["leaderboard"]
+    assert "Which candidate was chosen" in (plan.output / run.PAGE).read_text()

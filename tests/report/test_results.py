@@ -74,3 +74,9 @@ def test_a_bad_line_is_named(tmp_path):
     path.write_text(json.dumps(result_row()) + "\n" + json.dumps(result_row(k=None)) + "\n")
     with pytest.raises(DataError, match=r"results.jsonl, row 2: 'k' is None; expected a whole number"):
         read_rows(path)
+
+
+def test_older_rows_know_no_constant_answer():
+    older = {name: value for name, value in result_row().items() if name != "constant_score"}
+    assert Row.from_json(older).constant_score is None
+    assert Row.from_json(result_row(constant_score=0.6)).constant_score == 0.6

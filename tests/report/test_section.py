@@ -6,6 +6,7 @@ import io
 import pytest
 
 from promptprior.report.page import make_report
+from promptprior.report.scores import score_figure
 from promptprior.report.section import Table, TableCell, columns, format_number, interval_cell, number_cell
 from promptprior.report.statistics import Interval, average_relative_gain, stratified_bootstrap
 from tests.report.result_rows import grid_rows, result_row
@@ -113,3 +114,30 @@ def test_little_to_say_makes_few_tables(tmp_path, rows):
     files = report.write_csv(tmp_path / "csv")
     assert [f.name for f in files] == [t.name + ".csv" for t in report.tables]
     assert all(f.is_file() for f in files)
+
+
+def test_the_best_constant_answer_stands_beside_the_scores_and_in_the_plot():
+    rows = [row | {"constant_score": 0.4 if row["target"] == "antonym" else None} for row in grid_rows()]
+    report = make_report(rows, "t")
+    [table] = [table for table in report.tables if table.name == "scores-k4"]
+    assert table.columns[-1].head == "Best constant"
+    cells = {row[0].text: row[-1].numbers for row in table.rows}
+    assert cells.pop("antonym") == (0.4,)
+    assert set(cells.values()) == {()}
+    place = list(report.grid.targets).index("antonym")
+    lines = [s for s in score_figure(report.grid, 4).layout.shapes if s.x0 == s.x1 == 0.4]
+    assert [line.y0 < place < line.y1 for line in lines] == [True]
+    plain = make_report(grid_rows(), "t")
+    assert "Best constant" not in [column.head for table in plain.tables for column in table.columns]
+
+
+def test_how_often_auto_chose_which_candidate():
+    rows = [
+        result_row(cell=f"c{i}", method="auto", seed=i, diagnostics={"auto": {"chosen": name, "leaderboard": {}}})
+        for i, name in enumerate(("lora", "auto", "lora", "lora"))
+    ]
+    [table] = [table for table in make_report(rows, "t").tables if table.name == "chosen"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["auto", "16", "lora", "3", "0.75"],
+        ["auto", "16", "auto", "1", "0.25"],
+    ]

@@ -10,7 +10,7 @@ over the simplex (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.0
 the held-out examples, each answered by weights that the others gave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,13 +22,101 @@ from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.artifacts.blending import as_weights, blended
 from promptprior.evaluate import mean_probability
 from promptprior.notation import Float, Tensor
-from promptprior.tasks.metrics import merit, score
-from promptprior.tasks.task import Task
+from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric, score
+from promptprior.tasks.task import Example
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
 EM_STEPS = 300
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
 FOLDS = 5  # of the held-out examples, for the score of the blend
+RESAMPLES = 500  # of the examples, for the interval of a gap
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt, and on the examples it is judged on the task's score (None for free text) and each one's NLL in nats.
+
+    These are the examples that were answered out of fold; of a prompt without them, its dev shots.
+    """
+
+    adapted: Adapted
+    score: float | None
+    nll: float
+    predictions: tuple[Prediction, ...]
+    each_nll: tuple[float, ...]
+
+    @property
+    def method(self) -> str:
+        """The method that adapted it."""
+        return self.adapted.prompt.header.method
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """What it is judged on."""
+        return tuple(answer.example for answer in self.adapted.out_of_fold) or self.adapted.episode.shots.dev
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better. Six digits, as training logs them: the same prompt must not beat itself by rounding."""
+        standing = 0.0 if self.score is None else merit(self.adapted.episode.task.metrics[0], self.score)
+        return round(standing, 6), -float(f"{self.nll:.6g}")
+
+
+def judged(adapted: Adapted, answers: Sequence[HeldOut]) -> Candidate:
+    """A prompt by its answers to examples that it has not learned from."""
+    task, each = adapted.episode.task, tuple(answer.right_nll for answer in answers)
+    predictions = held_out_predictions(task, answers)
+    value = score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None
+    return Candidate(adapted, value, sum(each) / len(each), predictions, each)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """By how much the chosen candidate is ahead of another in what decided, with a 95% interval over examples.
+
+    Ahead is positive whatever the metric: with NLL, by how much the chosen one's is lower.
+    """
+
+    of: str
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def could_be_chance(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.low <= 0 <= self.high
+
+    @property
+    def says(self) -> str:
+        """The gap in words."""
+        doubt = "; so few examples cannot tell this from chance" if self.could_be_chance else ""
+        return f"Ahead of {self.of} by {self.mean:.3g} (95% interval {self.low:.3g} to {self.high:.3g}){doubt}"
+
+    def to_mapping(self) -> dict[str, object]:
+        """What a header keeps."""
+        return {"to": self.of, "mean": self.mean, "low": self.low, "high": self.high}
+
+
+def paired_gap(chosen: Candidate, other: Candidate, by_nll: bool | None = None) -> Gap:
+    """How far one candidate is ahead of another in score, or in NLL (nats): by default where their scores are equal.
+
+    The interval is the percentile bootstrap over examples, both candidates judged on the same ones.
+    """
+    task, examples, size = chosen.adapted.episode.task, chosen.examples, len(chosen.each_nll)
+    by_nll, first = chosen.rank[0] == other.rank[0] if by_nll is None else by_nll, metric(task.metrics[0])
+
+    def ahead(places: Sequence[int]) -> float:
+        if by_nll:
+            return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
+        resample = [examples[p] for p in places]
+        answers = (AnswerSet(task, resample, [c.predictions[p] for p in places]) for c in (chosen, other))
+        own, others = (merit(task.metrics[0], float(first.function(answer))) for answer in answers)
+        return own - others
+
+    resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
+    low, high = np.quantile([ahead(places) for places in resamples], (0.025, 0.975)).tolist()
+    return Gap(other.method, ahead(range(size)), low, high)
 
 
 @dataclass(frozen=True)
@@ -86,70 +174,71 @@ def cross_validated(answers: Sequence[Sequence[HeldOut]]) -> list[HeldOut]:
     return mixed
 
 
-@dataclass(frozen=True)
-class LeaderboardLine:
-    """A line of the leaderboard: held-out score (None for free text) with its standard error, NLL in nats, seconds, and
-    the weight in the blend."""
-
-    method: str
-    score: float | None
-    error: float | None
-    nll: float
-    seconds: float
-    weight: float
-
-
-def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float, weight: float) -> LeaderboardLine:
-    """How a candidate, or the blend, stands by its held-out answers."""
-    predictions = held_out_predictions(task, answers)
-    value = score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None
-    nll = sum(answer.right_nll for answer in answers) / len(answers)
-    return LeaderboardLine(method, value, jackknife_error(task, answers), nll, seconds, weight)
-
-
-def choose_candidate(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
-    """The best candidate of one episode, or their blend, as the prompt of method `name`; its header has a leaderboard.
+def choose_candidate(
+    name: str, candidates: Sequence[Adapted], may_blend: bool = True, not_run: Mapping[str, float] | None = None
+) -> Adapted:
+    """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
     Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free
-    text, which has no choices to average over, goes to the candidate of the lowest NLL.
+    text, which has no choices to average over, goes to the candidate of the lowest NLL. The header has `scores.auto`:
+    what was chosen; a leaderboard of held-out score (None for free text) with its standard error, NLL in nats, seconds
+    and weight in the blend; the seconds that candidates which were `not_run` would have taken; and the gap (paired_gap)
+    between what was chosen and the best of the others.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
     common = [example for example in given[0] if all(example in own for own in given)]
-    answers = [[own[example] for example in common] for own in given]
+    answers = [tuple(own[example] for example in common) for own in given]
     may_blend = may_blend and task.is_choice and len(candidates) > 1
     fitted = mix(answers) if may_blend else Mix((), (), ())
-    weight = dict(zip(fitted.members, fitted.weights, strict=True))
-    board = [
-        standing(task, own, a.prompt.header.method, a.cost.seconds, weight.get(m, 0.0))
-        for m, (a, own) in enumerate(zip(candidates, answers, strict=True))
-    ]
+    weights = dict(zip(fitted.members, fitted.weights, strict=True))
 
-    def rank(line: LeaderboardLine) -> float:
-        return -line.nll if line.score is None else merit(task.metrics[0], line.score)
+    def rank(candidate: Candidate) -> float:
+        return -candidate.nll if candidate.score is None else merit(task.metrics[0], candidate.score)
 
-    best = max(range(len(board)), key=lambda m: (rank(board[m]), -m))
-    chosen, base, seconds = board[best], candidates[best], sum(line.seconds for line in board)
-    if len(fitted.members) > 1:
-        together = standing(task, cross_validated(answers), name, seconds, 1.0)
-        board.append(together)
-        chosen = together if rank(together) >= rank(chosen) else chosen
-    takes_blend = chosen is not board[best]
+    board = [judged(replace(a, out_of_fold=own), own) for a, own in zip(candidates, answers, strict=True)]
+    place = best = max(range(len(board)), key=lambda m: (rank(board[m]), -m))
+    base, cost = candidates[best], sum((a.cost for a in candidates[1:]), candidates[0].cost)
     header = base.prompt.header
-    about = {"chosen": name if takes_blend else chosen.method, "leaderboard": [vars(line) for line in board]}
-    dev = {**header.scores["dev"], "dev_score": chosen.score, "dev_error": chosen.error}  # type: ignore[dict-item]
+    if len(fitted.members) > 1:
+        mixed, own_header = tuple(cross_validated(answers)), replace(header, method=name)
+        together = replace(base, prompt=replace(base.prompt, header=own_header), out_of_fold=mixed, cost=cost)
+        board.append(judged(together, mixed))
+        place = len(candidates) if rank(board[-1]) >= rank(board[best]) else best
+    chosen, others = board[place], board[:place] + board[place + 1 :]
+    errors = [jackknife_error(task, c.adapted.out_of_fold) for c in board]
+    about: dict[str, object] = {
+        "chosen": chosen.method,
+        "leaderboard": [
+            {
+                "method": c.method,
+                "score": c.score,
+                "error": error,
+                "nll": c.nll,
+                "seconds": c.adapted.cost.seconds,
+                "weight": weights.get(m, 0.0) if m < len(candidates) else 1.0,
+            }
+            for m, (c, error) in enumerate(zip(board, errors, strict=True))
+        ],
+        "not_run": dict(not_run or {}),
+    }
+    if others:
+        gap = paired_gap(chosen, max(others, key=rank), by_nll=chosen.score is None)
+        about |= {"gap": gap.to_mapping(), "says": f"{chosen.method} answers. {gap.says}"}
+    dev = {**header.scores["dev"], "dev_score": chosen.score, "dev_error": errors[place]}  # type: ignore[dict-item]
     header = replace(header, method=name, scores={**header.scores, "dev": dev, "auto": about})
     prompt, trainable = replace(base.prompt, header=header), base.trainable
-    if takes_blend:
+    if place != best:
         members = [candidates[m] for m in fitted.members]
-        weights, temperatures = as_weights(fitted.weights), as_weights(fitted.temperatures)
-        prompt = blended(header, [a.prompt for a in members], weights, temperatures)
+        prompt = blended(
+            header, [a.prompt for a in members], as_weights(fitted.weights), as_weights(fitted.temperatures)
+        )
         trainable = sum(a.trainable for a in members)
     return replace(
-        base,
+        chosen.adapted,
         prompt=prompt,
         dev_score=chosen.score,
-        dev_error=chosen.error,
-        cost=sum((a.cost for a in candidates[1:]), candidates[0].cost),
+        dev_error=errors[place],
+        cost=cost,
         trainable=trainable,
     )

@@ -20,7 +20,7 @@ def first_states(backbone: Backbone, batch: Batch, layers: int) -> Float[Tensor,
     if layers == 0 or words.shape[1] == 0:
         return words
     reader, blocks = layers_of(backbone.frozen.model)
-    backbone.meter.tokens += round(int(batch.text_lengths.sum()) * layers / len(blocks))
+    backbone.meter.add(round(int(batch.text_lengths.sum()) * layers / len(blocks)))
     mask = torch.arange(words.shape[1]) < batch.text_lengths[:, None].cpu()
     states: list[Tensor] = []
 

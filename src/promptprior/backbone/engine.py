@@ -26,6 +26,7 @@ from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.backbone.text_states import Site, layers_of, pooled_states
+from promptprior.cost import SCORED
 from promptprior.errors import SpecError
 from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
@@ -36,21 +37,30 @@ MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
 @dataclass
 class Meter:
-    """What the engine has computed so far: rows scored, tokens through the model (prompts included)."""
+    """What the engine has computed so far: rows scored, tokens through the model (prompts included).
+
+    `weighted` tokens are those of estimates: without a gradient a token counts `cost.SCORED`.
+    """
 
     rows: int = 0
     tokens: int = 0
+    weighted: float = 0.0
 
     def count(self, batch: Batch, length: int) -> None:
         """Add one chunk, read after prompts of this length."""
         prompts = len(batch.prompt_index.unique())
         self.rows += batch.rows
-        self.tokens += sum(text_costs(batch)) - batch.rows + prompts * length
+        self.add(sum(text_costs(batch)) - batch.rows + prompts * length)
 
     def count_texts(self, batch: Batch, length: int, share: float) -> None:
         """Add a chunk whose texts alone a share of the layers has read, after prompts of this length."""
         prompts = len(batch.prompt_index.unique())
-        self.tokens += round(share * (int(batch.text_lengths.sum()) + prompts * length))
+        self.add(round(share * (int(batch.text_lengths.sum()) + prompts * length)))
+
+    def add(self, tokens: int) -> None:
+        """Add tokens that were read."""
+        self.tokens += tokens
+        self.weighted += tokens * (1.0 if torch.is_grad_enabled() else SCORED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,11 @@ from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
+from promptprior.tasks.metrics import constant_score
 from promptprior.train import Watch, seconds_so_far
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
+
+CHOICE_NUMBERS = ("score", "error", "nll", "seconds", "weight")  # of each candidate of a method that chooses
 
 OnProgress = Callable[[str, float], None]
 """Called with what a piece of work does at the moment, and the share of it that is done."""
@@ -124,9 +127,18 @@ def _adapt_group(
             prior_numbers[topic] = value
     about_prior = {"prior": prior_numbers} if prior_numbers else {}
 
+    constants = {
+        cell.target.fingerprint: constant_score(cell.target, cell.target.split("test")[: plan.test_limit])
+        for cell in group.cells
+    }
     finished = []
     for cell, adapted, result, own in zip(group.cells, episodes_adapted, results, diagnostics, strict=True):
         blank, shots = failed_row(context, cell, ""), adapted.episode.shots
+        about_choice: Any = adapted.prompt.header.scores.get("auto")  # numbers by candidate, and which was chosen
+        if about_choice:
+            lines = {line["method"]: {n: line[n] for n in CHOICE_NUMBERS} for line in about_choice["leaderboard"]}
+            chosen, not_run = about_choice["chosen"], about_choice["not_run"]
+            own = {**own, "auto": {"chosen": chosen, "leaderboard": lines, "not_run": not_run}}
         row = replace(
             blank,
             score=float(result.scores[blank.metric]),
@@ -140,6 +152,7 @@ def _adapt_group(
             parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
             shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
             diagnostics={**about_prior, **own},
+            constant_score=constants[cell.target.fingerprint],
             status="ok",
         )
         on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}

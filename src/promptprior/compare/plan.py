@@ -99,9 +99,10 @@ class Plan:
         self.make_methods()
 
     def make_methods(self) -> "list[Method]":
-        """The methods with their options. Raises SpecError for unknown names, for sources that are missing, and for
-        methods that have no form prefix where the settings say it."""
+        """The methods with their options. Raises SpecError for unknown names, for sources that are missing, for
+        methods that have no form prefix where the settings say it, and for candidates of `auto` that need a prior."""
         from promptprior.methods import make_method
+        from promptprior.methods.choosing import Choosing, candidates_of
         from promptprior.methods.shared.source_prompts import learns_from_tasks
 
         stray = sorted(set(self.options) - set(self.methods))
@@ -113,6 +114,8 @@ class Plan:
         for method in methods:
             if method.needs_tokens:
                 self.settings.require_tokens(f"method {method.name!r}")
+            if isinstance(method, Choosing):
+                candidates_of(method)
         return methods
 
     def prior_seed(self, seed: int) -> int:

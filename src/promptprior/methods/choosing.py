@@ -1,11 +1,22 @@
-"""The protocol of recipes that learn nothing themselves, and choose among others."""
+"""Recipes that learn nothing themselves, and choose among others: their protocol, and the candidates they have."""
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
+
+from promptprior.artifacts.header import Header
+from promptprior.errors import SpecError
+from promptprior.methods import Recipe, make_method
+
+FACTS = ("name", "needs_sources", "uses_shots", "prior_of", "is_ensemble", "revision")  # of a recipe, not options
 
 
 @runtime_checkable
 class Choosing(Protocol):
     """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py)."""
+
+    @property
+    def name(self) -> str:
+        """Its own name."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -22,3 +33,29 @@ class Choosing(Protocol):
     @property
     def seconds(self) -> float | None:
         """No further candidate starts that would end after so many seconds; None for no limit."""
+
+
+def candidates_of(method: Choosing, prior: Header | None = None) -> list[Recipe]:
+    """What a method chooses among, in order of cost: its candidates, then the method of a prior, with the prior's
+    options, unless a candidate starts from that prior already.
+
+    Raises SpecError for an unknown name, and for a candidate that chooses itself or that no prior is there for.
+    """
+    recipes = [make_method(name) for name in method.candidates]
+    for recipe in recipes:
+        if isinstance(recipe, Choosing):
+            raise SpecError(f"candidate {recipe.name!r} (--options.candidates): expected a method that does not choose")
+        if recipe.needs_sources and prior is None:
+            raise SpecError(
+                f"candidate {recipe.name!r} (--options.candidates): expected a method that learns from targets alone; "
+                "this one starts from a prior, which only adapt can be given (--prior FOLDER)"
+            )
+    if prior is not None and not any(recipe.needs_sources and recipe.starts_from(prior) for recipe in recipes):
+        recipes.append(make_method(prior.method, options_of_prior(prior)))
+    return recipes
+
+
+def options_of_prior(header: Header) -> dict[str, object]:
+    """The options of the method that fitted a prior."""
+    method = header.settings.get("method")
+    return {k: v for k, v in method.items() if k not in FACTS} if isinstance(method, Mapping) else {}

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import ClassVar
 
 from promptprior.artifacts.artifact import Prior
+from promptprior.artifacts.header import Header
 from promptprior.config.choices import HeadName
 from promptprior.config.mapping import check_bounds
 from promptprior.cost import Cost
@@ -105,6 +106,10 @@ class Recipe(Workload):
         """The recipe that fits this one's priors, with target options at their defaults; equal ones share a prior."""
         defaults = {f.name: f.default for f in fields(self) if f.metadata.get("target") and f.default is not MISSING}
         return replace(self, **defaults, name=self.prior_of or self.name, prior_of="", is_ensemble=False)
+
+    def starts_from(self, prior: Header) -> bool:
+        """Whether it can start from a prior of this header: its own, or one that fits its source stage."""
+        return prior.method == self.name or prior.settings.get("prior_of") == self.source_recipe().name
 
     def serves(self, task: Task) -> str | None:
         """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart."""

@@ -1,5 +1,6 @@
-"""What methods say of themselves: what prompts of a bank retrieved, and the plain numbers of other diagnostics."""
+"""What methods say of themselves: what prompts of a bank retrieved, what `auto` chose, plain numbers of the rest."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
@@ -20,7 +21,7 @@ from promptprior.report.section import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-TOPIC = "retrieval"
+TOPIC, CHOICE = "retrieval", "auto"
 MAP_TOKENS = 150  # tokens of a bank that are drawn
 TOP_TOKENS = 12  # tokens of a bank that are listed
 RETRIEVAL_HEADS = {
@@ -149,14 +150,35 @@ def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
     tables = (table, *(token_table for usage in listed.values() for token_table in usage.token_tables()))
     retrieval = Section("Retrieval", ((None, tables if usages else ()),), (plot,) if options else ())
 
+    # How often methods that choose among others took which, by their rows' "chosen".
+    chosen = Counter(
+        (row.method, row.k, str(row.diagnostics[CHOICE].get("chosen")))
+        for row in grid.rows
+        if isinstance(row.diagnostics.get(CHOICE), Mapping)
+    )
+    cells_of = Counter[tuple[str, int]]()
+    for (method, k, _), count in chosen.items():
+        cells_of[method, k] += count
+    choices = make_table(
+        "chosen",
+        "Which candidate was chosen",
+        "By held-out examples of the shots, in how many cells of all targets and seeds; a method's own name stands for "
+        "its candidates together.",
+        (*columns("Method", (), {"k": "count"}), *columns("Chosen", (), {"Cells": "count", "Share": "two_digits"})),
+        [(m, k, name, count, count / cells_of[m, k]) for (m, k, name), count in chosen.most_common()],
+    )
+
     numbers: dict[str, dict[str, list[float]]] = {}  # method -> topic.key -> the values of its cells
     for row in grid.rows:
-        for name, value in number_leaves({topic: part for topic, part in row.diagnostics.items() if topic != TOPIC}):
+        for name, value in number_leaves(
+            {topic: part for topic, part in row.diagnostics.items() if topic not in (TOPIC, CHOICE)}
+        ):
             numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
     plain = [(m, name, sum(x) / len(x)) for m, of_method in numbers.items() for name, x in of_method.items()]
     note, heads = "Means over the cells of a method.", columns("Method|Name", (), {"Mean": "amount"})
-    others = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
-    return retrieval, Section("Other diagnostics", ((None, others),))
+    tables = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
+    choice_section = Section("Choices", ((None, (choices,) if chosen else ()),))
+    return retrieval, choice_section, Section("Other diagnostics", ((None, tables),))
 
 
 def number_leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

@@ -94,8 +94,11 @@ class Row:
 
     `diagnostics` are the method's own, by topic, as plain JSON; older results have none. Of "retrieval"
     the report shows what parameterisations.retrieval.bank_diagnostics measures, draws `map` (for each name in `tasks`,
-    the share of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain
-    values of other topics are listed.
+    the share of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Of
+    "auto" it counts what was `chosen`. Plain values of other topics are listed.
+
+    `constant_score` is what the best constant answer scores on these test examples, picked by their own labels
+    (tasks.metrics.constant_score); older results have none.
     """
 
     cell: str
@@ -123,6 +126,7 @@ class Row:
     status: Literal["ok", "failed"]
     error: str
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    constant_score: float | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -191,6 +195,7 @@ class Grid:
     - `methods`: those that train nothing, then the baseline, then the others in order of appearance
     - `transfer`: methods that learned from source tasks
     - `targets`: one row of each target, which tells its family, metric and size; by family, then name
+    - `constants`: the score of the best constant answer on each target whose rows have one
     - `bounds`: the least and largest score of each target's metric; those of another package's metric are not known
     - `metrics`: the metric of each target, None for one of a package that is not installed here; `lower_is_better`: the
       targets where lower is better; `sign_note`: what tables over targets say of them
@@ -216,6 +221,7 @@ class Grid:
         self.ks = tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
         first = {row.target: row for row in reversed(self.rows)}
         self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
+        self.constants = {row.target: row.constant_score for row in self.rows if row.constant_score is not None}
         own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
         self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
         self.metrics: dict[str, Metric | None] = {}

@@ -152,13 +152,17 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
                 so_far = f"{mean.n} of {most} seeds"
                 cell = replace(cell, detail=so_far if mean.n == 1 else f"{cell.detail}, {so_far}")
             cells.append(cell)
-        rows.append(cells)
+        rows.append([*cells, *([grid.constants.get(target)] if grid.constants else [])])
+    reference = ("Best constant",) if grid.constants else ()
+    constant_note = " Best constant: the best answer that is the same for every text, picked by the test labels."
     return make_table(
         f"scores-k{k}",
         f"Scores, k = {k}",
         "Mean over seeds with its 95% interval (Student's t below thirty seeds, else BCa bootstrap). A triangle says "
-        f"that the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets.",
-        columns("Target", grid.methods),
+        f"that the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets."
+        + constant_note
+        * len(reference),
+        columns("Target", grid.methods, reference),
         rows,
     )
 
@@ -169,7 +173,8 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
         Plot(
             "scores",
             "Score by method and target",
-            "Mean over seeds with its 95% interval, which may run out of the picture; ticks are single runs.",
+            "Mean over seeds with its 95% interval, which may run out of the picture; ticks are single runs"
+            + ("; dotted lines are the best constant answer." if grid.constants else "."),
             "Score of each method on each target. The table of scores holds the same numbers.",
             (Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1]),),
             lambda k: score_figure(grid, k),
@@ -230,12 +235,17 @@ def score_figure(grid: Grid, k: int) -> "Figure":
             marker={"size": 10, "color": style.colour, "symbol": style.symbol,
                     "line": {"width": 1.5, "color": style.colour}},
         )  # fmt: skip
+    runs += grid.constants.values()
     # The range of all runs, and of intervals as far as they do not dwarf it: of two seeds they are many times wider.
     low, high = min(runs, default=0.0), max(runs, default=1.0)
     room = 0.3 * max(high - low, 0.1)
     left = max(low - room, min([low, *(end for end, _ in ends)])) - room / 6
     right = min(high + room, max([high, *(end for _, end in ends)])) + room / 6
     figure.update_layout(height=110 + len(targets) * (30 + 17 * len(grid.methods)))
+    for target, value in grid.constants.items():
+        place = targets.index(target)
+        figure.add_shape(type="line", x0=value, x1=value, y0=place - 0.3, y1=place + 0.46, layer="below",
+                         line={"color": "var(--muted)", "width": 1, "dash": "dot"})  # fmt: skip
     figure.update_xaxes(title="score on test", range=[left, right])
     figure.update_yaxes(range=[len(targets) - 0.5, -0.62], showticklabels=False, showgrid=False, fixedrange=True)
     for place, target in enumerate(grid.targets):

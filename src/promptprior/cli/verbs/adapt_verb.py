@@ -23,7 +23,9 @@ class AdaptPlan:
     """The settings of `promptprior adapt`. With a prior, method, backbone and settings are its own unless given."""
 
     method: str = setting("prompt_tuning", "method; a prior brings its own")
-    prior: Path | None = setting(None, "folder that fit wrote; prompt_tuning and zero_shot need none")
+    prior: Path | None = setting(
+        None, "folder that fit wrote; its method adapts, or is one more candidate of --method auto"
+    )
     target: str = setting("", "target task: a name, file or folder")
     shots: int = setting(16, "examples per class to learn from, and as many again for dev", **SHOT_BOUNDS)
     seed: int = setting(13, "draw of shots, start and batches", **SEED_BOUNDS)
@@ -53,12 +55,13 @@ class AdaptPlan:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, holds_own, warn_of_conflicts, watcher
+        from promptprior.cli.common import artifact_folder, cost_line, header_at, holds_own, warn_of_conflicts, watcher
         from promptprior.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
+        from promptprior.methods.choosing import Choosing, candidates_of
         from promptprior.preflight import check_lengths, check_metrics, check_start
         from promptprior.tasks import load_task
 
@@ -66,6 +69,7 @@ class AdaptPlan:
         reads, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
         check_output(self.output, "adapt", reads, force=self.force, is_own=is_own)
         method = make_method(self.method, self.options)
+        candidates = candidates_of(method, header_at(vars(self), "prior")) if isinstance(method, Choosing) else []
         settings = self.settings if self.steps is None else with_steps(self.settings, self.steps)
         task = load_task(self.target, self.data)
         episode = make_episode(task, self.shots, self.seed, settings.dev_limit)
@@ -80,6 +84,9 @@ class AdaptPlan:
         if dry_run:
             size = target_size(backbone, task)
             cost = adapting_cost(method, size, self.shots, settings, tested)
+            for candidate in candidates[len(getattr(method, "candidates", ())) :]:  # that of the prior
+                own = settings if settings.folds else replace(settings, folds=getattr(method, "folds", 0))
+                cost += adapting_cost(candidate, size, self.shots, own, tested)
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
@@ -129,8 +136,9 @@ def leaderboard_lines(auto: Any) -> list[str]:
          f"{line['seconds']:.1f}"]
         for line in auto["leaderboard"]
     ]  # fmt: skip
+    rows += [[name, "not run", "", "", "", f"about {seconds:.0f}"] for name, seconds in auto["not_run"].items()]
     table = format_table(["candidate", "held out", "std. error", "NLL", "weight", "seconds"], rows)
-    return [table, f"{auto['chosen']} answers"]
+    return [table, auto.get("says", f"{auto['chosen']} answers")]
 
 
 def shots_line(episode: "Episode", folds: int = 0) -> str:
@@ -152,14 +160,14 @@ def settings_of_prior(given: Mapping[str, object]) -> dict[str, object]:
     if given.get("prior") is None:
         return dict(given)
     from promptprior.cli.common import header_at
+    from promptprior.methods.choosing import options_of_prior
 
     header = header_at(given, "prior")
     if header is None:
         return dict(given)
     shared = {item.name: header.settings[item.name] for item in fields(Settings) if item.name in header.settings}
     settings = to_mapping(from_mapping(Settings, shared, str(given["prior"])))  # under the names of this version
-    method, facts = header.settings.get("method"), ("name", "needs_sources", "uses_shots")
-    options = {k: v for k, v in method.items() if k not in facts} if isinstance(method, Mapping) else {}
+    options = options_of_prior(header)
     is_same = given.get("method", header.method) == header.method
     own = {"method": header.method, "backbone": header.backbone.name, "settings": settings}
     return merge_settings(given, {**own, "options": options if is_same else {}})

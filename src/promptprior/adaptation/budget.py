@@ -1,0 +1,62 @@
+"""Which candidates a budget of seconds lets start, decided once: a run that resumes follows what is on record."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from promptprior.config.mapping import from_mapping
+from promptprior.errors import ArtifactError, SpecError
+from promptprior.files import read_json, write_json
+
+RECORD = "candidates.json"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate starts, and the seconds that it was expected to take, None while nothing was measured.
+
+    `seconds` and `tokens` (weighted as in cost_estimate.py) are what it took, 0 until it has ended.
+    """
+
+    candidate: str
+    starts: bool
+    expected: float | None
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """The decisions of one choice; `key` is a hash of all that the choice is among."""
+
+    key: str
+    decisions: tuple[Decision, ...]
+
+
+def expected_seconds(work: float, before: Sequence[Decision]) -> float | None:
+    """How long so many weighted tokens take at the rate of what ran before; None where nothing was read."""
+    seconds, tokens = sum(d.seconds for d in before), sum(d.tokens for d in before)
+    return work * seconds / tokens if tokens else None
+
+
+def read_decisions(folder: Path | str | None, key: str) -> tuple[Decision, ...]:
+    """What was decided before, in order; nothing without a folder, without a record, or where it is of another choice.
+
+    Raises ArtifactError for a record that is damaged.
+    """
+    if folder is None or not (path := Path(folder) / RECORD).exists():
+        return ()
+    try:
+        mapping = read_json(path)
+        if not isinstance(mapping, dict):
+            raise SpecError(f"{path}: expected a JSON object; got {type(mapping).__name__}")
+        record = from_mapping(Record, mapping, str(path))
+    except (SpecError, ArtifactError) as error:
+        raise ArtifactError(f"{error}; delete {path.parent} to begin again") from error
+    return record.decisions if record.key == key else ()
+
+
+def write_decisions(folder: Path | str | None, key: str, decisions: Sequence[Decision]) -> None:
+    """Put what is decided on record, whole or not at all."""
+    if folder is not None:
+        write_json(Path(folder) / RECORD, asdict(Record(key, tuple(decisions))))
