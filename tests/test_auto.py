@@ -51,11 +51,9 @@ def prior() -> Prior:
     return fit(make_method("multitask"), [choice_task("always", always(0))], backbone(), SETTINGS)
 
 
-def run_auto(
-    folder: Path | None = None, watch: Any = None, *, episode: Episode = EPISODE, **options: object
-) -> Adapted:
+def run_auto(folder: Path | None = None, watch: Any = None, **options: object) -> Adapted:
     method = make_method("auto", {"candidates": CANDIDATES, **options})
-    [adapted] = adapt(method, [episode], backbone(), None, SETTINGS, RunControl(folder, watch, checkpoint_seconds=0))
+    [adapted] = adapt(method, [EPISODE], backbone(), None, SETTINGS, RunControl(folder, watch, checkpoint_seconds=0))
     return adapted
 
 
@@ -220,7 +218,7 @@ def test_auto_in_python_takes_a_file_and_a_folder(tmp_path: Path) -> None:
         "edges", str(model), shots=2, data=tmp_path / "data", candidates=CANDIDATES[:2], settings=SETTINGS, seconds=600
     )
     found.prompt.save_pretrained(tmp_path / "prompt")
-    loaded = pp.load(str(model))
+    loaded = pp.load(str(model), dtype="auto")
     again = Prompt.from_pretrained(tmp_path / "prompt", loaded.card)
     assert again.header.method == "auto"
     task = pp.load_task("edges", tmp_path / "data")

@@ -83,11 +83,11 @@ def auto(
 ) -> Adapted:
     """The best answer that a few labelled examples can buy: several methods adapt, held-out answers choose (choose.py).
 
-    A task is one that was loaded, or a name, file or folder; a backbone too (`load`). Of `shots` examples per class and
-    as many again all are learned from. `result.prompt` is what `predict`, `evaluate` and `save_pretrained` take;
-    `result.dev_score` is its score on examples held out, `result.prompt.header.scores["auto"]` the leaderboard. For
-    checkpoints call `adapt` with make_method("auto") and a RunControl. Raises SpecError for unknown names, and what
-    `load_task`, `load` and `adapt` raise.
+    A task is one that was loaded, or a name, file or folder; a backbone too, in the dtype "auto" of `load`. Of `shots`
+    examples per class and as many again all are learned from. `result.prompt` is what `predict`, `evaluate` and
+    `save_pretrained` take; `result.dev_score` is its score on examples held out, and the leaderboard stands in
+    `result.prompt.header.scores["auto"]`. For checkpoints call `adapt` with make_method("auto") and a RunControl.
+    Raises SpecError for unknown names, and what `load_task`, `load` and `adapt` raise.
     """
     given = {n: options.get(n) for n in ("candidates", "seconds") if options.get(n) is not None}
     method, data = make_method("auto", given), options.get("data")
@@ -95,7 +95,7 @@ def auto(
         task = load_task(str(task), None if data is None else Path(data))
     if isinstance(backbone, str):
         with quiet_loading():
-            backbone = load(backbone)
+            backbone = load(backbone, dtype="auto")
     settings = options.get("settings") or Settings()
     episode = make_episode(task, shots, seed, settings.dev_limit)
     [adapted] = adapt(method, [episode], backbone, options.get("prior"), settings)
@@ -162,9 +162,8 @@ def _adapt_and_choose(
     first = priors if isinstance(priors, Prior) or not priors else priors[0]
     candidates = candidates_of(method, first.header if isinstance(first, Prior) else None)
     priors_of = {c.name: _checked_priors(c, episodes, priors, backbone, settings) for c in candidates}
-    key = stable_hash(
-        [method, settings, backbone.card.fingerprint, [c.name for c in candidates], *(e.key for e in episodes)]
-    )
+    names, drawn = [c.name for c in candidates], [e.key for e in episodes]
+    key = stable_hash([method, settings, backbone.card.fingerprint, names, drawn])
     on_record = {decision.candidate: decision for decision in read_decisions(control.folder, key)}
     sizes = {e.task.fingerprint: target_size(backbone, e.task) for e in episodes} if method.seconds is not None else {}
     decisions, adapted = list[Decision](), [list[Adapted]() for _ in episodes]

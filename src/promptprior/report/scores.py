@@ -153,18 +153,14 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
                 cell = replace(cell, detail=so_far if mean.n == 1 else f"{cell.detail}, {so_far}")
             cells.append(cell)
         rows.append([*cells, *([grid.constants.get(target)] if grid.constants else [])])
-    reference = ("Best constant",) if grid.constants else ()
-    constant_note = " Best constant: the best answer that is the same for every text, picked by the test labels."
-    return make_table(
-        f"scores-k{k}",
-        f"Scores, k = {k}",
+    note = (
         "Mean over seeds with its 95% interval (Student's t below thirty seeds, else BCa bootstrap). A triangle says "
         f"that the interval of the paired difference from {grid.baseline} excludes 0, not corrected for many targets."
-        + constant_note
-        * len(reference),
-        columns("Target", grid.methods, reference),
-        rows,
     )
+    if grid.constants:
+        note += " Best constant: the best answer that is the same for every text, picked by the test labels."
+    heads = columns("Target", grid.methods, ["Best constant"] if grid.constants else ())
+    return make_table(f"scores-k{k}", f"Scores, k = {k}", note, heads, rows)
 
 
 def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, ...]:
