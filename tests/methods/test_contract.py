@@ -16,8 +16,9 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from promptprior.adapt import adapt, initial_adaptation, make_episode, score_on_test, target_run
+from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.runs import initial_adaptation, target_run
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
