@@ -36,6 +36,7 @@ from promptprior.heads.head import Head, Readout
 from promptprior.heads.linear import Linear
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Episode, make_method
+from promptprior.methods.target_only.auto import CANDIDATES
 from promptprior.parameterisations.initial import start_prompt
 from promptprior.tasks import load_task
 from promptprior.tasks.metrics import score
@@ -54,10 +55,9 @@ HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, a
     "knn": ("none", NAMED_HEADS["nearest"]),
     "linear_probe": ("none", NAMED_HEADS["linear"]),
     "probe_mixture": ("none", NAMED_HEADS["mixture"]),
-    "linear_behind_prompt": ("prompt", NAMED_HEADS["linear"]),
-    "mixture_behind_prompt": ("prompt", NAMED_HEADS["mixture"]),
+    "prompted_linear": ("prompt", NAMED_HEADS["linear"]),
+    "prompted_mixture": ("prompt", NAMED_HEADS["mixture"]),
 }
-CANDIDATES = ("zero_shot_calibrated", "linear_probe", "probe_mixture", "linear_behind_prompt", "mixture_behind_prompt")
 
 
 def balanced_rows(task: Task, rows: int = TEST_ROWS) -> tuple[Example, ...]:
@@ -159,10 +159,11 @@ def answer(task: Task, cache: Path, file: Path) -> None:
         start, answers = time.monotonic(), [held[m] for m in CANDIDATES]
         fitted = mix(answers)
         blend_held = scores_of(task, cross_validated(answers))
-        singles = {m: scores_of(task, held[m])["score"] for m in CANDIDATES}
-        best = max(CANDIDATES, key=lambda m: (singles[m], -CANDIDATES.index(m)))
+        singles = {m: scores_of(task, held[m]) for m in CANDIDATES}
+        best = max(CANDIDATES, key=lambda m: (singles[m]["score"], -CANDIDATES.index(m)))
         blend = [fitted.answer([on_test[m][i] for m in CANDIDATES]) for i in range(len(test))]
-        takes_blend = blend_held["score"] >= singles[best] and len(fitted.members) > 1
+        single_wins = singles[best]["score"] > blend_held["score"] and singles[best]["nll"] < blend_held["nll"]
+        takes_blend = len(fitted.members) > 1 and not single_wins
         chosen = blend if takes_blend else on_test[best]
         about = {"chosen": "blend" if takes_blend else best, "weights": dict(zip(
             [CANDIDATES[m] for m in fitted.members], fitted.weights, strict=True))}  # fmt: skip
