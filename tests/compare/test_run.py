@@ -356,7 +356,7 @@ def test_rows_of_auto_have_its_leaderboard_and_all_the_best_constant_answer(plan
     for row in rows:
         examples = run.load_tasks(plan).targets[0].split("test")[: plan.test_limit]
         counts = Counter(example.target for example in examples)
-        assert row.constant_score == max(counts.values()) / len(examples)
+        assert row.constant == max(counts.values()) / len(examples)
     [row] = [row for row in rows if row.method == "auto"]
     said = row.diagnostics["auto"]
     assert said["leaderboard"].keys() - {"auto"} == {"zero_shot_contextual", "linear_probe"}

@@ -58,6 +58,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot_batch": {},
     "zero_shot_calibrated": {},
     "probe_mixture": {},
+    "prompted_linear": {},
+    "prompted_mixture": {},
     "in_context_contextual": {},
     "auto": {"candidates": ("zero_shot_contextual", "linear_probe", "prompt_tuning"), "folds": 2},
     "residual_prompt_tuning": {"bottleneck": 4},

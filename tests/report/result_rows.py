@@ -40,7 +40,7 @@ def result_row(**changes):
         "status": "ok",
         "error": "",
         "diagnostics": {},
-        "constant_score": None,
+        "constant": None,
     } | changes
 
 

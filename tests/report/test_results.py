@@ -77,6 +77,6 @@ def test_a_bad_line_is_named(tmp_path):
 
 
 def test_older_rows_know_no_constant_answer():
-    older = {name: value for name, value in result_row().items() if name != "constant_score"}
-    assert Row.from_json(older).constant_score is None
-    assert Row.from_json(result_row(constant_score=0.6)).constant_score == 0.6
+    older = {name: value for name, value in result_row().items() if name != "constant"}
+    assert Row.from_json(older).constant is None
+    assert Row.from_json(result_row(constant=0.6)).constant == 0.6

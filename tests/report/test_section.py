@@ -117,7 +117,7 @@ def test_little_to_say_makes_few_tables(tmp_path, rows):
 
 
 def test_the_best_constant_answer_stands_beside_the_scores_and_in_the_plot():
-    rows = [row | {"constant_score": 0.4 if row["target"] == "antonym" else None} for row in grid_rows()]
+    rows = [row | {"constant": 0.4 if row["target"] == "antonym" else None} for row in grid_rows()]
     report = make_report(rows, "t")
     [table] = [table for table in report.tables if table.name == "scores-k4"]
     assert table.columns[-1].head == "Best constant"

@@ -5,9 +5,10 @@ then the simplest (candidates stand in order of cost). A blend averages probabil
 
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
-T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599), w the held-out NLL of the blend, by EM
-over the simplex (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.02030). Its own score comes from folds of
-the held-out examples, each answered by weights that the others gave.
+T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599). w maximises the held-out likelihood of
+the blend under a Dirichlet prior that pulls to equal weights, by EM (a linear opinion pool; stacking, Yao et al. 2018,
+arXiv 1704.02030): few examples tell too little to let one candidate have it all (docs/log.md). The blend's own score
+comes from folds of the held-out examples, each answered by weights that the others gave.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from promptprior.tasks.task import Example
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
 EM_STEPS = 300
+PULL = 4.0  # examples that the prior is worth for each candidate
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
 FOLDS = 5  # of the held-out examples, for the score of the blend
 RESAMPLES = 500  # of the examples, for the interval of a gap
@@ -91,7 +93,10 @@ class Gap:
     def says(self) -> str:
         """The gap in words."""
         doubt = "; so few examples cannot tell this from chance" if self.could_be_chance else ""
-        return f"Ahead of {self.of} by {self.mean:.3g} (95% interval {self.low:.3g} to {self.high:.3g}){doubt}"
+        word, mean, low, high = "Ahead of", self.mean, self.low, self.high
+        if mean < 0:  # a blend that scores less and is surer of the right answers
+            word, mean, low, high = "Behind", -mean, -high, -low
+        return f"{word} {self.of} by {mean:.3g} (95% interval {low:.3g} to {high:.3g}){doubt}"
 
     def to_mapping(self) -> dict[str, object]:
         """What a header keeps."""
@@ -153,10 +158,14 @@ def mix(answers: Sequence[Sequence[HeldOut]]) -> Mix:
 
 
 def mixing_weights(log_right: Float[Tensor, "M n"]) -> Float[Tensor, " M"]:
-    """Weights on the simplex that maximise the mean log of the mixed probability of the right answers, by EM."""
+    """Weights on the simplex that maximise, by EM,
+
+    sum over examples of log(sum over m of w_m p_m(right answer)) + PULL * sum over m of log w_m
+    """
     weights = torch.full(log_right.shape[:1], 1 / len(log_right), dtype=torch.float64)
     for _ in range(EM_STEPS):
-        weights = torch.softmax(log_right + weights.log()[:, None], dim=0).mean(1)
+        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + PULL
+        weights = counts / counts.sum()
     return weights
 
 
@@ -179,11 +188,11 @@ def choose_candidate(
 ) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
-    Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free
-    text, which has no choices to average over, goes to the candidate of the lowest NLL. The header has `scores.auto`:
-    what was chosen; a leaderboard of held-out score (None for free text) with its standard error, NLL in nats, seconds
-    and weight in the blend; the seconds that candidates which were `not_run` would have taken; and the gap (paired_gap)
-    between what was chosen and the best of the others.
+    Candidates stand in order of cost. The blend is taken unless the best single candidate has both the better held-out
+    score and the lower NLL; free text, which has no choices to average over, goes to the candidate of the lowest NLL.
+    The header has `scores.auto`: what was chosen; a leaderboard of held-out score (None for free text) with its
+    standard error, NLL in nats, seconds and weight in the blend; the seconds that candidates which were `not_run` would
+    have taken; and the gap (paired_gap) between what was chosen and the best of the others.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
@@ -204,7 +213,8 @@ def choose_candidate(
         mixed, own_header = tuple(cross_validated(answers)), replace(header, method=name)
         together = replace(base, prompt=replace(base.prompt, header=own_header), out_of_fold=mixed, cost=cost)
         board.append(judged(together, mixed))
-        place = len(candidates) if rank(board[-1]) >= rank(board[best]) else best
+        is_worse = rank(board[-1]) < rank(board[best]) and board[-1].nll > board[best].nll
+        place = best if is_worse else len(candidates)
     chosen, others = board[place], board[:place] + board[place + 1 :]
     errors = [jackknife_error(task, c.adapted.out_of_fold) for c in board]
     about: dict[str, object] = {

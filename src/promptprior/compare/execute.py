@@ -21,7 +21,7 @@ from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
-from promptprior.tasks.metrics import constant_score
+from promptprior.tasks.metrics import best_constant
 from promptprior.train import Watch, seconds_so_far
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
@@ -116,6 +116,8 @@ def _adapt_group(
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)
     results = score_on_test(backbone, episodes_adapted, plan.test_limit)
+    targets = {cell.target.fingerprint: cell.target for cell in group.cells}
+    constants = {key: best_constant(t, t.split("test")[: plan.test_limit]) for key, t in targets.items()}
     diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
@@ -127,10 +129,6 @@ def _adapt_group(
             prior_numbers[topic] = value
     about_prior = {"prior": prior_numbers} if prior_numbers else {}
 
-    constants = {
-        cell.target.fingerprint: constant_score(cell.target, cell.target.split("test")[: plan.test_limit])
-        for cell in group.cells
-    }
     finished = []
     for cell, adapted, result, own in zip(group.cells, episodes_adapted, results, diagnostics, strict=True):
         blank, shots = failed_row(context, cell, ""), adapted.episode.shots
@@ -152,7 +150,7 @@ def _adapt_group(
             parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
             shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
             diagnostics={**about_prior, **own},
-            constant_score=constants[cell.target.fingerprint],
+            constant=constants[cell.target.fingerprint],
             status="ok",
         )
         on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}

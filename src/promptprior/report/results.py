@@ -92,13 +92,13 @@ class Row:
     method uses no examples. `settings` are the values this cell ran with. Nothing here depends on when it
     ran, so equal cells give equal rows but for seconds.
 
+    `constant` is the score of the best answer that ignores the text, on the same test rows; None for tasks without
+    classes, and in older results.
+
     `diagnostics` are the method's own, by topic, as plain JSON; older results have none. Of "retrieval"
     the report shows what parameterisations.retrieval.bank_diagnostics measures, draws `map` (for each name in `tasks`,
     the share of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Of
     "auto" it counts what was `chosen`. Plain values of other topics are listed.
-
-    `constant_score` is what the best constant answer scores on these test examples, picked by their own labels
-    (tasks.metrics.constant_score); older results have none.
     """
 
     cell: str
@@ -126,7 +126,7 @@ class Row:
     status: Literal["ok", "failed"]
     error: str
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
-    constant_score: float | None = None
+    constant: float | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -221,7 +221,7 @@ class Grid:
         self.ks = tuple(sorted({row.k for row in self.rows} - {0})) or ((0,) if self.rows else ())
         first = {row.target: row for row in reversed(self.rows)}
         self.targets = {t: first[t] for t in sorted(first, key=lambda target: (first[target].family, target))}
-        self.constants = {row.target: row.constant_score for row in self.rows if row.constant_score is not None}
+        self.constants = {row.target: row.constant for row in self.rows if row.constant is not None}
         own = {target: METRICS.get(row.metric) for target, row in self.targets.items()}
         self.bounds = {target: known.bounds if known else UNBOUNDED for target, known in own.items()}
         self.metrics: dict[str, Metric | None] = {}

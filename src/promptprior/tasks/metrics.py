@@ -176,27 +176,6 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     return {name: float(value.function(answers)) for name, value in metrics.items()}
 
 
-def constant_score(task: Task, examples: Sequence[Example]) -> float | None:
-    """The task's first metric for the best answer that is the same whatever the text, chosen by these very examples:
-    what a prompt must beat to have learned anything.
-
-    Of free text the five most frequent answers are tried. None where examples have different choices, and for metrics
-    that need likelihoods or cannot read such answers.
-    """
-    first = metric(task.metrics[0])
-    if first.needs_ranking or not examples or len({example.choices for example in examples}) > 1:
-        return None
-    choices = examples[0].choices
-    common = Counter(example.target for example in examples).most_common(5)
-    answers = list(enumerate(choices)) if task.is_choice else [(None, answer) for answer, _ in common]
-    scores = []
-    for choice, text in answers:
-        predictions = [Prediction(example.id, text, choice) for example in examples]
-        value = float(first.function(AnswerSet(task, examples, predictions)))
-        scores += [value] if np.isfinite(value) else []
-    return max(scores, key=lambda value: merit(task.metrics[0], value), default=None)
-
-
 def metric(name: str) -> Metric:
     """The metric of a name, built in or of another package. Raises SpecError with the nearest names."""
     if name in METRICS:
@@ -221,6 +200,20 @@ def merit(name: str, value: float) -> float:
     (0.5, -0.5)
     """
     return value if metric(name).higher_is_better else -value
+
+
+def best_constant(task: Task, examples: Sequence[Example]) -> float | None:
+    """The best value of `task.metrics[0]` that one answer for all examples gets; None where there are no classes.
+
+    It is also None for metrics that need the likelihood of every choice.
+    """
+    main = metric(task.metrics[0])
+    if not task.is_choice or main.needs_ranking or len({e.choices for e in examples}) != 1:
+        return None
+    answers = enumerate(examples[0].choices)
+    sets = [AnswerSet(task, examples, [Prediction(e.id, text, i) for e in examples]) for i, text in answers]
+    values = [float(main.function(answer_set)) for answer_set in sets]
+    return max(values) if main.higher_is_better else min(values)
 
 
 def direction_mark(task: Task) -> list[str]:
