@@ -407,7 +407,7 @@ def test_the_best_constant_answer_by_hand():
     assert best_constant(balanced, balanced.split("test")) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "macro_f1", "mcc"])
+@pytest.mark.parametrize("name", ["accuracy", "f1", "macro_f1", "matthews_correlation"])
 def test_the_best_constant_answer_is_that_of_all_choices_tried(name):
     rng = np.random.default_rng(0)
     task = choice_task(rng.integers(0, 2, 30).tolist(), (name,))
