@@ -89,8 +89,9 @@ def auto(
     `result.prompt.header.scores["auto"]`. For checkpoints call `adapt` with make_method("auto") and a RunControl.
     Raises SpecError for unknown names, and what `load_task`, `load` and `adapt` raise.
     """
-    given = {n: options.get(n) for n in ("candidates", "seconds") if options.get(n) is not None}
-    method, data = make_method("auto", given), options.get("data")
+    given = {"candidates": options.get("candidates"), "seconds": options.get("seconds")}
+    method = make_method("auto", {name: value for name, value in given.items() if value is not None})
+    data = options.get("data")
     if not isinstance(task, Task):
         task = load_task(str(task), None if data is None else Path(data))
     if isinstance(backbone, str):
