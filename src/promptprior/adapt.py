@@ -33,6 +33,7 @@ from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, training_tokens
+from promptprior.config.choices import TestRows
 from promptprior.config.mapping import stable_hash, to_mapping
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
@@ -70,7 +71,7 @@ from promptprior.rules.rule import Rule
 from promptprior.rules.stopping import StopCopies
 from promptprior.tasks.metrics import merit, score
 from promptprior.tasks.sampling.batch import Batch, collate
-from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot
+from promptprior.tasks.sampling.draws import EpisodeDraws, Pool, generator, k_shot, select_test
 from promptprior.tasks.task import Task
 from promptprior.train import Run, Trained
 
@@ -599,8 +600,10 @@ class _FinishedRun:
         return points
 
 
-def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[EvalResult]:
-    """Scores of prompts on their tasks' test splits (the first `limit` examples).
+def score_on_test(
+    backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
+) -> list[EvalResult]:
+    """Scores of prompts on the examples of their tasks' test splits that `limit` and `rows` name (select_test).
 
     Prompts of one parameterisation are copies of one evaluation.
     """
@@ -609,7 +612,9 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
     for place, a in enumerate(adapted):
         header = a.prompt.header
         if header.parameterisation == BLEND:
-            results[place] = evaluate(a.prompt, a.episode.task, backbone, "test", limit)
+            task = a.episode.task
+            tested = replace(task, examples={**task.examples, "test": select_test(task, limit, rows)})
+            results[place] = evaluate(a.prompt, tested, backbone, "test")
             continue
         alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
     for places in alike.values():
@@ -621,8 +626,9 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
         for a in group:
             task, size = a.episode.task, copies_of(a.prompt.params)
             if task.fingerprint not in eval_sets:
-                check_lengths(backbone, task, task.split("test")[:limit], length_of_prompt(a.prompt))
-                eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
+                examples = select_test(task, limit, rows)
+                check_lengths(backbone, task, examples, length_of_prompt(a.prompt))
+                eval_sets[task.fingerprint] = make_eval_set(objective, task, examples)
             heads = prompt_heads(a.prompt)
             requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size, heads=heads))
             first += size

@@ -40,6 +40,7 @@ def result_row(**changes):
         "status": "ok",
         "error": "",
         "diagnostics": {},
+        "constant": None,
     } | changes
 
 

@@ -21,6 +21,7 @@ from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
+from promptprior.tasks.metrics import best_constant
 from promptprior.train import Watch, seconds_so_far
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
@@ -112,7 +113,9 @@ def _adapt_group(
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)
-    results = score_on_test(backbone, episodes_adapted, plan.test_limit)
+    results = score_on_test(backbone, episodes_adapted, plan.test_limit, plan.test_rows)
+    targets = {cell.target.fingerprint: cell.target for cell in group.cells}
+    constants = {key: best_constant(target, plan.test_of(target)) for key, target in targets.items()}
     diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
@@ -140,6 +143,7 @@ def _adapt_group(
             parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
             shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
             diagnostics={**about_prior, **own},
+            constant=constants[cell.target.fingerprint],
             status="ok",
         )
         on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}
@@ -180,7 +184,7 @@ def failed_row(context: WorkerContext, cell: Cell, error: str) -> Row:
         cost=CellCost.of(Cost(), Cost()),
         parameters=Parameters(0, 0),
         sources=source_labels(method, context.tasks.sources),
-        n_test=len(target.split("test")[: plan.test_limit]),
+        n_test=len(plan.test_of(target)),
         backbone=BackboneName(card.name, card.fingerprint),
         shots=ShotIds((), ()),
         versions={name: str(value) for name, value in versions().items()},

@@ -92,6 +92,9 @@ class Row:
     method uses no examples. `settings` are the values this cell ran with. Nothing here depends on when it
     ran, so equal cells give equal rows but for seconds.
 
+    `constant` is the score of the best answer that ignores the text, on the same test rows; None for tasks without
+    classes, and in older results.
+
     `diagnostics` are the method's own, by topic, as plain JSON; older results have none. Of "retrieval"
     the report shows what parameterisations.retrieval.bank_diagnostics measures, draws `map` (for each name in `tasks`,
     the share of its texts that retrieve each token) and lists `tokens` (as bank_diagnostics.full_table has them). Plain
@@ -123,6 +126,7 @@ class Row:
     status: Literal["ok", "failed"]
     error: str
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    constant: float | None = None
 
     @property
     def is_ok(self) -> bool:

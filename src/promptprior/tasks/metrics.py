@@ -202,6 +202,20 @@ def merit(name: str, value: float) -> float:
     return value if metric(name).higher_is_better else -value
 
 
+def best_constant(task: Task, examples: Sequence[Example]) -> float | None:
+    """The best value of `task.metrics[0]` that one answer for all examples gets; None where there are no classes.
+
+    It is also None for metrics that need the likelihood of every choice.
+    """
+    main = metric(task.metrics[0])
+    if not task.is_choice or main.needs_ranking or len({e.choices for e in examples}) != 1:
+        return None
+    answers = enumerate(examples[0].choices)
+    sets = [AnswerSet(task, examples, [Prediction(e.id, text, i) for e in examples]) for i, text in answers]
+    values = [float(main.function(answer_set)) for answer_set in sets]
+    return max(values) if main.higher_is_better else min(values)
+
+
 def direction_mark(task: Task) -> list[str]:
     """What a key gains for a task whose first metric is better when lower: before `merit`, dev picked the worst of it.
 
