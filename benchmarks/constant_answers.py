@@ -32,7 +32,9 @@ def main(data: Path, results: Path, config: Path) -> None:
             constants[task.name][choice] = score(task, examples, answers)[task.metrics[0]]
         values = ", ".join(f"{choice} {value:.3f}" for choice, value in constants[task.name].items())
         print(f"{task.name} ({task.metrics[0]}, {len(examples)} rows): {values}")
-    print("method: cells with classes | exactly a constant | below the best constant | kept step 0, of all trained cells")
+    print(
+        "method: cells with classes | exactly a constant | below the best constant | kept step 0, of all trained cells"
+    )
     for method in [*dict.fromkeys(row.method for row in rows), ""]:
         own = [row for row in rows if method in ("", row.method)]
         known = [row for row in own if row.target in constants]

@@ -3,12 +3,13 @@
 import inspect
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.metrics import METRICS, Prediction, score, squad_normalised
+from promptprior.tasks.metrics import METRICS, Prediction, best_constant, score, squad_normalised
 from promptprior.tasks.task import Example, Task
 
 
@@ -393,3 +394,15 @@ def test_stance_is_found_in_label_names_where_choices_are_words():
         label_names=("none", "against", "favor"),
     )
     assert scored(task, chosen(task, [0, 1, 2]))["f1_against_favor"] == 1.0
+
+
+def test_the_best_constant_is_that_of_all_constants():
+    from sklearn import metrics as sk
+
+    labels = [0, 0, 1, 2, 2, 2]
+    examples = tuple(Example(str(i), "t", "abc"[y], ("a", "b", "c"), y) for i, y in enumerate(labels))
+    for name, function in (("accuracy", sk.accuracy_score), ("balanced_accuracy", sk.balanced_accuracy_score)):
+        task = Task("t", "multiple_choice", (name,), {"test": examples})
+        assert best_constant(task, examples) == pytest.approx(max(function(labels, [c] * 6) for c in range(3)))
+    assert best_constant(replace(task, metrics=("nll",)), examples) is None
+    assert best_constant(Task("t", "generate_until", ("exact_match",), {"test": examples}), examples) is None

@@ -157,7 +157,7 @@ class Report:
         if len({row.backbone.fingerprint for row in grid.rows}) > 1:
             notices.append("Cells of different backbones are mixed: differences between methods may be theirs.")
         if gates := list(dict.fromkeys(c.gate for c in self.cautions if c.spoils)):
-            notices.append(f"Not a basis for claims: {list_words(gates)}. See \"What these numbers cannot say\".")
+            notices.append(f'Not a basis for claims: {list_words(gates)}. See "What these numbers cannot say".')
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
         if unknown := sorted({grid.targets[t].metric for t, known in grid.metrics.items() if known is None}):

@@ -101,9 +101,7 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
             labels.append({d: fit_of(runs[d]) if d in runs else d for d in draws})
         fits = min(labels, key=lambda of_draw: len(set(of_draw.values())))
         by_draw = {d: float(np.mean([of_target[d] for of_target in gaps.values()])) for d in draws}
-        by_fit = [
-            float(np.mean([by_draw[d] for d in draws if fits[d] == fit])) for fit in dict.fromkeys(fits.values())
-        ]
+        by_fit = [float(np.mean([by_draw[d] for d in draws if fits[d] == fit])) for fit in dict.fromkeys(fits.values())]
         primary, p = interval(by_fit), mean_test(by_fit)
         spread = float(np.std(by_fit, ddof=1)) if len(by_fit) > 1 else 0.0
         tested.append(
@@ -140,10 +138,10 @@ def _row_errors(grid: Grid, methods: tuple[str, str], k: int) -> dict[str, float
 def contrast_section(tested: Sequence[Contrast]) -> Section:
     """The contrasts as one table, with the verdict of each."""
     note = (
-        "First minus second; positive is better, whatever the metric. The contrasts were named in the plan. By fit: each "
-        "fit's mean over targets and draws is one observation, Student's t; p is its test, Holm's correction runs over "
-        "this table alone. Other targets: hierarchical bootstrap over fits, draws, targets and test rows. Smallest: the "
-        "difference that as many fits of this spread find four times in five, at the level of Holm's first step."
+        "First minus second; positive is better, whatever the metric. The contrasts were named in the plan. By fit: "
+        "each fit's mean over targets and draws is one observation, Student's t; p is its test, and Holm's correction "
+        "runs over this table alone. Other targets: hierarchical bootstrap over fits, draws, targets and test rows. "
+        "Smallest: the difference that as many fits of this spread find four times in five, at Holm's first level."
     )
     heads = (
         *columns("Contrast", (), dict.fromkeys(["k", "Targets", "Draws", "Fits"], "count")),
