@@ -138,8 +138,7 @@ def test_importing_the_library_is_light() -> None:
 
 
 def test_a_report_needs_no_model() -> None:
-    modules = [
-        f"promptprior.report.{path.stem}" for path in FILES if layer(path) == "report" and path.stem != "__init__"
-    ]
+    files = [path.relative_to(SOURCE.parent) for path in FILES if layer(path) == "report" and path.stem != "__init__"]
+    modules = [".".join(path.with_suffix("").parts) for path in files]
     code = f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert run_python(code) == "[]"

@@ -23,6 +23,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, load, training_tokens
 from promptprior.backbone.quiet_loading import quiet_loading
+from promptprior.config.choices import TestRows
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
 from promptprior.cost_estimate import adapting_cost, target_size
@@ -49,7 +50,7 @@ from promptprior.preflight import check_lengths, check_start, check_training_mem
 from promptprior.processes import all_decide
 from promptprior.rules.maml import MULTIPLIER
 from promptprior.tasks import Task, load_task
-from promptprior.tasks.sampling.draws import generator, k_shot
+from promptprior.tasks.sampling.draws import generator, k_shot, select_test
 
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
@@ -248,8 +249,10 @@ def _in_units_of(form: Prefix, prior: Prior, backbone: Backbone) -> Params:
     return {**prior.params, **in_other_units(fitted, form, prompts)}
 
 
-def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None) -> list[EvalResult]:
-    """Scores of prompts on their tasks' test splits (the first `limit` examples).
+def score_on_test(
+    backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
+) -> list[EvalResult]:
+    """Scores of prompts on the examples of their tasks' test splits that `limit` and `rows` name (select_test).
 
     Prompts of one parameterisation are copies of one evaluation.
     """
@@ -258,7 +261,9 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
     for place, a in enumerate(adapted):
         header = a.prompt.header
         if header.parameterisation == BLEND:
-            results[place] = evaluate(a.prompt, a.episode.task, backbone, "test", limit)
+            task = a.episode.task
+            tested = replace(task, examples={**task.examples, "test": select_test(task, limit, rows)})
+            results[place] = evaluate(a.prompt, tested, backbone, "test")
             continue
         alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
     for places in alike.values():
@@ -270,8 +275,9 @@ def score_on_test(backbone: Backbone, adapted: Sequence[Adapted], limit: int | N
         for a in group:
             task, size = a.episode.task, copies_of(a.prompt.params)
             if task.fingerprint not in eval_sets:
-                check_lengths(backbone, task, task.split("test")[:limit], length_of_prompt(a.prompt))
-                eval_sets[task.fingerprint] = make_eval_set(objective, task, task.split("test")[:limit])
+                examples = select_test(task, limit, rows)
+                check_lengths(backbone, task, examples, length_of_prompt(a.prompt))
+                eval_sets[task.fingerprint] = make_eval_set(objective, task, examples)
             heads = prompt_heads(a.prompt)
             requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size, heads=heads))
             first += size

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
+from promptprior.config.choices import TestRows
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
 from promptprior.parameterisations.prefix import prefix_form
 from promptprior.tasks.metrics import Prediction, score
-from promptprior.tasks.sampling.draws import generator
+from promptprior.tasks.sampling.draws import generator, select_test
 from promptprior.tasks.task import Example, Task
 from promptprior.untrusted import check_memory
 
@@ -45,10 +46,10 @@ def check_training_memory(backbone: Backbone, settings: Settings, stage: Trainin
     check_memory(prompts + batch, what, change, SpecError)
 
 
-def check_metrics(task: Task, limit: int | None = None) -> None:
-    """Raise SpecError or DataError when a metric of the task does not fit its test split, by scoring right answers."""
+def check_metrics(task: Task, limit: int | None = None, rows: TestRows = "first") -> None:
+    """Raise SpecError or DataError when a metric of the task does not fit its test rows, by scoring right answers."""
     slow = any(name in SLOW_METRICS for name in task.metrics)
-    examples = task.split("test")[: FEW if slow else limit]
+    examples = task.split("test")[:FEW] if slow else select_test(task, limit, rows)
     right = []
     for example in examples:
         nll = tuple(float(choice != example.label) for choice in range(len(example.choices)))

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, Tasks, cells
+from promptprior.compare.power import power_lines
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Fit, WorkerContext, remaining_work
 from promptprior.config.mapping import from_mapping
@@ -20,9 +22,10 @@ from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError, TrainingError
 from promptprior.methods import make_method
-from promptprior.report.results import read_rows
+from promptprior.report.results import Row, read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
+from tests.report.result_rows import grid_rows
 
 
 def words(name: str, low: str, high: str, count: int = 24) -> Task:
@@ -362,3 +365,41 @@ def test_rows_of_auto_have_its_leaderboard_and_all_the_best_constant_answer(plan
     assert said["leaderboard"].keys() - {"auto"} == {"zero_shot_contextual", "linear_probe"}
     assert said["chosen"] in said["leaderboard"]
     assert "Which candidate was chosen" in (plan.output / run.PAGE).read_text()
+
+
+def test_a_plan_of_the_protocol(plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Balanced test rows have keys of their own, rows know the best constant, contrasts reach the report."""
+    uneven = tuple(e for i, e in enumerate(TASKS["three"].split("test")) if e.label == 0 or i < 10)
+    monkeypatch.setitem(TASKS, "three", replace(TASKS["three"], examples={**TASKS["three"].examples, "test": uneven}))
+    plan = replace(plan, methods=("zero_shot", "prompt_tuning", "multitask"), test_limit=16)
+    sound = replace(plan, test_rows="balanced", contrasts=("multitask - prompt_tuning",))
+    tasks = run.load_tasks(plan)
+    assert {c.key for c in cells(plan, tasks, backbone)}.isdisjoint(c.key for c in cells(sound, tasks, backbone))
+    named = replace(plan, contrasts=sound.contrasts)
+    assert [c.key for c in cells(plan, tasks, backbone)] == [c.key for c in cells(named, tasks, backbone)]
+
+    assert "power: 2 fits on 1 targets find a difference of" in run.preview(sound, backbone)
+    once = run.preview(replace(sound, source_seed=13), backbone)
+    assert "no difference can be shown for multitask - prompt_tuning" in once
+    page = run.compare(sound, backbone, say_nothing).read_text()
+    assert all((r.n_test, r.constant) == (10, 0.5) for r in read_rows(sound.output / run.RESULTS))  # five of each
+    assert "multitask - prompt_tuning" in page
+    assert "Contrasts, written down first" in page
+    with pytest.raises(SpecError, match=r"contrast 'spot - multitask' \(--contrasts\)"):
+        replace(plan, contrasts=("spot - multitask",))
+    with pytest.raises(SpecError, match=r"test limit 1 \(--test-limit\)"):
+        run.preview(replace(sound, test_limit=1), backbone)
+
+
+def test_power_is_measured_where_cells_have_run(plan: Plan) -> None:
+    rows = [Row.from_json(r) for r in grid_rows(ks=(4,), seeds=(1, 2, 3, 4))]
+    plan = replace(plan, shots=(4,), seeds=(1, 2, 3, 4), contrasts=("multitask - prompt_tuning",))
+    (assumed,), (measured,) = power_lines(plan, 8, []), power_lines(plan, 8, rows)
+    assert "spread by fit 0.049, assumed" in assumed  # sqrt(0.04^2 + 0.08^2 / 8)
+    scores = {(r.method, r.target, r.seed): r.score for r in rows}
+    targets = {r.target for r in rows}
+    gaps = [
+        mean(scores["multitask", t, s] - scores["prompt_tuning", t, s] for t in targets)
+        for s in plan.seeds
+    ]  # fmt: skip
+    assert f"spread by fit {stdev(gaps):.3f}, measured on 1 contrasts" in measured

@@ -8,12 +8,15 @@ from scipy import stats
 
 from promptprior.report.statistics import (
     average_relative_gain,
+    hierarchical_bootstrap,
     holm,
     interval,
     mean_difference,
+    mean_test,
     paired_permutation,
     probability_of_improvement,
     rank_correlation,
+    smallest_difference,
     stratified_bootstrap,
 )
 
@@ -288,3 +291,61 @@ def test_an_interval_stays_within_its_bounds():
     clipped = interval([0.1, 0.9, 0.6], bounds=(0.0, 1.0))
     assert (clipped.low, clipped.estimate, clipped.high) == (0.0, wide.estimate, 1.0)
     assert interval([0.5, 0.51, 0.52], bounds=(0.0, 1.0)) == interval([0.5, 0.51, 0.52])
+
+
+def test_the_test_by_fit_is_students(rng):
+    x = rng.normal(0.3, 1, 7).tolist()
+    assert mean_test(x) == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
+    assert (mean_test([0.4]), mean_test([0.1, 0.1, 0.1])) == (1.0, 1.0)  # no spread to judge by
+
+
+def crossed(table, fits=None):
+    gaps = {str(t): dict(enumerate(column)) for t, column in enumerate(np.transpose(table).tolist())}
+    return gaps, fits or {d: d for d in range(len(table))}
+
+
+def test_the_hierarchical_bootstrap_has_the_closed_forms_spread(rng):
+    """n - 1 of n fits and targets: each layer's effects give s^2 / n, what is left of a cell the product of both."""
+    fits, targets = 6, 9
+    table = rng.normal(0, 1, (fits, targets)) + rng.normal(0, 1, (fits, 1)) + rng.normal(0, 2, targets) + 0.7
+    errors = rng.uniform(0, 1, targets)
+    got = hierarchical_bootstrap(*crossed(table), {str(t): e for t, e in enumerate(errors)})
+    row, column = table.mean(1) - table.mean(), table.mean(0) - table.mean()
+    rest = table - table.mean() - row[:, None] - column
+    n, m = fits * (fits - 1), targets * (targets - 1)
+    rows = (errors**2).sum() * (1 / targets**2 + 1 / (m * targets) * (targets - 1) / targets)
+    variance = (row**2).sum() / n + (column**2).sum() / m + (rest**2).sum() / (n * m) + rows
+    assert got.estimate == pytest.approx(table.mean())
+    assert got.high - got.estimate == pytest.approx(stats.t.ppf(0.975, fits - 1) * np.sqrt(variance), rel=0.04)
+
+
+def test_draws_of_one_fit_are_no_other_fits(rng):
+    """Two fits of three draws each: their means are the units; a draw's own noise comes on top."""
+    table = rng.normal(0, 0.1, (6, 1)) + np.repeat([[-1.0], [1.0]], 3, axis=0)
+    got = hierarchical_bootstrap(*crossed(table, {d: d // 3 for d in range(6)}))
+    means = table[:3].mean(), table[3:].mean()
+    within = sum(np.var(part, ddof=1) / 3 for part in (table[:3], table[3:])) / 2  # per fit that is drawn
+    variance = np.var(means, ddof=1) / 2 + within
+    assert got.high - got.estimate == pytest.approx(stats.t.ppf(0.975, 1) * np.sqrt(variance), rel=0.05)
+    alone = hierarchical_bootstrap(*crossed(table, dict.fromkeys(range(6), "one prior")))
+    assert (alone.low, alone.high, alone.estimate) == (None, None, pytest.approx(table.mean()))
+    with pytest.raises(ValueError, match="every draw"):
+        hierarchical_bootstrap({"a": {0: 1.0}, "b": {0: 1.0, 1: 2.0}}, {0: 0, 1: 1})
+
+
+def test_the_hierarchical_interval_holds_the_mean_of_all_targets(rng):
+    """Fits and targets differ, and no method is better over all targets: at most 5 % of intervals leave out 0."""
+    wrong = 0
+    for _ in range(200):
+        table = rng.normal(0, 1, (5, 8)) + rng.normal(0, 0.5, (5, 1)) + rng.normal(0, 1, 8)
+        wrong += hierarchical_bootstrap(*crossed(table)).verdict != "unclear"
+    assert wrong / 200 <= 0.08  # 0.05 and two standard errors
+
+
+@pytest.mark.parametrize(("fits", "tests"), [(5, 1), (10, 8), (3, 1)])
+def test_the_smallest_difference_is_found_four_times_in_five(rng, fits, tests):
+    delta = smallest_difference(fits, 0.05, tests)
+    x = rng.normal(delta, 0.05, (40_000, fits))
+    found = (stats.ttest_1samp(x, 0, axis=1).pvalue <= 0.05 / tests) & (x.mean(1) > 0)
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert smallest_difference(1, 0.05) is None

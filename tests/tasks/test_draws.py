@@ -15,6 +15,7 @@ from promptprior.tasks.sampling.draws import (
     generator,
     k_shot,
     mixture_rates,
+    select_test,
 )
 from promptprior.tasks.task import Example, Task, normalised
 
@@ -223,3 +224,17 @@ def test_a_batch_says_which_examples_it_holds_and_which_draw_it_is() -> None:
 def test_seeds_are_found_by_copy() -> None:
     batch = EpisodeDraws([pool(4, 0, 2), pool(4, 1, 0)], 2, [13, 21]).batch(0)
     assert batch.seeds == (21, -1, 13)  # no text trains copy 1
+
+
+def test_balanced_test_rows_are_the_first_of_each_class_as_many_of_each():
+    labels = [0, 0, 0, 0, 1, 0, 1, 2, 1, 2]
+    examples = tuple(Example(str(i), f"text {i}", "abc"[y], ("a", "b", "c"), y) for i, y in enumerate(labels))
+    task = Task("t", "multiple_choice", ("accuracy",), {"train": examples, "test": examples})
+    assert [e.id for e in select_test(task, 7)] == list("0123456")
+    assert [e.id for e in select_test(task, 7, "balanced")] == ["0", "1", "4", "6", "7", "9"]
+    assert [e.id for e in select_test(task, None, "balanced")] == ["0", "1", "4", "6", "7", "9"]  # the rarest has two
+    assert [e.id for e in select_test(task, 5, "balanced")] == ["0", "4", "7"]
+    with pytest.raises(SpecError, match=r"test limit 2 \(--test-limit\): expected at least 3"):
+        select_test(task, 2, "balanced")
+    free = Task("f", "generate_until", ("exact_match",), {"train": examples, "test": examples})
+    assert select_test(free, 4, "balanced") == examples[:4]

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -421,3 +422,15 @@ def test_without_common_choices_there_is_no_constant_answer():
     assert best_constant(task, (first, dataclasses.replace(second, choices=("no", "perhaps")))) is None
     assert best_constant(choice_task([0, 1], ("nll",)), (first, second)) is None
     assert best_constant(text, text.split("test")) is None
+
+
+def test_the_best_constant_is_that_of_all_constants():
+    from sklearn import metrics as sk
+
+    labels = [0, 0, 1, 2, 2, 2]
+    examples = tuple(Example(str(i), "t", "abc"[y], ("a", "b", "c"), y) for i, y in enumerate(labels))
+    for name, function in (("accuracy", sk.accuracy_score), ("balanced_accuracy", sk.balanced_accuracy_score)):
+        task = Task("t", "multiple_choice", (name,), {"test": examples})
+        assert best_constant(task, examples) == pytest.approx(max(function(labels, [c] * 6) for c in range(3)))
+    assert best_constant(replace(task, metrics=("nll",)), examples) is None
+    assert best_constant(Task("t", "generate_until", ("exact_match",), {"test": examples}), examples) is None

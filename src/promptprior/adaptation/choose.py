@@ -188,8 +188,8 @@ def choose_candidate(
 ) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
-    Candidates stand in order of cost. The blend is taken unless the best single candidate has both the better held-out
-    score and the lower NLL; free text, which has no choices to average over, goes to the candidate of the lowest NLL.
+    Candidates stand in order of cost. The blend is taken unless the best single candidate is surely ahead of it in
+    held-out score (paired_gap); free text, which has no choices to average over, goes to the lowest NLL.
     The header has `scores.auto`: what was chosen; a leaderboard of held-out score (None for free text) with its
     standard error, NLL in nats, seconds and weight in the blend; the seconds that candidates which were `not_run` would
     have taken; and the gap (paired_gap) between what was chosen and the best of the others.
@@ -213,7 +213,7 @@ def choose_candidate(
         mixed, own_header = tuple(cross_validated(answers)), replace(header, method=name)
         together = replace(base, prompt=replace(base.prompt, header=own_header), out_of_fold=mixed, cost=cost)
         board.append(judged(together, mixed))
-        is_worse = rank(board[-1]) < rank(board[best]) and board[-1].nll > board[best].nll
+        is_worse = paired_gap(board[best], board[-1], by_nll=False).low > 0
         place = best if is_worse else len(candidates)
     chosen, others = board[place], board[:place] + board[place + 1 :]
     errors = [jackknife_error(task, c.adapted.out_of_fold) for c in board]

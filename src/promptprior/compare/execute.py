@@ -115,9 +115,9 @@ def _adapt_group(
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)
-    results = score_on_test(backbone, episodes_adapted, plan.test_limit)
+    results = score_on_test(backbone, episodes_adapted, plan.test_limit, plan.test_rows)
     targets = {cell.target.fingerprint: cell.target for cell in group.cells}
-    constants = {key: best_constant(t, t.split("test")[: plan.test_limit]) for key, t in targets.items()}
+    constants = {key: best_constant(target, plan.test_of(target)) for key, target in targets.items()}
     diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
@@ -191,7 +191,7 @@ def failed_row(context: WorkerContext, cell: Cell, error: str) -> Row:
         cost=CellCost.of(Cost(), Cost()),
         parameters=Parameters(0, 0),
         sources=source_labels(method, context.tasks.sources),
-        n_test=len(target.split("test")[: plan.test_limit]),
+        n_test=len(plan.test_of(target)),
         backbone=BackboneName(card.name, card.fingerprint),
         shots=ShotIds((), ()),
         versions={name: str(value) for name, value in versions().items()},

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.config.choices import Shared
+from promptprior.config.choices import Shared, TestRows
 from promptprior.config.mapping import check_bounds, stable_hash
 from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
     from promptprior.backbone import Backbone
     from promptprior.methods import Method
     from promptprior.tasks import Task
+    from promptprior.tasks.task import Example
 
 RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
@@ -57,6 +58,9 @@ class Plan:
     compile: bool = setting(False, COMPILE)
     steps: int | None = setting(None, f"{STEPS}; the source stage has as many", **STEP_BOUNDS)
     test_limit: int | None = setting(None, "at most this many test examples per target", **LIMIT_BOUNDS)
+    test_rows: TestRows = setting(
+        "first", "rows of --test-limit: the first, or as many of each class (balanced)", omit_from_hash_if_default=True
+    )
     train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
@@ -69,6 +73,11 @@ class Plan:
     )
     retries: int = setting(
         1, "times that failed work is tried again before its cells count as failed", least=0, most=1000
+    )
+    contrasts: tuple[str, ...] = setting(
+        (),
+        'pairs "a - b" of methods, written down first: the report tests and corrects just these',
+        omit_from_hash_if_default=True,
     )
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
     engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
@@ -97,6 +106,8 @@ class Plan:
         if self.source_seed not in (None, *self.seeds):
             raise SpecError(f"source seed {self.source_seed} (--source-seed): expected one of --seeds {self.seeds}")
         self.make_methods()
+        if self.contrasts:
+            self.contrast_pairs()
 
     def make_methods(self) -> "list[Method]":
         """The methods with their options. Raises SpecError for unknown names, for sources that are missing, for
@@ -117,6 +128,18 @@ class Plan:
             if isinstance(method, Choosing):
                 candidates_of(method)
         return methods
+
+    def contrast_pairs(self) -> list[tuple[str, str]]:
+        """The two methods of every contrast. Raises SpecError for another form, and for methods that do not run."""
+        from promptprior.report.protocol.contrasts import contrast_pairs
+
+        return contrast_pairs(self.contrasts, self.methods)
+
+    def test_of(self, target: "Task") -> "tuple[Example, ...]":
+        """The test examples of a target that its cells are scored on."""
+        from promptprior.tasks.sampling.draws import select_test
+
+        return select_test(target, self.test_limit, self.test_rows)
 
     def prior_seed(self, seed: int) -> int:
         """The seed of the prior that episodes of a seed start from."""
@@ -216,6 +239,8 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
         identity += direction_mark(target)
         if plan.compile:
             identity.append("compiled")
+        if plan.test_rows != "first":
+            identity.append(f"test rows {plan.test_rows}")
         if method.trains_targets_jointly:
             identity.append([other.fingerprint for other in tasks.targets])
         cell = Cell(stable_hash(identity), method, target, *draw)

@@ -17,6 +17,7 @@ from promptprior.backbone import Backbone
 from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_prior
 from promptprior.compare.executors.local import run_locally
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
+from promptprior.compare.power import power_lines
 from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
 from promptprior.compare.schedule import (
     PRIOR_COST,
@@ -93,6 +94,7 @@ def run_plan(
             command=command,
             task_similarity=read_similarity(path),
             left_out=left_out,
+            contrasts=plan.contrast_pairs(),
         )
 
     cluster: AbstractContextManager[object] = nullcontext()
@@ -146,9 +148,11 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run",
         f"backbone {card.name} ({card.fingerprint}), {context.backbone.frozen.dtype}",
         "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
-        "targets: " + ", ".join(f"{t.name} ({len(t.split('test')[: plan.test_limit])} to test)" for t in tasks.targets),
+        "targets: " + ", ".join(f"{t.name} ({len(plan.test_of(t))} to test)" for t in tasks.targets),
     ]
     lines += [f"  left out: {line}" for line in unserved(plan, tasks)]
+    known = [row for row in read_rows(plan.output / RESULTS) if row.cell in {cell.key for cell in wanted}]
+    lines += power_lines(plan, len(tasks.targets), known)
     left = remaining_work(context, wanted, done)
     if not left:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
@@ -176,13 +180,13 @@ def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Ce
     if len(left_out) == len(plan.methods) * len(tasks.targets):
         raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(left_out)}")
     for target in tasks.targets:
-        check_metrics(target, plan.test_limit)
+        check_metrics(target, plan.test_limit, plan.test_rows)
     context, settings = WorkerContext(plan, tasks, backbone or load_backbone(plan)), plan.resolved()
     check_start(context.backbone, settings)
     for source in tasks.sources:
         check_lengths(context.backbone, source, source.split("train"), settings.length)
     for target in tasks.targets:
-        texts = [*target.split("train"), *target.split("test")[: plan.test_limit]]
+        texts = [*target.split("train"), *plan.test_of(target)]
         check_lengths(context.backbone, target, texts, settings.length)
     return context, cells(plan, tasks, context.backbone)
 

@@ -149,7 +149,7 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
             priors.add(prior)
         tokens = 0.0
         for cell in cells:
-            fingerprint, tested = cell.target.fingerprint, len(cell.target.split("test")[: plan.test_limit])
+            fingerprint, tested = cell.target.fingerprint, len(plan.test_of(cell.target))
             if fingerprint not in sizes:
                 sizes[fingerprint] = target_size(context.backbone, cell.target)
             tokens += adapting_cost(method, sizes[fingerprint], cell.k or plan.shots[0], settings, tested)

@@ -10,5 +10,7 @@ HeadName = Literal["verbalizer", "calibrated", "contextual", "batch", "linear", 
 """How states become answers (heads.named_heads)."""
 Measure = Literal["prompt", "token", "gradient", "label", "format"]
 """Ways in which two tasks can be like each other (compare.similarity)."""
+TestRows = Literal["first", "balanced"]
+"""Which rows of a test split a limit takes: the first, or the first of each class, as many of each."""
 Shared = Literal["refuse", "drop", "keep"]
 """What becomes of a partition's tasks that stand on both sides, or share text across them (compare.partition)."""

@@ -29,6 +29,8 @@ from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import LAYOUT
+from promptprior.report.protocol.cautions import Caution, caution_section, cautions
+from promptprior.report.protocol.contrasts import contrast_section, contrasts
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
 from promptprior.report.section import (
@@ -54,7 +56,8 @@ class ReportOptions(TypedDict, total=False):
 
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
     report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
-    where that was measured, `left_out` which cells the grid does without, and why, a line each.
+    where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the
+    pairs of methods that were written down to be compared (protocol.contrasts).
     """
 
     baseline: str
@@ -62,6 +65,7 @@ class ReportOptions(TypedDict, total=False):
     command: str
     task_similarity: TaskSimilarity | None
     left_out: Sequence[str]
+    contrasts: Sequence[tuple[str, str]]
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -103,6 +107,8 @@ class Report:
         heads = (*columns("Cell|Method|Target", (), {"k": "count", "Seed": "plain"}), *columns("Error"))
         failures = make_table("failed", "Failed cells", "", heads, failed)
         sections = [
+            contrast_section(contrasts(grid, self.options.get("contrasts", ()))),
+            caution_section(self.cautions),
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),
             guard_section(grid),
@@ -127,6 +133,11 @@ class Report:
             sections += [section] if section else []
         return tuple(section for section in sections if section.tables or section.plots)
 
+    @cached_property
+    def cautions(self) -> tuple[Caution, ...]:
+        """The gates of the protocol that the rows do not pass."""
+        return tuple(cautions(self.grid))
+
     @property
     def tables(self) -> tuple[Table, ...]:
         """The tables of all sections one after the other."""
@@ -145,16 +156,8 @@ class Report:
             notices.append(f"{replaced} older results of the same method, target, k and seed were left out.")
         if len({row.backbone.fingerprint for row in grid.rows}) > 1:
             notices.append("Cells of different backbones are mixed: differences between methods may be theirs.")
-        fitted_once = []
-        for method in grid.methods:
-            rows = [row for row in grid.rows if row.method == method and row.cost.source.tokens]
-            if len({row.seed for row in rows}) > 1 and len({row.cost.source for row in rows}) == 1:
-                fitted_once.append(method)
-        if fitted_once:
-            notices.append(
-                f"One prior served all seeds of {', '.join(fitted_once)}: intervals and tests say how these priors do "
-                "on other shots, not what fitting them again would give."
-            )
+        if gates := list(dict.fromkeys(c.gate for c in self.cautions if c.spoils)):
+            notices.append(f'Not a basis for claims: {list_words(gates)}. See "What these numbers cannot say".')
         if len({(row.target, row.metric) for row in grid.rows}) > len(grid.targets):
             notices.append("Cells of one target were scored by different metrics and should not be compared.")
         if unknown := sorted({grid.targets[t].metric for t, known in grid.metrics.items() if known is None}):

@@ -4,7 +4,8 @@ Scores of one method are `Runs`: for every target, one score per seed. Two `Runs
 same seeds in the same order, for an episode's seed fixes its shots: pairs share everything but the method.
 
 Every aggregate interval resamples seeds within targets and leaves the targets as they are. It answers
-"what if the shots and seeds were drawn again?", not "what of targets that were never tried?".
+"what if the shots and seeds were drawn again?", not "what of targets that were never tried?". For contrasts that were
+written down first there are the test by fit, and the hierarchical bootstrap, which answers both (docs/protocol.md).
 
 Intervals and the permutation test are ours, tested against scipy: scipy has no bootstrap that resamples within strata,
 and its permutation test draws other signs, so that the p-values of earlier reports would change. Holm's correction is
@@ -12,7 +13,7 @@ statsmodels'.
 """
 
 import gc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -219,6 +220,84 @@ def holm(p_values: Sequence[float]) -> list[float]:
         return multipletests(p_values, method="holm")[1].tolist()
     finally:
         gc.unfreeze()
+
+
+def mean_test(values: Sequence[float]) -> float:
+    """Two-sided p of Student's t that the mean of independent values is 0.
+
+    It is 1 for one value, and for values that are all alike: there is no spread to judge by.
+    """
+    from scipy.stats import ttest_1samp
+
+    x = _finite(values)
+    return 1.0 if len(x) == 1 or np.ptp(x) < TIE else float(ttest_1samp(x, 0.0).pvalue)
+
+
+def hierarchical_bootstrap(
+    gaps: Mapping[str, Mapping[int, float]],
+    fits: Mapping[int, Hashable],
+    row_errors: Mapping[str, float] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The mean of differences `gaps[target][draw]`, with an interval for other fits, draws, targets and test rows.
+
+    `fits` names the fit of each draw; every target has all draws. Fits are drawn again, and draws within them; targets
+    apart from these, for all draws share them (the pigeonhole bootstrap, Owen 2007: of two crossed layers it counts the
+    noise of single cells up to three times, so it errs on the safe side). Of n units n - 1 are drawn, which makes the
+    variance of a mean s^2 / n and not s^2 (n - 1) / n^2 (Rao, Wu 1988). `row_errors` has the standard error of each
+    target's difference over test rows, which all draws share; normal noise stands for it. The interval is Student's t
+    times the standard deviation of 4,000 means, with as many degrees of freedom as the smaller layer has. Of one fit it
+    is unknown; one target stays as it is. Raises ValueError where a target lacks a draw.
+    """
+    from scipy.stats import t
+
+    draws = sorted(fits)
+    if not gaps or any(sorted(of_target) != draws for of_target in gaps.values()):
+        raise ValueError(f"a hierarchical bootstrap needs every draw {draws} of every target; got {gaps}")
+    table = np.array([_finite([of_target[d] for d in draws]) for of_target in gaps.values()]).T  # [draws, targets]
+    members = [[i for i, d in enumerate(draws) if fits[d] == fit] for fit in dict.fromkeys(fits[d] for d in draws)]
+    estimate = float(table.mean())
+    if len(members) == 1:
+        return Interval(estimate, None, None, table.size)
+    rng = np.random.default_rng(seed)
+
+    def resampled(n: int, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
+        return rng.multinomial(times * max(n - 1, 1), np.full(n, 1 / n), size=DRAWS)  # [resamples, n]
+
+    fit_counts, weights = resampled(len(members)), np.zeros((DRAWS, len(draws)))
+    for f, own in enumerate(members):
+        share = max(len(own) - 1, 1) * (len(members) - 1)
+        weights[:, own] = resampled(len(own), fit_counts[:, f]) / share
+    target_weights = resampled(len(gaps)) / max(len(gaps) - 1, 1)
+    errors = np.array([(row_errors or {}).get(target, 0.0) for target in gaps])
+    cells = weights @ table + rng.normal(0, 1, (DRAWS, len(gaps))) * errors  # [resamples, targets]
+    spread = float((cells * target_weights).sum(-1).std(ddof=1))
+    layers = [len(members), *([len(gaps)] if len(gaps) > 1 else [])]
+    half = float(t.ppf((1 + level) / 2, min(layers) - 1)) * spread
+    return Interval(estimate, estimate - half, estimate + half, table.size)
+
+
+def smallest_difference(fits: int, spread: float, tests: int = 1, power: float = 0.8) -> float | None:
+    """The true mean difference that `mean_test` of so many fits finds with this power; None for fewer than two.
+
+    `spread` is the standard deviation of one fit's mean difference over targets, in scores. The level is 0.05 divided
+    by `tests`, Holm's first step. Exact for normal differences, by the noncentral t distribution.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    if fits < 2:
+        return None
+    critical = float(t.ppf(1 - SIGNIFICANT / tests / 2, fits - 1))
+
+    def missing(shift: float) -> float:  # a difference of the wrong sign does not count as found
+        return float(nct.sf(critical, fits - 1, shift)) - power
+
+    most = 10.0
+    while missing(most) < 0:
+        most *= 2
+    return float(brentq(missing, 0.0, most)) * spread / float(np.sqrt(fits))
 
 
 def rank_correlation(

@@ -8,9 +8,10 @@ from promptprior.cli.output import command_line
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, is_plan_of, plan_beside, write_outputs
 from promptprior.config.training import setting
+from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 
-RESULTS, PAGE, BASELINE = "results.jsonl", "report.html", "prompt_tuning"
+RESULTS, PAGE, PLAN, BASELINE = "results.jsonl", "report.html", "plan.yaml", "prompt_tuning"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class ReportPlan:
     csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting(BASELINE, "method that the others are compared with")
+    contrasts: tuple[str, ...] = setting(
+        (), 'pairs "a - b" of methods to test and correct alone; by default those of the plan beside the results'
+    )
     force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
@@ -46,17 +50,22 @@ class ReportPlan:
 
         from promptprior.files import write_text
         from promptprior.report.page import make_report
+        from promptprior.report.protocol.contrasts import contrast_pairs
         from promptprior.report.results import read_rows
         from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
 
         rows = [row for file in files for row in read_rows(file)]
         if rows and self.baseline not in (methods := {row.method for row in rows}) | {BASELINE}:
             raise SpecError(unknown_name("method", self.baseline, methods) + " (--baseline)")
+        pairs, plan_file = self.contrasts, files[0].with_name(PLAN)
+        if not pairs and is_plan_of(plan_file, "compare"):
+            pairs = tuple(map(str, load_yaml(plan_file).get("contrasts") or ()))
         report = make_report(
             rows,
             self.title,
             baseline=self.baseline,
             command=command_line(),
+            contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
         tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}

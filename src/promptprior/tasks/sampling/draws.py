@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from typing_extensions import TypeVar
 
-from promptprior.config.choices import RateKind
+from promptprior.config.choices import RateKind, TestRows
 from promptprior.errors import DataError, SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
@@ -87,6 +87,28 @@ def class_of(task: Task, example: Example) -> object:
     """The class a draw balances over: the label, where all examples share one list of choices."""
     fixed = task.is_choice and len({e.choices for e in task.split("train")[:50]}) == 1
     return example.label if fixed else "all"
+
+
+def select_test(task: Task, limit: int | None = None, rows: TestRows = "first") -> tuple[Example, ...]:
+    """The test examples of a task that scores are of: the first `limit`, or with "balanced" as many of each class.
+
+    Balanced are the first of each class, in the order of the split, as many as the smallest class has and at most
+    `limit` over the number of classes: any constant answer then has chance. A task without classes gives its first.
+    Raises SpecError for a limit below one row of each class.
+    """
+    examples = task.split("test")
+    if rows == "first":
+        return examples[:limit]
+    by_class: dict[object, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        by_class[class_of(task, example)].append(i)
+    if limit is not None and limit < len(by_class):
+        raise SpecError(
+            f"test limit {limit} (--test-limit): expected at least {len(by_class)} for balanced rows of the "
+            f"{len(by_class)} classes of task {task.name!r}"
+        )
+    each = min(len(examples) if limit is None else limit // len(by_class), *map(len, by_class.values()))
+    return tuple(examples[i] for i in sorted(i for own in by_class.values() for i in own[:each]))
 
 
 def mixture_rates(
