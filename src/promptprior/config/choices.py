@@ -10,5 +10,11 @@ HeadName = Literal["verbalizer", "calibrated", "contextual", "batch", "linear", 
 """How states become answers (heads.named_heads)."""
 Measure = Literal["prompt", "token", "gradient", "label", "format"]
 """Ways in which two tasks can be like each other (compare.similarity)."""
+ShotsAre = Literal["class", "total"]
+"""What a number of shots counts: examples of each class, or of all classes together."""
+DevFrom = Literal["train", "validation"]
+"""The split that dev examples come from."""
+RateUnit = Literal["scale", "absolute"]
+"""What learning rates are measured in: the embedding scale, or 1 as papers print them."""
 Shared = Literal["refuse", "drop", "keep"]
 """What becomes of a partition's tasks that stand on both sides, or share text across them (compare.partition)."""

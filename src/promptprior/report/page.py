@@ -29,6 +29,7 @@ from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import LAYOUT
+from promptprior.report.published.published_rows import published_section
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
 from promptprior.report.section import (
@@ -54,7 +55,8 @@ class ReportOptions(TypedDict, total=False):
 
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
     report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
-    where that was measured, `left_out` which cells the grid does without, and why, a line each.
+    where that was measured, `left_out` which cells the grid does without, and why, a line each, `published` the name of
+    a preset whose published rows stand beside the results.
     """
 
     baseline: str
@@ -62,6 +64,7 @@ class ReportOptions(TypedDict, total=False):
     command: str
     task_similarity: TaskSimilarity | None
     left_out: Sequence[str]
+    published: str | None
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -108,6 +111,7 @@ class Report:
             guard_section(grid),
             cost_section(grid),
             similarity_section(grid, self.options.get("task_similarity")),
+            published_section(grid, self.options.get("published")),
             *diagnostic_sections(grid),
             Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]

@@ -25,6 +25,7 @@ class ReportPlan:
     csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting(BASELINE, "method that the others are compared with")
+    published: str | None = setting(None, "a preset whose published rows stand beside the results")
     force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
@@ -57,6 +58,7 @@ class ReportPlan:
             self.title,
             baseline=self.baseline,
             command=command_line(),
+            published=self.published,
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
         tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}
