@@ -244,7 +244,11 @@ def load_tasks(plan: Plan) -> Tasks:
         dropped = len(source.examples["train"]) - len(examples["train"])
         if dropped:
             left_out[source.name] = dropped
+        if not examples["train"]:  # all of its texts stand in targets
+            continue
         cleaned.append(replace(source, examples=examples) if dropped else source)
+    if sources and not cleaned:
+        raise SpecError(f"{', '.join(left_out)} (--sources): every training text stands in a target; choose others")
     return Tasks(tuple(cleaned), tuple(targets), left_out, tuple(absent))
 
 
