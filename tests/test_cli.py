@@ -23,6 +23,7 @@ from promptprior.cli.verb import PLUGINS, VERBS, Verb, find_verb
 from promptprior.compare.plan import Plan
 from promptprior.compare.run import ComparisonOutcome
 from promptprior.config.mapping import from_mapping, list_settings
+from promptprior.config.presets import read_preset
 from promptprior.config.training import setting
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
@@ -426,9 +427,8 @@ def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch
     assert "unknown flag '--preset'" in cli("fit", "--preset", "quick")[2]
 
 
-@pytest.mark.parametrize("path", sorted(find_verb("compare").presets.glob("*.yaml")), ids=lambda path: path.stem)
-def test_presets_are_plans_of_tasks_that_exist(path: Path):
-    plan = from_mapping(Plan, load_yaml(path), path.name)
+def test_the_quick_preset_is_a_plan_of_tasks_that_exist():
+    plan = from_mapping(Plan, read_preset(find_verb("compare").presets, "quick"), "quick")
     made = {task: builtin.make_task(task) for task in (*plan.sources, *plan.targets)}
     assert {made[t].family for t in plan.targets} <= {made[s].family for s in plan.sources}
     assert all(t.split("test") for t in made.values())

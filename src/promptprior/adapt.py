@@ -55,9 +55,10 @@ from promptprior.tasks.sampling.draws import generator, k_shot, select_test
 DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
 
-def make_episode(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Episode:
-    """An episode with its draw of k training and k dev examples per class (dev: at most `dev_limit` in all)."""
-    return Episode(task, k, seed, k_shot(task, k, seed, dev_limit))
+def make_episode(task: Task, k: int, seed: int, settings: Settings | None = None) -> Episode:
+    """An episode with its draw of k training and k dev examples per class, or as the settings say (`k_shot`)."""
+    s = settings or Settings()
+    return Episode(task, k, seed, k_shot(task, k, seed, s.dev_limit, s.shots_are, s.dev_from))
 
 
 class AutoOptions(TypedDict, total=False):

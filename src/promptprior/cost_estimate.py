@@ -43,12 +43,13 @@ class TargetSize:
     """What an estimate needs to know of a target.
 
     Mean tokens of a text with its answer, as training reads it; with all its choices, as ranking does; and the number
-    of training examples of each class.
+    of training examples of each class, and of all validation examples.
     """
 
     text_tokens: float
     ranked_tokens: float
     class_sizes: tuple[int, ...]
+    validation: int = 0
 
 
 def target_size(backbone: Backbone, task: Task) -> TargetSize:
@@ -58,7 +59,9 @@ def target_size(backbone: Backbone, task: Task) -> TargetSize:
     class_sizes = Counter(e.label for e in examples).values() if has_classes else [len(examples)]
     encode = ranking_tokens if task.is_choice else training_tokens
     ranked = mean(map(len, encode(backbone, task, examples[:SAMPLE])))
-    return TargetSize(text_tokens(backbone, [task]), ranked, tuple(class_sizes))
+    return TargetSize(
+        text_tokens(backbone, [task]), ranked, tuple(class_sizes), len(task.examples.get("validation", ()))
+    )
 
 
 def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings, tested: int) -> float:
@@ -72,13 +75,21 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         own = settings if settings.folds else replace(settings, folds=method.folds)
         return sum(adapting_cost(make_method(name), target, k, own, tested) for name in method.candidates)
     train = dev = 0
-    for size in target.class_sizes:
-        half = min(k, size // 2)
-        if settings.dev_limit is None:
+    for place, size in enumerate(target.class_sizes):
+        share = k
+        if settings.shots_are == "total":
+            even, rest = divmod(k, len(target.class_sizes))
+            share = even + (place < rest)
+        half = min(share, size // 2)
+        if settings.dev_from == "validation":
+            train += min(share, size)
+        elif settings.dev_limit is None:
             train, dev = train + half, dev + half
         else:
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
-            train, dev = train + min(k, size - dev_half), dev + dev_half
+            train, dev = train + min(share, size - dev_half), dev + dev_half
+    if settings.dev_from == "validation":
+        dev = min(target.validation, settings.dev_limit or target.validation)
 
     every, folds, teaching = train + dev, 1, float(train)  # teaching: examples that the final prompt learned from
     to_learn, to_ask = float(train), float(dev)  # of each fold

@@ -238,3 +238,32 @@ def test_balanced_test_rows_are_the_first_of_each_class_as_many_of_each():
         select_test(task, 2, "balanced")
     free = Task("f", "generate_until", ("exact_match",), {"train": examples, "test": examples})
     assert select_test(free, 4, "balanced") == examples[:4]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 16])
+def test_k_in_total_is_spread_evenly_over_the_classes(k: int) -> None:
+    for seed in CROSSFIT_SEEDS:
+        shots = k_shot(LABELLED, k, seed, shots_are="total")
+        assert len(shots.train) == len(shots.dev) == k
+        counts = Counter(e.label for e in shots.train)
+        assert {counts[label] for label in range(3)} <= {k // 3, k // 3 + 1}
+        assert not {e.id for e in shots.train} & {e.id for e in shots.dev}
+    more = {
+        Counter(e.label for e in k_shot(LABELLED, 1, s, shots_are="total").train).most_common(1)[0][0]
+        for s in range(40)
+    }
+    assert more == {0, 1, 2}  # which class has one more is drawn
+    alike = k_shot(LABELLED, 12, 13, shots_are="total")
+    assert alike == k_shot(LABELLED, 4, 13)  # of equal shares the draw is that of so many per class
+
+
+def test_dev_may_be_the_validation_split() -> None:
+    held_out = [choice(f"v{i}", f"other {i}", i % 3) for i in range(12)] + [choice("v12", "Text 5", 2)]
+    mixed = Task("t", "multiple_choice", ("accuracy",), {**LABELLED.examples, "validation": tuple(held_out)})
+    shots = k_shot(mixed, 1000, 13, dev_from="validation")
+    assert Counter(e.id for e in shots.dev) == Counter(e.id for e in held_out)
+    texts = {normalised(e.text) for e in (*held_out, *LABELLED.split("test"))}
+    assert len(shots.train) == sum(normalised(e.text) not in texts for e in LABELLED.split("train"))
+    assert Counter(e.label for e in k_shot(mixed, 4, 13, 6, dev_from="validation").dev) == {0: 2, 1: 2, 2: 2}
+    with pytest.raises(DataError, match="split 'validation' is empty"):
+        k_shot(LABELLED, 4, 13, dev_from="validation")

@@ -26,7 +26,7 @@ class EveryVerb:
     config: Path | None = setting(None, f"YAML file of settings; flags win over it (as well as {PLAN_FILE})")
     dry_run: bool = setting(False, "say what would run and what it would cost, and stop")
     debug: bool = setting(False, "show the traceback of an error")
-    preset: str | None = setting(None, "a plan that comes with the library; a file and flags win over it")
+    preset: str | None = setting(None, "a plan that comes with the library, or list; a file and flags win over it")
 
 
 def common_settings(verb: Verb) -> list[Setting]:

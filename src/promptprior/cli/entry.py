@@ -12,8 +12,9 @@ from promptprior.cli.arguments import EveryVerb, completion_script, overview, re
 from promptprior.cli.output import only_own_lines
 from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
+from promptprior.config.presets import LIST, describe_presets, read_preset, read_presets
 from promptprior.config.yaml_file import line_of_key, load_yaml
-from promptprior.errors import PromptpriorError, SpecError, unknown_name
+from promptprior.errors import PromptpriorError, SpecError
 from promptprior.interruptions import raise_if_interrupted
 
 FAILED = 2
@@ -85,6 +86,8 @@ def run(words: Sequence[str]) -> int | None:
     verb = find_verb(first)
     if {"-h", "--help"} & set(others):
         return print(verb_parser(verb).format_help().rstrip())
+    if verb.presets is not None and read_words(verb, others)[1].get("preset") == LIST:
+        return print(describe_presets(read_presets(verb.presets)))
     plan, common = read_settings(verb, others)
     check_outputs(verb, plan)
     with all_processes(verb):
@@ -115,10 +118,7 @@ def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
 
     mapping: Mapping[str, object] = load_yaml(file) if file else {}
     if common.preset is not None and verb.presets is not None:
-        presets = {path.stem: path for path in verb.presets.glob("*.yaml")}
-        if common.preset not in presets:
-            raise SpecError(unknown_name("preset", common.preset, presets) + " (--preset)")
-        mapping = merge_settings(mapping, load_yaml(presets[common.preset]))
+        mapping = merge_settings(mapping, read_preset(verb.presets, common.preset))
 
     def where(key: str) -> str:  # a key came from a flag, a line of the file, or the artifact that settings name
         if file is None or any(key == flag or key.startswith((f"{flag}.", f"{flag}[")) for flag in flags):

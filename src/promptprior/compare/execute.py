@@ -109,8 +109,7 @@ def _adapt_group(
     plan, backbone, settings = context.plan, context.backbone, context.plan.resolved()
     # A method that uses no shots is given the plan's first ones, which it does not see.
     episodes = [
-        make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings.dev_limit)
-        for cell in group.cells
+        make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings) for cell in group.cells
     ]
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))

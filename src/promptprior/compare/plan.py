@@ -47,6 +47,14 @@ class Plan:
         "one prior per method, fitted with this seed, for all seeds (the papers' protocol); by default one for each",
         **SEED_BOUNDS,
     )
+    allow_missing: bool = setting(False, "go on without sources and targets that are not in the data folder")
+    splits: Literal["given", "halved"] = setting(
+        "given", "given, or halved: validation sets of small GLUE-like tasks as ATTEMPT's lineage halves them"
+    )
+    labels: Literal["words", "index"] = setting("words", "answers of classification: words, or index (0, 1, …)")
+    metrics: Mapping[str, str] = field(
+        default_factory=dict, metadata={"help": "metrics that score targets, where not their own first: {cb: accuracy}"}
+    )
     data: Path | None = setting(None, "folder of task folders that names are looked up in")
     partition: str | None = setting(None, "named partition that sources and targets come from unless they are given")
     partitions: Path | None = setting(None, "file of partitions; by default partitions.json of --data")
@@ -79,6 +87,7 @@ class Plan:
         'pairs "a - b" of methods, written down first: the report tests and corrects just these',
         omit_from_hash_if_default=True,
     )
+    published: str | None = setting(None, "the preset whose published rows the report shows beside the results")
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
     engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
     address: str | None = setting(None, "of the Ray cluster; by default one of this machine, started if there is none")
@@ -184,11 +193,15 @@ def load_backbone(plan: Any, dtype: str | None = None, device: str | None = None
 
 @dataclass(frozen=True)
 class Tasks:
-    """The loaded tasks of a plan. `left_out` counts source examples dropped because a target holds the same text."""
+    """The loaded tasks of a plan. `left_out` counts source examples dropped because a target holds the same text.
+
+    `missing` are the names of sources and targets that the plan does without (`allow_missing`).
+    """
 
     sources: "tuple[Task, ...]"
     targets: "tuple[Task, ...]"
     left_out: Mapping[str, int]
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

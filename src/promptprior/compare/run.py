@@ -35,14 +35,16 @@ from promptprior.compare.schedule import (
 )
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.cost_estimate import tokens_per_second
-from promptprior.errors import DiskError, SpecError
+from promptprior.errors import DataError, DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
 from promptprior.report.page import write_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
-from promptprior.tasks import Split, load_task
+from promptprior.tasks import Split, Task, load_task
 from promptprior.tasks.loading.check import conflicts
+from promptprior.tasks.loading.lineage import halve_validation, index_labels, score_by
+from promptprior.tasks.loading.load import missing_tasks
 from promptprior.tasks.task import normalised
 from promptprior.train import read_checkpoint
 from promptprior.watch import tensorboard
@@ -80,7 +82,7 @@ def run_plan(
         tensorboard(plan.tensorboard)  # raises now where its package is missing
     context, wanted = _load(plan, backbone)
     tasks, path = context.tasks, plan.output / SIMILARITY_FILE
-    left_out = unserved(plan, tasks)
+    left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing] + unserved(plan, tasks)
 
     def write() -> Path:
         """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
@@ -95,6 +97,7 @@ def run_plan(
             task_similarity=read_similarity(path),
             left_out=left_out,
             contrasts=plan.contrast_pairs(),
+            published=plan.published,
         )
 
     cluster: AbstractContextManager[object] = nullcontext()
@@ -151,6 +154,7 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         "targets: " + ", ".join(f"{t.name} ({len(plan.test_of(t))} to test)" for t in tasks.targets),
     ]
     lines += [f"  left out: {line}" for line in unserved(plan, tasks)]
+    lines += [f"  not in {plan.data}: {', '.join(tasks.missing)}"] if tasks.missing else []
     known = [row for row in read_rows(plan.output / RESULTS) if row.cell in {cell.key for cell in wanted}]
     lines += power_lines(plan, len(tasks.targets), known)
     left = remaining_work(context, wanted, done)
@@ -194,11 +198,33 @@ def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Ce
 def load_tasks(plan: Plan) -> Tasks:
     """The tasks of a plan, checked; sources lose the examples whose normalised text stands in a target.
 
-    Raises SpecError for a task on both sides, and for two of one name: in tables they would be one.
+    Raises SpecError for a task on both sides, and for two of one name: in tables they would be one. Raises DataError,
+    naming all of them, where several names are not there and the plan does not allow it.
     """
     limits: dict[Split, int] | None = {"train": plan.train_limit} if plan.train_limit else None
-    sources = [load_task(name, plan.data, limits) for name in plan.sources]
-    targets = [load_task(name, plan.data) for name in plan.targets]
+    sides = {"sources": plan.sources, "targets": plan.targets}
+    missing = {side: missing_tasks(names, plan.data) for side, names in sides.items()}
+    absent, where = sorted({*missing["sources"], *missing["targets"]}), plan.data or "the catalogue"
+    if len(absent) > 1 and not plan.allow_missing:  # of one, load_task says what names are near
+        named = [f"{len(m)} of {len(sides[side])} {side} ({', '.join(m)})" for side, m in missing.items() if m]
+        raise DataError(
+            f"{where}: {' and '.join(named)} are not there; add their folders (--data), or go on without "
+            "(--allow-missing)"
+        )
+    if plan.allow_missing:
+        sides = {side: tuple(name for name in names if name not in absent) for side, names in sides.items()}
+        if gone := [side for side, names in missing.items() if names and not sides[side]]:
+            raise DataError(f"{where}: none of the {gone[0]} is there ({', '.join(missing[gone[0]])}; --data)")
+
+    def prepared(task: Task) -> Task:
+        task = halve_validation(task) if plan.splits == "halved" else task
+        return index_labels(task) if plan.labels == "index" else task
+
+    sources = [prepared(load_task(name, plan.data, limits)) for name in sides["sources"]]
+    targets = [score_by(prepared(load_task(name, plan.data)), plan.metrics) for name in sides["targets"]]
+    stray = sorted(set(plan.metrics) - {*plan.targets, *(task.name for task in targets)})
+    if stray and plan.published is None:  # a preset has metrics for all its targets, and flags may name others
+        raise SpecError(f"metrics of {', '.join(stray)} (--metrics): not among --targets")
     for flag, side in (("--sources", sources), ("--targets", targets)):
         if twice := [name for name, count in Counter(task.name for task in side).items() if count > 1]:
             origins = ", ".join(task.origin for task in side if task.name == twice[0])
@@ -222,8 +248,12 @@ def load_tasks(plan: Plan) -> Tasks:
         dropped = len(source.examples["train"]) - len(examples["train"])
         if dropped:
             left_out[source.name] = dropped
+        if not examples["train"]:  # all of its texts stand in targets
+            continue
         cleaned.append(replace(source, examples=examples) if dropped else source)
-    return Tasks(tuple(cleaned), tuple(targets), left_out)
+    if sources and not cleaned:
+        raise SpecError(f"{', '.join(left_out)} (--sources): every training text stands in a target; choose others")
+    return Tasks(tuple(cleaned), tuple(targets), left_out, tuple(absent))
 
 
 def _finished_keys(plan: Plan) -> set[str]:

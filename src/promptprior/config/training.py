@@ -4,7 +4,15 @@ between backbones: learning rates in units of the embedding scale, weights of pr
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, Unpack
 
-from promptprior.config.choices import AverageKind, OptimiserKind, RateKind, ScheduleKind
+from promptprior.config.choices import (
+    AverageKind,
+    DevFrom,
+    OptimiserKind,
+    RateKind,
+    RateUnit,
+    ScheduleKind,
+    ShotsAre,
+)
 from promptprior.config.mapping import check_bounds
 from promptprior.errors import SpecError
 
@@ -48,10 +56,15 @@ class Training:
     batch_size: int = setting(16, "texts per step (per episode on targets)", least=1, most=2**16)
     learning_rates: tuple[float, ...] = setting(
         (0.3,),
-        "in units of the embedding scale; of several, dev picks the best for each episode",
+        "in units of --rate-unit; of several, dev picks the best for each episode",
         above=0,
         most=1e6,
         at_least_one=True,
+    )
+    rate_unit: RateUnit = setting(
+        "scale",
+        "what learning rates are in: scale (embedding scales), or absolute, as papers print them",
+        omit_from_hash_if_default=True,
     )
     optimiser: OptimiserKind = setting("adamw", "adamw, adafactor or sgd")
     schedule: ScheduleKind = setting("linear", "constant, linear or cosine, to zero")
@@ -120,6 +133,16 @@ class Settings:
         "at most this many dev examples per target (by default as many as shots)",
         omit_from_hash_if_default=True,
         **LIMIT_BOUNDS,
+    )
+    shots_are: ShotsAre = setting(
+        "class",
+        "what a number of shots counts: class (examples of each class) or total (of all classes together)",
+        omit_from_hash_if_default=True,
+    )
+    dev_from: DevFrom = setting(
+        "train",
+        "where dev examples come from: train (as many as shots) or validation (all of it, or --dev-limit)",
+        omit_from_hash_if_default=True,
     )
     folds: int = setting(
         0,

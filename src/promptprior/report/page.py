@@ -31,6 +31,7 @@ from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import LAYOUT
 from promptprior.report.protocol.cautions import Caution, caution_section, cautions
 from promptprior.report.protocol.contrasts import contrast_section, contrasts
+from promptprior.report.published.published_rows import published_section
 from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.scores import score_sections
 from promptprior.report.section import (
@@ -57,7 +58,8 @@ class ReportOptions(TypedDict, total=False):
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
     report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
     where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the
-    pairs of methods that were written down to be compared (protocol.contrasts).
+    pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
+    whose published rows stand beside the results.
     """
 
     baseline: str
@@ -66,6 +68,7 @@ class ReportOptions(TypedDict, total=False):
     task_similarity: TaskSimilarity | None
     left_out: Sequence[str]
     contrasts: Sequence[tuple[str, str]]
+    published: str | None
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -114,6 +117,7 @@ class Report:
             guard_section(grid),
             cost_section(grid),
             similarity_section(grid, self.options.get("task_similarity")),
+            published_section(grid, self.options.get("published")),
             *diagnostic_sections(grid),
             Section("Failed cells", ((None, (failures,) if failed else ()),)),
         ]

@@ -57,7 +57,12 @@ class Rate:
 def stage_rate(
     stage: Training, base: tuple[float, ...], scale: float, multipliers: Mapping[str, float | Tensor] | None = None
 ) -> Rate:
-    """The rates of copies over a stage's steps; `base` is in units of `scale`, multipliers are as `Rate` has them."""
+    """The rates of copies over a stage's steps; multipliers are as `Rate` has them.
+
+    `base` is in units of `scale`, unless the stage's rates are absolute (`rate_unit`).
+    """
+    if stage.rate_unit == "absolute":
+        base = tuple(rate / scale for rate in base)
     return Rate(base, scale, stage.schedule, stage.steps, stage.warmup, multipliers or {})
 
 

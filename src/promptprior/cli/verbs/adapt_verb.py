@@ -72,7 +72,7 @@ class AdaptPlan:
         candidates = candidates_of(method, header_at(vars(self), "prior")) if isinstance(method, Choosing) else []
         settings = self.settings if self.steps is None else with_steps(self.settings, self.steps)
         task = load_task(self.target, self.data)
-        episode = make_episode(task, self.shots, self.seed, settings.dev_limit)
+        episode = make_episode(task, self.shots, self.seed, settings)
         check_saveable(self.output)
         backbone = load_backbone(self)
         prior = None if prior_folder is None else Prior.from_pretrained(prior_folder, backbone.card)

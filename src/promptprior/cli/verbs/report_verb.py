@@ -29,6 +29,7 @@ class ReportPlan:
     contrasts: tuple[str, ...] = setting(
         (), 'pairs "a - b" of methods to test and correct alone; by default those of the plan beside the results'
     )
+    published: str | None = setting(None, "a preset whose published rows stand beside the results")
     force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
@@ -66,6 +67,7 @@ class ReportPlan:
             baseline=self.baseline,
             command=command_line(),
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
+            published=self.published,
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
         tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}

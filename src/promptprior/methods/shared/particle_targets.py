@@ -14,6 +14,7 @@ from promptprior.methods.shared.particles import GaussianPenalty, StartKind, sta
 from promptprior.notation import Float, Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.decomposed import Decomposed, lr_multipliers_of
+from promptprior.rules.optimiser import stage_rate
 from promptprior.tasks.sampling.draws import generator
 
 
@@ -59,7 +60,8 @@ def joint_starts(
     """
     context.settings.require_tokens(f"joint training of targets (--options.{recipe.name}.joint-steps)")
     groups, scale = target_groups(priors, episodes), context.backbone.scale
-    rate = context.settings.target.learning_rates[0]
+    stage = context.settings.target
+    rate = stage_rate(stage, stage.learning_rates[:1], scale).base[0]
     form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))
     shared = torch.stack([starts[members].mean(0) for members in groups])  # [G, L, D]
     pull = None

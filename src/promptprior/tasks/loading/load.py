@@ -6,7 +6,7 @@ the Task, or a mapping with the keys of a spec file (and `dataset_kwargs.data_fi
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,21 @@ def load_task(name_or_path: str | Path, data: Path | None = None, split_limits: 
     if data is not None:
         raise DataError(f"{data}: {unknown_name('task', text, [*folders(data), *others])}")
     raise SpecError(unknown_name("task", text, [*catalogue_names(), *others]))
+
+
+def missing_tasks(names: Sequence[str], data: Path | None = None) -> tuple[str, ...]:
+    """The names among these that `load_task` would not find; paths, and names that say where they are, count as there.
+
+    >>> missing_tasks(["noun_plural", "no_such_task"])
+    ('no_such_task',)
+    """
+    known = {*builtin.names(), *plugin_tasks(), *(catalogue_names() if data is None else ())}
+    return tuple(
+        name
+        for name in names
+        if not (looks_like_path(name) or name.startswith(("hub:", "builtin:")) or name in known)
+        and (data is None or path_kind(data / name) != "folder")
+    )
 
 
 def looks_like_path(text: str) -> bool:

@@ -8,6 +8,7 @@ from promptprior.tasks.task import SPLITS, Example, Split, normalised
 
 CARVED_SHARE = 0.1
 CARVED_MOST = 1000
+MOVED = "test is the labelled validation split"
 
 Splits = dict[Split, tuple[Example, ...]]
 
@@ -24,7 +25,7 @@ def complete_splits(splits: Mapping[Split, tuple[Example, ...]]) -> tuple[Splits
     notes = []
     if "test" not in out and "validation" in out and "train" in out:
         out["test"] = out.pop("validation")
-        notes.append("test is the labelled validation split")
+        notes.append(MOVED)
     carvable: tuple[Split, Split] = ("test", "validation")
     for name in carvable:
         if name not in out and "train" in out:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from typing_extensions import TypeVar
 
-from promptprior.config.choices import RateKind, TestRows
+from promptprior.config.choices import DevFrom, RateKind, ShotsAre, TestRows
 from promptprior.errors import DataError, SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
@@ -43,8 +43,19 @@ class Shots:
     dev: tuple[Example, ...]
 
 
-def k_shot(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Shots:
+def k_shot(
+    task: Task,
+    k: int,
+    seed: int,
+    dev_limit: int | None = None,
+    shots_are: ShotsAre = "class",
+    dev_from: DevFrom = "train",
+) -> Shots:
     """K examples per class to train on and K others for dev, from the task's training split (CrossFit's draw).
+
+    With `shots_are` "total" all classes together have K on either side, spread evenly; a draw says which classes have
+    one more, and with fewer shots than classes some have none. With `dev_from` "validation" dev is the validation
+    split, all of it or `dev_limit` examples spread evenly, and training may have whole classes.
 
     With `dev_limit` dev has at most so many in all, spread evenly over the classes (at least one of each), and a class
     that is too small for both gives the rest to training: with a large K the draw is then the full data.
@@ -58,25 +69,42 @@ def k_shot(task: Task, k: int, seed: int, dev_limit: int | None = None) -> Shots
         raise SpecError(f"shots must be at least 1; got {k}")
     if dev_limit is not None and dev_limit < 1:
         raise SpecError(f"dev limit (--dev-limit) must be at least 1, or nothing for none; got {dev_limit}")
-    by_class: dict[object, list[Example]] = defaultdict(list)
     seen = {normalised(e.text) for e in task.examples.get("test", ())}
-    for example in task.split("train"):
-        key = normalised(example.text)
-        if key not in seen:
-            seen.add(key)
-            by_class[class_of(task, example)].append(example)
+    by_class: dict[object, list[Example]] = defaultdict(list)
+    held_out: dict[object, list[Example]] = defaultdict(list)
+    has_own_dev = dev_from == "validation"
+    sides = [(held_out, task.split("validation"))] if has_own_dev else []
+    for side, examples in [*sides, (by_class, task.split("train"))]:
+        for example in examples:
+            key = normalised(example.text)
+            if key not in seen:
+                seen.add(key)
+                side[class_of(task, example)].append(example)
+    names = sorted(by_class, key=str)
+    shares = dict.fromkeys(names, k)
+    if shots_are == "total":
+        drawn = torch.randperm(len(names), generator=generator(seed, task.name, "shots of all classes")).tolist()
+        even, rest = divmod(k, max(1, len(names)))
+        shares = {names[i]: even + (place < rest) for place, i in enumerate(drawn)}
     train: list[Example] = []
     dev: list[Example] = []
-    for name, pool in sorted(by_class.items(), key=lambda item: str(item[0])):
-        if len(pool) < 2:
+    for name, pool in sorted(held_out.items(), key=lambda item: str(item[0])):
+        most = len(pool) if dev_limit is None else max(1, dev_limit // len(held_out))
+        order = torch.randperm(len(pool), generator=generator(seed, task.name, "dev", name)).tolist()
+        dev += [pool[i] for i in sorted(order[:most])]
+    for name in names:
+        pool, share = by_class[name], shares[name]
+        if len(pool) < 2 and not has_own_dev:
             raise DataError(
                 f"task {task.name!r}: class {name!r} has {len(pool)} usable training example(s); k-shot draws "
                 "need at least 2 (one to train on, one for dev)"
             )
-        to_train = to_dev = min(k, len(pool) // 2)
-        if dev_limit is not None:
+        to_train = to_dev = min(share, len(pool) // 2)
+        if has_own_dev:
+            to_train, to_dev = min(share, len(pool)), 0
+        elif dev_limit is not None:
             to_dev = min(to_dev, max(1, dev_limit // len(by_class)))
-            to_train = min(k, len(pool) - to_dev)
+            to_train = min(share, len(pool) - to_dev)
         order = torch.randperm(len(pool), generator=generator(seed, task.name, "shots", name)).tolist()
         train += [pool[i] for i in order[:to_train]]
         dev += [pool[i] for i in order[to_train : to_train + to_dev]]

@@ -1,0 +1,1 @@
+"""What papers printed, to be set beside results."""
