@@ -21,7 +21,7 @@ from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
-from promptprior.train import Watch, seconds_so_far
+from promptprior.train import Watch, read_checkpoint
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 OnProgress = Callable[[str, float], None]
@@ -77,7 +77,8 @@ def do_work(
         if isinstance(work, Group):
             return _adapt_group(context, work, fitted, folder, watch, on_progress)
         start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()
-        earlier = seconds_so_far(folder / "checkpoints")  # of runs that were killed
+        stages = sorted((folder / "checkpoints").glob("*/state.json"))
+        earlier = sum(read_checkpoint(stage).spent.seconds for stage in stages)  # of runs that were killed
         prior = fit(work.method, sources, context.backbone, settings, work.seed, RunControl(folder, watch))
         counted: Any = prior.header.diagnostics["cost"]
         seconds = earlier + time.monotonic() - start
