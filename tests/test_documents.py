@@ -27,8 +27,8 @@ from promptprior.config import yaml_file
 from promptprior.config.training import Settings, Training
 from promptprior.methods import METHODS
 from promptprior.tasks.loading import sandbox, spec, template
+from tests import test_cost_estimate
 from tests.backbone.tiny import config, tokenizer
-from tests.compare import test_cost_estimate
 from tests.hostile import test_numbers
 from tests.kill import test_kill
 from tests.methods import test_wrong_methods

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from promptprior.adapt import adapt, initial_adaptation, make_episode, target_run
+from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
+from promptprior.adaptation.runs import initial_adaptation, target_run
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, Training
@@ -281,7 +282,7 @@ def test_folds_killed_and_resumed_come_to_the_same_bytes(
 
     with monkeypatch.context() as patched:
         if death == "between":
-            patched.setattr(import_module("promptprior.adapt"), "answer_held_out", die)
+            patched.setattr(import_module("promptprior.adaptation.refit"), "answer_held_out", die)
         with pytest.raises(KeyboardInterrupt):
             adapt(*inputs, using, RunControl(tmp_path, watch=watch_stage, checkpoint_seconds=0))
     [again] = adapt(*inputs, using, RunControl(tmp_path))

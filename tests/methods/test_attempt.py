@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from promptprior.adapt import adapt, make_episode, target_run
+from promptprior.adapt import adapt, make_episode
+from promptprior.adaptation.runs import target_run
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training

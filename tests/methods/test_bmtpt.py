@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from promptprior.adapt import adapt, make_episode, prior_copies, score_on_test
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.runs import prior_copies
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training

@@ -16,8 +16,9 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from promptprior.adapt import adapt, initial_adaptation, make_episode, score_on_test, target_run
+from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.runs import initial_adaptation, target_run
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings, Training
@@ -57,6 +58,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "zero_shot_batch": {},
     "zero_shot_calibrated": {},
     "probe_mixture": {},
+    "prompted_linear": {},
+    "prompted_mixture": {},
     "in_context_contextual": {},
     "auto": {"candidates": ("zero_shot_contextual", "linear_probe", "prompt_tuning"), "folds": 2},
     "residual_prompt_tuning": {"bottleneck": 4},

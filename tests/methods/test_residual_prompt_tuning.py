@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from promptprior.adapt import adapt, make_episode, score_on_test, target_run
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.runs import target_run
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import SpecError

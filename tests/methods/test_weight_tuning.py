@@ -17,9 +17,9 @@ from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
 from promptprior.compare import run
-from promptprior.compare.cost_estimate import adapting_cost, target_size
 from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
+from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import predict
 from promptprior.fit import RunControl

@@ -20,7 +20,7 @@ import transformers as tf
 
 import promptprior as pp
 from promptprior import plugins
-from promptprior.adapt import initial_adaptation
+from promptprior.adaptation.runs import initial_adaptation
 from promptprior.backbone import training_tokens
 from promptprior.cli import main
 from promptprior.config.mapping import from_mapping

@@ -5,9 +5,10 @@ then the simplest (candidates stand in order of cost). A blend averages probabil
 
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
-T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599), w the held-out NLL of the blend, by EM
-over the simplex (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.02030). Its own score comes from folds of
-the held-out examples, each answered by weights that the others gave.
+T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599). w maximises the held-out likelihood of
+the blend under a Dirichlet prior that pulls to equal weights, by EM (a linear opinion pool; stacking, Yao et al. 2018,
+arXiv 1704.02030): few examples tell too little to let one candidate have it all (docs/log.md). The blend's own score
+comes from folds of the held-out examples, each answered by weights that the others gave.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from promptprior.tasks.task import Task
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
 EM_STEPS = 300
+PULL = 4.0  # examples that the prior is worth for each candidate
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
 FOLDS = 5  # of the held-out examples, for the score of the blend
 
@@ -65,10 +67,14 @@ def mix(answers: Sequence[Sequence[HeldOut]]) -> Mix:
 
 
 def mixing_weights(log_right: Float[Tensor, "M n"]) -> Float[Tensor, " M"]:
-    """Weights on the simplex that maximise the mean log of the mixed probability of the right answers, by EM."""
+    """Weights on the simplex that maximise, by EM,
+
+    sum over examples of log(sum over m of w_m p_m(right answer)) + PULL * sum over m of log w_m
+    """
     weights = torch.full(log_right.shape[:1], 1 / len(log_right), dtype=torch.float64)
     for _ in range(EM_STEPS):
-        weights = torch.softmax(log_right + weights.log()[:, None], dim=0).mean(1)
+        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + PULL
+        weights = counts / counts.sum()
     return weights
 
 
@@ -110,8 +116,8 @@ def standing(task: Task, answers: Sequence[HeldOut], method: str, seconds: float
 def choose_candidate(name: str, candidates: Sequence[Adapted], may_blend: bool = True) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`; its header has a leaderboard.
 
-    Candidates stand in order of cost. The blend is taken unless it scores lower than the best single candidate; free
-    text, which has no choices to average over, goes to the candidate of the lowest NLL.
+    Candidates stand in order of cost. The blend is taken unless the best single candidate has both the better held-out
+    score and the lower NLL; free text, which has no choices to average over, goes to the candidate of the lowest NLL.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
@@ -133,7 +139,7 @@ def choose_candidate(name: str, candidates: Sequence[Adapted], may_blend: bool =
     if len(fitted.members) > 1:
         together = standing(task, cross_validated(answers), name, seconds, 1.0)
         board.append(together)
-        chosen = together if rank(together) >= rank(chosen) else chosen
+        chosen = chosen if rank(chosen) > rank(together) and chosen.nll < together.nll else together
     takes_blend = chosen is not board[best]
     header = base.prompt.header
     about = {"chosen": name if takes_blend else chosen.method, "leaderboard": [vars(line) for line in board]}

@@ -8,8 +8,8 @@ from promptprior.artifacts.artifact import is_foreign
 from promptprior.artifacts.header import HEADER_FILE, Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
-from promptprior.compare.cost_estimate import tokens_per_second
 from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr, watch_steps
+from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.tasks import Task
 from promptprior.tasks.loading.check import conflicts

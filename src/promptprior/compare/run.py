@@ -14,7 +14,6 @@ from pathlib import Path
 
 from promptprior.artifacts.header import HEADER_FILE
 from promptprior.backbone import Backbone
-from promptprior.compare.cost_estimate import tokens_per_second
 from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_prior
 from promptprior.compare.executors.local import run_locally
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
@@ -34,6 +33,7 @@ from promptprior.compare.schedule import (
     work_folder,
 )
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
+from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width

@@ -12,9 +12,9 @@ from math import ceil
 from pathlib import Path
 
 from promptprior.backbone import Backbone
-from promptprior.compare.cost_estimate import TargetSize, adapting_cost, source_cost, target_size, text_tokens
 from promptprior.compare.plan import RESULTS_VERSION, Cell, Plan, Tasks
 from promptprior.config.mapping import stable_hash
+from promptprior.cost_estimate import TargetSize, adapting_cost, source_cost, target_size, text_tokens
 from promptprior.fit import source_settings
 from promptprior.methods import Method
 from promptprior.methods.shared.source_prompts import learns_from_tasks, prior_origin

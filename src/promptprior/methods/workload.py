@@ -1,4 +1,4 @@
-"""How much a method reads, in its own words: what estimates ask it (compare/cost_estimate.py), and nothing else."""
+"""How much a method reads, in its own words: what estimates ask it (cost_estimate.py), and nothing else."""
 
 from typing import ClassVar, Literal
 

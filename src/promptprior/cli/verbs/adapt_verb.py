@@ -54,7 +54,7 @@ class AdaptPlan:
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
         from promptprior.cli.common import artifact_folder, cost_line, holds_own, warn_of_conflicts, watcher
-        from promptprior.compare.cost_estimate import adapting_cost, target_size
+        from promptprior.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded

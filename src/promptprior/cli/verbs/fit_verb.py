@@ -49,7 +49,7 @@ class FitPlan:
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
         from promptprior.cli.common import cost_line, holds_own, warn_of_conflicts, watcher
-        from promptprior.compare.cost_estimate import source_cost, text_tokens
+        from promptprior.cost_estimate import source_cost, text_tokens
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
         from promptprior.methods import make_method

@@ -44,8 +44,8 @@ class SimilarPlan:
     def run(self, dry_run: bool) -> None:
         """Measure, and print the sources of each target, the most similar first."""
         from promptprior.cli.common import cost_line
-        from promptprior.compare.cost_estimate import source_cost, text_tokens
         from promptprior.compare.task_similarity import SimilarityProbe, task_similarity
+        from promptprior.cost_estimate import source_cost, text_tokens
         from promptprior.methods import make_method
         from promptprior.report.similarity_gain import MEASURES, similar_sources, write_similarity
         from promptprior.tasks import load_task

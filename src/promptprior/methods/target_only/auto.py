@@ -14,7 +14,7 @@ from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 
-CANDIDATES = ("zero_shot_contextual", "linear_probe", "in_context_contextual", "prompt_tuning", "lora")
+CANDIDATES = ("zero_shot_calibrated", "linear_probe", "probe_mixture", "prompted_linear", "prompted_mixture")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
-from promptprior.compare.cost_estimate import adapting_cost, source_cost, target_size, text_tokens
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.schedule import WorkerContext, remaining_work
 from promptprior.config.training import Settings, Training
 from promptprior.cost import SCORED, SECOND_ORDER
+from promptprior.cost_estimate import adapting_cost, source_cost, target_size, text_tokens
 from promptprior.fit import fit
 from promptprior.methods import METHODS, RunContext, make_method
 from promptprior.rules import curvature, inner, maml

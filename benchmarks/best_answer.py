@@ -1,0 +1,260 @@
+"""The best answer that k shots can buy: every reference, and auto, on targets whose test rows chose nothing.
+
+    python benchmarks/best_answer.py read   --data DATA --cache CACHE            read all texts once (minutes a target)
+    python benchmarks/best_answer.py answer --data DATA --cache CACHE --json FILE     fit heads, choose, score (seconds)
+    python benchmarks/best_answer.py train  --data DATA --json FILE --methods lora,prompt_tuning   (minutes a cell)
+    python benchmarks/best_answer.py table  --json FILE...
+
+`read` keeps, for each target, states and likelihoods of every shot of every draw and of the test rows: a text is read
+once, with nothing in front and behind an untrained prompt. `answer` then does what `promptprior adapt` does with
+`--folds 4`: heads answer out of fold, are fitted to all 2k shots, and `auto` chooses or blends by the answers out of
+fold. FILE has a JSON line for each target, k, draw and method, and is resumed: lines that are there are not made again.
+Test rows are balanced (the first of each class). Draws are the library's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adaptation.choose import cross_validated, mix
+from promptprior.adaptation.folds import fold_episodes
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.backbone import Backbone, load, ranking_tokens
+from promptprior.config.training import Settings, Training
+from promptprior.evaluate import TEXTS_AT_ONCE
+from promptprior.files import read_tensors, write_tensors
+from promptprior.heads.head import Head, Readout
+from promptprior.heads.linear import Linear
+from promptprior.heads.named_heads import NAMED_HEADS
+from promptprior.methods import Episode, make_method
+from promptprior.methods.target_only.auto import CANDIDATES
+from promptprior.parameterisations.initial import start_prompt
+from promptprior.tasks import load_task
+from promptprior.tasks.metrics import score
+from promptprior.tasks.sampling.batch import collate
+from promptprior.tasks.sampling.draws import generator
+from promptprior.tasks.task import Example, Task
+
+TARGETS = ("mpqa", "sst2", "sms_spam", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
+           "emotion")  # fmt: skip
+SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
+HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
+    "zero_shot": ("none", None),
+    "constant": ("none", NAMED_HEADS["constant"]),
+    "zero_shot_batch": ("none", NAMED_HEADS["batch"]),
+    "zero_shot_calibrated": ("none", NAMED_HEADS["calibrated"]),
+    "knn": ("none", NAMED_HEADS["nearest"]),
+    "linear_probe": ("none", NAMED_HEADS["linear"]),
+    "probe_mixture": ("none", NAMED_HEADS["mixture"]),
+    "prompted_linear": ("prompt", NAMED_HEADS["linear"]),
+    "prompted_mixture": ("prompt", NAMED_HEADS["mixture"]),
+}
+
+
+def balanced_rows(task: Task, rows: int = TEST_ROWS) -> tuple[Example, ...]:
+    """The first rows of each class, as many of each."""
+    share, left = rows // len(task.label_names), dict.fromkeys(range(len(task.label_names)), 0)
+    chosen = []
+    for example in task.split("test"):
+        if example.label is not None and left[example.label] < share:
+            left[example.label] += 1
+            chosen.append(example)
+    return tuple(chosen)
+
+
+def with_test(task: Task) -> Task:
+    """The task with balanced test rows alone."""
+    return replace(task, examples={**task.examples, "test": balanced_rows(task)})
+
+
+def episodes_of(task: Task) -> list[Episode]:
+    """Every k and draw."""
+    return [make_episode(task, k, seed) for k in SHOTS for seed in SEEDS]
+
+
+@torch.no_grad()
+def read(backbone: Backbone, task: Task, cache: Path) -> None:
+    """Keep the readout of all shots and test rows of a task: nll [n, K] and states [n, S, D], by front and example."""
+    file = cache / f"{task.name}.safetensors"
+    if file.exists():
+        return
+    shots = (e for episode in episodes_of(task) for e in (*episode.shots.train, *episode.shots.dev))
+    examples = list({e.id: e for e in (*shots, *task.split("test"))}.values())
+    examples.sort(key=lambda e: len(e.text))
+    tokens = ranking_tokens(backbone, task, examples)
+    vocabulary = start_prompt(backbone, "vocabulary", LENGTH, generator("behind", task.name), "", task.label_names)
+    kept: dict[str, torch.Tensor] = {}
+    for front, prompt in {"none": torch.zeros(1, 0, backbone.width), "prompt": vocabulary[None]}.items():
+        start, tokens_before = time.monotonic(), backbone.meter.tokens
+        nll, states = [], []
+        for at in range(0, len(tokens), TEXTS_AT_ONCE):
+            batch = collate(tokens[at : at + TEXTS_AT_ONCE])
+            states.append(backbone.text_states(prompt, batch, Linear().sites(backbone.layers)))
+            nll.append((backbone.losses(prompt, batch).double() * batch.target_lengths).view(batch.texts, -1))
+        kept |= {f"{front}.nll": torch.cat(nll), f"{front}.states": torch.cat(states).half()}
+        seconds, read_tokens = time.monotonic() - start, backbone.meter.tokens - tokens_before
+        print(task.name, front, len(tokens), "texts", f"{seconds:.0f} s", read_tokens, "tokens", flush=True)
+    write_tensors(file, kept)
+    (cache / f"{task.name}.json").write_text(json.dumps([e.id for e in examples]))
+
+
+class Readouts:
+    """What was read of a task, by example."""
+
+    def __init__(self, task: Task, cache: Path) -> None:
+        self.tensors = read_tensors(cache / f"{task.name}.safetensors")
+        names = json.loads((cache / f"{task.name}.json").read_text())
+        self.place = {name: place for place, name in enumerate(names)}
+
+    def of(self, front: str, examples: Sequence[Example], sites: Sequence[int] | None = None) -> Readout:
+        """The readout of some examples, at some of the sites."""
+        rows = [self.place[e.id] for e in examples]
+        states = self.tensors[f"{front}.states"][rows].double()
+        return Readout(self.tensors[f"{front}.nll"][rows], states if sites is None else states[:, list(sites)])
+
+    def answer(self, method: str, taught: Sequence[Example], asked: Sequence[Example]) -> list[HeldOut]:
+        """What a method that learned from some examples answers to others."""
+        front, head = HEADS[method]
+        if head is None:
+            nll = self.of(front, asked).nll
+        else:
+            taught = sorted(taught, key=lambda e: e.id)
+            params = head.fit(self.of(front, taught), torch.tensor([e.label for e in taught]), None)
+            nll = head.choice_nll(params, self.of(front, asked, head.used(params)))
+        return [HeldOut(e, tuple(row), (1,) * len(row)) for e, row in zip(asked, nll.tolist(), strict=True)]
+
+
+def scores_of(task: Task, answers: Sequence[HeldOut]) -> dict[str, float]:
+    """Accuracy (rows are balanced) and the mean NLL of the right answers in nats."""
+    metrics = score(task, [a.example for a in answers], held_out_predictions(task, answers))
+    return {"score": metrics[task.metrics[0]], "nll": mean(a.right_nll for a in answers)}
+
+
+def answer(task: Task, cache: Path, file: Path) -> None:
+    """A line for every method of HEADS and for auto, for every k and draw of a task."""
+    readouts, done = Readouts(task, cache), cells_of([file])
+    test = task.split("test")
+    for episode in episodes_of(task):
+        if (task.name, episode.k, episode.seed, "auto") in done:
+            continue
+        shots, parts = (*episode.shots.train, *episode.shots.dev), fold_episodes(episode, FOLDS)
+        held: dict[str, list[HeldOut]] = {}
+        on_test: dict[str, list[HeldOut]] = {}
+        for method in HEADS:
+            start = time.monotonic()
+            given = [a for p in parts for a in readouts.answer(method, p.shots.train, p.shots.dev)]
+            held[method] = sorted(given, key=lambda a: a.example.id)
+            on_test[method] = readouts.answer(method, shots, test)
+            own = {f"held_{name}": value for name, value in scores_of(task, held[method]).items()}
+            write(file, task, episode, method, {**scores_of(task, on_test[method]), **own}, time.monotonic() - start)
+        start, answers = time.monotonic(), [held[m] for m in CANDIDATES]
+        fitted = mix(answers)
+        blend_held = scores_of(task, cross_validated(answers))
+        singles = {m: scores_of(task, held[m]) for m in CANDIDATES}
+        best = max(CANDIDATES, key=lambda m: (singles[m]["score"], -CANDIDATES.index(m)))
+        blend = [fitted.answer([on_test[m][i] for m in CANDIDATES]) for i in range(len(test))]
+        single_wins = singles[best]["score"] > blend_held["score"] and singles[best]["nll"] < blend_held["nll"]
+        takes_blend = len(fitted.members) > 1 and not single_wins
+        chosen = blend if takes_blend else on_test[best]
+        about = {"chosen": "blend" if takes_blend else best, "weights": dict(zip(
+            [CANDIDATES[m] for m in fitted.members], fitted.weights, strict=True))}  # fmt: skip
+        write(file, task, episode, "auto_single", scores_of(task, on_test[best]), 0.0)
+        write(file, task, episode, "auto_blend", scores_of(task, blend), 0.0)
+        write(file, task, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
+
+
+def train(backbone: Backbone, task: Task, file: Path, methods: Sequence[str], ks: Sequence[int]) -> None:
+    """A line for every method that descends (dev chooses rate and step), for every k and draw of a task."""
+    settings = Settings(length=LENGTH, target=Training(steps=60, batch_size=8))
+    for episode in [e for e in episodes_of(task) if e.k in ks]:
+        for method in methods:
+            if (task.name, episode.k, episode.seed, method) in cells_of([file]):
+                continue
+            start = time.monotonic()
+            [one] = adapt(make_method(method), [episode], backbone, None, settings)
+            seconds = time.monotonic() - start
+            result = score_on_test(backbone, [one])[0]
+            own = {"score": result.scores[task.metrics[0]], "nll": result.nll, "step": one.best_step}
+            write(file, task, episode, method, {**own, "dev": one.dev_score}, seconds)
+
+
+def write(file: Path, task: Task, episode: Episode, method: str, values: dict[str, Any], seconds: float) -> None:
+    line = {"target": task.name, "k": episode.k, "seed": episode.seed, "method": method, **values}
+    with file.open("a") as out:
+        out.write(json.dumps({**line, "seconds": round(seconds, 2)}) + "\n")
+    print(line, flush=True)
+
+
+def cells_of(files: Sequence[Path]) -> dict[tuple[str, int, int, str], dict[str, Any]]:
+    """All lines by target, k, draw and method."""
+    lines = [json.loads(x) for file in files if file.exists() for x in file.read_text().splitlines()]
+    return {(x["target"], x["k"], x["seed"], x["method"]): x for x in lines}
+
+
+def table(files: Sequence[Path]) -> None:
+    """Mean accuracy by method and target, and auto against each method, paired by draw."""
+    cells = cells_of(files)
+    for k in SHOTS:
+        methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k))
+        targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
+        print(f"\nk = {k}: mean accuracy over draws\n")
+        print("| method | " + " | ".join(targets) + " | mean | NLL | auto ahead by (95 %, by draw) |")
+        print("|---|" + "---|" * (len(targets) + 3))
+        for method in methods:
+            own = {key: x for key, x in cells.items() if key[1] == k and key[3] == method}
+            by_target = [[x["score"] for key, x in own.items() if key[0] == t] for t in targets]
+            shown = [f"{mean(v):.3f}" if v else "" for v in by_target]
+            by_draw = []
+            for seed in SEEDS:
+                pairs = [
+                    cells[key[0], k, seed, "auto"]["score"] - x["score"]
+                    for key, x in own.items()
+                    if key[2] == seed and (key[0], k, seed, "auto") in cells
+                ]
+                by_draw += [mean(pairs)] if pairs else []
+            ahead = ""
+            if method != "auto" and len(by_draw) > 1:
+                half = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}[len(by_draw)] * stdev(by_draw) / len(by_draw) ** 0.5
+                ahead = f"{mean(by_draw):+.3f} ({mean(by_draw) - half:+.3f} to {mean(by_draw) + half:+.3f})"
+            total = mean(mean(v) for v in by_target if v)
+            nll = mean(x["nll"] for x in own.values())
+            print(f"| {method} | " + " | ".join(shown) + f" | {total:.3f} | {nll:.3f} | {ahead} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("read", "answer", "train", "table"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--json", type=Path, nargs="+")
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--methods", default="lora,prompt_tuning")
+    parser.add_argument("--k", default="16")
+    parser.add_argument("--backbone", default="smollm2")
+    args = parser.parse_args()
+    if args.stage == "table":
+        return table(args.json)
+    backbone = None if args.stage == "answer" else load(args.backbone)
+    for name in args.targets.split(","):
+        task = with_test(load_task(name, args.data))
+        if args.stage == "read":
+            args.cache.mkdir(parents=True, exist_ok=True)
+            read(backbone, task, args.cache)
+        elif args.stage == "answer":
+            answer(task, args.cache, args.json[0])
+        else:
+            train(backbone, task, args.json[0], args.methods.split(","), [int(k) for k in args.k.split(",")])
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

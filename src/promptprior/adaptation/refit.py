@@ -1,0 +1,215 @@
+"""Episodes of a method as copies of one training run, with what follows it: folds and refit, heads, cost.
+
+With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, which choose, and then in a refit of what
+was chosen.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.fit_head import fit_heads
+from promptprior.adaptation.folds import (
+    Way,
+    answer_held_out,
+    fold_episodes,
+    init_of_rows,
+    jackknife_error,
+    join_folds,
+    whole_episode,
+)
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.adaptation.runs import FinishedRun, check_adaptation, initial_adaptation, run_all_ways, run_of_copies
+from promptprior.artifacts.artifact import Prior, Prompt
+from promptprior.backbone import Backbone
+from promptprior.config.mapping import to_mapping
+from promptprior.cost import Cost
+from promptprior.errors import SpecError
+from promptprior.evaluate import prompt_objective
+from promptprior.heads.fitted import with_head
+from promptprior.heads.head import Head
+from promptprior.heads.named_heads import NAMED_HEADS
+from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
+from promptprior.notation import Params
+from promptprior.objectives.weight_objective import objective_of
+from promptprior.parameterisations.registry import Form, folded, plain_settings
+from promptprior.processes import add_up
+from promptprior.rules.stopping import StopCopies
+from promptprior.tasks.metrics import score
+from promptprior.train import Run, Trained
+
+
+def adapt_as_copies(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]
+) -> list[Adapted]:
+    """Adapt episodes as copies of one run; what the method trains to find where they start is part of the cost."""
+    costs: list[Cost] = []
+
+    def train_and_count(run: Run, stage: str) -> Trained:
+        trained = context.train(run, stage)
+        costs.append(trained.cost)
+        return trained
+
+    counting = replace(context, train=train_and_count)
+    if context.settings.folds:
+        init, adapted = _adapt_with_folds(method, counting, priors, episodes, costs)
+    else:
+        finished = run_all_ways(method, counting, priors, episodes)
+        init, adapted = finished.init, [finished.best_of(e, episode) for e, episode in enumerate(episodes)]
+    if (head := recipe_head(method, init)) is not None:
+        with counted(context.backbone, costs):
+            adapted = _with_fitted_heads(head, context.backbone, adapted)
+    cost = sum(costs, Cost()).shared_by(len(episodes))
+    return [replace(one, cost=cost) for one in adapted]
+
+
+@contextmanager
+def counted(backbone: Backbone, costs: list[Cost]) -> Iterator[None]:
+    """Adds to `costs` what is read and how long it takes inside."""
+    start, meter = time.monotonic(), backbone.meter
+    before = torch.tensor([meter.rows, meter.tokens])
+    yield
+    read = torch.tensor([meter.rows, meter.tokens]) - before
+    add_up([read])
+    costs.append(Cost(time.monotonic() - start, *read.tolist()))
+
+
+def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
+    """Adapted prompts of one form, each with a head that all its shots have taught.
+
+    Dev scores are the head's: out of fold, or without folds of a head that the training shots alone have taught.
+    """
+    objective = prompt_objective(adapted[0].prompt, backbone)
+    params = {n: torch.cat([a.prompt.params[n] for a in adapted]) for n in adapted[0].prompt.params}
+    fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
+    headed = []
+    for a, one in zip(adapted, fitted, strict=True):
+        header, task = a.prompt.header, a.episode.task
+        held = a.out_of_fold or one.on_dev
+        examples, said = [answer.example for answer in held], header.scores["dev"]
+        value = score(task, examples, held_out_predictions(task, held))[task.metrics[0]] if held else None
+        header = replace(
+            header,
+            head=head.name,
+            head_settings=to_mapping(head),
+            choices=a.episode.shots.train[0].choices,
+            scores={**header.scores, "dev": {**said, "dev_score": value}},  # type: ignore[dict-item]
+        )
+        prompt = Prompt(header, with_head(a.prompt.params, one.head))
+        taught = sum(number.numel() for number in one.head.params.values())
+        headed.append(replace(a, prompt=prompt, dev_score=value, trainable=a.trainable + taught))
+    return headed
+
+
+def _adapt_with_folds(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode], costs: list[Cost]
+) -> tuple[AdaptationInit, list[Adapted]]:
+    """Choose by dev or by cross-validation, answer what was held out, and train again on all examples (folds.py).
+
+    What answering reads is added to `costs`; training adds its own.
+    """
+    backbone = context.backbone
+    parts = [fold_episodes(episode, context.settings.folds) for episode in episodes]
+    held = [part for own in parts for part in own]
+    places = [0, *accumulate(map(len, parts))][:-1]  # of each episode's first part
+    if method.adapts_one_by_one and len(held) > 1:
+        finished = _run_fold_by_fold(method, context, priors, held)
+        ways, answering = [finished.ways_of(0)], list[tuple[Form, Params, list[Episode]]]()
+        for f, part in enumerate(held):  # at the step that all folds chose, which only now is known
+            init, params = _train_chosen(method, _in_stage(context, f"fold{f}-again"), priors, [part], ways)
+            answering.append((init.parameterisation, params, [part]))
+    else:
+        of_parts = [prior for prior, own in zip(priors, parts, strict=True) for _ in own] if priors else []
+        finished = run_all_ways(method, context, of_parts, held, [len(own) for own in parts])
+        ways = [finished.ways_of(place) for place in places]
+        rows = [copy for place in range(len(held)) for copy in finished.members(place)]
+        answering = [(finished.init.parameterisation, {n: v[rows] for n, v in finished.done.params.items()}, held)]
+
+    size, answers, head = finished.init.ensemble_size, list[Sequence[HeldOut]](), recipe_head(method, finished.init)
+    with counted(backbone, costs):
+        for form, params, asked in answering:
+            objective = objective_of(backbone, form)
+            if head is None:
+                answers += answer_held_out(objective, params, asked, size)
+            else:
+                answers += [one.on_dev for one in fit_heads(head, objective, params, asked)]
+
+    wholes = [whole_episode(episode) for episode in episodes]
+    init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
+    adapted = []
+    for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
+        one = finished.best_of(place, episode)
+        form, own = folded(init.parameterisation, {n: v[e * size : (e + 1) * size].clone() for n, v in params.items()})
+        given = {a.example.id: a for part in answers[place : place + len(parts[e])] for a in part}
+        out_of_fold = tuple(given[x.id] for x in wholes[e].shots.train if x.id in given)
+        error, header = jackknife_error(episode.task, out_of_fold), one.prompt.header
+        variant = init.variants[max(ways[e], key=lambda way: way.standing).variant]
+        said: Any = header.scores["dev"]
+        about = {**said, **variant, "dev_error": error, "folds": len(parts[e])}
+        header = replace(
+            header,
+            parameterisation=form.name,
+            parameterisation_settings=plain_settings(form),
+            scores={**header.scores, "dev": about},
+        )
+        prompt = Prompt(header, own)
+        adapted.append(replace(one, prompt=prompt, variant=variant, dev_error=error, out_of_fold=out_of_fold))
+    return init, adapted
+
+
+def _in_stage(context: RunContext, name: str) -> RunContext:
+    """The same context with a name before each stage's: its checkpoints have folders of their own."""
+    return replace(context, train=lambda run, stage: context.train(run, f"{name}-{stage}"))
+
+
+def _run_fold_by_fold(
+    method: Recipe, context: RunContext, priors: Sequence[Prior], folds: Sequence[Episode]
+) -> FinishedRun:
+    """The folds of one episode, each in a run of its own, as one run of which dev says the mean.
+
+    Patience, which a fold cannot know, is applied when all are known.
+    """
+    target = context.settings.target
+    patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
+    runs = [run_all_ways(method, _in_stage(patient, f"fold{f}"), priors, [fold]) for f, fold in enumerate(folds)]
+    return replace(runs[0], context=context, done=join_folds([run.done for run in runs], target.patience))
+
+
+def _train_chosen(
+    method: Recipe,
+    context: RunContext,
+    priors: Sequence[Prior],
+    episodes: Sequence[Episode],
+    ways: Sequence[Sequence[Way]],
+) -> tuple[AdaptationInit, Params]:
+    """Where episodes start, and where each member of each stands after its own steps at its variant and rate.
+
+    Params [E * members, ...]. The schedule is that of the whole stage.
+    """
+    init = initial_adaptation(method, context, priors, episodes)
+    check_adaptation(method, init, episodes, context.backbone)
+    if len(init.variants) != ways[0][0].variants:
+        raise SpecError(
+            f"method {method.name!r}: init returned {ways[0][0].variants} variants for a part of the examples and "
+            f"{len(init.variants)} for all of them; what was chosen cannot be found again: set folds to 0 (--folds)"
+        )
+    chosen = [(e, way) for e, own in enumerate(ways) for way in own]
+    some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
+    key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
+    objective = objective_of(context.backbone, init.parameterisation)
+    run = run_of_copies(context, objective, some, [(episodes[e], way.rate) for e, way in chosen], key)
+    steps = tuple(way.steps for _, way in chosen)
+    run = replace(run, rule=StopCopies(run.rule, steps), steps=max(steps), select=None)
+    return init, context.train(run, "target").params
+
+
+def recipe_head(method: Recipe, init: AdaptationInit | None = None) -> Head | None:
+    """The head of a method, with the settings that its start names; None where the choices' likelihood answers."""
+    named = NAMED_HEADS.get(method.head)
+    return init.head if named is not None and init is not None and init.head is not None else named
