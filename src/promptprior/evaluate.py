@@ -18,10 +18,11 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
-from promptprior.errors import DataError, SpecError
+from promptprior.config.mapping import from_mapping
+from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 from promptprior.heads.fitted import PREFIX, FittedHead, without_head
-from promptprior.heads.head import Readout
-from promptprior.heads.named_heads import make_head
+from promptprior.heads.head import Head, Readout
+from promptprior.heads.named_heads import HEADS
 from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
@@ -145,12 +146,19 @@ def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: 
 
 
 def prompt_heads(prompt: Prompt) -> tuple[FittedHead, ...]:
-    """The fitted head of a prompt; () where the choices' likelihood answers."""
+    """The fitted head of a prompt; () where the choices' likelihood answers. Raises ArtifactError for an unknown name
+    and for settings that the head does not have."""
     header = prompt.header
     if not header.head:
         return ()
+    if header.head not in HEADS:
+        raise ArtifactError(unknown_name("head", header.head, HEADS))
+    try:
+        head: Head = from_mapping(HEADS[header.head], header.head_settings, f"head_settings of {header.head!r}")
+    except SpecError as error:
+        raise ArtifactError(f"{error}; the file was edited: copy it again") from error
     params = {n.removeprefix(PREFIX): v[0] for n, v in prompt.params.items() if n.startswith(PREFIX)}
-    return (FittedHead(make_head(header.head, header.head_settings), params),)
+    return (FittedHead(head, params),)
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
