@@ -225,9 +225,9 @@ def test_a_full_disk_never_cuts_a_log(tiny_disk):
     record = {"text": "x" * 9000}
     kept = 10
     for _ in range(kept):
-        files.append_line(log, record)
+        files.append_lines(log, [record])
     with pytest.raises(ArtifactError, match=r"300,\d+ bytes needed"):
-        files.append_line(log, {"text": "x" * 300_000})
+        files.append_lines(log, [{"text": "x" * 300_000}])
     assert log.read_bytes().endswith(b"\n")
     assert files.read_lines(log) == [record] * kept
 
@@ -245,9 +245,9 @@ def test_a_write_that_is_cut_short_changes_nothing(tmp_path):
         for number in range(20):
             if number * 9014 > 100_000 - 9014:
                 break
-            files.append_line(tmp_path / "log", {"x": "y" * 9000})
+            files.append_lines(tmp_path / "log", [{"x": "y" * 9000}])
         with pytest.raises(ArtifactError, match="File too large"):
-            files.append_line(tmp_path / "log", {"x": "y" * 90000})
+            files.append_lines(tmp_path / "log", [{"x": "y" * 90000}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
@@ -275,7 +275,7 @@ step = 0
 while True:
     step += 1
     files.replace_folder(target, write(step))
-    files.append_line(target.parent / "log", {"step": step, "text": "x" * 5000})
+    files.append_lines(target.parent / "log", [{"step": step, "text": "x" * 5000}])
     print(step, flush=True)
 """
 
@@ -304,7 +304,7 @@ def test_sigkill_leaves_one_whole_folder_and_a_readable_log(tmp_path, wait):
 def test_a_half_written_last_line_is_left_out_and_then_cut_off(tmp_path):
     log = tmp_path / "log"
     for n in range(3):
-        files.append_line(log, {"n": n, "text": "ü" * 3000})
+        files.append_lines(log, [{"n": n, "text": "ü" * 3000}])
     whole = log.read_bytes()
     second_line = whole.index(b"\n") + 1
     for cut in (len(whole) - 1, len(whole) - 2, len(whole) - 5000, whole.rindex(b"\n", 0, -1) + 2):
@@ -312,10 +312,10 @@ def test_a_half_written_last_line_is_left_out_and_then_cut_off(tmp_path):
         kept = 3 if cut == len(whole) - 1 else 2  # only its newline is missing: the record is whole
         assert [r["n"] for r in files.read_lines(log)] == list(range(kept))
         assert log.read_bytes() == whole[:cut], "reading changed the file"
-        files.append_line(log, {"n": "next"})
+        files.append_lines(log, [{"n": "next"}])
         assert [r["n"] for r in files.read_lines(log)] == [*range(kept), "next"]
     log.write_bytes(whole[: second_line - 20])
-    files.append_line(log, {"n": 7})
+    files.append_lines(log, [{"n": 7}])
     assert [r["n"] for r in files.read_lines(log)] == [7]
 
 
@@ -334,8 +334,8 @@ def test_an_absent_and_an_empty_log_have_no_lines(tmp_path):
 def test_an_append_waits_for_the_one_before_it(tmp_path):
     log = tmp_path / "log"
     log.write_text('{"n": 1')  # another process is in the middle of this line
-    with FileLock(files.lock_beside(log)):
-        waiting = threading.Thread(target=files.append_line, args=(log, {"n": 2}))
+    with FileLock(log.with_name(f".{log.name}.lock")):
+        waiting = threading.Thread(target=files.append_lines, args=(log, [{"n": 2}]))
         waiting.start()
         waiting.join(timeout=0.2)
         assert waiting.is_alive()
@@ -350,7 +350,7 @@ import sys
 from pathlib import Path
 from promptprior import files
 for n in range(50):
-    files.append_line(Path(sys.argv[1]), {"who": sys.argv[2], "n": n, "text": "x" * 3000})
+    files.append_lines(Path(sys.argv[1]), [{"who": sys.argv[2], "n": n, "text": "x" * 3000}])
 """
 
 

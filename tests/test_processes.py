@@ -18,7 +18,7 @@ from promptprior.cli.entry import all_processes
 from promptprior.cli.verb import find_verb
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_eval_set
-from promptprior.files import append_line, read_tensors, write_text
+from promptprior.files import append_lines, read_tensors, write_text
 from promptprior.notation import Tensor
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.direct import Direct
@@ -111,7 +111,7 @@ def one_of_two(rank: int, folder: str) -> None:
     home = Path(folder) / f"from{rank}"
     torch.save({kind: results(kind, home) for kind in RULES}, f"{folder}/{rank}.pt")
     write_text(home / "text", "only the first writes")
-    append_line(home / "lines", {"rank": rank})
+    append_lines(home / "lines", [{"rank": rank}])
     answers = torch.tensor(
         [all_decide(True, 0)[0], all_decide(rank == 0, 0)[0], all_decide(rank == 1, 0)[0], is_first()]
     )

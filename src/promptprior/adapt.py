@@ -100,7 +100,7 @@ def auto(
         with quiet_loading():
             backbone = load(backbone, dtype="auto")
     settings = options.get("settings") or Settings()
-    episode = make_episode(task, shots, seed, settings.dev_limit)
+    episode = make_episode(task, shots, seed, settings)
     [adapted] = adapt(method, [episode], backbone, options.get("prior"), settings)
     return adapted
 

@@ -18,10 +18,11 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
-from promptprior.errors import DataError, SpecError
-from promptprior.heads.fitted import FittedHead, fitted_head, without_head
-from promptprior.heads.head import Readout
-from promptprior.heads.named_heads import make_head
+from promptprior.config.mapping import from_mapping
+from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
+from promptprior.heads.fitted import PREFIX, FittedHead, without_head
+from promptprior.heads.head import Head, Readout
+from promptprior.heads.named_heads import HEADS
 from promptprior.interruptions import raise_if_interrupted
 from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
@@ -85,7 +86,7 @@ def evaluate(
     examples = task.split(split)[:limit]
     if prompt.header.parameterisation == BLEND:
         eval_set, nll = blended_losses(prompt, task, backbone, examples)
-        return choice_result(eval_set, nll)
+        return EvalResult(score(task, examples, ranked(eval_set, nll)), right_answer_nll(eval_set, nll))
     objective = prompt_objective(prompt, backbone)
     eval_set = prompt_eval_set(objective, prompt, task, examples)
     return evaluate_requests(objective, without_head(prompt.params), [eval_set])[0]
@@ -145,9 +146,19 @@ def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: 
 
 
 def prompt_heads(prompt: Prompt) -> tuple[FittedHead, ...]:
-    """The fitted head of a prompt; () where the choices' likelihood answers."""
+    """The fitted head of a prompt; () where the choices' likelihood answers. Raises ArtifactError for an unknown name
+    and for settings that the head does not have."""
     header = prompt.header
-    return (fitted_head(make_head(header.head, header.head_settings), prompt.params),) if header.head else ()
+    if not header.head:
+        return ()
+    if header.head not in HEADS:
+        raise ArtifactError(unknown_name("head", header.head, HEADS))
+    try:
+        head: Head = from_mapping(HEADS[header.head], header.head_settings, f"head_settings of {header.head!r}")
+    except SpecError as error:
+        raise ArtifactError(f"{error}; the file was edited: copy it again") from error
+    params = {n.removeprefix(PREFIX): v[0] for n, v in prompt.params.items() if n.startswith(PREFIX)}
+    return (FittedHead(head, params),)
 
 
 def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
@@ -169,11 +180,6 @@ def evaluate_requests(
         EvalResult(score(e.task, e.examples, predictions) if predictions else {}, right_answer_nll(e, nll))
         for e, nll, predictions in zip(eval_sets, losses, answers, strict=True)
     ]
-
-
-def choice_result(eval_set: EvalSet, nll: TargetNLL) -> EvalResult:
-    """Scores of answers whose choices have these NLL, in nats."""
-    return EvalResult(score(eval_set.task, eval_set.examples, ranked(eval_set, nll)), right_answer_nll(eval_set, nll))
 
 
 def ranked(eval_set: EvalSet, nll: TargetNLL) -> list[Prediction]:
@@ -213,7 +219,8 @@ def eval_set_losses(objective: Answering, params: Params, eval_sets: Sequence[Ev
     headed, blocks = [m for m in members if m.heads], objective.backbone.layers
     sites = [[h.head.sites(blocks)[i] for i in h.head.used(h.params)] for h in (m.heads[0] for m in headed)]
     read = iter(readouts(objective, params, headed, sites))
-    remaining = iter([m.heads[0].choice_nll(next(read)).tolist() if m.heads else next(plain) for m in members])
+    of_heads = (m.heads[0].head.choice_nll(m.heads[0].params, next(read)).tolist() for m in headed)
+    remaining = iter([next(of_heads if m.heads else plain) for m in members])
     ensembles = [[next(remaining) for _ in range(e.ensemble_size)] for e in eval_sets]
     return [
         own[0] if len(own) == 1 else [mean_probability(of_text) for of_text in zip(*own, strict=True)]

@@ -30,7 +30,7 @@ CLAIM = ".claim"  # locked while a command writes to its folder
 MOST_BYTES = 2**33  # of a file that is read whole
 MOST_OF_HEADER = 10**8  # bytes of a safetensors file's header
 ABANDONED = 3600.0  # seconds after which, without a claim, a partial file counts as left by a killed process
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # names that _partial_sibling, _swap_in give
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(partial-\d+-\d+|swapped-out)")  # names that _partial_sibling, make_folder give
 DEPTH = 5  # of folders in a claimed one that are searched for them: priors/NAME/checkpoints/STAGE, work/KEY/episode0/…
 
 
@@ -62,12 +62,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_together(
-    writers: Mapping[Path, Callable[[Path], object]], before: Callable[[Mapping[Path, Path]], None]
-) -> None:
-    """Write several files, each by its writer at a hidden path beside it; call `before` with these paths, by file; then
-    let each take its place."""
+@contextmanager
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> Iterator[Mapping[Path, Path]]:
+    """Write several files, each by its writer at a hidden path beside it, and give these paths by file; at the end each
+    takes its place. Where this is not the first process it writes nothing, and gives no paths."""
     if not is_first():
+        yield {}
         return
     partials = {path: _partial_sibling(path) for path in writers}
     try:
@@ -76,7 +76,7 @@ def write_together(
                 write(partials[path])
             except ArtifactError as error:  # name the file the user asked for
                 raise type(error)(str(error).replace(str(partials[path]), str(path))) from error
-        before(partials)
+        yield partials
         for path, partial in partials.items():
             with disk_errors(path):
                 os.replace(partial, path)
@@ -127,7 +127,19 @@ def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collectio
             check_replaceable(path, _names_in(partial) | set(may_delete))
             for part in [*partial.rglob("*"), partial]:
                 _sync(part)
-            _swap_in(partial, path)
+            # In one step where the system can; the old folder becomes `partial`
+            if not path.exists():
+                os.rename(partial, path)
+            elif not exchange_names(partial, path):
+                aside = path.with_name(f".{path.name}.swapped-out")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+                try:
+                    os.rename(partial, path)
+                except OSError:
+                    os.rename(aside, path)
+                    raise
+                os.rename(aside, partial)
             _sync(path.parent)
     except ArtifactError as error:  # name the folder the user asked for, not the one that `write` was given
         raise type(error)(str(error).replace(str(partial), str(path))) from error
@@ -297,8 +309,17 @@ def append_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     lines = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records).encode()
     with disk_errors(path, len(lines)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock_beside(path)), path.open("ab+", buffering=0) as file:
-            end = _mend_tail(file)
+        with _locked(path.with_name(f".{path.name}.lock")), path.open("ab+", buffering=0) as file:
+            end, tail = file.seek(0, os.SEEK_END), b""
+            while len(tail) < end and b"\n" not in tail:  # backwards: logs are long and lines short
+                start = file.seek(max(0, end - 2 * len(tail) - 4096))
+                tail = file.read(end - start)
+            tail = tail.rpartition(b"\n")[2]
+            if _is_whole(tail):
+                end += file.write(b"\n")
+            else:  # cut off what is half-written
+                end -= len(tail)
+                file.truncate(end)
             try:
                 while lines:  # once, unless the disk is filling up: then the second write says so
                     lines = lines[file.write(lines) :]
@@ -306,11 +327,6 @@ def append_lines(path: Path, records: Sequence[Mapping[str, object]]) -> None:
             except OSError:
                 file.truncate(end)
                 raise
-
-
-def append_line(path: Path, record: Mapping[str, object]) -> None:
-    """`append_lines` of one object."""
-    append_lines(path, [record])
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -329,11 +345,6 @@ def read_lines(path: Path) -> list[Any]:
             where = f"{path} line {number}: " if isinstance(error, UnicodeDecodeError) else ""
             raise ArtifactError(f"{where}{error}; delete this line to go on without it") from error
     return [*records, json.loads(tail)] if _is_whole(tail) else records
-
-
-def lock_beside(path: Path) -> Path:
-    """The file that is locked while a line is appended to a log."""
-    return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager
@@ -445,19 +456,6 @@ def _is_whole(tail: bytes) -> bool:
         return False
 
 
-def _mend_tail(file: Any) -> int:
-    # Cut off a half-written last line, or end a whole one. Returns the length of the file.
-    end, tail = file.seek(0, os.SEEK_END), b""
-    while len(tail) < end and b"\n" not in tail:  # backwards: logs are long and lines short
-        start = file.seek(max(0, end - 2 * len(tail) - 4096))
-        tail = file.read(end - start)
-    tail = tail.rpartition(b"\n")[2]
-    if _is_whole(tail):
-        return end + file.write(b"\n")
-    file.truncate(end - len(tail))
-    return end - len(tail)
-
-
 def _partial_sibling(path: Path) -> Path:
     # A new hidden name beside `path`, where it is written before it takes its place.
     return path.with_name(f".{path.name}.partial-{os.getpid()}-{time.monotonic_ns()}")
@@ -488,22 +486,6 @@ def _clear_partials(folder: Path, name: str | None = None, depth: int = 1, older
 
 def _names_in(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
-
-
-def _swap_in(partial: Path, path: Path) -> None:
-    # Give `partial` the name `path`, in one step where the system can; the old folder becomes `partial`.
-    if not path.exists():
-        os.rename(partial, path)
-    elif not exchange_names(partial, path):
-        aside = path.with_name(f".{path.name}.swapped-out")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(path, aside)
-        try:
-            os.rename(partial, path)
-        except OSError:
-            os.rename(aside, path)
-            raise
-        os.rename(aside, partial)
 
 
 def exchange_names(a: Path, b: Path) -> bool:

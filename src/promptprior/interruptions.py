@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -104,14 +105,16 @@ def raise_if_interrupted() -> None:
         raise Interrupted(_received[0])
 
 
+@dataclass
 class DeferredSignals:
     """Inside, signals only set `received` (0 for none), so that a step is never cut in two; `deliver` lets them act.
 
     One that has not acted by the end acts then. A second one acts at once: somebody does not want to wait.
     """
 
-    def __init__(self) -> None:
-        self.received, self._since, self._previous = 0, 0.0, dict[int, Any]()
+    received: int = 0
+    _since: float = 0.0
+    _previous: dict[int, Any] = field(default_factory=dict)
 
     def _note(self, signum: int, _: FrameType | None) -> None:
         if not self.received:

@@ -37,7 +37,7 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering
 from promptprior.processes import add_up, all_decide, is_first
-from promptprior.rules.rule import Info, Rule, State, answer
+from promptprior.rules.rule import Info, Rule, State, answer, pick_copies
 from promptprior.tasks.sampling.draws import Draws
 from promptprior.untrusted import parse_json
 
@@ -160,21 +160,17 @@ def train(
         progress = resumed
     earlier = progress.cost  # of the sessions before this one
 
-    def with_cost(progress: Progress) -> Progress:
-        """The progress with its cost up to now, added over all processes."""
-        read = torch.tensor([meter.rows - rows, meter.tokens - tokens])
-        seconds = time.monotonic() - start_time
-        add_up([read])
-        return replace(progress, cost=earlier + Cost(seconds, *read.tolist()))
-
     saved = -math.inf
     with DeferredSignals() as signals:
         while True:
             is_finished = progress.state.step >= run.steps or progress.stopped
             is_due = is_finished or time.monotonic() - saved >= checkpoint_seconds
             is_due, signum = all_decide(is_due, signals.received)
+            if is_finished or (folder is not None and (is_due or signum)):  # the cost is added over all processes
+                read, seconds = torch.tensor([meter.rows - rows, meter.tokens - tokens]), time.monotonic() - start_time
+                add_up([read])
+                progress = replace(progress, cost=earlier + Cost(seconds, *read.tolist()))
             if folder is not None and (is_due or signum):
-                progress = with_cost(progress)
                 size = _save(run, progress, folder)
                 if saved == -math.inf and not is_finished:  # the next one is written beside it, with a longer log
                     check_room(folder.parent, size + LOG_BYTES * (run.steps - progress.state.step))
@@ -194,7 +190,6 @@ def train(
             if watch is not None and is_first():
                 reported = {name: torch.as_tensor(value) for name, value in progress.history[-1].items()}
                 watch(state.step, run.steps, reported)
-    progress = with_cost(progress)
     answering = answer(run.rule, progress.state)
     return Trained(
         params=progress.best.params if progress.best else answering,
@@ -234,14 +229,8 @@ def _select(run: Run, progress: Progress) -> Progress:
             (run.patience is None or waited < run.patience) and (s, -n) > (best_s, -best_n)
             for (s, n), (best_s, best_n, waited) in zip(now, before, strict=True)
         ]
-        mask = torch.tensor(better)
-
-        def pick(new: Tensor, old: Tensor) -> Tensor:
-            """New values [C, ...] for copies that are better, old ones for the others."""
-            return torch.where(mask.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)
-
         best = Best(
-            params={name: pick(value, best.params[name]) for name, value in params.items()},
+            params=pick_copies(torch.tensor(better), params, best.params),
             step=tuple(step if b else old for b, old in zip(better, best.step, strict=True)),
             score=tuple(s if b else old for b, s, old in zip(better, score.tolist(), best.score, strict=True)),
             nll=tuple(n if b else old for b, n, old in zip(better, nll.tolist(), best.nll, strict=True)),
@@ -392,11 +381,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if meaning.format > FORMAT:
         raise ArtifactError(f"{path}: format is {meaning.format}; this promptprior reads {FORMAT}; {advice}")
     return meaning
-
-
-def seconds_so_far(folder: Path) -> float:
-    """Seconds of training that the checkpoints of all stages in a folder count: those of killed runs."""
-    return sum(read_checkpoint(path).spent.seconds for path in sorted(folder.glob("*/state.json")))
 
 
 def _start_digests(run: Run) -> dict[str, str]:

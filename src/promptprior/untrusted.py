@@ -38,19 +38,6 @@ def path_kind(path: Path, failure: Failure = DataError) -> Literal["file", "fold
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
-def read_regular(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Raises `failure` for anything else."""
-    check_regular(path, failure, most)
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise failure(f"{path}: cannot be read: {_reason(error)}; check the path") from None
-    if len(data) > most:  # files of /proc say that they have no bytes
-        raise failure(f"{path}: more than {most:,} bytes; expected at most that")
-    return data
-
-
 def check_regular(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) -> None:
     """Raise `failure` unless a path is a regular file of at most `most` bytes."""
     kind = path_kind(path, failure)
@@ -82,8 +69,16 @@ def check_memory(needed: float, what: str, change: str, failure: Failure = DataE
 
 
 def read_utf8(path: Path, failure: Failure = DataError, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises `failure` with line and offset where it is not."""
-    data = read_regular(path, failure, most)
+    """The text of a UTF-8 file, without a byte order mark. Raises `failure` with line and offset where it is not, and
+    for what is no regular file of at most `most` bytes."""
+    check_regular(path, failure, most)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise failure(f"{path}: cannot be read: {_reason(error)}; check the path") from None
+    if len(data) > most:  # files of /proc say that they have no bytes
+        raise failure(f"{path}: more than {most:,} bytes; expected at most that")
     try:
         text = data.decode()
         bad = text.find("\0")
@@ -127,16 +122,15 @@ def parse_json(
         reason = f"{surrogate[0]} is half of a surrogate pair, which no text can hold; write the character itself"
         raise failure(f"{at(surrogate.start())}: {reason}") from None
     except _RefusedValue as error:
-        place = at(max(text.find(error.literal), 0)) if error.literal or line else where
-        raise failure(f"{place}: {error}") from None
+        reason, literal = error.args
+        place = at(max(text.find(literal), 0)) if literal or line else where
+        raise failure(f"{place}: {reason}") from None
     return value
 
 
 class _RefusedValue(Exception):
-    # a value that JSON's grammar allows and we do not; `literal` is how the text writes it, where that is known
-    def __init__(self, reason: str, literal: str = "") -> None:
-        super().__init__(reason)
-        self.literal = literal
+    # a value that JSON's grammar allows and we do not: the reason, and how the text writes it ("" for not known)
+    pass
 
 
 def _whole_number(digits: str) -> int:
@@ -157,7 +151,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise _RefusedValue(f"key {twice[:100]!r} is given twice; keep one")
+        raise _RefusedValue(f"key {twice[:100]!r} is given twice; keep one", "")
     return mapping
 
 

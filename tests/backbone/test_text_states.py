@@ -7,9 +7,9 @@ import torch
 
 from promptprior.backbone import Backbone, Site
 from promptprior.backbone.key_values import KeyValues
-from promptprior.backbone.weight_overrides import lora_model, own_weights_model
 from promptprior.errors import SpecError
 from promptprior.notation import Tensor
+from promptprior.parameterisations.weights import LoraForm, OwnForm
 from promptprior.tasks.sampling.batch import Batch
 
 from .test_engine import random_batch, random_prompts
@@ -139,7 +139,7 @@ def test_a_layer_that_is_not_there_is_named() -> None:
 def test_other_weights_have_states_of_their_own(family: str) -> None:
     backbone, batch = tiny(family), random_batch(4, 2, 1)
     none = torch.zeros(1, 0, backbone.width, dtype=torch.float64)
-    model = own_weights_model(backbone, "vectors")
+    model = OwnForm("vectors").answers(backbone)
     same = model.text_states(model.start, batch, SITES)
     torch.testing.assert_close(same, slow_states(backbone, none, batch), rtol=0, atol=STATES)
     generator = torch.Generator().manual_seed(0)
@@ -159,7 +159,7 @@ def test_other_weights_have_states_of_their_own(family: str) -> None:
 def test_lora_without_its_addition_has_the_models_states() -> None:
     backbone, batch = tiny("llama"), random_batch(4, 2, 1)
     none = torch.zeros(1, 0, backbone.width, dtype=torch.float64)
-    model = lora_model(backbone, 2, 4.0, ())
+    model = LoraForm(2, 4.0).answers(backbone)
     expected = slow_states(backbone, none, batch)
     torch.testing.assert_close(model.text_states(model.start, batch, SITES), expected, rtol=0, atol=STATES)
     weights = {name: value + 0.1 for name, value in model.start.items()}

@@ -5,9 +5,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from promptprior.heads.calibrated import Calibrated, fit_offsets, template_ends
+from promptprior.heads.calibrated import Calibrated, fit_offsets, held_out_folds, template_ends
 from promptprior.heads.head import Readout
-from promptprior.heads.left_out import held_out_folds
 from promptprior.notation import Tensor
 
 
@@ -120,8 +119,9 @@ def test_folds_hold_out_each_shot_once_and_labels_evenly() -> None:
     each = held_out_folds(labels)
     assert (each.sum(0) == 1).all()
     assert (each.sum(1) == 1).all()
-    four = held_out_folds(labels, most=4)
-    assert (four.sum(0) == 1).all()
-    assert [row[labels == 0].sum() for row in four] == [2] * 4
-    assert [row[labels == 1].sum() for row in four] == [1] * 4
-    assert len(held_out_folds(torch.arange(600) % 3)) == 32
+    many = torch.arange(600) % 3
+    folds = held_out_folds(many)
+    assert len(folds) == 32
+    assert (folds.sum(0) == 1).all()
+    for label in range(3):  # 200 shots of each
+        assert set(folds[:, many == label].sum(1).tolist()) == {6, 7}

@@ -16,7 +16,6 @@ from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
-from promptprior.backbone.weight_overrides import own_weights_model
 from promptprior.compare import run
 from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
@@ -25,10 +24,12 @@ from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import predict
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, make_method
+from promptprior.parameterisations.weights import OwnForm
 from promptprior.report.results import read_rows
 from promptprior.rules.rule import Info
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.task import Task
+from tests.backbone.test_engine import random_batch
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early, text_task
 
@@ -150,16 +151,16 @@ def test_the_trunk_keeps_its_weights_and_modules_even_when_training_dies(name: s
 
 
 def test_weights_are_given_back_when_what_is_asked_fails() -> None:
-    trunk = own_weights_model(tiny("llama"), "vectors")
+    trunk = OwnForm("vectors").answers(tiny("llama"))
     model = trunk.frozen.model
     name, weight = next(iter(trunk.start.items()))
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         assert torch.equal(attrgetter(name)(model), weight + 1)
         raise RuntimeError("planted")
 
     with pytest.raises(RuntimeError, match="planted"):
-        trunk.call_with({name: weight + 1}, fail)
+        trunk._each_piece({name: weight + 1}, random_batch(1, 1, 1), fail)
     assert model.get_parameter(name).data_ptr() == weight.data_ptr()
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
-from promptprior.parameterisations.residual import Residual, init_residual_network
+from promptprior.parameterisations.residual import Residual
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 
@@ -54,7 +54,7 @@ def test_it_is_the_prompt_plus_torchs_layers(networks: int, unit: float) -> None
 def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> None:
     backbone = tiny("llama")
     width, form = backbone.width, Residual(L, backbone.width, backbone.scale)
-    start = init_residual_network(width, R, networks, 0.0, torch.Generator().manual_seed(0))
+    start = form.init(R, networks, 0.0, torch.Generator().manual_seed(0))
     values = {name: value.double()[None] for name, value in start.items()}
     values["prompt"] = params(1, width)["prompt"][:1] * backbone.scale
     batch = collate([Tokens((5, 6), ((7,),)), Tokens((8,), ((9,),))])
@@ -67,7 +67,7 @@ def test_a_gain_of_zero_starts_at_the_prompt_and_still_learns(networks: int) -> 
 
 def test_the_released_gain_does_not_start_at_a_small_prompt() -> None:
     values = {
-        n: v.double()[None] for n, v in init_residual_network(400, 8, 1, 1.0, torch.Generator().manual_seed(0)).items()
+        n: v.double()[None] for n, v in Residual(L, 400).init(8, 1, 1.0, torch.Generator().manual_seed(0)).items()
     }
     values["prompt"] = 0.1 * torch.randn(1, L, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     moved = Residual(L, 400).fold(values)["prompt"] - values["prompt"]

@@ -193,7 +193,11 @@ def is_plain_prefix(artifact: Prior | Prompt) -> bool:
         return False
     if any(settings.get(name) for name in ("layers", "key_units", "value_units")):
         return False
-    return peft.is_writable(artifact.params["prompt"][0], prefix_shape(header)[0], header.backbone)
+    if not header.backbone.is_encoder_decoder:
+        return True
+    depth = prefix_shape(header)[0]  # PEFT keeps one of several layers that it reads alike
+    by_layer, first = artifact.params["prompt"][0].unflatten(1, (depth, -1)).unbind(1), peft.read_layers(depth)
+    return all(bool((by_layer[layer] == by_layer[first.index(first[layer])]).all()) for layer in range(depth))
 
 
 def check_saveable(folder: Path | str) -> None:

@@ -76,14 +76,6 @@ def read_layers(depth: int) -> list[int]:
     return [2 * layer % depth for layer in range(depth)]
 
 
-def is_writable(prefix: Float[Tensor, "L W"], depth: int, backbone: BackboneCard) -> bool:
-    """Whether PEFT has a form for this prefix of all layers."""
-    if not backbone.is_encoder_decoder:
-        return True
-    by_layer, first = prefix.unflatten(1, (depth, -1)).unbind(1), read_layers(depth)
-    return all(bool((by_layer[layer] == by_layer[first.index(first[layer])]).all()) for layer in range(depth))
-
-
 def prefix_settings(config: dict[str, Any], prefix: Float[Tensor, "L W"], path: Path) -> dict[str, int]:
     """The settings of a parameterisation `prefix` that a config says. Raises ArtifactError for a matrix of another."""
     depth, heads, width = (config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim"))

@@ -1,12 +1,17 @@
-"""What a text asks of a bank or of source prompts: its words, or early states of the model, pooled over positions."""
+"""What a text asks of a bank or of source prompts: its words, or early states of the model, pooled over positions.
 
+Only the layers that are asked for run, so a text costs their share of a forward pass.
+"""
+
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.nn import Module
 
-from promptprior.backbone.early_layers import first_states
 from promptprior.backbone.engine import Backbone
+from promptprior.backbone.text_states import LayerReached, layers_of
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -18,8 +23,27 @@ TEXTS_AT_ONCE = 64  # read together by the early layers
 @torch.no_grad()
 def pooled(backbone: Backbone, batch: Batch, kind: Query, layers: int = 0) -> Float[Tensor, "X D"]:
     """Maximum or mean of each text's states over its own positions; zeros for an empty text. States are word embeddings
-    (`layers` 0), or what that many early layers make of the text alone."""
-    states = first_states(backbone, batch, layers).to(backbone.frozen.prompt_dtype)  # [X, T, D]
+    (`layers` 0), or what that many early layers make of the text alone, before any final norm; their share of the
+    model's layers is added to the backbone's meter."""
+    states = backbone.frozen.embed(batch.text_ids)  # [X, T, D]
+    if layers and states.shape[1]:
+        reader, blocks = layers_of(backbone.frozen.model)
+        backbone.meter.add(round(int(batch.text_lengths.sum()) * layers / len(blocks)))
+        mask = torch.arange(states.shape[1]) < batch.text_lengths[:, None].cpu()
+        reached: list[Tensor] = []
+
+        def leave(_: Module, __: Any, output: Any) -> None:  # the layers behind this one are not run
+            reached.append(output[0] if isinstance(output, tuple) else output)
+            raise LayerReached
+
+        handle = blocks[layers - 1].register_forward_hook(leave)
+        try:
+            with suppress(LayerReached):
+                reader(inputs_embeds=states, attention_mask=mask.long().to(states.device))
+        finally:
+            handle.remove()
+        states = reached[0]
+    states = states.to(backbone.frozen.prompt_dtype)
     lengths = batch.text_lengths.to(states.device)[:, None]
     pads = torch.arange(states.shape[1], device=states.device) >= lengths  # [X, T]
     if kind == "mean":

@@ -4,12 +4,9 @@ The backbone is never written to. Weights replace the model's for the length of 
 LoRA's layers stand in a shared-weight copy, which has modules of its own and the very same weights.
 """
 
-import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch.func import functional_call
@@ -22,7 +19,6 @@ from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.kernels.lm_head import state_losses
 from promptprior.backbone.text_states import Site, pooled_states
-from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -84,76 +80,17 @@ class WeightedModel:
         return [text for piece in self._each_piece(weights, batch, answer) for text in piece]
 
     def _each_piece(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
-        # What `compute` makes of a prompt of no tokens and each piece of the batch, under these weights
+        # What `compute` makes of a prompt of no tokens and each piece of the batch, while the model has these weights;
+        # its own are back afterwards, whatever happens
         shape = (1, 0, self.backbone.width)
         no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
         pieces = list(self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), 0))
-        return self.call_with(weights, lambda: [compute(no_prompt, piece) for piece in pieces])
-
-    def call_with(self, weights: Weights, function: Callable[[], Answer]) -> Answer:
-        """What `function` returns while the model has these weights; its own are back afterwards, whatever happens."""
         named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
-        return functional_call(_FunctionalCall(self.frozen.model), named, (function,))
+        model = _FunctionalCall(self.frozen.model)
+        return functional_call(model, named, (lambda: [compute(no_prompt, piece) for piece in pieces],))
 
 
-def own_weights_model(backbone: Backbone, which: Which) -> WeightedModel:
-    """The backbone under other biases, or all other vectors: biases and the scales of norms. Raises SpecError for
-    biases of a model without any."""
-    frozen = backbone.frozen
-    start = {
-        name: weight.detach()
-        for name, weight in frozen.model.named_parameters()
-        if weight.dim() == 1 and (which == "vectors" or name.endswith(".bias"))
-    }
-    if not start:
-        raise SpecError(
-            f"{frozen.card.name} ({frozen.card.architecture}) has no biases to train: use "
-            "--options.bitfit.which vectors"
-        )
-    return WeightedModel(backbone, frozen, _weight_route(frozen), start)
-
-
-def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[str]) -> WeightedModel:
-    """A shared-weight copy of the model with PEFT's LoRA layers (Hu et al. 2021) on some linear modules.
-
-    Without `modules` PEFT's own choice for the family: queries and values where they are layers of their own. Raises
-    SpecError when peft is missing, or knows no such modules.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise SpecError("the method lora needs a package: pip install 'promptprior[peft]'") from error
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules) or None)
-    shared = backbone.frozen.model
-    model: Any = copy.deepcopy(shared, {id(tensor): tensor for tensor in (*shared.parameters(), *shared.buffers())})
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # PEFT draws a start that nobody reads
-            inject_adapter_in_model(settings, model)
-    except ValueError as error:
-        raise SpecError(f"modules {', '.join(modules) or 'by default'} (--options.lora.modules): {error}") from error
-    frozen = Frozen(model, backbone.frozen.tokenizer, backbone.frozen.card)
-    weights = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
-    if other := [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]:
-        raise SpecError(
-            f"modules (--options.lora.modules): {other[0].split('.lora_')[0]} is not linear; name linear ones"
-        )
-    start = {name: torch.zeros_like(weight, dtype=frozen.prompt_dtype) for name, weight in weights.items()}
-    return WeightedModel(backbone, frozen, _weight_route(frozen), start)
-
-
-def lora_start(model: WeightedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """LoRA's usual start in the shapes of `model.start`, drawn on the CPU. A is uniform within one over the square root
-    of its input, B zero."""
-    start = {}
-    for name, weight in model.start.items():
-        drawn = torch.zeros(weight.shape, dtype=weight.dtype)
-        if ".lora_A." in name:
-            torch.nn.init.kaiming_uniform_(drawn, a=sqrt(5), generator=generator)
-        start[name] = drawn.to(weight.device)
-    return start
-
-
-def _weight_route(frozen: Frozen) -> States:
+def weight_route(frozen: Frozen) -> States:
     """The fastest exact route whose gradient reaches the weights; those written by hand give it to prompts alone."""
     *fast, last = (route for route in candidates(frozen) if route not in (llama_states, t5_states))
     with torch.enable_grad():  # an evaluation may be the first to ask

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptprior import plugins
-from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
+from promptprior.cli.verb import PLAN_FILE, VERBS, Verb
 from promptprior.config.mapping import Setting, list_settings
 from promptprior.config.training import setting
 from promptprior.errors import SpecError, unknown_name
@@ -75,16 +74,6 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
 # Help and completion -------------------------------------------------------------------------------------
 
 
-def overview() -> str:
-    """All verbs, a line each, and an example."""
-    others: Mapping[str, object] = plugins.load_plugins(PLUGINS, VERBS)
-    lines = [f"  {name:10}{line}" for name, (line, _) in VERBS.items()]
-    lines += [f"  {name:10}added by another package" for name in others]
-    end = "promptprior VERB --help lists the settings of a verb with their defaults;\n"
-    end += "promptprior --print-completion bash (or zsh, tcsh) prints a completion script."
-    return "\n".join([DESCRIPTION, "", *lines, "", "example", f"  {EXAMPLE}", "", end])
-
-
 def verb_parser(verb: Verb, parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
     """An argparse parser that knows a verb's flags; it prints help and completes, `read_words` reads."""
     parser = parser or argparse.ArgumentParser(add_help=False)
@@ -118,17 +107,3 @@ def verb_parser(verb: Verb, parser: argparse.ArgumentParser | None = None) -> ar
                 if "a path" in s.kind:
                     action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
     return parser
-
-
-def completion_script(words: Sequence[str]) -> str:
-    """A script that completes verbs and flags in a shell. Raises SpecError for a shell that shtab does not know."""
-    import shtab
-
-    shell = words[0] if words else "none given"
-    if shell not in shtab.SUPPORTED_SHELLS:
-        raise SpecError(unknown_name("shell", shell, shtab.SUPPORTED_SHELLS) + " (--print-completion)")
-    parser = argparse.ArgumentParser("promptprior", description=DESCRIPTION)
-    verbs = parser.add_subparsers()
-    for name, (line, _) in VERBS.items():
-        verb_parser(find_verb(name), verbs.add_parser(name, help=line))
-    return shtab.complete(parser, shell)

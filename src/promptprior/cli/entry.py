@@ -1,5 +1,6 @@
 """The entry point: find the verb, read its settings, run it; every known error is one message and exit code 2."""
 
+import argparse
 import os
 import sys
 import traceback
@@ -8,13 +9,14 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from promptprior.cli.arguments import EveryVerb, completion_script, overview, read_words, verb_parser
+from promptprior import plugins
+from promptprior.cli.arguments import DESCRIPTION, EXAMPLE, EveryVerb, read_words, verb_parser
 from promptprior.cli.output import only_own_lines
-from promptprior.cli.verb import PLAN_FILE, Verb, find_verb
+from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.presets import LIST, describe_presets, read_preset, read_presets
 from promptprior.config.yaml_file import line_of_key, load_yaml
-from promptprior.errors import PromptpriorError, SpecError
+from promptprior.errors import PromptpriorError, SpecError, unknown_name
 from promptprior.interruptions import raise_if_interrupted
 
 FAILED = 2
@@ -66,7 +68,8 @@ def run_command(words: Sequence[str]) -> int:
 
 
 def run(words: Sequence[str]) -> int | None:
-    """Show help or run a verb; returns what the verb does."""
+    """Show help, print a completion script or run a verb; returns what the verb does. Raises SpecError for unknown
+    words, verbs and shells."""
     for word in words:
         try:
             word.encode()
@@ -78,10 +81,23 @@ def run(words: Sequence[str]) -> int | None:
 
         return print(version("promptprior"))
     if first == "--print-completion":
-        return print(completion_script(others))
+        import shtab
+
+        shell = others[0] if others else "none given"
+        if shell not in shtab.SUPPORTED_SHELLS:
+            raise SpecError(unknown_name("shell", shell, shtab.SUPPORTED_SHELLS) + " (--print-completion)")
+        parser = argparse.ArgumentParser("promptprior", description=DESCRIPTION)
+        verbs = parser.add_subparsers()
+        for name, (line, _) in VERBS.items():
+            verb_parser(find_verb(name), verbs.add_parser(name, help=line))
+        return print(shtab.complete(parser, shell))
     if first in ("-h", "--help", "help"):
         if not others:
-            return print(overview())
+            lines = [f"  {name:10}{line}" for name, (line, _) in VERBS.items()]
+            lines += [f"  {name:10}added by another package" for name in plugins.load_plugins(PLUGINS, VERBS)]
+            end = "promptprior VERB --help lists the settings of a verb with their defaults;\n"
+            end += "promptprior --print-completion bash (or zsh, tcsh) prints a completion script."
+            return print(*(DESCRIPTION, "", *lines, "", "example", f"  {EXAMPLE}", "", end), sep="\n")
         first, others = others[0], ["--help"]
     verb = find_verb(first)
     if {"-h", "--help"} & set(others):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -22,7 +23,7 @@ from promptprior.methods.shared.source_prompts import source_labels
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
 from promptprior.tasks.metrics import best_constant
-from promptprior.train import Watch, seconds_so_far
+from promptprior.train import read_checkpoint
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 CHOICE_NUMBERS = ("score", "error", "nll", "seconds", "weight")  # of each candidate of a method that chooses
@@ -63,24 +64,23 @@ def do_work(
 ) -> Result:
     """Do a piece of work, checkpointed in a folder. A failure of any kind is a result too: other work goes on."""
 
-    def watch_stage(stage: str) -> Watch:
-        def watch(step: int, steps: int, info: Info) -> None:
-            # Probing comes before the stage that counts.
-            share = 0.0 if stage.endswith("probe") else step / max(steps, 1)
-            on_progress(step_text(stage, step, steps, info), share)
-
-        return watch
+    def tell(stage: str, step: int, steps: int, info: Info) -> None:
+        # Probing comes before the stage that counts.
+        share = 0.0 if stage.endswith("probe") else step / max(steps, 1)
+        on_progress(step_text(stage, step, steps, info), share)
 
     try:
-        watch: WatchStage = watch_stage
+        watchers: list[WatchStage] = [lambda stage: partial(tell, stage)]
         if context.plan.tensorboard is not None:
             log = f"adapt-{work.method.name}-seed{work.seed}-{work.key[:8]}"
             log = f"fit-{folder.name}" if isinstance(work, Fit) else log
-            watch = combine_watchers([watch_stage, tensorboard(context.plan.tensorboard / log)])
+            watchers.append(tensorboard(context.plan.tensorboard / log))
+        watch = combine_watchers(watchers)
         if isinstance(work, Group):
             return _adapt_group(context, work, fitted, folder, watch, on_progress)
         start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()
-        earlier = seconds_so_far(folder / "checkpoints")  # of runs that were killed
+        stages = sorted((folder / "checkpoints").glob("*/state.json"))
+        earlier = sum(read_checkpoint(stage).spent.seconds for stage in stages)  # of runs that were killed
         prior = fit(work.method, sources, context.backbone, settings, work.seed, RunControl(folder, watch))
         counted: Any = prior.header.diagnostics["cost"]
         seconds = earlier + time.monotonic() - start

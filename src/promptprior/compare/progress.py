@@ -4,6 +4,7 @@ import atexit
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from promptprior.rules.rule import Info
 from promptprior.train import Watch
@@ -65,17 +66,12 @@ def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Cal
     display = ProgressDisplay(say)
     display.every = every
 
-    def watch_stage(stage: str) -> Watch:
-        start = time.monotonic()
+    def tell(stage: str, start: float, step: int, steps: int, info: Info) -> None:
+        text, passed = f"{label} · {step_text(stage, step, steps, info)}", time.monotonic() - start
+        line = f"{text} · {duration(passed * (steps - step) / step)} left"
+        display.show(line, (text, step / steps), force=step == steps)
 
-        def watch(step: int, steps: int, info: Info) -> None:
-            text, passed = f"{label} · {step_text(stage, step, steps, info)}", time.monotonic() - start
-            line = f"{text} · {duration(passed * (steps - step) / step)} left"
-            display.show(line, (text, step / steps), force=step == steps)
-
-        return watch
-
-    return watch_stage
+    return lambda stage: partial(tell, stage, time.monotonic())
 
 
 def step_text(stage: str, step: int, steps: int, info: Info) -> str:

@@ -51,8 +51,8 @@ def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Ca
     The plan comes first, with the digests of the files that stand there and of those to come: whenever the process
     dies, the same command knows all of them as its own.
     """
-
-    def record(partials: Mapping[Path, Path]) -> None:
+    digests, both = dict[str, list[str]](), dict[str, list[str]]()
+    with write_together(writers) as partials:
         known = _recorded(path, command)
         for output, partial in partials.items():
             name = output.relative_to(path.parent).as_posix()
@@ -60,9 +60,6 @@ def write_outputs(plan: Any, path: Path, command: str, writers: Mapping[Path, Ca
             digests[name] = list(_digests(partial, partial.parent).values())
             both[name] = digests[name] + [value for value in known.get(name, ()) if value == standing]
         _write_plan(plan, path, command, both)
-
-    digests, both = dict[str, list[str]](), dict[str, list[str]]()
-    write_together(writers, record)
     if both != digests:
         _write_plan(plan, path, command, digests)
 

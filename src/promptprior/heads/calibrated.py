@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 
 from promptprior.heads.head import Head, Readout
-from promptprior.heads.left_out import held_out_folds
-from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.notation import Bool, Float, Int, Params, Tensor
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 NEWTON_STEPS, CONVERGED = 100, 1e-10
+LEAVE_ONE_OUT = 256  # shots up to which each is held out alone
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,16 @@ class Calibrated(Head):
         logs = torch.log_softmax(-readout.nll.double(), dim=1)
         scale, offset = (params[key].double().to(logs.device) for key in ("scale", "offset"))
         return -torch.log_softmax(scale * logs + offset, dim=1)
+
+
+def held_out_folds(labels: Int[Tensor, " n"]) -> Bool[Tensor, "F n"]:
+    """True where a shot is held out of a fold: each once, and the shots of a label spread evenly over the folds. One
+    fold for each shot, or 32 where there are more than LEAVE_ONE_OUT shots."""
+    n = len(labels)
+    count = n if n <= LEAVE_ONE_OUT else 32
+    place = torch.empty(n, dtype=torch.long)
+    place[labels.cpu().argsort(stable=True)] = torch.arange(n)  # neighbours of one label go to different folds
+    return place % count == torch.arange(count)[:, None]
 
 
 def fit_offsets(

@@ -1,12 +1,11 @@
 """A head with the params that shots gave it, and how an artifact keeps it: tensors named "head.*" beside the prompt."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from promptprior.heads.head import Head, Readout
-from promptprior.notation import Float, Params, Tensor
+from promptprior.heads.head import Head
+from promptprior.notation import Params
 
 PREFIX = "head."
 
@@ -17,10 +16,6 @@ class FittedHead:
 
     head: Head
     params: Params
-
-    def choice_nll(self, readout: Readout) -> Float[Tensor, "X K"]:
-        """Minus the log probability of each choice, in nats."""
-        return self.head.choice_nll(self.params, readout)
 
 
 def without_head(params: Params) -> Params:
@@ -37,8 +32,3 @@ def with_head(params: Params, head: FittedHead) -> Params:
             for name, value in head.params.items()
         },
     }
-
-
-def fitted_head(head: Head, params: Mapping[str, Tensor]) -> FittedHead:
-    """The head with its params among those of an artifact, [1, *shape] each."""
-    return FittedHead(head, {n.removeprefix(PREFIX): v[0] for n, v in params.items() if n.startswith(PREFIX)})

@@ -55,8 +55,9 @@ class Head(Protocol):
         """Which of `sites`, by their indices in ascending order, `choice_nll` reads: those in params["site"]."""
         return tuple(int(index) for index in params.get("site", ()))
 
-    def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:
+    def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:  # noqa: ARG002
         """Params from the shots, whose choices are labelled 0 to K - 1; `extra` is the readout of `extra_texts`."""
+        return {}
 
     def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:
         """Minus the log probability of each choice, normalised over the choices, in nats, float64."""

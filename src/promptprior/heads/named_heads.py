@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptprior.config.choices import HeadName
-from promptprior.config.mapping import from_mapping
-from promptprior.errors import ArtifactError, SpecError, unknown_name
 from promptprior.heads.calibrated import Calibrated
 from promptprior.heads.constant import Constant
 from promptprior.heads.head import Head
@@ -31,14 +29,3 @@ NAMED_HEADS: Mapping[HeadName, Head] = {
     "constant": Constant(),
     "mixture": MixedHead(),
 }
-
-
-def make_head(name: str, settings: Mapping[str, object]) -> Head:
-    """The head of an artifact. Raises ArtifactError for an unknown name and for settings that it does not have."""
-    if name not in HEADS:
-        raise ArtifactError(unknown_name("head", name, HEADS))
-    try:
-        head: Head = from_mapping(HEADS[name], settings, f"head_settings of {name!r}")
-    except SpecError as error:
-        raise ArtifactError(f"{error}; the file was edited: copy it again") from error
-    return head

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from promptprior.heads.head import Head, Readout
-from promptprior.notation import Float, Int, Params, Tensor
+from promptprior.notation import Float, Params, Tensor
 
 
 @dataclass(frozen=True)
@@ -13,10 +13,6 @@ class Verbalizer(Head):
     """Probabilities of label texts as the model has them. It fits nothing and reads no states."""
 
     name: str = "verbalizer"
-
-    def fit(self, shots: Readout, labels: Int[Tensor, " X"], extra: Readout | None) -> Params:  # noqa: ARG002
-        """No params."""
-        return {}
 
     def choice_nll(self, params: Params, readout: Readout) -> Float[Tensor, "X K"]:  # noqa: ARG002
         """The summed NLL of the choices, normalised over them."""

@@ -12,27 +12,18 @@ FACTS = ("name", "needs_sources", "uses_shots", "prior_of", "is_ensemble", "revi
 
 @runtime_checkable
 class Choosing(Protocol):
-    """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py)."""
+    """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py).
 
-    @property
-    def name(self) -> str:
-        """Its own name."""
+    `candidates` are names of methods, in order of cost; `folds` those that held-out answers come from, where the
+    settings name none; `blend`: whether candidates may answer together; no further candidate starts that would end
+    after so many `seconds` (None for no limit).
+    """
 
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Names of methods, in order of cost."""
-
-    @property
-    def folds(self) -> int:
-        """Folds that held-out answers come from, where the settings name none."""
-
-    @property
-    def blend(self) -> bool:
-        """Whether candidates may answer together."""
-
-    @property
-    def seconds(self) -> float | None:
-        """No further candidate starts that would end after so many seconds; None for no limit."""
+    name: str
+    candidates: tuple[str, ...]
+    folds: int
+    blend: bool
+    seconds: float | None
 
 
 def candidates_of(method: Choosing, prior: Header | None = None) -> list[Recipe]:

@@ -59,13 +59,12 @@ class RunContext:
 
     def direct(self) -> Direct | Prefix:
         """One free prompt of the settings' length: of tokens, or with form prefix of keys and values. Both have params
-        "prompt" [C, length, width]; only those of tokens have the width of embeddings."""
+        "prompt" [C, length, width]; only those of tokens have the width of embeddings. Raises SpecError as
+        `prefix_form` does."""
         s = self.settings
-        return Direct(s.length, self.backbone.width) if s.form == "prompt" else self.prefix(s.length)
-
-    def prefix(self, length: int) -> Prefix:
-        """One free prefix of some length. Raises SpecError as `prefix_form` does."""
-        return prefix_form(self.backbone, length, self.settings.layers)
+        if s.form == "prompt":
+            return Direct(s.length, self.backbone.width)
+        return prefix_form(self.backbone, s.length, s.layers)
 
     def initial_prompt(self, *names: object, labels: Sequence[str] = ()) -> Float[Tensor, "L D"]:
         """A starting prompt as the settings say, with form prefix what the model caches of it [L, W]; each sequence of

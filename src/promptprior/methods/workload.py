@@ -1,10 +1,15 @@
 """How much a method reads, in its own words: what estimates ask it (cost_estimate.py), and nothing else."""
 
+from typing import ClassVar, Literal
+
 from promptprior.config.training import Settings
 
 
 class Workload:
-    """The work of a method; the defaults are those of one direct prompt that descends."""
+    """The work of a method; the defaults are those of one direct prompt that descends. `read_prompts`: whether texts
+    read none, one that all share, or one for each source task."""
+
+    read_prompts: ClassVar[Literal["none", "one", "each_source"]] = "one"
 
     def source_passes(self, settings: Settings) -> float:
         """How many times the texts of `multitask` the source stage reads.
@@ -27,8 +32,8 @@ class Workload:
         return 1
 
     def steps_before(self, settings: Settings) -> int:
-        """Steps on each target's shots before its own training, probes and joint stages."""
-        return int(getattr(self, "joint_steps", 0))
+        """Steps on each target's shots before its own training: those of probes and of joint stages."""
+        return int(getattr(self, "joint_steps", 0)) + int(getattr(self, "probe_steps", 0))
 
     def shown_shots(self, shots: int) -> int:
         """How many of the shots stand before each text, as tokens."""
@@ -37,7 +42,9 @@ class Workload:
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """Tokens of all prompts that so many texts of so many sources read together.
 
-        Without `sources` the texts are of one target. By default all read one prompt of the settings' length; a prefix
-        has no tokens.
+        Without `sources` the texts are of one target. By default prompts have the settings' length; a prefix has no
+        tokens.
         """
-        return settings.length if settings.form == "prompt" else 0
+        if self.read_prompts == "none" or settings.form != "prompt":
+            return 0
+        return settings.length * (max(1, sources) if self.read_prompts == "each_source" else 1)

@@ -83,34 +83,28 @@ def _check_prompts(returned: object, form: Parameterisation, label: str, texts: 
         )
     prompts, index = returned
     if isinstance(prompts, KeyValues):
-        _check_key_values(prompts, form, label)
-        _check_index(index, len(prompts.keys) if prompts.prefix_of is None else len(prompts.prefix_of), label, texts)
-        return
-    shape, expected = list(prompts.shape), f"expected [prompts, length {form.length}, width {width}]"
-    if prompts.ndim != 3 or not prompts.is_floating_point():
-        raise SpecError(f"{label}: prompts: got {shape} of {prompts.dtype}; {expected} of floating-point numbers")
-    if shape[1] != form.length:
-        raise SpecError(f"{label}: length: got prompts {shape}; {expected}, as the form's `length` says")
-    if shape[2] != width:
-        raise SpecError(f"{label}: width: got prompts {shape}; {expected}, the backbone's width")
-    _check_index(index, len(prompts), label, texts)
-
-
-def _check_key_values(prompts: KeyValues, form: Parameterisation, label: str) -> None:
-    shapes = [list(x.shape) for x in (prompts.keys, prompts.values)]
-    expected = f"expected twice [prefixes, layers, heads, length {form.length}, width of a head]"
-    if shapes[0] != shapes[1] or len(shapes[0]) != 5 or shapes[0][3] != form.length:
-        raise SpecError(f"{label}: prompts: got keys and values {shapes}; {expected}")
-    if not (prompts.keys.is_floating_point() and prompts.values.is_floating_point()):
-        raise SpecError(f"{label}: prompts: got {prompts.keys.dtype}, {prompts.values.dtype}; expected floating point")
-
-
-def _check_index(index: Tensor, prompts: int, label: str, texts: int) -> None:
+        shapes, count = [list(x.shape) for x in (prompts.keys, prompts.values)], len(prompts.keys)
+        count = count if prompts.prefix_of is None else len(prompts.prefix_of)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 5 or shapes[0][3] != form.length:
+            expected = f"expected twice [prefixes, layers, heads, length {form.length}, width of a head]"
+            raise SpecError(f"{label}: prompts: got keys and values {shapes}; {expected}")
+        if not (prompts.keys.is_floating_point() and prompts.values.is_floating_point()):
+            types = f"{prompts.keys.dtype}, {prompts.values.dtype}"
+            raise SpecError(f"{label}: prompts: got {types}; expected floating point")
+    else:
+        shape, count = list(prompts.shape), len(prompts) if prompts.ndim else 0
+        expected = f"expected [prompts, length {form.length}, width {width}]"
+        if prompts.ndim != 3 or not prompts.is_floating_point():
+            raise SpecError(f"{label}: prompts: got {shape} of {prompts.dtype}; {expected} of floating-point numbers")
+        if shape[1] != form.length:
+            raise SpecError(f"{label}: length: got prompts {shape}; {expected}, as the form's `length` says")
+        if shape[2] != width:
+            raise SpecError(f"{label}: width: got prompts {shape}; {expected}, the backbone's width")
     if index.dtype not in (torch.int64, torch.int32) or index.shape != (texts,):
         raise SpecError(
             f"{label}: index: got {list(index.shape)} of {index.dtype}; expected integers [{texts}], the prompt that "
             "each text reads"
         )
     low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= prompts:
-        raise SpecError(f"{label}: index: got {low} to {high}; expected 0 to {prompts - 1}, one of the prompts")
+    if low < 0 or high >= count:
+        raise SpecError(f"{label}: index: got {low} to {high}; expected 0 to {count - 1}, one of the prompts")

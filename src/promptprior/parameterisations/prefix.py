@@ -67,13 +67,6 @@ class Prefix:
         pairs = [self.key_units or [1.0] * self.depth, self.value_units or [1.0] * self.depth]
         return like.new_tensor(pairs).t().flatten().repeat_interleave(self.heads * self.head_width)
 
-    def of_key_values(self, prefixes: KeyValues) -> Float[Tensor, "K L W"]:
-        """Params of prefixes of all layers of the model."""
-        chosen = list(self.layers) or slice(None)
-        both = torch.stack([prefixes.keys[:, chosen], prefixes.values[:, chosen]], dim=2)  # [K, layers, 2, H, L, d]
-        made = both.permute(0, 4, 1, 2, 3, 5).flatten(2)
-        return made / self.unit(made)
-
 
 def prefix_form(backbone: Backbone, length: int, layers: Sequence[int] = ()) -> Prefix:
     """A free prefix for this backbone. Its units are the standard deviations of the keys and of the values that each
@@ -117,7 +110,10 @@ def prefix_form(backbone: Backbone, length: int, layers: Sequence[int] = ()) -> 
 def prefix_start(form: Prefix, backbone: Backbone, prompts: Float[Tensor, "K L D"]) -> Float[Tensor, "K L W"]:
     """The params of a form at which each prefix answers as a prompt of tokens does: what the model caches of it. (In an
     encoder-decoder, what its decoder caches; the encoder reads no prefix.)"""
-    return form.of_key_values(cached_key_values(backbone.frozen, prompts))
+    prefixes, chosen = cached_key_values(backbone.frozen, prompts), list(form.layers) or slice(None)
+    both = torch.stack([prefixes.keys[:, chosen], prefixes.values[:, chosen]], dim=2)  # [K, layers, 2, H, L, d]
+    made = both.permute(0, 4, 1, 2, 3, 5).flatten(2)
+    return made / form.unit(made)
 
 
 def in_other_units(form: Prefix, other: Prefix, params: Params) -> Params:

@@ -45,16 +45,14 @@ class Residual:
         added = out * params["gain"][:, :, None] + params["shift"][:, :, None]
         return {"prompt": prompt + added.flatten(1, 2)}
 
-
-def init_residual_network(
-    width: int, bottleneck: int, networks: int, gain: float, generator: torch.Generator
-) -> Params:
-    """An untrained network without a copies axis, as torch.nn.Linear starts; LayerNorm's gain as given."""
-    return {
-        "down": linear_init(networks, width, bottleneck, fan_in=width, generator=generator),
-        "down_bias": linear_init(networks, bottleneck, fan_in=width, generator=generator),
-        "up": linear_init(networks, bottleneck, width, fan_in=bottleneck, generator=generator),
-        "up_bias": linear_init(networks, width, fan_in=bottleneck, generator=generator),
-        "gain": torch.full((networks, width), gain),
-        "shift": torch.zeros(networks, width),
-    }
+    def init(self, bottleneck: int, networks: int, gain: float, generator: torch.Generator) -> Params:
+        """An untrained network without a copies axis, as torch.nn.Linear starts; LayerNorm's gain as given."""
+        width = self.width
+        return {
+            "down": linear_init(networks, width, bottleneck, fan_in=width, generator=generator),
+            "down_bias": linear_init(networks, bottleneck, fan_in=width, generator=generator),
+            "up": linear_init(networks, bottleneck, width, fan_in=bottleneck, generator=generator),
+            "up_bias": linear_init(networks, width, fan_in=bottleneck, generator=generator),
+            "gain": torch.full((networks, width), gain),
+            "shift": torch.zeros(networks, width),
+        }

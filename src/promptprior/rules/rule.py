@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from typing_extensions import TypeVar
 
-from promptprior.notation import Memory, Params, Tensor
+from promptprior.notation import Bool, Memory, Params, Tensor
 from promptprior.objectives.objective import Objective
 
 Drawn = TypeVar("Drawn", contravariant=True, default=Any)
@@ -54,3 +55,11 @@ class AnswersApart(Protocol):
 def answer(rule: Rule[Any], state: State) -> Params:
     """The parameters that answer at this state: what the rule says (an average, say), by default `state.params`."""
     return rule.answer(state) if isinstance(rule, AnswersApart) else state.params
+
+
+def pick_copies(is_new: Bool[Tensor, " C"], new: Params, old: Params) -> Params:
+    """The new values of some copies, the old ones of the others: every tensor is [C, *shape]."""
+    return {
+        name: torch.where(is_new.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, old[name])
+        for name, value in new.items()
+    }

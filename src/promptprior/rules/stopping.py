@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from promptprior.notation import Params, Tensor
+from promptprior.notation import Params
 from promptprior.objectives.objective import Objective
-from promptprior.rules.rule import Info, Rule, State, answer
+from promptprior.rules.rule import Info, Rule, State, answer, pick_copies
 
 STOPPED, WRAPPED = "stopped/", "moving/"  # prefixes of what this wrapper and the wrapped rule remember
 
@@ -34,18 +34,10 @@ class StopCopies:
         wrapped = {n.removeprefix(WRAPPED): v for n, v in state.memory.items() if n.startswith(WRAPPED)}
         after, info = self.rule.step(State(state.params, wrapped, state.step), batch, objective)
         moving = torch.tensor([after.step <= steps for steps in self.steps])  # [C]
-
-        def moved(new: Params, old: Params) -> Params:
-            def pick(value: Tensor, before: Tensor) -> Tensor:
-                """New values [C, ...] of copies that move, old ones of the others."""
-                return torch.where(moving.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, before)
-
-            return {name: pick(value, old[name]) for name, value in new.items()}
-
         memory = {f"{WRAPPED}{name}": value for name, value in after.memory.items()}
-        answers = moved(answer(self.rule, after), self.answer(state))
+        answers = pick_copies(moving, answer(self.rule, after), self.answer(state))
         memory |= {f"{STOPPED}{name}": value for name, value in answers.items()}
-        return State(moved(after.params, state.params), memory, after.step), info
+        return State(pick_copies(moving, after.params, state.params), memory, after.step), info
 
     def answer(self, state: State) -> Params:
         """Each copy's answer after its last step."""

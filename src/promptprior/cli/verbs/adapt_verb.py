@@ -128,14 +128,11 @@ def leaderboard_lines(auto: Any) -> list[str]:
     if not auto:
         return []
 
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    rows = [
-        [line["method"], number(line["score"]), number(line["error"]), number(line["nll"]), number(line["weight"]),
-         f"{line['seconds']:.1f}"]
-        for line in auto["leaderboard"]
-    ]  # fmt: skip
+    rows = []
+    for line in auto["leaderboard"]:
+        numbers = (line[name] for name in ("score", "error", "nll", "weight"))
+        shown = ["" if number is None else f"{number:.3f}" for number in numbers]
+        rows.append([line["method"], *shown, f"{line['seconds']:.1f}"])
     rows += [[name, "not run", "", "", "", f"about {seconds:.0f}"] for name, seconds in auto["not_run"].items()]
     table = format_table(["candidate", "held out", "std. error", "NLL", "weight", "seconds"], rows)
     return [table, auto.get("says", f"{auto['chosen']} answers")]

@@ -45,6 +45,7 @@ class Mpt(Recipe):
         0, "steps in which all targets of a seed first train one shared prompt; it is frozen afterwards", least=0
     )
     needs_tokens: ClassVar[bool] = True
+    read_prompts = "each_source"  # a batch of `sampling: stochastic` has half of them or more
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Train the teachers, then the shared prompt and every source's u and v. The order of sources has no say."""
@@ -63,7 +64,7 @@ class Mpt(Recipe):
             draws = StochasticDraws(mixture.pools, mixture.rates, mixture.batch_size, seed)
         params = form.init(context.initial_prompt(seed, "mpt")[None])
         key = context.key(self, seed, *(t.fingerprint for t in sources))
-        initial = InitialParams(form, params, self.multipliers(context))
+        initial = InitialParams(form, params, lr_multipliers_of(1.0, self.low_rank_speed, context.backbone.scale))
         done = context.train(context.descent(key, stage, initial, draws, objective=objective), "source")
         diagnostics = {
             "sources": [task.name for task in sources],
@@ -73,13 +74,10 @@ class Mpt(Recipe):
         }
         return FitResult(form, done.params, diagnostics, done.cost + cost)
 
-    def multipliers(self, context: RunContext) -> dict[str, float]:
-        """Those of u and v, whatever the learning rate."""
-        return dict(lr_multipliers_of(1.0, self.low_rank_speed, context.backbone.scale))
-
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode at the shared prompt, with the means of the sources' u and v."""
-        device, multipliers = context.backbone.frozen.device, self.multipliers(context)
+        device = context.backbone.frozen.device
+        multipliers = dict(lr_multipliers_of(1.0, self.low_rank_speed, context.backbone.scale))  # whatever the rate
         params = {name: torch.cat([p.params[name] for p in priors]).to(device) for name in ("shared", "u", "v")}
         params = {n: p if n == "shared" else p.mean(1, keepdim=True) for n, p in params.items()}
         if self.joint_steps:  # all targets of a group train one shared prompt together, which then stays as it is
@@ -87,8 +85,7 @@ class Mpt(Recipe):
             form = Decomposed(context.settings.length, context.backbone.width, max(map(len, groups)))
             first = [members[0] for members in groups]
             start = {n: p[first] if n == "shared" else p[first].expand(-1, form.tasks, -1) for n, p in params.items()}
-            initial = InitialParams(form, start, self.multipliers(context))
-            trained = train_jointly(context, self, episodes, groups, initial)
+            trained = train_jointly(context, self, episodes, groups, InitialParams(form, start, {**multipliers}))
             params = {name: value.clone() for name, value in params.items()}
             for copy, members in enumerate(groups):
                 params["shared"][members] = trained["shared"][copy]
@@ -103,10 +100,6 @@ class Mpt(Recipe):
         if not self.distil:
             return 1.0
         return 1.0 + SCORED + (self.teacher_steps or settings.source.steps) / max(1, settings.source.steps)
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """A prompt for each source; a batch of `sampling: stochastic` has half of them or more."""
-        return settings.length * max(1, sources)
 
 
 ARMS = (Mpt(), Mpt(name="mpt_no_distil", distil=False))  # the second is a control: the same stage without teachers

@@ -42,6 +42,8 @@ class Spot(Recipe):
         None, "the start that given source prompts share; none: their mean", omit_from_hash_if_default=True
     )
 
+    read_prompts = "each_source"
+
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """One prompt per source, trained or read from files."""
         if self.source_prompts:
@@ -55,17 +57,9 @@ class Spot(Recipe):
         starts = [self.retrieve(bank, similarity) for bank, similarity in zip(banks, similarities, strict=True)]
         return AdaptationInit(context.direct(), stacked(starts))
 
-    def steps_before(self, settings: Settings) -> int:
-        """Those of the probe."""
-        return self.probe_steps
-
     def source_texts(self, settings: Settings, sources: int) -> int:
         """As many of each source."""
         return max(1, settings.source.batch_size // sources) * sources
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """A prompt for each source."""
-        return settings.length * max(1, sources)
 
     def retrieve(self, bank: Float[Tensor, "S L D"], similarity: Float[Tensor, " S"]) -> Float[Tensor, "L D"]:
         """The start that source prompts and their similarity to the target give."""

@@ -108,12 +108,9 @@ def geometry(particles: Float[Tensor, "M L D"], scale: float) -> dict[str, objec
     pairs = squared[i, j]  # the bandwidth of rules.stein_kernels: their median over log(M + 1); 1 where all are equal
     bandwidth = float(pairs.median()) / math.log(len(flat) + 1) if len(pairs) and pairs.median() > 0 else 1.0
 
-    def six_digits(matrix: Float[Tensor, "M M"]) -> list[list[float]]:
-        return [[float(f"{v:.6g}") for v in row] for row in matrix.tolist()]
-
+    matrices = {"distances": squared.sqrt() / scale, "kernel": torch.exp(-squared / bandwidth)}
     return {
-        "distances": six_digits(squared.sqrt() / scale),
-        "kernel": six_digits(torch.exp(-squared / bandwidth)),
+        **{name: [[float(f"{v:.6g}") for v in row] for row in matrix.tolist()] for name, matrix in matrices.items()},
         "spread": deviation(particles) / scale,
         "size": float(flat.mean(0).square().mean().sqrt()) / scale,
         "directions": float(variances.sum().square() / variances.square().sum()) if variances.sum() > 0 else 0.0,

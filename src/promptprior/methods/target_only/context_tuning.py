@@ -15,14 +15,13 @@ from typing import ClassVar, Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.methods.shared.demonstrations import Demonstrations
 from promptprior.methods.target_only.in_context import InContext
 from promptprior.parameterisations.direct import Direct
-from promptprior.parameterisations.prefix import Prefix, prefix_start
+from promptprior.parameterisations.prefix import Prefix, prefix_form, prefix_start
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class ContextTuning(InContext):
     speed: float = option(0.01, "rate, as a multiple of --target.learning-rates", above=0)
 
     trains: ClassVar[bool] = True
+    read_prompts = "none"  # but the shots
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The demonstrations of one episode, and where each training example stands in them."""
@@ -49,7 +49,7 @@ class ContextTuning(InContext):
         start = frozen.embed(torch.tensor(ids)).detach().to(frozen.prompt_dtype)[None]  # [1, L, D]
         free: Direct | Prefix = Direct(len(ids), backbone.width)
         if self.form == "prefix":
-            free = context.prefix(len(ids))
+            free = prefix_form(backbone, len(ids), context.settings.layers)
             start = prefix_start(free, backbone, start)  # [1, L, W]
         return AdaptationInit(
             Demonstrations(free, tuple(spans), self.token_dropout),
@@ -61,10 +61,6 @@ class ContextTuning(InContext):
     def shown_shots(self, shots: int) -> int:
         """As many as in_context shows, in a prompt; those of a prefix are no tokens."""
         return super().shown_shots(shots) if self.form == "prompt" else 0
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """None: a prompt's are those of the shots."""
-        return 0
 
 
 ARMS = (ContextTuning(), ContextTuning(name="context_tuning_prompt", form="prompt", speed=1.0))

@@ -62,7 +62,10 @@ class InContext(Recipe):
             by_class[str(class_of(episode.task, example))].append(example)
         turns = zip_longest(*(_shuffled(examples, name, episode) for name, examples in sorted(by_class.items())))
         order = [example for example in chain.from_iterable(turns) if example is not None][: self.most]
-        room = context_room(backbone, episode.task)
+        room = backbone.frozen.context  # None where it has no end
+        if room is not None:  # what the longest text with its answer leaves
+            measured = training_tokens(backbone, episode.task, episode.task.split("train")[:MEASURED])
+            room -= int(ROOM * max(map(len, measured))) + (0 if episode.task.is_choice else episode.task.max_gen_toks)
         for count in range(len(order), 0, -1):
             shown = _shuffled(order[:count], "order", episode)
             ids = self.tokens(backbone, episode.task, shown)
@@ -93,15 +96,6 @@ class InContext(Recipe):
 def _shuffled(examples: Sequence[Example], name: str, episode: Episode) -> list[Example]:
     g = generator("in_context", episode.seed, episode.task.name, name)
     return [examples[i] for i in torch.randperm(len(examples), generator=g).tolist()]
-
-
-def context_room(backbone: Backbone, task: Task) -> int | None:
-    """Tokens that the longest text with its answer leaves of the context; None where the context has no end."""
-    context = backbone.frozen.context
-    if context is None:
-        return None
-    longest = max(map(len, training_tokens(backbone, task, task.split("train")[:MEASURED])))
-    return context - int(ROOM * longest) - (0 if task.is_choice else task.max_gen_toks)
 
 
 ARMS = (InContext(), InContext(name="in_context_contextual", head="contextual"))

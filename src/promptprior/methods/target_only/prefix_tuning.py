@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
@@ -23,14 +22,12 @@ class PrefixTuning(Recipe):
     name: str = fact("prefix_tuning")
     speed: float = option(0.1, "rate, as a multiple of --target.learning-rates", above=0)
 
+    read_prompts = "none"
+
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """A start of its own for every episode, seeded by task and seed."""
         own = replace(context, settings=replace(context.settings, form="prefix"))
         return AdaptationInit(own.direct(), own.episode_prompts(episodes), lr_multipliers={"prompt": self.speed})
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """None."""
-        return 0
 
 
 ARMS = (PrefixTuning(),)

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.config.training import Settings
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
@@ -37,16 +36,13 @@ class ZeroShot(Recipe):
     name: str = fact("zero_shot")
     uses_shots: bool = fact(False, init=False)
     trains: ClassVar[bool] = False
+    read_prompts = "none"
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Prompts of length 0."""
         frozen, width = context.backbone.frozen, context.backbone.width
         empty = torch.zeros(len(episodes), 0, width, dtype=frozen.prompt_dtype, device=frozen.device)
         return AdaptationInit(Direct(0, width), {"prompt": empty})
-
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """None."""
-        return 0
 
 
 ARMS = (PromptTuning(), ZeroShot())

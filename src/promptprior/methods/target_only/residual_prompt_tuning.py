@@ -16,7 +16,7 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
-from promptprior.parameterisations.residual import NETWORK, Residual, init_residual_network
+from promptprior.parameterisations.residual import NETWORK, Residual
 from promptprior.tasks.sampling.draws import generator
 
 
@@ -40,19 +40,14 @@ class ResidualPromptTuning(Recipe):
         length, width, scale = context.settings.length, context.backbone.width, context.backbone.scale
         unit = 1.0 if self.absolute else scale
         params = context.episode_prompts(episodes)
+        form, count = Residual(length, width, unit), length if self.separate else 1
         networks = [
-            init_residual_network(
-                width,
-                self.bottleneck,
-                length if self.separate else 1,
-                self.gain * unit,
-                generator("residual", e.seed, e.task.name),
-            )
+            form.init(self.bottleneck, count, self.gain * unit, generator("residual", e.seed, e.task.name))
             for e in episodes
         ]
         params |= {name: torch.stack([n[name] for n in networks]).to(params["prompt"]) for name in networks[0]}
         rate = 1.0 if self.network_rate is None else self.network_rate / scale
-        return AdaptationInit(Residual(length, width, unit), params, lr_multipliers=dict.fromkeys(NETWORK, rate))
+        return AdaptationInit(form, params, lr_multipliers=dict.fromkeys(NETWORK, rate))
 
 
 ARMS = (

@@ -8,12 +8,12 @@ and the grid has as many rates as the prompts' grid, in the same proportions (do
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.backbone.weight_overrides import Which, lora_start
-from promptprior.config.training import Settings
+from promptprior.backbone.weight_overrides import Which
 from promptprior.methods.contract import AdaptationInit, Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
@@ -36,9 +36,7 @@ class WeightRecipe(Recipe):
         (), "absolute rates to try; by default as many as --target.learning-rates, in the same proportions", above=0
     )
 
-    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
-        """None."""
-        return 0
+    read_prompts = "none"
 
     def weight_init(self, context: RunContext, form: Form, starts: Sequence[Mapping[str, Tensor]]) -> AdaptationInit:
         """Each episode's weights as copies, [E, *shape], in the prompts' dtype: half precision swallows small steps."""
@@ -58,10 +56,17 @@ class Lora(WeightRecipe):
     modules: tuple[str, ...] = option((), "modules added to; by default PEFT's: q and v")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """LoRA's own start for every episode, seeded by task and seed: additions of zero."""
+        """LoRA's own start for every episode, seeded by task and seed: additions of zero. A is uniform within one over
+        the square root of its input, B zero."""
         form = LoraForm(self.rank, self.alpha, self.modules)
-        model = form.answers(context.backbone)
-        starts = [lora_start(model, generator("lora", e.seed, e.task.name)) for e in episodes]
+        shapes, starts = form.answers(context.backbone).start, []
+        for episode in episodes:
+            g = generator("lora", episode.seed, episode.task.name)
+            start = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in shapes.items()}
+            for name, value in start.items():  # drawn on the CPU
+                if ".lora_A." in name:
+                    torch.nn.init.kaiming_uniform_(value, a=sqrt(5), generator=g)
+            starts.append({name: value.to(shapes[name].device) for name, value in start.items()})
         return self.weight_init(context, form, starts)
 
 

@@ -26,10 +26,6 @@ class Source:
     licence: str
     data: str
 
-    def origin(self) -> str:
-        """The data and the installed package they came from."""
-        return f"{self.data} ({self.package} {version(self.package)})"
-
     def file(self, *parts: str) -> Path:
         """A file inside the package, found without importing the package.
 
@@ -136,7 +132,7 @@ class TaskRecipe:
             version=self.version,
             label_names=choices,
             max_gen_toks=16,
-            origin="; ".join(source.origin() for source in self.sources),
+            origin="; ".join(f"{s.data} ({s.package} {version(s.package)})" for s in self.sources),
             licence="; ".join(dict.fromkeys(source.licence for source in self.sources)),
         )
 
