@@ -522,7 +522,7 @@ def test_methods_are_listed_and_shown_with_their_options(cli: Cli):
     assert "  particles = 5\n      M, prompts that stand for the posterior (a whole number, at least 1)" in out
     assert "needs_sources" not in out
     assert "kernel none" in lines["bmtpt_chains"]
-    assert "It has no options." in cli("methods", "show", "zero_shot")[1]
+    assert 'head = "verbalizer"' in cli("methods", "show", "zero_shot")[1].replace("'", '"')
 
 
 # Help and documents -------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "tpt_as_released": [{"bank_size": 40, "retrieve": 8, "task_tokens": 8}],
     "lora": [{"rank": 2}],
     "in_context": [{"separator": " "}],
+    "ridge_prior": [{"most_classes": 2}],
     "context_tuning_prompt": [{"separator": " ", "most": 3}],
 }
 CASES = [(name, options) for name in METHODS for options in OPTIONS.get(name, [{}])]

@@ -29,6 +29,7 @@ from promptprior.tasks.metrics import METRICS, Metric, merit
 from promptprior.tasks.task import Task
 from promptprior.watch import tensorboard
 from tests.backbone.tiny import tiny
+from tests.compare.test_before import with_default_of_then
 from tests.report.result_rows import grid_rows, result_row, task_similarity
 from tests.test_cli import saved_model, write_task
 from tests.world import always, choice_task, early
@@ -191,7 +192,7 @@ def test_only_cells_of_such_tasks_have_other_keys_than_before() -> None:
     keys = {}
     for name in ("accuracy", "nll"):
         tasks = Tasks((), (first_metric(task, name),), {})
-        plan = Plan(methods=("prompt_tuning",), targets=("target",), shots=(2,), seeds=(13,))
+        plan = with_default_of_then(Plan(methods=("prompt_tuning",), targets=("target",), shots=(2,), seeds=(13,)))
         keys[name] = cells(plan, tasks, backbone())[0].key
     assert keys["accuracy"] == "dcfff8fedb1b3684"
     assert keys["nll"] != "211ca089113ea72a"

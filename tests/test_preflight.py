@@ -349,7 +349,8 @@ def test_python_checks_what_the_command_line_checks():
         evaluate(adapted.prompt, long, backbone, limit=-5)
     with pytest.raises(SpecError, match="--length"):
         adapting.adapt(method, [make_episode(long, 1, 13)], backbone, settings=replace(settings, length=context))
-    swapped = replace(long, examples={**long.examples, "train": test})
+    train = tuple(replace(example, text=f"{example.text} is too long " * context) for example in long.split("train"))
+    swapped = replace(long, examples={**long.examples, "train": train})
     with pytest.raises(DataError, match="do not fit into"):
         adapting.adapt(method, [make_episode(swapped, 1, 13)], backbone, settings=settings)
 

@@ -501,11 +501,6 @@ def test_other_adapters_are_refused_by_name(tmp_path):
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "lora")
     with pytest.raises(ArtifactError, match="peft_type 'LORA' cannot be read as a soft prompt"):
         Prompt.from_pretrained(tmp_path / "lora", card)
-    model, card = model_and_card("gpt2")
-    prefix = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    peft.get_peft_model(model, prefix).save_pretrained(tmp_path / "prefix")
-    with pytest.raises(ArtifactError, match="peft_type 'PREFIX_TUNING' cannot be read"):
-        Prompt.from_pretrained(tmp_path / "prefix", card)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def has_changed(plan: Plan, method: str, *, prior: bool = False) -> bool:
 
 def test_results_that_are_others_now_have_other_keys_and_no_more() -> None:
     revised = {name for name in METHODS if "revision" in to_mapping(make_method(name))}
-    assert revised == {"bmtpt", "bmtpt_chains", "bmtpt_single", "bmtpt_no_prior", "bmtpt_predictive"}
+    assert revised == {"bmtpt", "bmtpt_chains", "bmtpt_single", "bmtpt_no_prior", "bmtpt_predictive", "bmtpt_linear"}
     assert "revision" in to_mapping(make_method("tpt", {"rule": "svgd"}))
     plain, decayed = Training(), Training(weight_decay=0.1)
     assert "decay_revision" not in {**to_mapping(plain, for_hash=True), **to_mapping(decayed)}

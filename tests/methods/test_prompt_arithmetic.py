@@ -12,9 +12,9 @@ from promptprior.config.training import Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods import make_method
-from promptprior.methods.contract import AdaptationInit
 from promptprior.methods.from_sources.prompt_arithmetic import PromptArithmetic
 from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.learned import AdaptationInit
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 

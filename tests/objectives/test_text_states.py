@@ -74,5 +74,5 @@ def test_offsets_are_added_to_the_texts_that_are_read() -> None:
 def test_a_form_without_states_says_so() -> None:
     objective = WeightObjective(tiny("gpt2"), Prefix(2))
     params = {"prefix": torch.zeros(1, 2, 32, dtype=torch.float64)}
-    with pytest.raises(SpecError, match=r"'prefix' hands out no states.*head verbalizer"):
+    with pytest.raises(SpecError, match=r"'own_prefix' hands out no states.*head verbalizer"):
         objective.text_states(params, random_batch(2), [Site(1, "mean")])

@@ -83,6 +83,10 @@ def test_some_layers() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].needs_sources])
 def test_every_method_from_sources_takes_it_or_says_why_not(name: str) -> None:
     backbone, method = tiny("llama"), make_method(name, OPTIONS.get(name))
+    if name == "ridge_prior":  # it needs two classes in a source, and never descends on a target
+        with pytest.raises(SpecError, match="two or more classes"):
+            fit(method, SOURCES, backbone, settings())
+        return
     if method.needs_tokens:
         with pytest.raises(SpecError, match=r"form prefix \(--form\).*embeddings"):
             fit(method, SOURCES, backbone, settings())

@@ -71,7 +71,7 @@ def test_what_a_form_has_to_offer_is_told_by_its_methods() -> None:
         )
     }  # fmt: skip
     assert offers == {
-        "AnsweringForm": {"lora", "own"},
+        "AnsweringForm": {"blend", "lora", "own"},
         "Foldable": {"decomposed", "prefix", "residual"},
         "Offsetting": {"offset"},
         "Diagnosable": {"bank", "mixture"},

@@ -10,7 +10,7 @@ from typing import cast
 
 from promptprior import plugins
 from promptprior.errors import SpecError, unknown_name
-from promptprior.methods.contract import AdaptationInit, FitResult, Method, Recipe
+from promptprior.methods.contract import Method, Recipe
 from promptprior.methods.from_sources import (
     attempt,
     bmtpt,
@@ -22,6 +22,7 @@ from promptprior.methods.from_sources import (
     spot,
     tpt,
 )
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option, target_option, with_options
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.target_only import (

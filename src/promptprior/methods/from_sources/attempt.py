@@ -16,8 +16,9 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
-from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
+from promptprior.methods.contract import Recipe
 from promptprior.methods.from_sources.spot import Spot
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.attention_network import AttentionRecipe

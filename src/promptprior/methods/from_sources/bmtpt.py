@@ -15,7 +15,7 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
-from promptprior.methods.contract import AdaptationInit, FitResult
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.curves import FORCES, curve

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.contract import AdaptationInit, FitResult
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.bank_setup import BankRecipe

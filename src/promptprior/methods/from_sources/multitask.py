@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
-from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.curves import curve

@@ -18,7 +18,8 @@ from promptprior.backbone import Backbone, Pooling, Site
 from promptprior.config.training import Settings
 from promptprior.errors import PromptpriorWarning, SpecError
 from promptprior.heads.linear import LONE_SCALE, LONE_STRENGTH, Linear
-from promptprior.methods.contract import AdaptationInit, FitResult, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.curves import curve
@@ -106,8 +107,8 @@ class RidgePrior(Recipe):
         return AdaptationInit(context.direct(), params, head=head)
 
     def source_texts(self, settings: Settings, sources: int) -> int:
-        """Those of its units, with four classes each."""
-        return min(self.units_per_step, sources) * 4 * (self.support + self.query)
+        """Those of its units, with four classes each at most."""
+        return min(self.units_per_step, sources) * min(4, self.most_classes) * (self.support + self.query)
 
     def source_passes(self, settings: Settings) -> float:
         """Texts are read up to the middle layer."""

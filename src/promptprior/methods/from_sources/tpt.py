@@ -16,8 +16,8 @@ from typing import Any, Literal, cast
 
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.methods.contract import FitResult
 from promptprior.methods.from_sources import bmtpt, meta_prompt_tuning
+from promptprior.methods.learned import FitResult
 from promptprior.methods.options import fact, option, with_options
 from promptprior.methods.run_context import RunContext
 from promptprior.methods.shared.bank_setup import BankRecipe, sample_texts

@@ -14,7 +14,8 @@ from promptprior.backbone.text_queries import Query, pooled
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
-from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.source_prompts import train_prompts

@@ -14,7 +14,8 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.artifacts.header import tensor_digest
 from promptprior.artifacts.import_prompt import read_prompt
 from promptprior.errors import SpecError
-from promptprior.methods.contract import FitResult, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import FitResult
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.contract import AdaptationInit
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.methods.shared.demonstrations import Demonstrations

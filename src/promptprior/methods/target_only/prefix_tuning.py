@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 

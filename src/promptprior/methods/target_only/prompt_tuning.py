@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.parameterisations.direct import Direct

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.parameterisations.residual import NETWORK, Residual

@@ -14,7 +14,8 @@ import torch
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone.weight_overrides import Which
-from promptprior.methods.contract import AdaptationInit, Recipe
+from promptprior.methods.contract import Recipe
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 from promptprior.notation import Tensor

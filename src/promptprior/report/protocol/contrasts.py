@@ -87,7 +87,7 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
         gaps: dict[str, dict[int, float]] = {}
         for target in grid.targets:
             ours, theirs = (grid.seed_scores.get((method, target, k), {}) for method in (first, second))
-            merits = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in _paired(ours, theirs).items()}
+            merits = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in _in_both(ours, theirs).items()}
             if merits:
                 gaps[target] = {seed: x - y for seed, (x, y) in merits.items()}
         draws = sorted(set.intersection(*map(set, gaps.values()))) if gaps else []
@@ -115,7 +115,7 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
     return tuple(replace(c, p_holm=p) for c, p in zip(tested, corrected, strict=True))
 
 
-def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, tuple[float, float]]:
+def _in_both(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, tuple[float, float]]:
     """Both scores at their common draws; either may be a method that ran once, whatever the draw."""
     swapped = {seed: (x, y) for seed, (y, x) in pair_seeds(theirs, ours).items()}
     return pair_seeds(ours, theirs) or swapped

@@ -86,6 +86,10 @@ def k_shot(
         drawn = torch.randperm(len(names), generator=generator(seed, task.name, "shots of all classes")).tolist()
         even, rest = divmod(k, max(1, len(names)))
         shares = {names[i]: even + (place < rest) for place, i in enumerate(drawn)}
+    if not by_class:
+        raise DataError(
+            f"task {task.name!r}: every training text stands in its test split too; nothing is left to draw"
+        )
     train: list[Example] = []
     dev: list[Example] = []
     for name, pool in sorted(held_out.items(), key=lambda item: str(item[0])):
