@@ -45,7 +45,7 @@ def test_results_written_before_diagnostics_still_load():
     old = result_row()
     del old["diagnostics"]
     assert Row.from_json(old) == Row.from_json(result_row(diagnostics={}))
-    new = result_row(diagnostics={"retrieval": {"rows": 8, "map": [[0.5, 1.0]]}})
+    new = result_row(diagnostics={"retrieval": {"rows": 8, "tasks": ["one"], "map": [[0.5, 1.0]]}})
     assert Row.from_json(json.loads(json.dumps(new))).to_json()["diagnostics"] == new["diagnostics"]
     with pytest.raises(DataError, match=r"row: 'diagnostics' is \[\]; expected 'key: value' settings"):
         Row.from_json(result_row(diagnostics=[]))
