@@ -66,7 +66,7 @@ def test_published_means_agree_with_their_scores() -> None:
     """Where a table has single scores and a mean of all of them, they say the same, to rounding."""
     checked = 0
     for row in read_published()["mpt_meta/cls_to_cls"]["rows"]:
-        assert sum(row["scores"]) / 10 == pytest.approx(row["mean"], abs=0.06)
+        assert sum(row["scores"]) / 10 == pytest.approx(row["mean"], abs=0.1)  # both are rounded to 0.1
         checked += 1
     assert checked == 6
 
@@ -185,5 +185,5 @@ def test_presets_are_listed_and_unknown_ones_have_near_names(capsys: pytest.Capt
     assert main(["compare", "--preset", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in PAPERS)
-    with pytest.raises(SpecError, match=r"did you mean 'mpt_meta/cls_to_cls'\?.*--preset list"):
+    with pytest.raises(SpecError, match="did you mean 'mpt_meta/cls_to_cls' or "):
         read_preset(PRESETS, "mpt_meta/cls_to_cl")
