@@ -11,6 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.schedule import WorkerContext, remaining_work
+from promptprior.config.choices import DevFrom, ShotsAre
 from promptprior.config.training import Settings, Training
 from promptprior.cost import SCORED, SECOND_ORDER
 from promptprior.cost_estimate import adapting_cost, source_cost, target_size, text_tokens
@@ -154,12 +155,18 @@ def test_copies_are_the_variants_that_are_adapted() -> None:
 
 @pytest.mark.parametrize("dev_limit", [None, 1, 3, 100])
 @pytest.mark.parametrize("k", [1, 3, 8, 100])
-def test_shots_are_counted_as_a_draw_would_have_them(backbone: Backbone, k: int, dev_limit: int | None) -> None:
+@pytest.mark.parametrize(("shots_are", "dev_from"), [("class", "train"), ("total", "train"), ("total", "validation")])
+def test_shots_are_counted_as_a_draw_would_have_them(
+    backbone: Backbone, k: int, dev_limit: int | None, shots_are: ShotsAre, dev_from: DevFrom
+) -> None:
     task = choice_task("one", early, size=24)
-    shots, size = k_shot(task, k, 13, dev_limit), target_size(backbone, task)
+    task = replace(task, examples={**task.examples, "validation": choice_task("two", early, size=8).split("train")})
+    shots, size = k_shot(task, k, 13, dev_limit, shots_are, dev_from), target_size(backbone, task)
     shown, ranked = len(shots.train) * size.text_tokens, size.ranked_tokens
     read = SCORED * (2 * shown + ranked * (len(shots.dev) + 5))  # demonstrations stand before dev and before test
-    said = adapting_cost(make_method("in_context"), size, k, short(dev_limit=dev_limit), tested=5)
+    said = adapting_cost(
+        make_method("in_context"), size, k, short(dev_limit=dev_limit, shots_are=shots_are, dev_from=dev_from), tested=5
+    )
     assert said == pytest.approx(read)
 
 

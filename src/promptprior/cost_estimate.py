@@ -89,7 +89,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
             dev_half = min(half, max(1, settings.dev_limit // len(target.class_sizes)))
             train, dev = train + min(share, size - dev_half), dev + dev_half
     if settings.dev_from == "validation":
-        dev = min(target.validation, settings.dev_limit or target.validation)
+        classes, limit = len(target.class_sizes), settings.dev_limit
+        dev = min(target.validation, target.validation if limit is None else classes * max(1, limit // classes))
 
     every, folds, teaching = train + dev, 1, float(train)  # teaching: examples that the final prompt learned from
     to_learn, to_ask = float(train), float(dev)  # of each fold

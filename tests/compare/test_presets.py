@@ -2,6 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,12 +21,15 @@ from promptprior.report.page import make_report
 from promptprior.report.published.published_rows import read_published
 from promptprior.report.results import read_rows
 from promptprior.report.section import DASH
+from promptprior.tasks import Split, Task, load_task
+from promptprior.tasks.loading.load import missing_tasks
 from tests.backbone.tiny import config, tokenizer
 from tests.report.result_rows import result_row
 
 PRESETS = find_verb("compare").presets
 assert PRESETS is not None
 PAPERS = {name: plan for name, plan in read_presets(PRESETS).items() if "/" in name}
+DATA = Path(__file__).parents[3] / "shared" / "data"
 META = {
     "random_to_random": (113, 20), "cls_to_cls": (45, 10), "both_to_cls": (45, 10), "noncls_to_cls": (45, 10),
     "cls_to_noncls": (45, 15), "both_to_noncls": (45, 15), "noncls_to_noncls": (45, 15), "qa_to_qa": (22, 16),
@@ -66,7 +72,7 @@ def test_published_means_agree_with_their_scores() -> None:
     """Where a table has single scores and a mean of all of them, they say the same, to rounding."""
     checked = 0
     for row in read_published()["mpt_meta/cls_to_cls"]["rows"]:
-        assert sum(row["scores"]) / 10 == pytest.approx(row["mean"], abs=0.06)
+        assert sum(row["scores"]) / 10 == pytest.approx(row["mean"], abs=0.1)  # both are rounded to 0.1
         checked += 1
     assert checked == 6
 
@@ -181,9 +187,41 @@ def test_a_preset_runs_from_end_to_end_at_tiny_size(
     assert int(counted[1]) == len(rows)
 
 
+@pytest.fixture(scope="module")
+def sampled() -> Callable[..., Task]:
+    """`load_task` with a few rows of each split, each task loaded once: there are a hundred."""
+    few: dict[Split, int] = {"train": 40, "validation": 20, "test": 20}
+    return cache(lambda name, data, limits=None: load_task(name, data, few))
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_preset_dry_runs_on_the_tasks_at_hand(
+    name: str,
+    model: Path,
+    sampled: Callable[..., Task],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(import_module("promptprior.compare.run"), "load_task", sampled)
+    words = ["compare", "--preset", name, "--data", str(DATA), "--backbone", str(model), "--length", "20", "--dry-run"]
+    code = main([*words, "--allow-missing"])
+    captured = capsys.readouterr()
+    if not {path.name for path in DATA.iterdir()} & set(PAPERS[name]["targets"]):
+        assert "none of the targets is there" in captured.err
+        return
+    assert code == 0, captured.err
+    missing = missing_tasks([*PAPERS[name]["sources"], *PAPERS[name]["targets"]], DATA)
+    assert all(task in captured.out for task in missing)
+    if len(set(missing)) > 1:
+        assert main(words) == 2
+        refused = capsys.readouterr().err
+        assert all(task in refused for task in (*missing, "--allow-missing"))
+
+
 def test_presets_are_listed_and_unknown_ones_have_near_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--preset", "list"]) == 0
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in PAPERS)
-    with pytest.raises(SpecError, match=r"did you mean 'mpt_meta/cls_to_cls'\?.*--preset list"):
+    with pytest.raises(SpecError, match="did you mean 'mpt_meta/cls_to_cls' or "):
         read_preset(PRESETS, "mpt_meta/cls_to_cl")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import Adafactor as PublishedAdafactor
 
+from promptprior.config.training import Training
 from promptprior.errors import SpecError
 from promptprior.methods.published import published_settings
 from promptprior.notation import Memory, Params
@@ -93,6 +94,15 @@ def test_a_published_decay_is_the_same_number_at_every_embedding_scale(kind: str
     for name, expected in theirs(ORACLES[kind], 1).items():
         torch.testing.assert_close(ours[name][1:2], expected, rtol=1e-6, atol=1e-9, msg=name)
         assert not torch.allclose(ours[name], undecayed[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.136, 1.0, 10.0])
+def test_absolute_rates_move_as_a_published_optimiser_does(scale: float) -> None:
+    stage = Training(learning_rates=(0.05,), rate_unit="absolute", schedule="constant")
+    made = KINDS["adamw"](stage_rate(stage, stage.learning_rates, scale))
+    ours = moved(made, some(0), gradients())
+    for name, expected in theirs(ORACLES["adamw"], 1).items():
+        torch.testing.assert_close(ours[name][1:2], expected, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("scale", [0.136, 10.0])
