@@ -383,7 +383,7 @@ def test_a_plan_of_the_protocol(plan: Plan, backbone: Backbone, monkeypatch: pyt
     assert "no difference can be shown for multitask - prompt_tuning" in once
     page = run.compare(sound, backbone, say_nothing).read_text()
     assert all((r.n_test, r.constant) == (10, 0.5) for r in read_rows(sound.output / run.RESULTS))  # five of each
-    assert "multitask - prompt_tuning" in page
+    assert "multitask - prompt_<wbr>tuning" in page
     assert "Contrasts, written down first" in page
     with pytest.raises(SpecError, match=r"contrast 'spot - multitask' \(--contrasts\)"):
         replace(plan, contrasts=("spot - multitask",))

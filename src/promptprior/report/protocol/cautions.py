@@ -67,9 +67,9 @@ def cautions(grid: Grid) -> Iterator[Caution]:
     for method in grid.methods:
         rows = [row for row in grid.rows if row.method == method and row.k and row.cost.source.tokens]
         for k in sorted({row.k for row in rows}):
-            draws, fits = ({of(r) for r in rows if r.k == k} for of in (lambda r: r.seed, fit_of))
-            if len(fits) < len(draws):
-                few.append(f"{method} (k = {k}: {len(draws)} draws, {len(fits)} prior{'s' * (len(fits) > 1)})")
+            seeds, fits = {r.seed for r in rows if r.k == k}, {fit_of(r) for r in rows if r.k == k}
+            if len(fits) < len(seeds):
+                few.append(f"{method} (k = {k}: {len(seeds)} draws, {len(fits)} prior{'s' * (len(fits) > 1)})")
     if few:
         yield Caution(
             "one prior for several draws",
