@@ -44,15 +44,13 @@ class AdaptationInit:
 
     `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
     params, penalty and multipliers of elements have copies e * V + v, episode e in variant v. Of an episode's variants
-    each of `ensemble_size` equal parts gives a prompt, picked on dev within its part; they answer by their mean
-    probability.
+    each of `ensemble_size` equal parts gives a prompt, picked on dev within it; they answer by their mean probability.
 
     `lr_multipliers` multiply the learning rate of single parameters by name (0 freezes one), or of every element of
     one. `learning_rates` are rates to try in absolute units, for params that are no prompt; without them the settings'
     are tried, in units of the embedding scale. `wrap_rule` turns the descent that targets move by into another rule
-    (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns, where that is not the
-    numbers that adaptation may move (what `init` fitted itself). `head`: the recipe's head with settings of this start,
-    such as the sites that a prior was made for; by default as it is registered.
+    (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns, where `init` fitted some
+    itself. `head`: the recipe's head with settings of this start (sites of a prior); by default as it is registered.
     """
 
     parameterisation: Form
@@ -117,11 +115,6 @@ class Recipe(Workload):
             return None
         what = "its choices differ by example" if task.is_choice else "its answers are free text"
         return f"{what}, so a head has no classes to tell apart (--options.head)"
-
-    @property
-    def trains_targets_jointly(self) -> bool:
-        """Whether a target's result depends on which other targets adapt along with it."""
-        return getattr(self, "joint_steps", 0) > 0
 
 
 Method = Recipe  # what fit, adapt and compare take
