@@ -104,7 +104,7 @@ def test_inside_a_folder_imports_go_one_way(folder: Path) -> None:
 def test_only_backbone_imports_transformers_and_the_report_no_model(path: Path) -> None:
     packages = {module.split(".")[0] for module in imported(path)}
     assert "transformers" not in packages or layer(path) == "backbone"
-    assert "peft" not in packages or path.name == "weights.py"
+    assert "peft" not in packages or path.name == "weight_overrides.py"
     assert not packages & {"torch", "transformers"} or layer(path) not in ("report", "config", "cost", "plugins")
 
 

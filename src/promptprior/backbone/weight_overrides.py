@@ -4,9 +4,11 @@ The backbone is never written to. Weights replace the model's for the length of 
 LoRA's layers stand in a shared-weight copy, which has modules of its own and the very same weights.
 """
 
+import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.func import functional_call
@@ -19,6 +21,7 @@ from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.generate import GenerationOptions, generate_texts
 from promptprior.backbone.kernels.lm_head import state_losses
 from promptprior.backbone.text_states import Site, pooled_states
+from promptprior.errors import SpecError
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -88,6 +91,34 @@ class WeightedModel:
         named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
         model = _FunctionalCall(self.frozen.model)
         return functional_call(model, named, (lambda: [compute(no_prompt, piece) for piece in pieces],))
+
+
+def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[str]) -> WeightedModel:
+    """A shared-weight copy of the model with PEFT's LoRA layers (Hu et al. 2021) on some linear modules.
+
+    Without `modules` PEFT's own choice for the family: queries and values where they are layers of their own. Raises
+    SpecError when peft is missing, or knows no such modules.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise SpecError("the method lora needs a package: pip install 'promptprior[peft]'") from error
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(modules) or None)
+    shared = backbone.frozen.model
+    model: Any = copy.deepcopy(shared, {id(tensor): tensor for tensor in (*shared.parameters(), *shared.buffers())})
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):  # PEFT draws a start that nobody reads
+            inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise SpecError(f"modules {', '.join(modules) or 'by default'} (--options.lora.modules): {error}") from error
+    frozen = Frozen(model, backbone.frozen.tokenizer, backbone.frozen.card)
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+    if other := [name for name in weights if ".lora_A." not in name and ".lora_B." not in name]:
+        raise SpecError(
+            f"modules (--options.lora.modules): {other[0].split('.lora_')[0]} is not linear; name linear ones"
+        )
+    start = {name: torch.zeros_like(weight, dtype=frozen.prompt_dtype) for name, weight in weights.items()}
+    return WeightedModel(backbone, frozen, weight_route(frozen), start)
 
 
 def weight_route(frozen: Frozen) -> States:

@@ -1,4 +1,4 @@
-"""How much a method reads, in its own words: what estimates ask it (cost_estimate.py), and nothing else."""
+"""How much a method reads, in its own words: what estimates (cost_estimate.py) and schedules ask it."""
 
 from typing import ClassVar, Literal
 
@@ -34,6 +34,11 @@ class Workload:
     def steps_before(self, settings: Settings) -> int:
         """Steps on each target's shots before its own training: those of probes and of joint stages."""
         return int(getattr(self, "joint_steps", 0)) + int(getattr(self, "probe_steps", 0))
+
+    @property
+    def trains_targets_jointly(self) -> bool:
+        """Whether a target's result depends on which other targets adapt along with it."""
+        return getattr(self, "joint_steps", 0) > 0
 
     def shown_shots(self, shots: int) -> int:
         """How many of the shots stand before each text, as tokens."""
