@@ -77,8 +77,8 @@ def cautions(grid: Grid) -> Iterator[Caution]:
             "intervals and tests over draws are of these priors, not of the methods; contrasts count fits",
         )
 
-    seeds = {k: min((len(s) for (_, _, at), s in grid.scores.items() if at == k), default=0) for k in grid.ks if k}
-    if short := [f"k = {k}: {n}" for k, n in seeds.items() if n < ENOUGH_DRAWS]:
+    fewest = {k: min((len(s) for (_, _, at), s in grid.scores.items() if at == k), default=0) for k in grid.ks if k}
+    if short := [f"k = {k}: {n}" for k, n in fewest.items() if n < ENOUGH_DRAWS]:
         yield Caution("few draws", ", ".join(short), f"expected at least {ENOUGH_DRAWS}; small differences", False)
     if small := [f"{t} ({row.n_test})" for t, row in grid.targets.items() if row.n_test < ENOUGH_ROWS]:
         found = ", ".join(small[:LISTED] + ["…"] * (len(small) > LISTED))
