@@ -123,7 +123,7 @@ def test_each_gate_finds_what_it_is_for():
         r["cost"] = {**r["cost"], "source_tokens": 0}
     assert set(gates(rows_of({"better": 0.1}) + zero)) == {"baseline below zero-shot"}
     one = gates(rows_of({"better": 0.1, "lucky": 0.1}, one_prior=("lucky",)))
-    assert one["one prior for several draws"].found == "lucky (k = 4: 6 draws, 1 prior)"
+    assert one["one prior for several draws"].found == "lucky (6 draws, 1 prior)"
     weak = gates(rows_of({"better": 0.1}, n_test=60, constant=None))
     assert set(weak) == {"few test rows", "constant answer unknown"}
     assert not any(c.spoils for c in weak.values())

@@ -101,8 +101,11 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
 
 def pair_seeds(ours: SeedScores, base: SeedScores) -> dict[int, tuple[float, float]]:
     """Both scores at their common seeds; a method that ran once, whatever the seed, stands beside each."""
-    if len(ours) == 1 and len(base) > 1 and not set(ours) & set(base):
-        ours = dict.fromkeys(base, next(iter(ours.values())))
+    if not set(ours) & set(base):
+        if len(ours) == 1 and len(base) > 1:
+            ours = dict.fromkeys(base, next(iter(ours.values())))
+        elif len(base) == 1 and len(ours) > 1:
+            base = dict.fromkeys(ours, next(iter(base.values())))
     return {seed: (ours[seed], base[seed]) for seed in sorted(set(ours) & set(base))}
 
 

@@ -240,7 +240,7 @@ def hierarchical_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The mean of differences `gaps[target][draw]`, with an interval for other fits, draws, targets and test rows.
+    """The mean over fits of differences `gaps[target][draw]`, its interval for other fits, draws, targets and rows.
 
     `fits` names the fit of each draw; every target has all draws. Fits are drawn again, and draws within them; targets
     apart from these, for all draws share them (the pigeonhole bootstrap, Owen 2007: of two crossed layers it counts the
@@ -257,7 +257,7 @@ def hierarchical_bootstrap(
         raise ValueError(f"a hierarchical bootstrap needs every draw {draws} of every target; got {gaps}")
     table = np.array([_finite([of_target[d] for d in draws]) for of_target in gaps.values()]).T  # [draws, targets]
     members = [[i for i, d in enumerate(draws) if fits[d] == fit] for fit in dict.fromkeys(fits[d] for d in draws)]
-    estimate = float(table.mean())
+    estimate = float(np.mean([table[own].mean() for own in members]))
     if len(members) == 1:
         return Interval(estimate, None, None, table.size)
     rng = np.random.default_rng(seed)

@@ -66,10 +66,9 @@ def cautions(grid: Grid) -> Iterator[Caution]:
     few = []
     for method in grid.methods:
         rows = [row for row in grid.rows if row.method == method and row.k and row.cost.source.tokens]
-        for k in sorted({row.k for row in rows}):
-            seeds, fits = {r.seed for r in rows if r.k == k}, {fit_of(r) for r in rows if r.k == k}
-            if len(fits) < len(seeds):
-                few.append(f"{method} (k = {k}: {len(seeds)} draws, {len(fits)} prior{'s' * (len(fits) > 1)})")
+        seeds, fits = {row.seed for row in rows}, {fit_of(row) for row in rows}
+        if len(fits) < len(seeds):
+            few.append(f"{method} ({len(seeds)} draws, {len(fits)} prior{'s' * (len(fits) > 1)})")
     if few:
         yield Caution(
             "one prior for several draws",

@@ -5,7 +5,7 @@ primary test, Holm's correction runs over the contrasts of all k. The hierarchic
 would hold on other targets and test rows too.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -74,10 +74,14 @@ def contrast_pairs(contrasts: Sequence[str], methods: Sequence[str]) -> list[tup
 
 
 def fit_of(row: Row) -> Hashable:
-    """What tells the fit of a row from others: its prior; without sources its seed, for it trains from scratch."""
-    if row.cost.source.tokens:
-        return row.settings.get("prior") or row.cost.source
-    return row.seed
+    """What tells the fit of a row from others: its prior; without sources its seed, for it trains from scratch.
+
+    Older rows do not name their prior: then it is the seed that fitted all, or what fitting cost.
+    """
+    if not row.cost.source.tokens:
+        return row.seed
+    seed_of_all = row.settings.get("source_seed")
+    return row.settings.get("prior") or (row.cost.source if seed_of_all is None else f"seed {seed_of_all}")
 
 
 def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
@@ -87,9 +91,10 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
         gaps: dict[str, dict[int, float]] = {}
         for target in grid.targets:
             ours, theirs = (grid.seed_scores.get((method, target, k), {}) for method in (first, second))
-            merits = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in _in_both(ours, theirs).items()}
-            if merits:
-                gaps[target] = {seed: x - y for seed, (x, y) in merits.items()}
+            if pairs_of_target := pair_seeds(ours, theirs):
+                gaps[target] = {
+                    seed: grid.merit(target, x) - grid.merit(target, y) for seed, (x, y) in pairs_of_target.items()
+                }
         draws = sorted(set.intersection(*map(set, gaps.values()))) if gaps else []
         if not draws:
             continue
@@ -113,12 +118,6 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
         )
     corrected = holm([c.p for c in tested])
     return tuple(replace(c, p_holm=p) for c, p in zip(tested, corrected, strict=True))
-
-
-def _in_both(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, tuple[float, float]]:
-    """Both scores at their common draws; either may be a method that ran once, whatever the draw."""
-    swapped = {seed: (x, y) for seed, (y, x) in pair_seeds(theirs, ours).items()}
-    return pair_seeds(ours, theirs) or swapped
 
 
 def _row_errors(grid: Grid, methods: tuple[str, str], k: int) -> dict[str, float]:
@@ -155,7 +154,8 @@ def contrast_section(tested: Sequence[Contrast]) -> Section:
             *(c.k, c.targets, c.draws, len(c.by_fit)),
             interval_cell(c.primary, "signed", no_ends="one fit"),
             interval_cell(c.everywhere, "signed", no_ends="one fit"),
-            *(c.p, c.p_holm, c.smallest, c.verdict),
+            *((c.p, c.p_holm) if len(c.by_fit) > 1 else (None, None)),
+            *(c.smallest, c.verdict),
         )
         for c in tested
     ]
