@@ -29,6 +29,7 @@ def backbone() -> Backbone:
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(run, "load_task", lambda *_: TARGET)
+    monkeypatch.setattr(run, "missing_tasks", lambda *_: [])
     for name in ("mnli", "qqp"):
         np.save(tmp_path / f"{name}.npy", np.full((3, 32), 0.1, dtype=np.float32) * len(name))
     paths = [str(tmp_path / "mnli.npy"), str(tmp_path / "qqp.npy")]

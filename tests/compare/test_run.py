@@ -57,6 +57,7 @@ def backbone() -> Backbone:
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(run, "load_task", lambda name, *_: TASKS[name])
+    monkeypatch.setattr(run, "missing_tasks", lambda *_: [])
     return Plan(
         methods=("zero_shot", "prompt_tuning", "multitask", "spot"),
         sources=("one", "two"),
@@ -189,6 +190,7 @@ def test_sources_lose_the_texts_of_targets(plan: Plan, monkeypatch: pytest.Monke
     )
     known = {**TASKS, "leaky": source, "again": TASKS["three"]}
     monkeypatch.setattr(run, "load_task", lambda name, *_: known[name])
+    monkeypatch.setattr(run, "missing_tasks", lambda *_: [])
     tasks = run.load_tasks(replace(plan, sources=("leaky",)))
     assert tasks.left_out == {"one": 1}
     assert leak.text not in {e.text for e in tasks.sources[0].examples["train"]}

@@ -33,6 +33,7 @@ def backbone() -> Backbone:
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(run, "load_task", lambda name, *_: MORE[name])
+    monkeypatch.setattr(run, "missing_tasks", lambda *_: [])
     return Plan(
         methods=("zero_shot", "multitask"),
         sources=("one", "two"),

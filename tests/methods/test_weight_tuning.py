@@ -361,6 +361,7 @@ def test_an_in_context_prompt_is_an_ordinary_prompt(tmp_path: Path) -> None:
 def test_compare_pairs_references_with_prompts_by_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = {"target": CHOICE, "shout": FREE}
     monkeypatch.setattr(run, "load_task", lambda name, *_: tasks[name])
+    monkeypatch.setattr(run, "missing_tasks", lambda *_: [])
     names = ("zero_shot", "prompt_tuning", "lora", "bitfit", "in_context")
     plan = Plan(names, targets=tuple(tasks), shots=(2,), seeds=(13, 21), settings=settings(steps=2), output=tmp_path)
     page = run.compare(plan, tiny("llama", torch.float32), lambda _: None)
