@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from promptprior.tasks.loading.check import check_task, shared_text
-from promptprior.tasks.loading.load import CATALOGUE, available, catalogue_names, catalogue_spec, load_task
+from promptprior.tasks.loading.load import available, catalogue_names, catalogue_spec, load_task
 from promptprior.tasks.loading.partitions import read_partitions
 from promptprior.tasks.loading.readers import read_data_file, rows_of
-from promptprior.tasks.loading.spec import TaskSpec, render
+from promptprior.tasks.loading.spec import CATALOGUE, TaskSpec, render
 from promptprior.tasks.task import SPLITS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

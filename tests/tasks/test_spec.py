@@ -4,7 +4,7 @@ import pytest
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks.loading.readers import Row, Rows, rows_of
-from promptprior.tasks.loading.spec import TaskSpec, label_index, read_spec, render, spec_from
+from promptprior.tasks.loading.spec import CATALOGUE, TaskSpec, label_index, read_spec, render, spec_from
 from promptprior.tasks.task import content_id
 
 CHOICE = {
@@ -167,6 +167,16 @@ def test_bare_yes_and_no_are_words(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(keys)
     assert read_spec(tmp_path / "x.yaml").fixed_choices == ("no", "yes")
     assert read_spec(tmp_path / "x.yaml").metadata.version == "1.0"
+
+
+def test_a_spec_may_include_one_that_the_package_ships(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("include: catalogue:paws\ndoc_filter: '{{ sentence1 | length <= 40 }}'\n")
+    assert read_spec(tmp_path / "short.yaml").doc_to_choice == read_spec(CATALOGUE / "paws.yaml").doc_to_choice
+    (tmp_path / "near.yaml").write_text("include: catalogue:pawz\n")
+    with pytest.raises(SpecError, match=r"near\.yaml: include.*'pawz'.*paws"):
+        read_spec(tmp_path / "near.yaml")
+    for path in sorted((Path(__file__).parents[2] / "experiments" / "tasks").glob("*.yaml")):
+        read_spec(path)
 
 
 def test_an_included_file_gives_what_the_spec_does_not_say(tmp_path: Path) -> None:

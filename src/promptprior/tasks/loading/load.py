@@ -17,12 +17,11 @@ from promptprior.tasks import builtin
 from promptprior.tasks.loading.check import check_raise
 from promptprior.tasks.loading.inferred_spec import read_card, spec_from_card, spec_from_columns
 from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file, rows_of
-from promptprior.tasks.loading.spec import TaskSpec, read_spec, render, spec_from
+from promptprior.tasks.loading.spec import CATALOGUE, TaskSpec, read_spec, render, spec_from
 from promptprior.tasks.loading.splits import complete_splits
 from promptprior.tasks.task import SPLITS, Example, Split, Task
 from promptprior.untrusted import path_kind
 
-CATALOGUE = Path(__file__).parents[1] / "catalogue"
 SPEC_FILE = "spec.yaml"
 Limits = Mapping[Split, int]
 SplitRows = dict[Split, Rows]

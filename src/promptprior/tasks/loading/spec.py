@@ -26,6 +26,8 @@ IGNORED_KEYS = (
     "fewshot_delimiter", "repeats", "should_decontaminate", "doc_to_decontamination_query", "filter_list",
     "weight_by_size", "class",
 )  # fmt: skip
+CATALOGUE = Path(__file__).parents[1] / "catalogue"  # specs that promptprior ships
+SHIPPED = "catalogue:"
 MOST_INCLUDES = 10
 MOST_CHOICES = 10_000
 MOST_GENERATED = 32_768  # tokens of an answer
@@ -113,7 +115,8 @@ def read_spec(path: Path) -> TaskSpec:
     """The spec in a YAML file. Raises SpecError with file and key for anything that does not fit.
 
     As in lm-eval, a file that it includes gives what it does not say itself. A spec is input, so it may only name files
-    beside or below itself: what it reads could otherwise be anything on this machine.
+    beside or below itself, and specs that promptprior ships (`catalogue:NAME`): what it reads could otherwise be
+    anything on this machine.
     """
     where, home, seen = str(path), Path(os.path.realpath(path.parent)), {os.path.realpath(path)}
     keys = load_yaml(path)
@@ -121,10 +124,18 @@ def read_spec(path: Path) -> TaskSpec:
         named = f"{path}: include: {str(included)[:200]!r}"
         if not isinstance(included, str) or not included or "\0" in included:
             raise SpecError(f"{named}: expected the name of one file beside or below this spec, as text")
-        target = path.parent / included
-        real = os.path.realpath(target)
-        if Path(included).is_absolute() or ".." in Path(included).parts or not Path(real).is_relative_to(home):
-            raise SpecError(f"{named}: expected a file beside or below this spec; copy it there")
+        target, is_shipped = path.parent / included, included.startswith(SHIPPED)
+        if is_shipped:  # by its name alone
+            shipped = {file.stem: file for file in CATALOGUE.glob("*.yaml")}
+            if (name := included.removeprefix(SHIPPED)) not in shipped:
+                raise SpecError(f"{named}: {unknown_name('spec of the catalogue', name, shipped)}")
+            target = shipped[name]
+        real, is_beside = (
+            os.path.realpath(target),
+            not Path(included).is_absolute() and ".." not in Path(included).parts,
+        )
+        if not is_shipped and not (is_beside and Path(real).is_relative_to(home)):
+            raise SpecError(f"{named}: expected a file beside or below this spec (copy it there), or {SHIPPED}NAME")
         if real in seen:
             raise SpecError(f"{named}: this spec includes itself, in a circle")
         if len(seen) > MOST_INCLUDES:
