@@ -97,8 +97,10 @@ def test_mixed_rows_are_announced(tmp_path):
 
 def test_priors_that_were_fitted_once_for_all_seeds_are_announced(tmp_path):
     shared = [r | {"cost": r["cost"] | {"source_seconds": 7.0}} if r["method"] == "spot" else r for r in grid_rows()]
-    (notice,) = [w for w in Page(write_report(shared, tmp_path / "r.html", "t")).words if w.startswith("One prior")]
-    assert "all seeds of spot: intervals" in notice
+    words = Page(write_report(shared, tmp_path / "r.html", "t")).words
+    (notice,) = [word for word in words if word.startswith("Not a basis for claims")]
+    assert "one prior for several draws" in notice
+    assert "spot (3 draws, 1 prior)" in words
 
 
 def test_a_results_file_gives_the_same_bytes_as_its_rows(tmp_path):
