@@ -121,7 +121,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         times = 1 + folds if settings.folds else 1
         testing = scored(tested + times * every, teaching) if head.reads_nll else 0.0
         times = times if method.trains or method.adapts_one_by_one else min(times, 2)
-        states = HEAD_DEPTH * tested + times * every if head.sites(1) else 0.0
+        depth = method.head_depth()
+        states = min(HEAD_DEPTH, depth) * tested + depth * times * every if head.sites(1) else 0.0
         testing += SCORED * states * target.text_tokens
     if not method.trains:
         return folds * scored(to_ask, to_learn) + testing

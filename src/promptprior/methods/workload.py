@@ -27,6 +27,10 @@ class Workload:
         """In how many ways each episode adapts for each learning rate."""
         return 1
 
+    def head_depth(self) -> float:
+        """The share of the layers that a head reads while it is fitted."""
+        return 1.0
+
     def answering_prompts(self) -> int:
         """How many prompts answer the test examples by their mean probability."""
         return 1

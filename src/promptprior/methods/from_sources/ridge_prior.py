@@ -114,5 +114,9 @@ class RidgePrior(Recipe):
         """Texts are read up to the middle layer."""
         return 0.5
 
+    def head_depth(self) -> float:
+        """That layer."""
+        return 0.5
+
 
 ARMS = (RidgePrior(head="linear"),)
