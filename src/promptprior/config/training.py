@@ -121,7 +121,11 @@ class Settings:
         omit_from_hash_if_default=True,
     )
     layers: tuple[int, ...] = setting(
-        (), "of form prefix: the layers that have one, from 0; by default all", omit_from_hash_if_default=True, least=0
+        (),
+        "of form prefix: the layers that have one, from 0; by default all",
+        omit_from_hash_if_default=True,
+        least=0,
+        most=10**4,
     )
     mixture: RateKind = setting("uniform", "how often each source is drawn")
     mixture_cap: int = setting(2**18, "size above which a source counts no more (mixture capped)", **LIMIT_BOUNDS)

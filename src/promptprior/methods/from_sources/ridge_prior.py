@@ -2,10 +2,8 @@
 
 The objective (objectives/ridge_objective.py) is R2D2's, Bertinetto et al. 2019, "Meta-learning with differentiable
 closed-form solvers" (arXiv 1805.08136): ridge regression fitted to the support of a task answers its query, and the
-gradient passes through the solution. There it moves a network, here a prompt of a frozen model. Others: MetaOptNet (Lee
-et al. 2019, arXiv 1904.03758), ANIL (Raghu et al. 2020, arXiv 1909.09157: only the head adapts). Parameterisation
-direct, rule descent, head linear. Targets see the prompt as it is; their head reads the site that was trained for, and
-its strength and scale are chosen again, by leaving shots out: targets have other numbers of shots.
+gradient passes through the solution. There it moves a network, here a prompt. Parameterisation direct, rule descent,
+head linear. A target's head reads the site that was trained for, and chooses strength and scale anew (docs/methods.md).
 """
 
 import warnings
