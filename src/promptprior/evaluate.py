@@ -184,12 +184,14 @@ def evaluate_requests(
 
 def ranked(eval_set: EvalSet, nll: TargetNLL) -> list[Prediction]:
     """The likeliest choice of each example."""
-    predictions = []
-    for example, tokens, of_choices in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
-        best = min(range(len(of_choices)), key=of_choices.__getitem__)
-        lengths = tuple(map(len, tokens.targets))
-        predictions.append(Prediction(example.id, example.choices[best], best, tuple(of_choices), lengths))
-    return predictions
+    of_each = zip(eval_set.examples, nll, eval_set.tokens, strict=True)
+    return [likeliest(example, values, tuple(map(len, tokens.targets))) for example, values, tokens in of_each]
+
+
+def likeliest(example: Example, nll: Sequence[float], lengths: tuple[int, ...]) -> Prediction:
+    """The choice of the lowest NLL, from the NLL in nats of every choice and their tokens; of equal ones the first."""
+    best = min(range(len(nll)), key=nll.__getitem__)
+    return Prediction(example.id, example.choices[best], best, tuple(nll), lengths)
 
 
 def dev_scores(
@@ -339,14 +341,18 @@ def predictions_of(
 
 
 def right_answer_nll(eval_set: EvalSet, nll: TargetNLL) -> float:
-    """Mean NLL of the right answers: among the choices (normalised over them), or per token of free text."""
-    total = 0.0
-    for example, tokens, values in zip(eval_set.examples, eval_set.tokens, nll, strict=True):
-        if eval_set.task.is_choice:
-            total -= float(torch.log_softmax(-torch.tensor(values, dtype=torch.float64), 0)[example.label or 0])
-        else:
-            total += values[0] / len(tokens.targets[0])
+    """Mean NLL of the right answers, each as `right_nll` has it."""
+    total = 0.0  # not sum(), which adds up in another way from Python 3.12 on
+    for example, values, tokens in zip(eval_set.examples, nll, eval_set.tokens, strict=True):
+        total += right_nll(example, values, tuple(map(len, tokens.targets)))
     return total / len(eval_set.examples)
+
+
+def right_nll(example: Example, nll: Sequence[float], lengths: Sequence[int]) -> float:
+    """NLL in nats of the right answer: among the choices (normalised over them), or per token of free text."""
+    if not example.choices:
+        return nll[0] / lengths[0]
+    return -float(torch.log_softmax(-torch.tensor(nll, dtype=torch.float64), 0)[example.label or 0])
 
 
 @dataclass(frozen=True)

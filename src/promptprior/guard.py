@@ -14,7 +14,7 @@ import torch
 from promptprior.adapt import adapt
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.choose import Candidate, Gap, judged, paired_gap
-from promptprior.adaptation.held_out import HeldOut
+from promptprior.adaptation.held_out import held_out_answers
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
@@ -87,8 +87,7 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
         objective = prompt_objective(adapted.prompt, backbone)
         asked = prompt_eval_set(objective, adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
         [nll] = eval_set_losses(objective, without_head(adapted.prompt.params), [asked])
-        lengths = [tuple(map(len, tokens.targets)) for tokens in asked.tokens]
-        answers = tuple(HeldOut(*of) for of in zip(asked.examples, map(tuple, nll), lengths, strict=True))
+        answers = held_out_answers(asked, nll)
     return judged(adapted, answers)
 
 

@@ -19,11 +19,11 @@ import torch
 
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.folds import jackknife_error
-from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.adaptation.held_out import HeldOut, held_out_predictions, held_out_score
 from promptprior.artifacts.blending import as_weights, blended
 from promptprior.evaluate import mean_probability
 from promptprior.notation import Float, Tensor
-from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric, score
+from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric
 from promptprior.tasks.task import Example
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
@@ -67,8 +67,7 @@ class Candidate:
 def judged(adapted: Adapted, answers: Sequence[HeldOut]) -> Candidate:
     """A prompt by its answers to examples that it has not learned from."""
     task, each = adapted.episode.task, tuple(answer.right_nll for answer in answers)
-    predictions = held_out_predictions(task, answers)
-    value = score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None
+    predictions, value = held_out_predictions(task, answers), held_out_score(task, answers)
     return Candidate(adapted, value, sum(each) / len(each), predictions, each)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from promptprior.adaptation.held_out import HeldOut
+from promptprior.adaptation.held_out import HeldOut, held_out_answers
 from promptprior.evaluate import EvalSet, make_eval_set, readouts
 from promptprior.heads.fitted import FittedHead
 from promptprior.heads.head import Head, Readout
@@ -49,9 +49,9 @@ def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequen
         if episode.shots.dev:
             train, dev = ([place[example.id] for example in own] for own in (episode.shots.train, episode.shots.dev))
             taught = head.fit(_rows(shots_read, sorted(train)), labels[sorted(train)], own_extra)
+            asked = replace(member, examples=episode.shots.dev, tokens=[member.tokens[i] for i in dev])
             nll = head.choice_nll(taught, _rows(shots_read, dev, head.used(taught))).tolist()
-            lengths = [tuple(map(len, member.tokens[i].targets)) for i in dev]
-            on_dev = tuple(HeldOut(*of) for of in zip(episode.shots.dev, map(tuple, nll), lengths, strict=True))
+            on_dev = held_out_answers(asked, nll)
         fits.append(HeadFit(FittedHead(head, head.fit(shots_read, labels, own_extra)), on_dev))
     return fits
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
 from promptprior.evaluate import eval_set_losses, make_eval_set
 from promptprior.methods import AdaptationInit, Episode
 from promptprior.notation import Float, Params, Tensor
@@ -115,20 +115,14 @@ def init_of_rows(init: AdaptationInit, rows: Sequence[int]) -> AdaptationInit:
 @torch.no_grad()
 def answer_held_out(
     objective: Answering, params: Params, episodes: Sequence[Episode], ensemble_size: int
-) -> list[list[HeldOut]]:
+) -> list[tuple[HeldOut, ...]]:
     """Every episode's dev examples, answered by its own `ensemble_size` copies of the params [E * ensemble_size, ...]
     together."""
     sets = [
         replace(make_eval_set(objective, e.task, e.shots.dev, copy=place * ensemble_size), ensemble_size=ensemble_size)
         for place, e in enumerate(episodes)
     ]
-    return [
-        [
-            HeldOut(example, tuple(values), tuple(map(len, tokens.targets)))
-            for example, tokens, values in zip(own.examples, own.tokens, nll, strict=True)
-        ]
-        for own, nll in zip(sets, eval_set_losses(objective, params, sets), strict=True)
-    ]
+    return [held_out_answers(*of) for of in zip(sets, eval_set_losses(objective, params, sets), strict=True)]
 
 
 def jackknife_error(task: Task, answers: Sequence[HeldOut]) -> float | None:

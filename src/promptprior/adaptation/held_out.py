@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from promptprior.tasks.metrics import Prediction
+from promptprior.evaluate import EvalSet, TargetNLL, likeliest, right_nll
+from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.task import Example, Task
 
 
@@ -23,20 +22,26 @@ class HeldOut:
 
     @property
     def right_nll(self) -> float:
-        """NLL in nats of the right answer: among the choices (normalised over them), or per token of free text."""
-        if not self.example.choices:
-            return self.target_nll[0] / self.target_lengths[0]
-        return -float(
-            torch.log_softmax(-torch.tensor(self.target_nll, dtype=torch.float64), 0)[self.example.label or 0]
-        )
+        """NLL in nats of the right answer (evaluate.right_nll)."""
+        return right_nll(self.example, self.target_nll, self.target_lengths)
+
+
+def held_out_answers(eval_set: EvalSet, nll: TargetNLL) -> tuple[HeldOut, ...]:
+    """The examples of an evaluation set, with the NLL that each of their targets got."""
+    return tuple(
+        HeldOut(example, tuple(values), tuple(map(len, tokens.targets)))
+        for example, values, tokens in zip(eval_set.examples, nll, eval_set.tokens, strict=True)
+    )
 
 
 def held_out_predictions(task: Task, answers: Sequence[HeldOut]) -> tuple[Prediction, ...]:
     """The likeliest choices; none for free text, which was not generated."""
     if not task.is_choice:
         return ()
-    best = [min(range(len(a.target_nll)), key=a.target_nll.__getitem__) for a in answers]
-    return tuple(
-        Prediction(a.example.id, a.example.choices[b], b, a.target_nll, a.target_lengths)
-        for a, b in zip(answers, best, strict=True)
-    )
+    return tuple(likeliest(a.example, a.target_nll, a.target_lengths) for a in answers)
+
+
+def held_out_score(task: Task, answers: Sequence[HeldOut]) -> float | None:
+    """The task's first metric of these answers; None for free text, and without answers."""
+    predictions = held_out_predictions(task, answers)
+    return score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None

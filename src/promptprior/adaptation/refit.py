@@ -24,7 +24,7 @@ from promptprior.adaptation.folds import (
     join_folds,
     whole_episode,
 )
-from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.adaptation.held_out import HeldOut, held_out_score
 from promptprior.adaptation.runs import FinishedRun, check_adaptation, initial_adaptation, run_all_ways, run_of_copies
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
@@ -41,7 +41,6 @@ from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.registry import Form, folded, plain_settings
 from promptprior.processes import add_up
 from promptprior.rules.stopping import StopCopies
-from promptprior.tasks.metrics import score
 from promptprior.train import Run, Trained
 
 
@@ -90,10 +89,8 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
     fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
     headed = []
     for a, one in zip(adapted, fitted, strict=True):
-        header, task = a.prompt.header, a.episode.task
-        held = a.out_of_fold or one.on_dev
-        examples, said = [answer.example for answer in held], header.scores["dev"]
-        value = score(task, examples, held_out_predictions(task, held))[task.metrics[0]] if held else None
+        header, value = a.prompt.header, held_out_score(a.episode.task, a.out_of_fold or one.on_dev)
+        said = header.scores["dev"]
         header = replace(
             header,
             head=head.name,
