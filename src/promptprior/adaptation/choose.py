@@ -20,7 +20,7 @@ import torch
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.folds import jackknife_error
 from promptprior.adaptation.held_out import HeldOut, held_out_predictions, held_out_score
-from promptprior.artifacts.blending import as_weights, blended
+from promptprior.artifacts.blending import blended
 from promptprior.evaluate import mean_probability
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric
@@ -239,9 +239,7 @@ def choose_candidate(
     prompt, trainable = replace(base.prompt, header=header), base.trainable
     if place != best:
         members = [candidates[m] for m in fitted.members]
-        prompt = blended(
-            header, [a.prompt for a in members], as_weights(fitted.weights), as_weights(fitted.temperatures)
-        )
+        prompt = blended(header, [a.prompt for a in members], fitted.weights, fitted.temperatures)
         trainable = sum(a.trainable for a in members)
     return replace(
         chosen.adapted,

@@ -9,13 +9,12 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.header import Header
 from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.errors import ArtifactError, SpecError
-from promptprior.notation import Float, Tensor
 
 BLEND = "blend"
 
 
 def blended(
-    header: Header, members: Sequence[Prompt], weight: Float[Tensor, " M"], temperature: Float[Tensor, " M"]
+    header: Header, members: Sequence[Prompt], weights: Sequence[float], temperatures: Sequence[float]
 ) -> Prompt:
     """Members as one prompt under a header of its own, whose parameterisation becomes `blend`.
 
@@ -23,7 +22,8 @@ def blended(
     which sum to one.
     """
     settings = {"members": [to_mapping(member.header) for member in members]}
-    params = {"weight": weight[None], "temperature": temperature[None]}
+    numbers = {"weight": weights, "temperature": temperatures}
+    params = {name: torch.tensor([values], dtype=torch.float64) for name, values in numbers.items()}  # [1, M]
     for m, member in enumerate(members):
         params |= {f"{m}.{name}": value[None] for name, value in member.params.items()}
     header = replace(header, parameterisation=BLEND, parameterisation_settings=settings, head="", head_settings={})
@@ -52,8 +52,3 @@ def blend_members(prompt: Prompt) -> list[Prompt]:
                 f"this blend of {len(members)} members has no tensor {name!r} of shape {list(expected)}"
             )
     return members
-
-
-def as_weights(values: Sequence[float]) -> Float[Tensor, " M"]:
-    """Weights or temperatures as an artifact keeps them."""
-    return torch.tensor(values, dtype=torch.float64)
