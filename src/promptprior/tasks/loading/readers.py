@@ -65,6 +65,7 @@ def read_data_file(path: Path) -> Rows:
     if path_kind(path) is None:
         raise DataError(f"{path}: no such file")
     if suffix != ".parquet":
+        check_regular(path)  # before the size of memory: a file that is too large for all is told so on every machine
         check_memory(UNPACKED * path.stat().st_size, f"{path}: its rows", "split the file or leave columns out")
     if suffix == ".jsonl":
         # not splitlines(): JSON strings may hold U+2028 and other characters it would break at
