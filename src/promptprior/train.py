@@ -19,12 +19,12 @@ import torch
 from typing_extensions import TypeVar
 
 from promptprior.artifacts.header import tensor_digest
-from promptprior.config.mapping import from_mapping, to_mapping
+from promptprior.config.mapping import to_mapping
+from promptprior.config.record_file import read_record
 from promptprior.cost import Cost
-from promptprior.errors import ArtifactError, PromptpriorWarning, SpecError, TrainingError
+from promptprior.errors import ArtifactError, PromptpriorWarning, TrainingError
 from promptprior.files import (
     check_room,
-    read_json,
     read_tensors,
     read_text,
     replace_folder,
@@ -370,16 +370,11 @@ def _restore(run: Run, folder: Path) -> Progress | None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """What a state.json says. Raises ArtifactError naming the file and what is wrong with it."""
-    advice = f"delete {path.parent} to begin again"
-    try:
-        mapping = read_json(path)
-        if not isinstance(mapping, dict):
-            raise SpecError(f"{path}: expected a JSON object; got {type(mapping).__name__}")
-        meaning = from_mapping(Checkpoint, mapping, str(path))
-    except (SpecError, ArtifactError) as error:
-        raise ArtifactError(f"{error}; {advice}") from error
+    meaning = read_record(Checkpoint, path)
     if meaning.format > FORMAT:
-        raise ArtifactError(f"{path}: format is {meaning.format}; this promptprior reads {FORMAT}; {advice}")
+        raise ArtifactError(
+            f"{path}: format is {meaning.format}; this promptprior reads {FORMAT}; delete {path.parent} to begin again"
+        )
     return meaning
 
 

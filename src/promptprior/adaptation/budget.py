@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from promptprior.config.mapping import from_mapping
-from promptprior.errors import ArtifactError, SpecError
-from promptprior.files import read_json, write_json
+from promptprior.config.record_file import read_record
+from promptprior.files import write_json
 
 RECORD = "candidates.json"
 
@@ -46,13 +45,7 @@ def read_decisions(folder: Path | str | None, key: str) -> tuple[Decision, ...]:
     """
     if folder is None or not (path := Path(folder) / RECORD).exists():
         return ()
-    try:
-        mapping = read_json(path)
-        if not isinstance(mapping, dict):
-            raise SpecError(f"{path}: expected a JSON object; got {type(mapping).__name__}")
-        record = from_mapping(Record, mapping, str(path))
-    except (SpecError, ArtifactError) as error:
-        raise ArtifactError(f"{error}; delete {path.parent} to begin again") from error
+    record = read_record(Record, path)
     return record.decisions if record.key == key else ()
 
 
