@@ -26,7 +26,7 @@ from promptprior.fit import RunControl, fit
 from promptprior.methods import make_method
 from promptprior.rules.rule import Info
 from tests.backbone.tiny import tiny
-from tests.test_cli import TINY, saved_model, write_task
+from tests.test_cli import fit_prior, saved_model, write_task
 from tests.world import always, choice_task, early
 
 TARGET = choice_task("target", early)
@@ -228,11 +228,7 @@ def test_auto_in_python_takes_a_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_adapt_auto_with_a_prior_and_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, letters in {"vowels": "ae", "edges": "xz"}.items():
-        write_task(tmp_path / "data" / name, letters)
-    common = ["--data", tmp_path / "data", "--backbone", saved_model(tmp_path / "model", seed=0), *TINY]
-    fitting = ["fit", *common, "--sources", "vowels", "--steps", 1, "--output", tmp_path / "prior"]
-    assert main([str(w) for w in fitting]) == 0
+    common = fit_prior(tmp_path)
     words = ["adapt", "--method", "auto", *common, "--prior", tmp_path / "prior", "--target", "edges", "--shots", 2,
              "--steps", 2, "--folds", 2, "--options.candidates", "linear_probe,prompt_tuning"]  # fmt: skip
     assert main([str(w) for w in (*words, "--dry-run")]) == 0

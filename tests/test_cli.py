@@ -68,6 +68,16 @@ def row(split: str, i: int, letters: str) -> dict[str, object]:
     return {"id": f"{split}-{i}", "text": f"{split} {letters[i % 2] * 3} {i}", "label": ("low", "high")[i % 2]}
 
 
+def fit_prior(folder: Path) -> list[str]:
+    """A prior of one step in folder/prior; gives the words that adapting it to the task `edges` shares with this."""
+    for name, letters in {"vowels": "ae", "edges": "xz"}.items():
+        write_task(folder / "data" / name, letters)
+    common = ["--data", folder / "data", "--backbone", saved_model(folder / "model", seed=0), *TINY]
+    fitting = ["fit", *common, "--sources", "vowels", "--steps", 1, "--output", folder / "prior"]
+    assert main([str(w) for w in fitting]) == 0
+    return [str(w) for w in common]
+
+
 Cli = Callable[..., tuple[int, str, str]]
 
 

@@ -22,7 +22,7 @@ from promptprior.fit import fit
 from promptprior.guard import Guarded, choose, guarded, judge_on_dev
 from promptprior.methods import make_method
 from tests.backbone.tiny import tiny
-from tests.test_cli import TINY, saved_model, write_task
+from tests.test_cli import fit_prior
 from tests.world import always, choice_task, early, text_task
 
 TARGET = choice_task("target", always(0))
@@ -185,11 +185,7 @@ def test_on_dev_asks_each_example_once() -> None:
 
 
 def test_adapt_guard_says_what_it_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, letters in {"vowels": "ae", "edges": "xz"}.items():
-        write_task(tmp_path / "data" / name, letters)
-    common = ["--data", tmp_path / "data", "--backbone", saved_model(tmp_path / "model", seed=0), *TINY]
-    fitting = ["fit", *common, "--sources", "vowels", "--steps", 1, "--output", tmp_path / "prior"]
-    assert main([str(w) for w in fitting]) == 0
+    common = fit_prior(tmp_path)
     words = ["adapt", *common, "--prior", tmp_path / "prior", "--target", "edges", "--shots", 2, "--steps", 2]
     assert main([str(w) for w in (*words, "--guard", "--output", tmp_path / "prompt")]) == 0
     out = capsys.readouterr().out
