@@ -140,7 +140,12 @@ def test_a_damaged_model_is_refused(name: str, server: ForkServer) -> None:
     server.check(Case(name, words(), {"m": make}, refused))
 
 
-EVIL = "open({!r}, 'w').close()\nfrom transformers import LlamaConfig as Config, PreTrainedTokenizerFast as Words\n"
+# Classes of its own: transformers marks what it loads so, and a class of its own would be marked for all later tests.
+EVIL = """open({!r}, 'w').close()
+import transformers
+class Config(transformers.LlamaConfig): pass
+class Words(transformers.PreTrainedTokenizerFast): pass
+"""
 
 
 @pytest.mark.parametrize("kind", ["config", "tokenizer"])
