@@ -45,8 +45,9 @@ from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Example, Task
 
-TARGETS = ("mpqa", "sst2", "sms_spam", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
-           "emotion")  # fmt: skip
+# mpqa and sst2 chose the pull and the rule of the blend (docs/log.md); of these, no test row chose anything
+TARGETS = ("sms_spam", "rotten_tomatoes", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
+           "emotion", "limit_motion")  # fmt: skip
 SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
 HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
     "zero_shot": ("none", None),
@@ -177,10 +178,12 @@ def answer(task: Task, cache: Path, file: Path) -> None:
         write(file, task, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
 
 
-def train(backbone: Backbone, task: Task, file: Path, methods: Sequence[str], ks: Sequence[int]) -> None:
-    """A line for every method that descends (dev chooses rate and step), for every k and draw of a task."""
-    settings = Settings(length=LENGTH, target=Training(steps=60, batch_size=8))
-    for episode in [e for e in episodes_of(task) if e.k in ks]:
+def train(
+    backbone: Backbone, task: Task, file: Path, methods: Sequence[str], draws: Sequence[tuple[int, int]], steps: int
+) -> None:
+    """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task."""
+    settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8))
+    for episode in [e for e in episodes_of(task) if (e.k, e.seed) in draws]:
         for method in methods:
             if (task.name, episode.k, episode.seed, method) in cells_of([file]):
                 continue
@@ -244,11 +247,14 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--methods", default="lora,prompt_tuning")
     parser.add_argument("--k", default="16")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--backbone", default="smollm2")
+    parser.add_argument("--dtype", default="auto", help="as `promptprior adapt`: bfloat16 where the CPU multiplies it")
     args = parser.parse_args()
     if args.stage == "table":
         return table(args.json)
-    backbone = None if args.stage == "answer" else load(args.backbone)
+    backbone = None if args.stage == "answer" else load(args.backbone, dtype=args.dtype)
     for name in args.targets.split(","):
         task = with_test(load_task(name, args.data))
         if args.stage == "read":
@@ -257,7 +263,8 @@ def main() -> None:
         elif args.stage == "answer":
             answer(task, args.cache, args.json[0])
         else:
-            train(backbone, task, args.json[0], args.methods.split(","), [int(k) for k in args.k.split(",")])
+            draws = [(int(k), int(seed)) for k in args.k.split(",") for seed in args.seeds.split(",")]
+            train(backbone, task, args.json[0], args.methods.split(","), draws, args.steps)
     return None
 
 
