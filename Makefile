@@ -16,7 +16,7 @@ help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
-	@echo "make torture  kill fit, adapt and compare 500 times (10 minutes on 2 cores), write the counts to torture.json"
+	@echo "make torture  kill fit, adapt and compare at the 252 moments of tests/kill and 500 more (15 minutes), write torture.json"
 
 demo: .venv/.demo
 	.venv/bin/promptprior compare experiments/demo.yaml
@@ -49,6 +49,7 @@ test-lowest: .venv-lowest/.test
 	@touch $@
 
 torture: .venv/.test
+	.venv/bin/python -m pytest tests/kill --thorough
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.kill.runner 500 fit:kill:140 fit:time:20 adapt:kill:120 adapt:time:20 \
 	  guard:kill:40 compare:kill:130 compare:time:30 compare:removal > torture.json || (cat torture.json; exit 1)
 

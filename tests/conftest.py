@@ -4,21 +4,24 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401  the hook finds it by name
+from tests import shapes
 
 WITH_TENSORS = (
     "tasks.sampling", "backbone", "parameterisations", "objectives", "artifacts", "rules", "evaluate", "train",
     "methods", "adapt",
 )  # fmt: skip
-# Before anything imports them: the shapes in these modules' signatures are then checked at every call.
-install_import_hook([f"promptprior.{name}" for name in WITH_TENSORS], "tests.shapes.checked")
+# Before anything imports them: the shapes in these modules' signatures are then checked.
+shapes.check_shapes_of([f"promptprior.{name}" for name in WITH_TENSORS])
 
 import torch  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+def pytest_runtest_setup() -> None:
+    shapes.tests_begun += 1
 
 
 # Skips are counted, so that an oracle that stops running is noticed ------------------------------------------------
@@ -28,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--max-skips", type=int, default=None, metavar="N", help="fail when more than N tests are skipped (.ci/run)"
     )
+    parser.addoption("--thorough", action="store_true", help="kill commands at all moments, not a fifth (minutes)")
+
+
+@pytest.fixture(scope="session")
+def is_thorough(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--thorough"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -1,16 +1,68 @@
-"""How the tests check the library's signatures: the shapes of their arrays, by beartype, and nothing else."""
+"""How the tests check signatures of the library: the shapes of arrays, by jaxtyping and beartype, and nothing else.
 
+Checking every call of every function doubles the time of the tests, so that what has no array is left as it is, and a
+function is checked at its first calls in each test.
+"""
+
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
+import jaxtyping
 from beartype import beartype
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, install_import_hook
+
+CHECKED_CALLS = 3  # of each function, in each test
+tests_begun = 0  # conftest.py counts
+
+
+def check_shapes_of(modules: list[str]) -> None:
+    """Check the functions and dataclasses of modules that are imported from now on."""
+    jaxtyping.jaxtyped = of_arrays(jaxtyping.jaxtyped)  # the hook writes `@jaxtyping.jaxtyped(...)` into the modules
+    install_import_hook(modules, "tests.shapes.checked")
+
+
+def of_arrays(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
+    """`jaxtyped`, but for functions that have no array or stand in another function; others at their first calls."""
+
+    def decorator_of(typechecker: Any) -> Callable[[Any], Any]:
+        def decorated(function: Any) -> Any:
+            hints = inspect.get_annotations(function)
+            if not any(map(mentions_array, hints.values())) or "<locals>" in function.__qualname__:
+                return function
+            always = jaxtyped(typechecker=typechecker)(function)
+            return always if inspect.isclass(function) else at_first(always, function)
+
+        return decorated
+
+    return lambda *, typechecker: decorator_of(typechecker)
+
+
+def at_first(checking: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The first calls in a test go to `checking`, the others to the function itself."""
+    test, calls = 0, 0
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        nonlocal test, calls
+        if test != tests_begun:
+            test, calls = tests_begun, 0
+        calls += 1
+        return (checking if calls <= CHECKED_CALLS else function)(*args, **kwargs)
+
+    return called
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, checking every argument and result whose annotation holds an array with a shape."""
     function.__annotations__ = {n: hint for n, hint in function.__annotations__.items() if holds_array(hint)}
     return beartype(function)
+
+
+def mentions_array(hint: Any) -> bool:
+    """Whether an annotation holds an array; one that is still text may."""
+    return isinstance(hint, str) or holds_array(hint)
 
 
 def holds_array(hint: Any) -> bool:

@@ -203,7 +203,9 @@ def test_every_preset_dry_runs_on_the_tasks_at_hand(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(import_module("promptprior.compare.run"), "load_task", sampled)
+    run = import_module("promptprior.compare.run")
+    monkeypatch.setattr(run, "load_task", sampled)
+    monkeypatch.setattr(run, "tokens_per_second", lambda *_: 1000.0)  # takes seconds
     words = ["compare", "--preset", name, "--data", str(DATA), "--backbone", str(model), "--length", "20", "--dry-run"]
     code = main([*words, "--allow-missing"])
     captured = capsys.readouterr()
