@@ -129,3 +129,12 @@ def test_an_odd_result_is_reported(name: str, server: ForkServer) -> None:
     outcome = server.check(Case(name, words, {"r.jsonl": lines}, prints="page.html", cpu_seconds=30))
     assert "tables/" in outcome.out
     assert ".." not in outcome.out
+
+
+def test_five_hundred_seeds_are_reported_in_little_memory(server: ForkServer) -> None:
+    """A bootstrap that held every run against every run in every draw took 24 GB for nine hundred."""
+    rows = grid_rows(ks=(4,), seeds=range(500), targets={"antonym": ("lexical", 0.5, 0.1)})
+    kept = [row for row in rows if row["method"] in ("prompt_tuning", "multitask")]
+    assert len(kept) == 1000
+    lines = "".join(json.dumps(row) + "\n" for row in kept)
+    server.check(Case("500 seeds", REPORT, {"r.jsonl": lines}, prints="page.html", cpu_seconds=30))

@@ -168,13 +168,12 @@ def probability_of_improvement(scores: Runs, base: Runs, level: float = 0.95, se
     pairs = list(_paired(scores, base).values())
     picks = _resampled([x for x, _ in pairs], seed)
 
-    def wins(x: Floats, y: Floats) -> Floats:
-        gap = x[..., :, None] - y[..., None, :]  # every run against every run of the base
-        return ((gap > TIE) + 0.5 * (np.abs(gap) <= TIE)).mean((-2, -1))
-
-    drawn = [wins(x[i], y[i]) for (x, y), i in zip(pairs, picks, strict=True)]
-    estimate = float(np.mean([wins(x, y) for x, y in pairs]))
-    return _percentile(estimate, np.mean(drawn, axis=0), [x for x, _ in pairs], level)
+    gaps = [x[:, None] - y for x, y in pairs]  # every run against every run of the base
+    wins = [(gap > TIE) + 0.5 * (np.abs(gap) <= TIE) for gap in gaps]  # [n, n]
+    # how often a draw has each run [draws, n]: its share of wins is then a product, and no array is [draws, n, n]
+    counts = [np.stack([np.bincount(row, minlength=len(i.T)) for row in i]).astype(float) for i in picks]
+    drawn = [((c @ w) * c).sum(1) / w.size for c, w in zip(counts, wins, strict=True)]
+    return _percentile(float(np.mean([w.mean() for w in wins])), np.mean(drawn, axis=0), [x for x, _ in pairs], level)
 
 
 def paired_permutation(differences: Sequence[float], seed: int = 0) -> float:
