@@ -183,16 +183,18 @@ def train(
 ) -> None:
     """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task."""
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8))
-    for episode in [e for e in episodes_of(task) if (e.k, e.seed) in draws]:
-        for method in methods:
-            if (task.name, episode.k, episode.seed, method) in cells_of([file]):
-                continue
+    for method in methods:
+        done = cells_of([file])
+        asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
+        episodes = [e for e in asked if (task.name, e.k, e.seed, method) not in done]
+        for k in {e.k for e in episodes}:
+            together = [e for e in episodes if e.k == k]  # as copies in one batch
             start = time.monotonic()
-            [one] = adapt(make_method(method), [episode], backbone, None, settings)
-            seconds = time.monotonic() - start
-            result = score_on_test(backbone, [one])[0]
-            own = {"score": result.scores[task.metrics[0]], "nll": result.nll, "step": one.best_step}
-            write(file, task, episode, method, {**own, "dev": one.dev_score}, seconds)
+            adapted = adapt(make_method(method), together, backbone, None, settings)
+            seconds = (time.monotonic() - start) / len(together)
+            for episode, one, result in zip(together, adapted, score_on_test(backbone, adapted), strict=True):
+                own = {"score": result.scores[task.metrics[0]], "nll": result.nll, "step": one.best_step}
+                write(file, task, episode, method, {**own, "dev": one.dev_score, "steps": steps}, seconds)
 
 
 def write(file: Path, task: Task, episode: Episode, method: str, values: dict[str, Any], seconds: float) -> None:
