@@ -3,6 +3,7 @@
     python benchmarks/best_answer.py read   --data DATA --cache CACHE            read all texts once (minutes a target)
     python benchmarks/best_answer.py answer --data DATA --cache CACHE --json FILE     fit heads, choose, score (seconds)
     python benchmarks/best_answer.py train  --data DATA --json FILE --methods lora,prompt_tuning   (minutes a cell)
+    python benchmarks/best_answer.py cost   --data DATA --targets rotten_tomatoes   (a process a method)
     python benchmarks/best_answer.py table  --json FILE...
 
 `read` keeps, for each target, states and likelihoods of every shot of every draw and of the test rows: a text is read
@@ -14,16 +15,20 @@ Test rows are balanced (the first of each class). Draws are the library's.
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
+from measure import report_peak
 
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.choose import RESAMPLES, cross_validated, mix
@@ -197,6 +202,27 @@ def train(
                 write(file, task, episode, method, {**own, "dev": one.dev_score, "steps": steps}, seconds)
 
 
+def cost(name: str, data: Path, methods: Sequence[str], steps: int, dtype: str) -> None:
+    """Seconds and peak memory of adapting each method to one draw (k = 16) as `auto` does, each in a fresh process."""
+    print(f"\n{name}, k = 16, {torch.get_num_threads()} threads, {steps} steps where it descends\n")
+    print("| method | seconds | peak memory | of it the process before adapting |\n|---|---:|---:|---:|")
+    for method in methods:
+        words = ["one", "--data", str(data), "--targets", name, "--methods", method, "--dtype", dtype]
+        command = [sys.executable, __file__, *words, "--steps", str(steps)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds, peak, before = re.findall(r"seconds ([\d.]+)\npeak (\d+) before (\d+)", told)[-1]
+        print(f"| {method} | {seconds} | {int(peak) / 2**20:.0f} MB | {int(before) / 2**20:.0f} MB |", flush=True)
+
+
+def adapt_one(backbone: Backbone, task: Task, method: str, steps: int) -> None:
+    """One draw, with folds where the method chooses or fits a head, as `promptprior adapt` does."""
+    uses_folds = method == "auto" or method in HEADS
+    settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8), folds=FOLDS if uses_folds else 0)
+    start = time.monotonic()
+    adapt(make_method(method), [make_episode(task, 16, SEEDS[0])], backbone, None, settings)
+    print(f"seconds {time.monotonic() - start:.1f}")
+
+
 def write(file: Path, task: Task, episode: Episode, method: str, values: dict[str, Any], seconds: float) -> None:
     line = {"target": task.name, "k": episode.k, "seed": episode.seed, "method": method, **values}
     with file.open("a") as out:
@@ -242,7 +268,7 @@ def table(files: Sequence[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("read", "answer", "train", "table"))
+    parser.add_argument("stage", choices=("read", "answer", "train", "cost", "one", "table"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path, nargs="+")
@@ -256,6 +282,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage == "table":
         return table(args.json)
+    if args.stage == "cost":
+        return cost(args.targets, args.data, args.methods.split(","), args.steps, args.dtype)
     backbone = None if args.stage == "answer" else load(args.backbone, dtype=args.dtype)
     for name in args.targets.split(","):
         task = with_test(load_task(name, args.data))
@@ -264,6 +292,8 @@ def main() -> None:
             read(backbone, task, args.cache)
         elif args.stage == "answer":
             answer(task, args.cache, args.json[0])
+        elif args.stage == "one":
+            report_peak(partial(adapt_one, backbone, task, args.methods, args.steps))
         else:
             draws = [(int(k), int(seed)) for k in args.k.split(",") for seed in args.seeds.split(",")]
             train(backbone, task, args.json[0], args.methods.split(","), draws, args.steps)
