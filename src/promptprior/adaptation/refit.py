@@ -175,7 +175,7 @@ def _run_fold_by_fold(
 
     The best step of each copy is found in their histories (dev scores and NLL of six digits), by score, then NLL, until
     `patience` evaluations in a row were no better; a fold cannot know that, so it is applied when all are known.
-    `best.params` and `params` are the first fold's, and of no use.
+    `best.params` and `params` are the first fold's alone.
     """
     target, patience = context.settings.target, context.settings.target.patience
     patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
