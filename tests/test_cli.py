@@ -19,11 +19,11 @@ import transformers as tf
 
 from promptprior.cli import main
 from promptprior.cli.arguments import read_words
+from promptprior.cli.entry import read_settings
 from promptprior.cli.verb import PLUGINS, VERBS, Verb, find_verb
 from promptprior.compare.plan import Plan
 from promptprior.compare.run import ComparisonOutcome
-from promptprior.config.mapping import from_mapping, list_settings
-from promptprior.config.presets import read_preset
+from promptprior.config.mapping import list_settings
 from promptprior.config.training import setting
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
@@ -438,7 +438,7 @@ def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch
 
 
 def test_the_quick_preset_is_a_plan_of_tasks_that_exist():
-    plan = from_mapping(Plan, read_preset(find_verb("compare").presets, "quick"), "quick")
+    plan, _ = read_settings(find_verb("compare"), ["--preset", "quick"])
     made = {task: builtin.make_task(task) for task in (*plan.sources, *plan.targets)}
     assert {made[t].family for t in plan.targets} <= {made[s].family for s in plan.sources}
     assert all(t.split("test") for t in made.values())

@@ -13,7 +13,7 @@ import torch
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.folds import HeldOut, fold_episodes, jackknife_error, whole_episode
+from promptprior.adaptation.folds import HeldOut, fold_episodes, jackknife_error
 from promptprior.adaptation.runs import initial_adaptation, target_run
 from promptprior.artifacts.artifact import Prior
 from promptprior.config.mapping import stable_hash
@@ -29,6 +29,7 @@ from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.registry import folded
 from promptprior.rules.rule import Info, answer
 from promptprior.tasks.metrics import Prediction, merit, score
+from promptprior.tasks.sampling.draws import Shots
 from tests.methods.test_contract import CHOICE, FREE, backbone, fit_small, small_method
 from tests.world import always, choice_task, text_task
 
@@ -133,12 +134,14 @@ def check_against_the_slow_twin(method: Recipe, episodes: Sequence[Episode], usi
                 for x, example in enumerate(dev):
                     of_members = [losses[x] for losses in by_member]
                     held[example.id] = of_members[0] if len(of_members) == 1 else mean_probability(of_members)
-            every = whole_episode(episodes[e]).shots.train if using.folds > 1 else episodes[e].shots.dev
+            shots = episodes[e].shots
+            every = (*shots.train, *shots.dev) if using.folds > 1 else shots.dev
             assert [a.example for a in done[e].out_of_fold] == list(every)
             for a in done[e].out_of_fold:
                 assert a.target_nll == pytest.approx(held[a.example.id], rel=1e-6)
 
-        wholes = [whole_episode(episodes[e]) for e in group]
+        every_shot = [(*episodes[e].shots.train, *episodes[e].shots.dev) for e in group]
+        wholes = [replace(episodes[e], shots=Shots(s, s)) for e, s in zip(group, every_shot, strict=True)]
         for place, e in enumerate(group):
             rows = []
             for v, rate, step in chosen[e]:

@@ -170,8 +170,9 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     mean, half = float((1 + extra).mean()), 1.96 * float(extra.std()) / 60**0.5
     assert gap.mean == pytest.approx(mean, abs=1e-4) == sum(b.each_nll[p] - a.each_nll[p] for p in range(60)) / 60
     assert (gap.low, gap.high) == (pytest.approx(mean - half, abs=0.1), pytest.approx(mean + half, abs=0.1))
-    assert not gap.could_be_chance
-    assert paired_gap(a, candidate("c", None, (common + extra - extra.mean()).tolist())).could_be_chance
+    doubt = "so few examples cannot tell this from chance"
+    assert doubt not in gap.says
+    assert doubt in paired_gap(a, candidate("c", None, (common + extra - extra.mean()).tolist())).says
 
 
 def test_on_dev_asks_each_example_once() -> None:

@@ -16,7 +16,7 @@ from typing import TypedDict, Unpack
 import torch
 
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.budget import Decision, expected_seconds, read_decisions, write_decisions
+from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate
 from promptprior.adaptation.refit import adapt_as_copies
 from promptprior.artifacts.artifact import Prior
@@ -41,10 +41,9 @@ from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
 from promptprior.methods.choosing import Choosing, candidates_of
-from promptprior.notation import Params
 from promptprior.objectives.objective import copies_of
 from promptprior.parameterisations.parameterisation import Diagnosable
-from promptprior.parameterisations.prefix import Prefix, in_other_units, prefix_form
+from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.preflight import check_lengths, check_start, check_training_memory, length_of_prompt
 from promptprior.processes import all_decide
@@ -177,7 +176,8 @@ def _adapt_and_choose(
         own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
         if decision is None:
             work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, settings, 0) for e in own if sizes)
-            expected, spent = expected_seconds(work, decisions), sum(d.seconds for d in decisions)
+            spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
+            expected = work * spent / read if read else None  # at the rate of what ran before
             is_late = method.seconds is not None and spent + (expected or 0) > method.seconds
             starts, _ = all_decide(not (is_late and all(adapted[place] for place in served)), 0)
             decision = Decision(candidate.name, starts, expected if sizes else None)
@@ -236,18 +236,20 @@ def _checked_priors(
                 raise SpecError(f"this prior has prompts of {name} {fitted}, the settings say {own}: --{name} {fitted}")
     if settings.form == "prompt":
         return per_episode
-    form = prefix_form(backbone, settings.length, settings.layers)
-    changed = {id(p): Prior(p.header, _in_units_of(form, p, backbone)) for p in per_episode}  # equal ones stay one
-    return [changed[id(p)] for p in per_episode]
-
-
-def _in_units_of(form: Prefix, prior: Prior, backbone: Backbone) -> Params:
-    """A prior's params in the units of a form; learned rates of single elements are shares of whatever unit."""
-    fitted = parameterisation(prior.header.parameterisation, prior.header.parameterisation_settings, backbone)
-    if not isinstance(fitted, Prefix):
-        raise SpecError(f"this prior is {fitted.name!r}, the settings say form prefix: fit it again, or --form prompt")
-    prompts = {n: value for n, value in prior.params.items() if not n.startswith(MULTIPLIER)}
-    return {**prior.params, **in_other_units(fitted, form, prompts)}
+    wanted, changed = prefix_form(backbone, settings.length, settings.layers), dict[int, Prior]()
+    for identity, prior in {id(p): p for p in per_episode}.items():  # equal ones stay one
+        header = prior.header
+        form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
+        if not isinstance(form, Prefix):
+            raise SpecError(
+                f"this prior is {form.name!r}, the settings say form prefix: fit it again, or --form prompt"
+            )
+        params = {  # learned rates of single elements are shares of whatever unit
+            name: value if name.startswith(MULTIPLIER) else value * (form.unit(value) / wanted.unit(value))
+            for name, value in prior.params.items()
+        }
+        changed[identity] = Prior(header, params)
+    return [changed[id(prior)] for prior in per_episode]
 
 
 def score_on_test(

@@ -1,7 +1,7 @@
 """What work will cost before it runs: tokens of a stage, and seconds from a quick measurement.
 
 A token that is read with a gradient counts 1, without one SCORED, in a Hessian product SECOND_ORDER. What a method
-multiplies is its own to say (methods/contract.py: `source_passes` and its like). Demonstrations are taken to fit the
+multiplies is its own to say (methods/workload.py). Demonstrations are taken to fit the
 context, and texts that are generated are not counted.
 """
 
@@ -33,9 +33,9 @@ def text_tokens(backbone: Backbone, tasks: Sequence[Task]) -> float:
 def source_cost(method: Method, tokens: float, sources: int, settings: Settings) -> float:
     """Tokens of a method's source stage, on so many sources whose texts have so many tokens on average."""
     stage = method.source_recipe()
-    texts = stage.source_texts(settings, sources)
-    step = texts * tokens + stage.prompt_tokens(settings, texts, sources)
-    return stage.source_passes(settings) * settings.source.steps * step
+    work = stage.workload(settings, sources)
+    step = work.source_texts * tokens + stage.prompt_tokens(settings, work.source_texts, sources)
+    return work.source_passes * settings.source.steps * step
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         # Of demonstrations each text hides others, so that it has a prompt of its own
         return texts * target.text_tokens + (texts * shown(learned) or method.prompt_tokens(settings, texts))
 
-    stage, members = settings.target, method.answering_prompts()
+    stage, work = settings.target, method.workload(settings)
+    members = work.answering_prompts
     head = NAMED_HEADS.get(method.head)
     if head is None:
         testing = members * scored(tested, teaching)
@@ -121,14 +122,14 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         times = 1 + folds if settings.folds else 1
         testing = scored(tested + times * every, teaching) if head.reads_nll else 0.0
         times = times if method.trains or method.adapts_one_by_one else min(times, 2)
-        depth = method.head_depth()
+        depth = work.head_depth
         states = min(HEAD_DEPTH, depth) * tested + depth * times * every if head.sites(1) else 0.0
         testing += SCORED * states * target.text_tokens
     if not method.trains:
         return folds * scored(to_ask, to_learn) + testing
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
     asked |= set(range(0, stage.steps, stage.dev_every)) if stage.dev_every else set()
-    copies, before = method.adaptation_copies(settings) * len(stage.learning_rates), method.steps_before(settings)
+    copies, before = work.adaptation_copies * len(stage.learning_rates), work.steps_before
     trying = (before + copies * stage.steps) * stepped(to_learn) + copies * len(asked) * scored(to_ask, to_learn)
     refit = (before + members * stage.steps / 2) * stepped(teaching) if settings.folds else 0.0
     return folds * trying + refit + testing

@@ -23,7 +23,6 @@ from promptprior.evaluate import eval_set_losses, prompt_eval_set, prompt_object
 from promptprior.fit import RunControl
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, make_method
-from promptprior.watch import WatchStage
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
 
@@ -47,7 +46,12 @@ class Guarded:
     @property
     def says(self) -> str:
         """The verdict in a sentence."""
-        return _sentence(self.adapted.prompt.header.method, self.candidates, self.gap)
+        prior, chosen = self.candidates[0], self.adapted.prompt.header.method
+        verb = "kept the prior" if self.kept else f"fell back to {chosen}, away from the prior"
+        standing = ", ".join(
+            f"{c.method} {'' if c.score is None else f'{c.score:.3f}, '}NLL {c.nll:.3f}" for c in self.candidates
+        )
+        return f"guard: {verb} ({prior.method}). On {len(prior.each_nll)} dev examples: {standing}. {self.gap.says}"
 
 
 def guarded(
@@ -65,15 +69,13 @@ def guarded(
     if not method.needs_sources:
         raise SpecError(f"method {method.name!r} starts from no prior: there is nothing to guard (--guard, --method)")
     control, per_method = control or RunControl(), []
+    watch = control.watch
     for rival in (method, *map(make_method, RIVALS)):
-        own = replace(control.inside(rival.name), watch=_prefixed(control.watch, rival.name))
+        own = control.inside(rival.name)
+        if watch is not None:  # who watches is told whose stage it is
+            own = replace(own, watch=lambda stage, name=rival.name: watch(f"{name} {stage}"))  # type: ignore[misc]
         per_method.append(adapt(rival, episodes, backbone, priors, settings, own))
     return [choose([judge_on_dev(backbone, a) for a in rivals]) for rivals in zip(*per_method, strict=True)]
-
-
-def _prefixed(watch: WatchStage | None, method: str) -> WatchStage | None:
-    """The watcher of stages, with the method's name before each stage's."""
-    return None if watch is None else lambda stage: watch(f"{method} {stage}")
 
 
 @torch.no_grad()
@@ -96,23 +98,14 @@ def choose(candidates: Sequence[Candidate]) -> Guarded:
     prior, *rivals = candidates
     chosen = max(candidates, key=lambda c: c.rank)
     gap = paired_gap(chosen, max(rivals, key=lambda c: c.rank) if chosen is prior else prior)
-    header = chosen.adapted.prompt.header
+    found, header = Guarded(chosen.adapted, tuple(candidates), gap), chosen.adapted.prompt.header
     verdict = {
         "chosen": chosen.method,
         "prior": prior.method,
         "fell_back": chosen is not prior,
-        "says": _sentence(chosen.method, candidates, gap),
+        "says": found.says,
         "gap": gap.to_mapping(),
         "dev": {c.method: {"score": c.score, "nll": c.nll} for c in candidates},
     }
     prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": verdict}))
-    return Guarded(replace(chosen.adapted, prompt=prompt), tuple(candidates), gap)
-
-
-def _sentence(chosen: str, candidates: Sequence[Candidate], gap: Gap) -> str:
-    prior = candidates[0]
-    verb = "kept the prior" if chosen == prior.method else f"fell back to {chosen}, away from the prior"
-    standing = ", ".join(
-        f"{c.method} {'' if c.score is None else f'{c.score:.3f}, '}NLL {c.nll:.3f}" for c in candidates
-    )
-    return f"guard: {verb} ({prior.method}). On {len(prior.each_nll)} dev examples: {standing}. {gap.says}"
+    return replace(found, adapted=replace(chosen.adapted, prompt=prompt))

@@ -4,10 +4,8 @@ All of them run the same program on the same numbers. Expensive work is split an
 work is done by each; only the first process writes files and prints. With one process nothing here does anything.
 """
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported where it is used: files and reports must not wait for torch
@@ -56,21 +54,3 @@ def all_decide(answer: bool, signum: int) -> tuple[bool, int]:
     decision[1 + process_rank()] = float(signum)
     add_up([decision])
     return bool(decision[0]), int(decision[1:].max())
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Join the other processes that torchrun or accelerate started, and leave them at the end.
-
-    Inside, "cuda" is each process's own device.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

@@ -12,13 +12,13 @@ import torch
 import transformers as tf
 
 from promptprior.cli import main
+from promptprior.cli.entry import read_settings
 from promptprior.cli.verb import find_verb
-from promptprior.compare.plan import Plan
-from promptprior.config.mapping import from_mapping
-from promptprior.config.presets import read_preset, read_presets
+from promptprior.config.presets import read_presets
+from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
 from promptprior.report.page import make_report
-from promptprior.report.published.published_rows import read_published
+from promptprior.report.published.published_rows import ROWS
 from promptprior.report.results import read_rows
 from promptprior.report.section import DASH
 from promptprior.tasks import Split, Task, load_task
@@ -29,6 +29,7 @@ from tests.report.result_rows import result_row
 PRESETS = find_verb("compare").presets
 assert PRESETS is not None
 PAPERS = {name: plan for name, plan in read_presets(PRESETS).items() if "/" in name}
+PUBLISHED = load_yaml(ROWS)["tables"]
 DATA = Path(__file__).parents[3] / "shared" / "data"
 META = {
     "random_to_random": (113, 20), "cls_to_cls": (45, 10), "both_to_cls": (45, 10), "noncls_to_cls": (45, 10),
@@ -48,7 +49,7 @@ def test_every_setting_of_the_papers_has_a_name() -> None:
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_preset_is_a_whole_plan(name: str) -> None:
-    plan = from_mapping(Plan, read_preset(PRESETS, name), name)
+    plan, _ = read_settings(find_verb("compare"), ["--preset", name])
     assert (plan.published, plan.output) == (name, Path("runs") / name)
     assert (plan.settings.length, plan.settings.source.rate_unit, plan.settings.target.rate_unit) == (
         100, "absolute", "absolute",
@@ -58,7 +59,7 @@ def test_a_preset_is_a_whole_plan(name: str) -> None:
 
 
 def test_published_rows_belong_to_presets_and_fit_their_targets() -> None:
-    for name, table in read_published().items():
+    for name, table in PUBLISHED.items():
         assert name in PAPERS
         targets = table.get("targets", ())
         assert not targets or set(targets) & set(PAPERS[name]["targets"])
@@ -71,7 +72,7 @@ def test_published_rows_belong_to_presets_and_fit_their_targets() -> None:
 def test_published_means_agree_with_their_scores() -> None:
     """Where a table has single scores and a mean of all of them, they say the same, to rounding."""
     checked = 0
-    for row in read_published()["mpt_meta/cls_to_cls"]["rows"]:
+    for row in PUBLISHED["mpt_meta/cls_to_cls"]["rows"]:
         assert sum(row["scores"]) / 10 == pytest.approx(row["mean"], abs=0.1)  # both are rounded to 0.1
         checked += 1
     assert checked == 6
@@ -226,4 +227,4 @@ def test_presets_are_listed_and_unknown_ones_have_near_names(capsys: pytest.Capt
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in PAPERS)
     with pytest.raises(SpecError, match="did you mean 'mpt_meta/cls_to_cls' or "):
-        read_preset(PRESETS, "mpt_meta/cls_to_cl")
+        read_settings(find_verb("compare"), ["--preset", "mpt_meta/cls_to_cl"])

@@ -35,7 +35,7 @@ def test_lines_are_apart_by_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_run_that_stands_alone_says_step_loss_and_time_left_and_always_its_last_step() -> None:
     heard = list[str]()
-    watch = watch_steps("spot", heard.append)("source")
+    watch = watch_steps("spot", say=heard.append)("source")
     for step in range(1, 5):
         watch(step, 4, LOSS)
     assert heard[0].startswith("spot · source step 1/4 · loss 1.000 · ")

@@ -12,7 +12,6 @@ from promptprior.compare.task_similarity import (
     jaccard_table,
     rank_sources,
     task_similarity,
-    template_words,
 )
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
@@ -46,10 +45,20 @@ def test_a_task_is_wholly_like_itself_under_another_name_and_names_are_unique() 
     assert [f.name for f in fields(same)] == ["source", "target", *MEASURES]
 
 
-def test_template_words() -> None:
-    texts = ["Review: good film. Mood:", "Review: bad film. Mood:", "Review: dull play. Mood:"]
-    task = Task("t", "multiple_choice", ("acc",), {"train": tuple(Example(x, x, "Fine!") for x in texts)})
-    assert template_words(task) == {"review", "mood"}
+def test_the_format_is_the_overlap_of_template_words() -> None:
+    """Words that stand in nearly all texts of a task, however often others coincide."""
+    films = ("good film", "bad film", "dull play", "fine play")
+    tasks = []
+    for name, template in (("mood", "Review: {}. Mood:"), ("same", "{} (mood, review)"), ("verdict", "Review {} is")):
+        texts = [template.format(film) for film in films]
+        examples = tuple(
+            Example(f"{name}{i}", x, ("yes", "no")[i % 2], choices=("yes", "no"), label=i % 2)
+            for i, x in enumerate(texts)
+        )
+        tasks.append(Task(name, "multiple_choice", ("accuracy",), {"train": examples}))
+    probe = SimilarityProbe(shots=1, steps=1)
+    pairs = task_similarity(tasks[:1], tasks[1:], tiny("gpt2", torch.float32), QUICK, probe).pairs
+    assert {pair.source: pair.format for pair in pairs} == {"same": 1, "verdict": pytest.approx(1 / 3)}
 
 
 def test_answers_are_compared_normalised() -> None:

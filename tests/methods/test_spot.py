@@ -1,15 +1,18 @@
 """SPoT finds the source that is the target in disguise."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from promptprior.adapt import make_episode
+from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings, Training
 from promptprior.fit import RunControl, fit, make_run_context
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.shared.source_prompts import embedding_cosines
+from promptprior.methods.shared.source_prompts import source_similarities
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, short
 
@@ -48,11 +51,20 @@ def test_source_prompts_share_one_start_and_train_apart() -> None:
         )
 
 
-def test_cosines_compare_mean_tokens() -> None:
-    bank = torch.tensor([[[2.0, 0.0], [0.0, 0.0]], [[0.0, 3.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
-    assert embedding_cosines(bank, torch.tensor([[1.0, 1.0], [1.0, 1.0]])).tolist() == pytest.approx(
-        [0.5**0.5, 0.5**0.5, -(0.5**0.5)]
-    )
+def test_similarities_are_cosines_of_what_training_added_to_the_mean_token() -> None:
+    backbone, quick = tiny("llama", torch.float32), short(source=Training(steps=1, batch_size=4))
+    task = choice_task("s", always(0), ANSWERS)
+    fitted = fit(Spot(), [task], backbone, quick)
+    start = fitted.params["start"][0]  # [L, D]
+    added = torch.zeros(3, *start.shape)
+    added[0, 0, 0], added[1, 0, 1], added[1, 1, 1], added[2, :, 0] = 2.0, 3.0, 1.0, -1.0
+    prior = Prior(fitted.header, {"prompt": start + added, "start": start.expand_as(added)})
+    probe = start.clone()
+    probe[:, :2] += 1.0
+    context = make_run_context(backbone, quick, RunControl())
+    trained: Any = lambda run, stage: SimpleNamespace(last={"prompt": probe[None]})  # noqa: E731
+    [found] = source_similarities(replace(context, train=trained), [prior], [make_episode(task, 8, 13)], 1)
+    assert found.tolist() == pytest.approx([0.5**0.5, 0.5**0.5, -(0.5**0.5)], abs=1e-5)
 
 
 def test_retrieval_by_hand() -> None:

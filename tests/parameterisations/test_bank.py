@@ -170,6 +170,11 @@ def test_queries_of_first_layers_are_the_models_own_states(kind: str) -> None:
         for way in ("mean", "max"):
             same = pooled(backbone, padded(inputs, 6), way, layers)  # type: ignore[arg-type]
             torch.testing.assert_close(same, pooled(backbone, inputs, way, layers), rtol=1e-6, atol=1e-8)  # type: ignore[arg-type]
+    word = collate([Tokens((7,), ((5,),))])  # of the last layer, states before the final norm
+    norm = trunk.norm if kind == "llama" else trunk.final_layer_norm
+    last, normed = pooled(backbone, word, "mean", 2), trunk(input_ids=word.text_ids).last_hidden_state[0]
+    torch.testing.assert_close(norm(last), normed)
+    assert not torch.allclose(last, normed)
     with pytest.raises(SpecError, match=r"query layers 9 \(--options.query-layers\): expected 0 to 2 \(tiny"):
         Bank(backbone, N, K, layers=9)
 

@@ -10,11 +10,14 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import as_backbone
 from promptprior.backbone.frozen import freeze
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
+from promptprior.fit import RunControl, make_run_context
+from promptprior.methods.from_sources.attempt import Attempt
 from promptprior.notation import Params, Tensor
 from promptprior.objectives.objective import PromptObjective, loss_and_gradient
 from promptprior.parameterisations.registry import parameterisation, plain_settings
-from promptprior.parameterisations.retrieval.mixture import Mixture, init_attention_network
+from promptprior.parameterisations.retrieval.mixture import Mixture
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 
@@ -214,8 +217,10 @@ def test_what_texts_attend_to_is_the_mean_over_them() -> None:
 
 
 def test_the_network_starts_as_torchs_layers_do() -> None:
-    made = init_attention_network(400, 100, torch.Generator().manual_seed(0))
-    for weight, fan_in in ((made["down"], 400), (made["up"], 100)):
+    rank = 2000
+    made = Attempt(rank=rank).network(make_run_context(BACKBONE, Settings(), RunControl()), [], seed=0)
+    for weight, fan_in in ((made["down"], WIDTH), (made["up"], rank)):
+        assert weight.numel() == WIDTH * rank
         bound = 1 / math.sqrt(fan_in)
         assert 0.99 * bound < weight.abs().max() <= bound
         assert abs(weight.mean()) < 0.02 * bound

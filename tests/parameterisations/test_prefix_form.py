@@ -13,7 +13,7 @@ from promptprior.errors import SpecError
 from promptprior.fit import fit
 from promptprior.methods import METHODS, make_method
 from promptprior.parameterisations.initial import start_prompt
-from promptprior.parameterisations.prefix import in_other_units, prefix_form, prefix_start
+from promptprior.parameterisations.prefix import prefix_form, prefix_start
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from tests.backbone.tiny import tiny
 from tests.world import always, choice_task, early
@@ -107,7 +107,7 @@ def test_a_prior_in_other_units_starts_at_the_same_prefix() -> None:
     prior = fit(make_method("multitask"), SOURCES, backbone, settings())
     form = prefix_form(backbone, 3)
     other = replace(form, key_units=[2 * u for u in form.key_units], value_units=[3 * u for u in form.value_units])
-    moved = in_other_units(form, other, prior.params)
+    moved = {name: value * (form.unit(value) / other.unit(value)) for name, value in prior.params.items()}
     torch.testing.assert_close(other.fold(moved)["prompt"], form.fold(prior.params)["prompt"])
     kept = {**prior.header.parameterisation_settings, "key_units": other.key_units, "value_units": other.value_units}
     changed = Prior(replace(prior.header, parameterisation_settings=kept), moved)

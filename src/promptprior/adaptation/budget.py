@@ -32,12 +32,6 @@ class Record:
     decisions: tuple[Decision, ...]
 
 
-def expected_seconds(work: float, before: Sequence[Decision]) -> float | None:
-    """How long so many weighted tokens take at the rate of what ran before; None where nothing was read."""
-    seconds, tokens = sum(d.seconds for d in before), sum(d.tokens for d in before)
-    return work * seconds / tokens if tokens else None
-
-
 def read_decisions(folder: Path | str | None, key: str) -> tuple[Decision, ...]:
     """What was decided before, in order; nothing without a folder, without a record, or where it is of another choice.
 

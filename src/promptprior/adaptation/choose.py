@@ -84,14 +84,9 @@ class Gap:
     high: float
 
     @property
-    def could_be_chance(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
-
-    @property
     def says(self) -> str:
         """The gap in words."""
-        doubt = "; so few examples cannot tell this from chance" if self.could_be_chance else ""
+        doubt = "; so few examples cannot tell this from chance" if self.low <= 0 <= self.high else ""
         word, mean, low, high = "Ahead of", self.mean, self.low, self.high
         if mean < 0:  # a blend that scores less and is surer of the right answers
             word, mean, low, high = "Behind", -mean, -high, -low

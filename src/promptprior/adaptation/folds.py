@@ -6,7 +6,6 @@ them; answers to an example come from the copy that did not learn from it. The r
 exactly what was chosen. Stratified folds: Kohavi 1995. Standard errors: Efron and Stein 1981 (jackknife).
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,12 @@ import torch
 
 from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
 from promptprior.evaluate import eval_set_losses, make_eval_set
-from promptprior.methods import AdaptationInit, Episode
-from promptprior.notation import Float, Params, Tensor
+from promptprior.methods import Episode
+from promptprior.notation import Params
 from promptprior.objectives.weight_objective import Answering
 from promptprior.tasks.metrics import score
 from promptprior.tasks.sampling.draws import Shots, class_of, generator
 from promptprior.tasks.task import Example, Task
-from promptprior.train import Best, Select, Trained
 
 GROUPS = 200  # of examples, left out in turn for a standard error
 
@@ -69,49 +67,6 @@ def fold_episodes(episode: Episode, folds: int) -> list[Episode]:
     ]
 
 
-def whole_episode(episode: Episode) -> Episode:
-    """The episode of a refit: all its examples teach. They are dev too, for an `init` that asks dev where to start."""
-    every = (*episode.shots.train, *episode.shots.dev)
-    return replace(episode, shots=Shots(every, every))
-
-
-def mean_over_folds(select: Select, folds: Sequence[int], ways: int) -> Select:
-    """What selection sees with folds: every copy has the mean score and NLL over its episode's folds in its way.
-
-    `folds` counts the folds of each episode, `ways` the copies of each fold; the folds of an episode stand together.
-    """
-
-    def means(params: Params) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-        merits, nll = (values.reshape(-1, ways).clone() for values in select(params))  # [folds of all episodes, ways]
-        for values in (merits, nll):
-            first = 0
-            for count in folds:
-                values[first : first + count] = values[first : first + count].mean(0)
-                first += count
-        return merits.flatten(), nll.flatten()
-
-    return means
-
-
-def init_of_rows(init: AdaptationInit, rows: Sequence[int]) -> AdaptationInit:
-    """The same start of some copies only, which must differ; their params, multipliers and penalty, in this order."""
-    penalty = init.penalty
-
-    def penalty_of_rows(params: Params) -> Float[Tensor, " C"]:
-        assert penalty is not None  # it knows all copies: the others stand where they started
-        index = {name: torch.tensor(rows, device=value.device) for name, value in params.items()}
-        every = {name: init.params[name].detach().index_copy(0, index[name], value) for name, value in params.items()}
-        values = penalty(every)
-        return values[torch.tensor(rows, device=values.device)]
-
-    return replace(
-        init,
-        params={name: value[list(rows)] for name, value in init.params.items()},
-        penalty=None if penalty is None else penalty_of_rows,
-        lr_multipliers={n: m[list(rows)] if isinstance(m, Tensor) else m for n, m in init.lr_multipliers.items()},
-    )
-
-
 @torch.no_grad()
 def answer_held_out(
     objective: Answering, params: Params, episodes: Sequence[Episode], ensemble_size: int
@@ -144,33 +99,3 @@ def jackknife_error(task: Task, answers: Sequence[HeldOut]) -> float | None:
         values.append(float(scores[task.metrics[0]]))
     mean = sum(values) / groups
     return ((groups - 1) / groups * sum((value - mean) ** 2 for value in values)) ** 0.5
-
-
-def join_folds(folds: Sequence[Trained], patience: int | None) -> Trained:
-    """Runs of the folds of one episode, with the same copies, as one run of which dev says the mean over folds.
-
-    The best step of each copy is found in their histories (dev scores and NLL of six digits), by score, then NLL, until
-    `patience` evaluations in a row were no better. `best.params` and `params` are no fold's: they are the first one's.
-    """
-    first = folds[0]
-    assert first.best is not None
-    by_step = [{line["step"]: line for line in fold.history if "dev_nll" in line} for fold in folds]
-    history, best = [], list[tuple[float, float, int, int]]()  # of each copy: score, -NLL, step, evaluations since
-    for line in first.history:
-        if "dev_nll" in line:
-            scores, nlls = (
-                [sum(values) / len(folds) for values in zip(*(own[line["step"]][name] for own in by_step), strict=True)]
-                for name in ("dev_merit", "dev_nll")
-            )
-            line = {**line, "dev_merit": scores, "dev_nll": nlls}
-            now = [(score, -nll, line["step"], 0) for score, nll in zip(scores, nlls, strict=True)]
-            best = [
-                new if (patience is None or old[3] < patience) and new[:2] > old[:2] else (*old[:3], old[3] + 1)
-                for new, old in zip(now, best or [(-math.inf, 0.0, 0, 0)] * len(now), strict=True)
-            ]
-        history.append(line)
-    merits, minus_nll, steps, waited = zip(*best, strict=True)
-    chosen = Best(
-        params=first.best.params, step=steps, score=merits, nll=tuple(-value for value in minus_nll), waited=waited
-    )
-    return replace(first, best=chosen, history=history)

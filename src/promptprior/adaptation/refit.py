@@ -4,6 +4,7 @@ With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, whic
 was chosen.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,7 @@ from promptprior.adaptation.folds import (
     Way,
     answer_held_out,
     fold_episodes,
-    init_of_rows,
     jackknife_error,
-    join_folds,
-    whole_episode,
 )
 from promptprior.adaptation.held_out import HeldOut, held_out_score
 from promptprior.adaptation.runs import FinishedRun, check_adaptation, initial_adaptation, run_all_ways, run_of_copies
@@ -32,16 +30,17 @@ from promptprior.config.mapping import to_mapping
 from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import prompt_objective
-from promptprior.heads.fitted import with_head
+from promptprior.heads.fitted import PREFIX
 from promptprior.heads.head import Head
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
-from promptprior.notation import Params
+from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.weight_objective import objective_of
 from promptprior.parameterisations.registry import Form, folded, plain_settings
 from promptprior.processes import add_up
 from promptprior.rules.stopping import StopCopies
-from promptprior.train import Run, Trained
+from promptprior.tasks.sampling.draws import Shots
+from promptprior.train import Best, Run, Trained
 
 
 def adapt_as_copies(
@@ -98,7 +97,8 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
             choices=a.episode.shots.train[0].choices,
             scores={**header.scores, "dev": {**said, "dev_score": value}},  # type: ignore[dict-item]
         )
-        prompt = Prompt(header, with_head(a.prompt.params, one.head))
+        own = {PREFIX + n: v[None].clone(memory_format=torch.contiguous_format) for n, v in one.head.params.items()}
+        prompt = Prompt(header, {**a.prompt.params, **own})
         taught = sum(number.numel() for number in one.head.params.values())
         headed.append(replace(a, prompt=prompt, dev_score=value, trainable=a.trainable + taught))
     return headed
@@ -137,7 +137,10 @@ def _adapt_with_folds(
             else:
                 answers += [one.on_dev for one in fit_heads(head, objective, params, asked)]
 
-    wholes = [whole_episode(episode) for episode in episodes]
+    wholes = []  # all their examples teach; they are dev too, for an `init` that asks dev where to start
+    for episode in episodes:
+        every = (*episode.shots.train, *episode.shots.dev)
+        wholes.append(replace(episode, shots=Shots(every, every)))
     init, params = _train_chosen(method, _in_stage(context, "refit"), priors, wholes, ways)
     adapted = []
     for e, (episode, place) in enumerate(zip(episodes, places, strict=True)):
@@ -168,14 +171,37 @@ def _in_stage(context: RunContext, name: str) -> RunContext:
 def _run_fold_by_fold(
     method: Recipe, context: RunContext, priors: Sequence[Prior], folds: Sequence[Episode]
 ) -> FinishedRun:
-    """The folds of one episode, each in a run of its own, as one run of which dev says the mean.
+    """The folds of one episode, each in a run of its own, as one run of which dev says the mean over folds.
 
-    Patience, which a fold cannot know, is applied when all are known.
+    The best step of each copy is found in their histories (dev scores and NLL of six digits), by score, then NLL, until
+    `patience` evaluations in a row were no better; a fold cannot know that, so it is applied when all are known.
+    `best.params` and `params` are the first fold's alone.
     """
-    target = context.settings.target
+    target, patience = context.settings.target, context.settings.target.patience
     patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
     runs = [run_all_ways(method, _in_stage(patient, f"fold{f}"), priors, [fold]) for f, fold in enumerate(folds)]
-    return replace(runs[0], context=context, done=join_folds([run.done for run in runs], target.patience))
+    first = runs[0].done
+    assert first.best is not None
+    by_step = [{line["step"]: line for line in run.done.history if "dev_nll" in line} for run in runs]
+    history, best = [], list[tuple[float, float, int, int]]()  # of each copy: score, -NLL, step, evaluations since
+    for line in first.history:
+        if "dev_nll" in line:
+            scores, nlls = (
+                [sum(values) / len(runs) for values in zip(*(own[line["step"]][name] for own in by_step), strict=True)]
+                for name in ("dev_merit", "dev_nll")
+            )
+            line = {**line, "dev_merit": scores, "dev_nll": nlls}
+            now = [(score, -nll, line["step"], 0) for score, nll in zip(scores, nlls, strict=True)]
+            best = [
+                new if (patience is None or old[3] < patience) and new[:2] > old[:2] else (*old[:3], old[3] + 1)
+                for new, old in zip(now, best or [(-math.inf, 0.0, 0, 0)] * len(now), strict=True)
+            ]
+        history.append(line)
+    merits, minus_nll, steps, waited = zip(*best, strict=True)
+    chosen = Best(
+        params=first.best.params, step=steps, score=merits, nll=tuple(-value for value in minus_nll), waited=waited
+    )
+    return replace(runs[0], context=context, done=replace(first, best=chosen, history=history))
 
 
 def _train_chosen(
@@ -197,7 +223,21 @@ def _train_chosen(
             f"{len(init.variants)} for all of them; what was chosen cannot be found again: set folds to 0 (--folds)"
         )
     chosen = [(e, way) for e, own in enumerate(ways) for way in own]
-    some = init_of_rows(init, [e * len(init.variants) + way.variant for e, way in chosen])
+    rows = [e * len(init.variants) + way.variant for e, way in chosen]  # of the start; all differ
+
+    def penalty_of_rows(params: Params) -> Float[Tensor, " C"]:
+        assert init.penalty is not None  # it knows all copies: the others stand where they started
+        index = {name: torch.tensor(rows, device=value.device) for name, value in params.items()}
+        every = {name: init.params[name].detach().index_copy(0, index[name], value) for name, value in params.items()}
+        values = init.penalty(every)
+        return values[torch.tensor(rows, device=values.device)]
+
+    some = replace(
+        init,
+        params={name: value[rows] for name, value in init.params.items()},
+        penalty=None if init.penalty is None else penalty_of_rows,
+        lr_multipliers={n: m[rows] if isinstance(m, Tensor) else m for n, m in init.lr_multipliers.items()},
+    )
     key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
     objective = objective_of(context.backbone, init.parameterisation)
     run = run_of_copies(context, objective, some, [(episodes[e], way.rate) for e, way in chosen], key)

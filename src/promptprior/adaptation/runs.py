@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.folds import Way, mean_over_folds
+from promptprior.adaptation.folds import Way
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import to_mapping
@@ -99,8 +99,21 @@ def run_all_ways(
     objective = objective_of(context.backbone, init.parameterisation)
     rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
     run = target_run(method, context, objective, init, episodes, rates)
-    if run.select is not None and any(count > 1 for count in folds):
-        run = replace(run, select=mean_over_folds(run.select, folds, len(init.variants) * len(rates)))
+    select, ways = run.select, len(init.variants) * len(rates)
+
+    def mean_over_folds(params: Params) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        # Every copy has the mean score and NLL over its episode's folds, which stand together, in its way.
+        assert select is not None
+        merits, nll = (values.reshape(-1, ways).clone() for values in select(params))  # [folds of all episodes, ways]
+        for values in (merits, nll):
+            first = 0
+            for count in folds:
+                values[first : first + count] = values[first : first + count].mean(0)
+                first += count
+        return merits.flatten(), nll.flatten()
+
+    if select is not None and any(count > 1 for count in folds):
+        run = replace(run, select=mean_over_folds)
     return FinishedRun(method, context, init, rates, context.train(run, "target"))
 
 

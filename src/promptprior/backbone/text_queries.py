@@ -3,15 +3,13 @@
 Only the layers that are asked for run, so a text costs their share of a forward pass.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch.nn import Module
 
 from promptprior.backbone.engine import Backbone
-from promptprior.backbone.text_states import LayerReached, layers_of
+from promptprior.backbone.text_states import layer_states, layers_of
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.sampling.batch import Batch
 
@@ -30,19 +28,9 @@ def pooled(backbone: Backbone, batch: Batch, kind: Query, layers: int = 0) -> Fl
         reader, blocks = layers_of(backbone.frozen.model)
         backbone.meter.add(round(int(batch.text_lengths.sum()) * layers / len(blocks)))
         mask = torch.arange(states.shape[1]) < batch.text_lengths[:, None].cpu()
-        reached: list[Tensor] = []
-
-        def leave(_: Module, __: Any, output: Any) -> None:  # the layers behind this one are not run
-            reached.append(output[0] if isinstance(output, tuple) else output)
-            raise LayerReached
-
-        handle = blocks[layers - 1].register_forward_hook(leave)
-        try:
-            with suppress(LayerReached):
-                reader(inputs_embeds=states, attention_mask=mask.long().to(states.device))
-        finally:
-            handle.remove()
-        states = reached[0]
+        with layer_states(backbone.frozen.model, {layers}, normed=False) as read:
+            reader(inputs_embeds=states, attention_mask=mask.long().to(states.device))
+        states = read[layers]
     states = states.to(backbone.frozen.prompt_dtype)
     lengths = batch.text_lengths.to(states.device)[:, None]
     pads = torch.arange(states.shape[1], device=states.device) >= lengths  # [X, T]

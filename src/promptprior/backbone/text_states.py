@@ -45,8 +45,11 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
 
 
 @contextmanager
-def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Float[Tensor, "*n W"]]]:
-    """The states of these layers, filled in while the model runs inside; it stops after the highest."""
+def layer_states(
+    model: PreTrainedModel, layers: set[int], normed: bool = True
+) -> Iterator[dict[int, Float[Tensor, "*n W"]]]:
+    """The states of these layers, filled in while the model runs inside; it stops after the highest. `normed`: those
+    behind the last block are taken after the final norm."""
     reader, blocks = layers_of(model)
     states: dict[int, Tensor] = {}
     highest = max(layers)
@@ -56,24 +59,22 @@ def layer_states(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int,
         if number == highest:
             raise LayerReached
 
+    def leave_blocks(_: Module, __: Any, out: Any) -> None:
+        states[len(blocks)] = out[0] if isinstance(out, tuple) else out
+        if not normed:
+            raise LayerReached
+
     def leave(_: Module, __: Any, out: Any) -> None:
-        last = out.last_hidden_state
-        if last.shape[-1] == before_norm[0].shape[-1]:
-            states[len(blocks)] = last
-        else:  # OPT-350m projects its last states to another width: they would not stand beside the others
-            states[len(blocks)] = before_norm[0]
+        # OPT-350m projects its last states to another width: they would not stand beside the others
+        if out.last_hidden_state.shape[-1] == states[len(blocks)].shape[-1]:
+            states[len(blocks)] = out.last_hidden_state
         raise LayerReached
 
-    before_norm: list[Tensor] = []
     handles = [
         blocks[n].register_forward_pre_hook(partial(enter, n), with_kwargs=True) for n in layers if n < len(blocks)
     ]
     if highest == len(blocks):
-        handles.append(
-            blocks[-1].register_forward_hook(
-                lambda _, __, out: before_norm.append(out[0] if isinstance(out, tuple) else out)
-            )
-        )
+        handles.append(blocks[-1].register_forward_hook(leave_blocks))
         handles.append(reader.register_forward_hook(leave))
     try:
         with suppress(LayerReached):

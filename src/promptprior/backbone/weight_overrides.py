@@ -53,44 +53,58 @@ class WeightedModel:
     def losses(self, weights: Weights, batch: Batch) -> Float[Tensor, " R"]:
         """Mean negative log-likelihood of each row's target, in nats per token, in pieces that fit into memory."""
         model, frozen, states = self.frozen.model, self.frozen, self.states
-
-        def score(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> Float[Tensor, " r"]:
-            losses = state_losses(model, states(frozen, no_prompt, piece), piece)
-            self.backbone.meter.count(piece, 0)
-            return losses
-
-        return torch.cat(self._each_piece(weights, batch, score))
+        pieces = self._each_piece(
+            weights, batch, lambda prompt, piece: state_losses(model, states(frozen, prompt, piece), piece)
+        )
+        return torch.cat(pieces)
 
     def text_states(self, weights: Weights, batch: Batch, sites: Sequence[Site]) -> Float[Tensor, "X S W"]:
         """Each text's states, pooled at every site, as `Backbone.text_states` reads them without a prompt."""
+        frozen, route = self.frozen, self.states
         share = max((site.layer for site in sites), default=0) / self.backbone.layers
-
-        def read(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> Float[Tensor, "x S W"]:
-            states = pooled_states(self.frozen, self.states, no_prompt, piece, sites)
-            self.backbone.meter.count_texts(piece, 0, share)
-            return states
-
-        return torch.cat(self._each_piece(weights, batch.texts_only(), read))
+        pieces = self._each_piece(
+            weights,
+            batch.texts_only(),
+            lambda prompt, piece: pooled_states(frozen, route, prompt, piece, sites),
+            share,
+        )
+        return torch.cat(pieces)
 
     def generate(self, weights: Weights, batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each of the batch's texts."""
         options = GenerationOptions(max_new_tokens, first_line=True)
+        pieces = self._each_piece(
+            weights, batch, lambda prompt, piece: generate_texts(self.frozen, prompt, piece, options)
+        )
+        return [text for piece in pieces for text in piece]
 
-        def answer(no_prompt: Float[Tensor, "1 0 D"], piece: Batch) -> list[str]:
-            self.backbone.meter.count(piece, 0)
-            return generate_texts(self.frozen, no_prompt, piece, options)
-
-        return [text for piece in self._each_piece(weights, batch, answer) for text in piece]
-
-    def _each_piece(self, weights: Weights, batch: Batch, compute: Callable[[Tensor, Batch], Answer]) -> list[Answer]:
-        # What `compute` makes of a prompt of no tokens and each piece of the batch, while the model has these weights;
-        # its own are back afterwards, whatever happens
+    def _each_piece(
+        self,
+        weights: Weights,
+        batch: Batch,
+        compute: Callable[[Tensor, Batch], Answer],
+        share: float | None = None,
+    ) -> list[Answer]:
+        # What `compute` makes of a prompt of no tokens, [1, 0, D], and each piece of the batch, while the model has
+        # these weights; its own are back afterwards, whatever happens. Where texts alone are read, `share` is that of
+        # the layers that read them.
         shape = (1, 0, self.backbone.width)
         no_prompt = torch.zeros(shape, dtype=self.frozen.prompt_dtype, device=self.frozen.device)
         pieces = list(self.backbone.split(batch.reading(torch.zeros_like(batch.prompt_index)), 0))
         named = {f"0.{name}": value.to(self.start[name].dtype) for name, value in weights.items()}
-        model = _FunctionalCall(self.frozen.model)
-        return functional_call(model, named, (lambda: [compute(no_prompt, piece) for piece in pieces],))
+        meter = self.backbone.meter
+
+        def compute_and_count() -> list[Answer]:
+            answers = []
+            for piece in pieces:
+                answers.append(compute(no_prompt, piece))
+                if share is None:
+                    meter.count(piece, 0)
+                else:
+                    meter.count_texts(piece, 0, share)
+            return answers
+
+        return functional_call(_FunctionalCall(self.frozen.model), named, (compute_and_count,))
 
 
 def lora_model(backbone: Backbone, rank: int, alpha: float, modules: Sequence[str]) -> WeightedModel:

@@ -2,25 +2,19 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from promptprior.artifacts.artifact import is_foreign
 from promptprior.artifacts.header import HEADER_FILE, Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
-from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr, watch_steps
+from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr
 from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.tasks import Task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.sampling.batch import Batch
-from promptprior.watch import WatchStage, combine_watchers, tensorboard
-
-
-def watcher(label: str, folder: Path | None) -> WatchStage:
-    """Lines of progress, and TensorBoard where a folder is given. Raises SpecError when its package is missing."""
-    lines = watch_steps(label)
-    return lines if folder is None else combine_watchers([lines, tensorboard(folder)])
 
 
 def cost_line(backbone: Backbone, task: Task, length: int, tokens: float) -> str:
@@ -82,18 +76,19 @@ def target_of_prompt(prompt: Path, data: Path | None) -> tuple[str, TaskCard]:
     return card.path, card
 
 
+@dataclass
 class ProgressMeter(Meter):
     """A backbone's meter that shows how many of `total` texts it has read."""
 
-    def __init__(self, label: str, total: int) -> None:
-        super().__init__()
-        self.label, self.total, self.texts = label, max(total, 1), 0
-        self.display = ProgressDisplay(say_to_stderr)
+    label: str = ""
+    total: int = 1
+    texts: int = 0
+    display: ProgressDisplay = field(default_factory=lambda: ProgressDisplay(say_to_stderr))
 
     def count(self, batch: Batch, length: int) -> None:
         """Add one chunk, and show how far the work is."""
         super().count(batch, length)
         self.texts += batch.texts
-        share = min(1.0, self.texts / self.total)
+        share = min(1.0, self.texts / max(self.total, 1))
         left = duration((time.monotonic() - self.display.start) * (1 - share) / share)
         self.display.show(f"{100 * share:3.0f}% {self.label} · {left} left", (self.label, share))

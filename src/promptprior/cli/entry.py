@@ -14,7 +14,7 @@ from promptprior.cli.arguments import DESCRIPTION, EXAMPLE, EveryVerb, read_word
 from promptprior.cli.output import only_own_lines
 from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
-from promptprior.config.presets import LIST, describe_presets, read_preset, read_presets
+from promptprior.config.presets import LIST, read_presets
 from promptprior.config.yaml_file import line_of_key, load_yaml
 from promptprior.errors import PromptpriorError, SpecError, unknown_name
 from promptprior.interruptions import raise_if_interrupted
@@ -103,7 +103,13 @@ def run(words: Sequence[str]) -> int | None:
     if {"-h", "--help"} & set(others):
         return print(verb_parser(verb).format_help().rstrip())
     if verb.presets is not None and read_words(verb, others)[1].get("preset") == LIST:
-        return print(describe_presets(read_presets(verb.presets)))
+        presets = read_presets(verb.presets)
+        width = max(map(len, presets), default=0)
+        print(f"{'preset':{width}} sources -> targets")
+        for name, preset in presets.items():
+            sizes = f"{len(preset.get('sources', ())):>4} -> {len(preset.get('targets', ())):<3}"
+            print(f"{name:{width}} {sizes} {preset.get('about', '')}".rstrip())
+        return None
     plan, common = read_settings(verb, others)
     check_outputs(verb, plan)
     with all_processes(verb):
@@ -134,7 +140,11 @@ def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
 
     mapping: Mapping[str, object] = load_yaml(file) if file else {}
     if common.preset is not None and verb.presets is not None:
-        mapping = merge_settings(mapping, read_preset(verb.presets, common.preset))
+        presets = read_presets(verb.presets)
+        if common.preset not in presets:
+            raise SpecError(unknown_name("preset", common.preset, presets) + " (--preset; --preset list prints all)")
+        preset = {key: value for key, value in presets[common.preset].items() if key != "about"}
+        mapping = merge_settings(mapping, preset)
 
     def where(key: str) -> str:  # a key came from a flag, a line of the file, or the artifact that settings name
         if file is None or any(key == flag or key.startswith((f"{flag}.", f"{flag}[")) for flag in flags):
@@ -198,7 +208,17 @@ def all_processes(verb: Verb) -> Iterator[None]:
             f"WORLD_SIZE is {processes} and {wrong}: start all processes by torchrun or accelerate, which set them, or "
             "unset WORLD_SIZE"
         )
-    from promptprior.processes import is_first, process_group
+    import torch
+    import torch.distributed as dist
 
-    with process_group(), open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
-        yield
+    from promptprior.processes import is_first
+
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # "cuda" is each process's own device
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo")
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+            yield
+    finally:
+        dist.destroy_process_group()

@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from promptprior.rules.rule import Info
-from promptprior.train import Watch
+from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
 Say = Callable[[str], None]
 
@@ -61,17 +62,18 @@ class ProgressDisplay:
             self.bars.stop()
 
 
-def watch_steps(label: str, say: Say = say_to_stderr, every: float = 2.0) -> Callable[[str], Watch]:
-    """A watcher for runs that stand alone: the step, the loss and the time left."""
+def watch_steps(label: str, folder: Path | None = None, say: Say = say_to_stderr) -> WatchStage:
+    """A watcher for runs that stand alone: lines with the step, the loss and the time left, and TensorBoard where a
+    folder is given. Raises SpecError when its package is missing."""
     display = ProgressDisplay(say)
-    display.every = every
 
     def tell(stage: str, start: float, step: int, steps: int, info: Info) -> None:
         text, passed = f"{label} · {step_text(stage, step, steps, info)}", time.monotonic() - start
         line = f"{text} · {duration(passed * (steps - step) / step)} left"
         display.show(line, (text, step / steps), force=step == steps)
 
-    return lambda stage: partial(tell, stage, time.monotonic())
+    watchers: list[WatchStage] = [lambda stage: partial(tell, stage, time.monotonic())]
+    return combine_watchers([*watchers, tensorboard(folder)]) if folder is not None else watchers[0]
 
 
 def step_text(stage: str, step: int, steps: int, info: Info) -> str:

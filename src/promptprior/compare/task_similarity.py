@@ -70,12 +70,17 @@ def task_similarity(
     gradients = loss_and_gradient(run.objective, start, all_texts)[1]["prompt"]  # [C, L, D], at the start
     added = context.train(run, "similarity").last["prompt"] - start["prompt"]  # [C, L, D]
 
+    templates = []  # the words in nearly all texts of each task
+    for task in tasks:
+        texts = [set(normalised(example.text).split()) for example in task.split("train")]
+        counts = Counter(word for words in texts for word in words)
+        templates.append(frozenset(word for word, count in counts.items() if count >= TEMPLATE_SHARE * len(texts)))
     tables = {
         "prompt": cosine_table(added.flatten(1)),
         "token": cosine_table(added.mean(1)),
         "gradient": cosine_table(gradients.flatten(1)),
         "label": jaccard_table([frozenset(normalised(e.target) for e in task.split("train")) for task in tasks]),
-        "format": jaccard_table([template_words(task) for task in tasks]),
+        "format": jaccard_table(templates),
     }
     pairs = tuple(
         Similarity(names[s], names[t], **{measure: float(table[s, t]) for measure, table in tables.items()})
@@ -109,13 +114,6 @@ def jaccard_table(sets: Sequence[frozenset[str]]) -> Float[Tensor, "C C"]:
     """Jaccard overlap of every two sets; 0 where both are empty."""
     table = [[len(a & b) / max(1, len(a | b)) for b in sets] for a in sets]
     return torch.tensor(table, dtype=torch.float64)
-
-
-def template_words(task: Task) -> frozenset[str]:
-    """The words in nearly all texts of a task."""
-    texts = [set(normalised(example.text).split()) for example in task.split("train")]
-    counts = Counter(word for text in texts for word in text)
-    return frozenset(word for word, count in counts.items() if count >= TEMPLATE_SHARE * len(texts))
 
 
 __all__ = ["MEASURES", "Measure", "SimilarityProbe", "rank_sources", "task_similarity"]

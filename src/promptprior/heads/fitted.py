@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from promptprior.heads.head import Head
 from promptprior.notation import Params
 
@@ -21,14 +19,3 @@ class FittedHead:
 def without_head(params: Params) -> Params:
     """The params of the form alone."""
     return {name: value for name, value in params.items() if not name.startswith(PREFIX)}
-
-
-def with_head(params: Params, head: FittedHead) -> Params:
-    """The params of a form of one copy, and those of its head."""
-    return {
-        **params,
-        **{
-            PREFIX + name: value[None].clone(memory_format=torch.contiguous_format)
-            for name, value in head.params.items()
-        },
-    }

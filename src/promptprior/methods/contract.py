@@ -6,12 +6,13 @@ the same for all (adapt.py) once they have said where it starts. docs/extending.
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from promptprior.artifacts.artifact import Prior
 from promptprior.artifacts.header import Header
 from promptprior.config.choices import HeadName
 from promptprior.config.mapping import check_bounds
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, target_option
@@ -22,7 +23,7 @@ from promptprior.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Recipe(Workload):
+class Recipe:
     """What every recipe says of itself; `init`, and `fit` where it learns from sources, are its own.
 
     A control arm is a value of a recipe under another name: Bmtpt(name="bmtpt_chains", kernel="none"). `prior_of` names
@@ -44,6 +45,7 @@ class Recipe(Workload):
     trains: ClassVar[bool] = True  # off where adaptation learns nothing
     adapts_one_by_one: ClassVar[bool] = False  # on where episodes cannot be copies of one problem
     needs_tokens: ClassVar[bool] = False  # on where it reads or mixes embeddings of prompts, which a prefix has not
+    read_prompts: ClassVar[Literal["none", "one", "each_source"]] = "one"  # texts read none, one, or one of each source
 
     def __post_init__(self) -> None:
         check_bounds(self, "--options.")
@@ -76,6 +78,25 @@ class Recipe(Workload):
     def trains_targets_jointly(self) -> bool:
         """Whether a target's result depends on which other targets adapt along with it."""
         return getattr(self, "joint_steps", 0) > 0
+
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """What work it is to learn from so many sources, and to adapt; on targets `sources` has no say."""
+        before = int(getattr(self, "joint_steps", 0)) + int(getattr(self, "probe_steps", 0))
+        return Workload(settings.source.batch_size, steps_before=before)
+
+    def shown_shots(self, shots: int) -> int:
+        """How many of the shots stand before each text, as tokens."""
+        return 0
+
+    def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
+        """Tokens of all prompts that so many texts of so many sources read together.
+
+        Without `sources` the texts are of one target. By default prompts have the settings' length; a prefix has no
+        tokens.
+        """
+        if self.read_prompts == "none" or settings.form != "prompt":
+            return 0
+        return settings.length * (max(1, sources) if self.read_prompts == "each_source" else 1)
 
 
 Method = Recipe  # what fit, adapt and compare take

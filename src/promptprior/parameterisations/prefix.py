@@ -114,8 +114,3 @@ def prefix_start(form: Prefix, backbone: Backbone, prompts: Float[Tensor, "K L D
     both = torch.stack([prefixes.keys[:, chosen], prefixes.values[:, chosen]], dim=2)  # [K, layers, 2, H, L, d]
     made = both.permute(0, 4, 1, 2, 3, 5).flatten(2)
     return made / form.unit(made)
-
-
-def in_other_units(form: Prefix, other: Prefix, params: Params) -> Params:
-    """The params of a form as those of another that differs in its units alone."""
-    return {n: value * (form.unit(value) / other.unit(value)) for n, value in params.items()}

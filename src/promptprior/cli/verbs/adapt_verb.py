@@ -55,7 +55,8 @@ class AdaptPlan:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
         from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, header_at, holds_own, warn_of_conflicts, watcher
+        from promptprior.cli.common import artifact_folder, cost_line, header_at, holds_own, warn_of_conflicts
+        from promptprior.compare.progress import watch_steps
         from promptprior.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
@@ -96,7 +97,7 @@ class AdaptPlan:
 
         warn_of_conflicts([task])
         work = self.output.with_name(self.output.name + ".work")
-        control = RunControl(work, watcher(method.name, self.tensorboard))
+        control = RunControl(work, watch_steps(method.name, self.tensorboard))
         arguments = (method, [episode], backbone, prior, settings, control)
         with claimed(work, self.output, plan_beside(self.output)):
             verdicts = guarded(*arguments) if self.guard else []

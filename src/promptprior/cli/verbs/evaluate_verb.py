@@ -62,7 +62,7 @@ class EvaluatePlan:
             return print(f"score {self.prompt} on {count} examples of {task.name}, split {self.split}")
         passes = 1 + self.abstention if task.is_choice else 2  # free text is scored and generated
         texts = passes * count * copies_of(prompt.params)
-        backbone = replace(backbone, meter=ProgressMeter(f"scoring {count} rows", texts))
+        backbone = replace(backbone, meter=ProgressMeter(label=f"scoring {count} rows", total=texts))
         results = evaluate(prompt, task, backbone, self.split, self.limit)
         report = {
             "prompt": str(self.prompt),

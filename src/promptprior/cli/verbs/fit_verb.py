@@ -48,7 +48,8 @@ class FitPlan:
 
     def run(self, dry_run: bool) -> None:
         """Fit a prior and say where it is."""
-        from promptprior.cli.common import cost_line, holds_own, warn_of_conflicts, watcher
+        from promptprior.cli.common import cost_line, holds_own, warn_of_conflicts
+        from promptprior.compare.progress import watch_steps
         from promptprior.cost_estimate import source_cost, text_tokens
         from promptprior.files import claimed
         from promptprior.fit import RunControl, check_fittable, fit
@@ -65,7 +66,7 @@ class FitPlan:
         method, settings = make_method(self.method, self.options), self.settings
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
-        watch = watcher(self.method, self.tensorboard)
+        watch = watch_steps(self.method, self.tensorboard)
         limits = {"train": self.train_limit} if self.train_limit is not None else None
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)

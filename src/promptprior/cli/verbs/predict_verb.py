@@ -65,7 +65,8 @@ class PredictPlan:
         if dry_run:
             place = self.output or "standard output"
             return print(f"answer {len(examples)} rows of {self.input} with {self.prompt}, to {place}")
-        meter = ProgressMeter(f"answering {len(examples)} rows", len(examples) * copies_of(prompt.params))
+        texts = len(examples) * copies_of(prompt.params)
+        meter = ProgressMeter(label=f"answering {len(examples)} rows", total=texts)
         answers = predict(prompt, task, replace(backbone, meter=meter), examples)
         meter.display.close()
         by_row = {i: (x, answer) for i, x, answer in zip(indices, examples, answers, strict=True)}

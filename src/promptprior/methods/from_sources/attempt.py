@@ -23,6 +23,7 @@ from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.attention_network import AttentionRecipe
 from promptprior.methods.shared.source_prompts import prior_prompts, source_similarities
+from promptprior.methods.workload import Workload
 from promptprior.tasks.task import Task
 
 
@@ -45,15 +46,13 @@ class Attempt(AttentionRecipe):
 
     def source_recipe(self) -> Recipe:
         """SPoT's source prompts; an attention network trained on sources is this method's own."""
-        return super().source_recipe() if self.attention_steps else self.spot()
-
-    def spot(self) -> Spot:
-        """The method that trains the source prompts."""
+        if self.attention_steps:
+            return super().source_recipe()
         return Spot(source_prompts=self.source_prompts, source_start=self.source_start)
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Source prompts and, with `attention_steps`, an attention network trained with the sources as targets."""
-        taught = self.spot().fit(context, sources, seed)
+        taught = replace(self, attention_steps=0).source_recipe().fit(context, sources, seed)
         if not self.attention_steps:
             return taught
         names = cast(Sequence[str], taught.diagnostics["sources"])
@@ -87,13 +86,11 @@ class Attempt(AttentionRecipe):
             params = self.joint_network(context, InitialParams(form, params, multipliers), priors, episodes)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
 
-    def source_passes(self, settings: Settings) -> float:
-        """Source prompts, and the attention network after them."""
-        return 1.0 + self.attention_steps / max(1, settings.source.steps)
-
-    def steps_before(self, settings: Settings) -> int:
-        """Those of the probe, and those that targets train together."""
-        return self.joint_steps + (self.probe_steps if self.start == "similar" else 0)
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """The attention network trains after the source prompts; only a similar start needs the probe."""
+        passes = 1.0 + self.attention_steps / max(1, settings.source.steps)
+        before = self.joint_steps + (self.probe_steps if self.start == "similar" else 0)
+        return replace(super().workload(settings, sources), source_passes=passes, steps_before=before)
 
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """A prompt for each source; on targets for each text."""

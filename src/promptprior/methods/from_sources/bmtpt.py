@@ -24,6 +24,7 @@ from promptprior.methods.shared.particle_diagnostics import particle_report
 from promptprior.methods.shared.particle_targets import joint_starts, target_starts
 from promptprior.methods.shared.particles import PenaltyKind, StartKind, deviation, penalty
 from promptprior.methods.shared.posterior import PosteriorRecipe
+from promptprior.methods.workload import Workload
 from promptprior.rules.stein_kernels import make_kernel
 from promptprior.rules.svgd import Svgd
 from promptprior.tasks.sampling.draws import StratifiedDraws
@@ -96,17 +97,12 @@ class Bmtpt(PosteriorRecipe):
         variants = [{"prior_width": width} for width in widths] if prior_term else ({},)
         return AdaptationInit(context.direct(), params, prior_term, variants=variants)
 
-    def source_passes(self, settings: Settings) -> float:
-        """As many as its particles, and as many again with an ensemble of chains."""
-        return super().source_passes(settings) * (1 + self.ensemble)
-
-    def answering_prompts(self) -> int:
-        """Every particle's prompt where all adapt."""
-        return self.particles if self.is_ensemble else 1
-
-    def adaptation_copies(self, settings: Settings) -> int:
-        """One for each width, and as many for each particle where all adapt."""
-        return (len(self.prior_width) if self.penalty != "none" else 1) * (self.particles if self.is_ensemble else 1)
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """Its passes again with an ensemble of chains; a copy for each width, and of each particle where all adapt."""
+        own, members = super().workload(settings, sources), self.particles if self.is_ensemble else 1
+        passes = own.source_passes * (1 + self.ensemble)
+        copies = (len(self.prior_width) if self.penalty != "none" else 1) * members
+        return replace(own, source_passes=passes, adaptation_copies=copies, answering_prompts=members)
 
 
 ARMS = (

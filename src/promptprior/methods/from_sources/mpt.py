@@ -23,6 +23,7 @@ from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.curves import curve, sample_losses
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.methods.shared.source_prompts import train_prompts
+from promptprior.methods.workload import Workload
 from promptprior.objectives.distillation import Distilled
 from promptprior.parameterisations.decomposed import Decomposed, lr_multipliers_of
 from promptprior.tasks.sampling.draws import MixtureDraws, StochasticDraws
@@ -96,11 +97,11 @@ class Mpt(Recipe):
         form = Decomposed(context.settings.length, context.backbone.width, 1)
         return AdaptationInit(form, params, lr_multipliers=multipliers)
 
-    def source_passes(self, settings: Settings) -> float:
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
         """Its teachers train on as much as its own prompt, and then show it their states of every text."""
-        if not self.distil:
-            return 1.0
-        return 1.0 + SCORED + (self.teacher_steps or settings.source.steps) / max(1, settings.source.steps)
+        steps = settings.source.steps
+        passes = 1.0 + SCORED + (self.teacher_steps or steps) / max(1, steps) if self.distil else 1.0
+        return replace(super().workload(settings, sources), source_passes=passes)
 
 
 ARMS = (Mpt(), Mpt(name="mpt_no_distil", distil=False))  # the second is a control: the same stage without teachers

@@ -14,6 +14,7 @@ from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.curves import curve
+from promptprior.methods.workload import Workload
 from promptprior.tasks.task import Task
 
 TIMES = {"multitask": 1, "multitask_long": 5}
@@ -46,9 +47,9 @@ class Multitask(Recipe):
         device = context.backbone.frozen.device
         return AdaptationInit(context.direct(), stacked([prior.params["prompt"][0].to(device) for prior in priors]))
 
-    def source_passes(self, settings: Settings) -> float:
-        """As many as its steps are multiplied by."""
-        return float(self.times)
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """As many passes as its steps are multiplied by."""
+        return replace(super().workload(settings, sources), source_passes=float(self.times))
 
 
 ARMS = (

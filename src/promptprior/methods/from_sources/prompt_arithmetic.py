@@ -8,7 +8,7 @@ chosen by hand. Ours: the `top` sources most like the target, by SPoT's task emb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +18,12 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.config.training import Settings
 from promptprior.methods.contract import Recipe
 from promptprior.methods.from_sources.spot import Spot
-from promptprior.methods.learned import AdaptationInit, FitResult
+from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, RunContext, stacked
 from promptprior.methods.shared.source_prompts import prior_prompts, source_similarities
+from promptprior.methods.workload import Workload
 from promptprior.notation import Float, Tensor
-from promptprior.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,8 @@ class PromptArithmetic(Recipe):
     source_start: Path | None = option(None, "the start that given source prompts share; none: their mean")
 
     def source_recipe(self) -> Recipe:
-        """SPoT's source prompts."""
+        """SPoT's source prompts: one per source, all from one start."""
         return Spot(source_prompts=self.source_prompts, source_start=self.source_start)
-
-    def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
-        """One prompt per source, all from one start."""
-        return self.source_recipe().fit(context, sources, seed)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """Every episode at the shared start plus its sum of task vectors, at every scale."""
@@ -73,13 +69,10 @@ class PromptArithmetic(Recipe):
         share = chosen if self.combine == "mean" else chosen * (similarity.clamp(min=0) + 1e-6)
         return share / share.sum()
 
-    def steps_before(self, settings: Settings) -> int:
-        """Those of the probe, where similarity to sources has a say."""
-        return 0 if self.top == 0 and self.combine != "weighted" else self.probe_steps
-
-    def adaptation_copies(self, settings: Settings) -> int:
-        """One for each scale."""
-        return len(self.scales)
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """A probe where similarity to sources has a say, and a copy for each scale."""
+        before = 0 if self.top == 0 and self.combine != "weighted" else self.probe_steps
+        return replace(super().workload(settings, sources), steps_before=before, adaptation_copies=len(self.scales))
 
 
 ARMS = (PromptArithmetic(),)

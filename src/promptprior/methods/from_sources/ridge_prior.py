@@ -8,7 +8,7 @@ head linear. A target's head reads the site that was trained for, and chooses st
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from promptprior.artifacts.artifact import Prior
@@ -21,6 +21,7 @@ from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext, stacked
 from promptprior.methods.shared.curves import curve
+from promptprior.methods.workload import Workload
 from promptprior.objectives.ridge_objective import RidgeObjective
 from promptprior.tasks.sampling.draws import Pool, class_of
 from promptprior.tasks.sampling.meta_draws import FewShotDraws
@@ -104,17 +105,10 @@ class RidgePrior(Recipe):
         params = stacked([prior.params["prompt"][0].to(device) for prior in priors])
         return AdaptationInit(context.direct(), params, head=head)
 
-    def source_texts(self, settings: Settings, sources: int) -> int:
-        """Those of its units, with four classes each at most."""
-        return min(self.units_per_step, sources) * min(4, self.most_classes) * (self.support + self.query)
-
-    def source_passes(self, settings: Settings) -> float:
-        """Texts are read up to the middle layer."""
-        return 0.5
-
-    def head_depth(self) -> float:
-        """That layer."""
-        return 0.5
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """Texts of its units, with four classes each at most, are read up to the middle layer, the head's own."""
+        texts = min(self.units_per_step, sources) * min(4, self.most_classes) * (self.support + self.query)
+        return replace(super().workload(settings, sources), source_texts=texts, source_passes=0.5, head_depth=0.5)
 
 
 ARMS = (RidgePrior(head="linear"),)

@@ -8,7 +8,7 @@ seed), because at few-shot step counts the start dominates the prompt itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from promptprior.methods.learned import AdaptationInit, FitResult
 from promptprior.methods.options import fact, option, target_option
 from promptprior.methods.run_context import Episode, RunContext, stacked
 from promptprior.methods.shared.source_prompts import prior_prompts, read_prompts, source_similarities, train_prompts
+from promptprior.methods.workload import Workload
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.task import Task
 
@@ -58,9 +59,10 @@ class Spot(Recipe):
         starts = [self.retrieve(bank, similarity) for bank, similarity in zip(banks, similarities, strict=True)]
         return AdaptationInit(context.direct(), stacked(starts))
 
-    def source_texts(self, settings: Settings, sources: int) -> int:
-        """As many of each source."""
-        return max(1, settings.source.batch_size // sources) * sources
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """A step reads as many texts of each source."""
+        texts = max(1, settings.source.batch_size // sources) * sources
+        return replace(super().workload(settings, sources), source_texts=texts)
 
     def retrieve(self, bank: Float[Tensor, "S L D"], similarity: Float[Tensor, " S"]) -> Float[Tensor, "L D"]:
         """The start that source prompts and their similarity to the target give."""

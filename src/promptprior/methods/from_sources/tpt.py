@@ -11,7 +11,7 @@ that retrieve without regard to what a text says.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from promptprior.config.training import Settings
@@ -24,6 +24,7 @@ from promptprior.methods.shared.bank_setup import BankRecipe, sample_texts
 from promptprior.methods.shared.curves import FORCES, curve
 from promptprior.methods.shared.meta_learner import MetaRecipe
 from promptprior.methods.shared.posterior import PosteriorRecipe
+from promptprior.methods.workload import Workload
 from promptprior.parameterisations.retrieval.bank import Bank
 from promptprior.tasks.task import Task
 
@@ -64,10 +65,11 @@ class Tpt(BankRecipe):
             return None
         return with_options(BORROWED[self.rule], self.rule_options, f"options of rule {self.rule}")
 
-    def source_passes(self, settings: Settings) -> float:
-        """What the rule reads, and prompts for each source where the bank starts from them."""
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """The passes of the rule, and one for each source's prompt where the bank starts from them."""
         lender = self.borrowed()
-        return (lender.source_passes(settings) if lender else 1.0) + (self.start == "sources")
+        passes = lender.workload(settings, sources).source_passes if lender else 1.0
+        return replace(super().workload(settings, sources), source_passes=passes + (self.start == "sources"))
 
     def fit(self, context: RunContext, sources: Sequence[Task], seed: int) -> FitResult:
         """Stage 1: the bank, on all sources."""

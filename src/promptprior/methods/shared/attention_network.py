@@ -15,7 +15,8 @@ from promptprior.methods.options import option
 from promptprior.methods.run_context import Episode, InitialParams, RunContext
 from promptprior.methods.shared.joint_targets import target_groups, train_jointly
 from promptprior.notation import Float, Params, Tensor
-from promptprior.parameterisations.retrieval.mixture import NETWORK, Attends, Mixture, init_attention_network
+from promptprior.parameterisations.initial import linear_init
+from promptprior.parameterisations.retrieval.mixture import NETWORK, Attends, Mixture
 from promptprior.tasks.sampling.batch import Tokens, collate
 from promptprior.tasks.sampling.draws import generator
 from promptprior.tasks.task import Task
@@ -65,9 +66,17 @@ class AttentionRecipe(Recipe):
         return {**fixed, "down": rate, "up": rate, "gain": norm, "shift": norm}
 
     def network(self, context: RunContext, texts: Sequence[Tokens], seed: int) -> Params:
-        """One untrained network; its centre is what these texts ask on average, most of what each of them asks."""
-        frozen = context.backbone.frozen
-        start = init_attention_network(context.backbone.width, self.rank, generator("attention", seed))
+        """One untrained network, as torch.nn.Linear and LayerNorm start theirs.
+
+        Its centre is what these texts ask on average, most of what each of them asks.
+        """
+        frozen, width, draws = context.backbone.frozen, context.backbone.width, generator("attention", seed)
+        start = {
+            "down": linear_init(width, self.rank, fan_in=width, generator=draws),
+            "up": linear_init(self.rank, width, fan_in=self.rank, generator=draws),
+            "gain": torch.ones(width),
+            "shift": torch.zeros(width),
+        }
         network = {name: value[None].to(frozen.device, frozen.prompt_dtype) for name, value in start.items()}
         if self.centre:
             network["centre"] = pooled(context.backbone, collate(texts), self.query).mean(0, keepdim=True)  # [1, D]

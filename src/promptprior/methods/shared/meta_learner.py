@@ -10,6 +10,7 @@ from promptprior.errors import SpecError
 from promptprior.methods.contract import Recipe
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import InitialParams, RunContext
+from promptprior.methods.workload import Workload
 from promptprior.objectives.objective import PromptObjective
 from promptprior.rules.inner import Inner, InnerAdam, InnerKind, InnerOptimiser, InnerSgd
 from promptprior.rules.maml import MULTIPLIER, Implicit, Maml, split_multipliers
@@ -115,12 +116,13 @@ class MetaRecipe(Recipe):
         rows = units * META_RULES[self.rule].rows_per_unit(self)
         return max(1, stage.steps * stage.batch_size // rows)
 
-    def source_passes(self, settings: Settings) -> float:
-        """The rows of all units in all updates."""
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """Its passes are the rows of all units in all updates."""
         stage, rule = settings.source, META_RULES[self.rule]
         rows = rule.rows_per_unit(self) + (SECOND_ORDER - 1) * rule.second_order_rows(self)
         updates = self.meta_updates(stage, self.units_per_step)
-        return updates * self.units_per_step * rows / max(1, stage.steps * stage.batch_size)
+        passes = updates * self.units_per_step * rows / max(1, stage.steps * stage.batch_size)
+        return replace(super().workload(settings, sources), source_passes=passes)
 
     def prompt_tokens(self, settings: Settings, texts: float, sources: int = 0) -> float:
         """On sources a prompt for each unit."""

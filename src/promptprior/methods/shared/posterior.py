@@ -17,6 +17,7 @@ from promptprior.methods.run_context import InitialParams, RunContext
 from promptprior.methods.shared.gradient_conflict import agreement_weights, task_cosines
 from promptprior.methods.shared.particle_diagnostics import HELD_OUT_STEPS
 from promptprior.methods.shared.particles import GaussianPenalty
+from promptprior.methods.workload import Workload
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective
 from promptprior.rules.optimiser import optimiser, stage_rate
@@ -117,6 +118,7 @@ class PosteriorRecipe(Recipe):
         )
         return Run(key, objective, rule, initial.params, draws, stage.steps)
 
-    def source_passes(self, settings: Settings) -> float:
-        """M, where every particle trains as long as one prompt."""
-        return float(self.particles) if self.budget == "full" else 1.0
+    def workload(self, settings: Settings, sources: int = 1) -> Workload:
+        """M passes, where every particle trains as long as one prompt."""
+        passes = float(self.particles) if self.budget == "full" else 1.0
+        return replace(super().workload(settings, sources), source_passes=passes)

@@ -125,11 +125,8 @@ def source_similarities(
     key = context.key("probe", steps, *(e.key for e in episodes))
     initial = InitialParams(context.direct(), stacked([start for _, start in prompts]))
     probes = context.train(context.descent(key, stage, initial, draws), "probe").last["prompt"]  # [E, L, D]
+    # cosines of average tokens: the task embeddings of Vu et al.
     return [
-        embedding_cosines(bank - start, probe - start) for (bank, start), probe in zip(prompts, probes, strict=True)
+        torch.cosine_similarity((bank - start).mean(1), (probe - start).mean(0)[None], dim=1)  # [S]
+        for (bank, start), probe in zip(prompts, probes, strict=True)
     ]
-
-
-def embedding_cosines(bank: Float[Tensor, "S L D"], prompt: Float[Tensor, "L D"]) -> Float[Tensor, " S"]:
-    """Cosines of average tokens: the task embeddings of Vu et al."""
-    return torch.cosine_similarity(bank.mean(1), prompt.mean(0)[None], dim=1)

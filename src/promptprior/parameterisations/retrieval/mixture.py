@@ -21,7 +21,6 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.text_queries import Query, pooled
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Params, Tensor
-from promptprior.parameterisations.initial import linear_init
 from promptprior.parameterisations.retrieval.bank_diagnostics import entropy_bits, four_digits
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
@@ -120,13 +119,3 @@ def _times_own_matrix(
     place = one_hot(copy, len(matrices)).cumsum(0).gather(1, copy[:, None])[:, 0] - 1  # of a row among its copy's
     padded = rows.new_zeros(len(matrices), int(place.max()) + 1, rows.shape[1])  # [C, most rows of a copy, d]
     return (padded.index_put((copy, place), rows) @ matrices)[copy, place]
-
-
-def init_attention_network(width: int, rank: int, generator: torch.Generator) -> Params:
-    """An untrained attention network without a copies axis, as torch.nn.Linear and LayerNorm start theirs."""
-    return {
-        "down": linear_init(width, rank, fan_in=width, generator=generator),
-        "up": linear_init(rank, width, fan_in=rank, generator=generator),
-        "gain": torch.ones(width),
-        "shift": torch.zeros(width),
-    }

@@ -109,29 +109,23 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
         by_fit = [float(np.mean([by_draw[d] for d in draws if fits[d] == fit])) for fit in dict.fromkeys(fits.values())]
         primary, p = interval(by_fit), mean_test(by_fit)
         spread = float(np.std(by_fit, ddof=1)) if len(by_fit) > 1 else 0.0
+        # The largest standard error that the test rows can give each target's difference: a mean of numbers between 0
+        # and 1 has at most the variance p (1 - p) / n. The errors of the two methods, which are mostly alike on the
+        # same rows, are taken as independent. Other metrics count nothing.
+        row_errors = {}
+        for target, row in grid.targets.items():
+            means = [grid.intervals[m, target, k].estimate for m in (first, second) if (m, target, k) in grid.intervals]
+            if grid.bounds[target] == (0.0, 1.0) and row.n_test:
+                row_errors[target] = float(np.sqrt(sum(p * (1 - p) for p in means) / row.n_test))
         tested.append(
             Contrast(
                 *(first, second, k, len(gaps), len(draws), tuple(by_fit), primary, p, p),
-                everywhere=hierarchical_bootstrap(gaps, fits, _row_errors(grid, (first, second), k)),
+                everywhere=hierarchical_bootstrap(gaps, fits, row_errors),
                 smallest=smallest_difference(len(by_fit), spread, len(grid.ks) * len(pairs)),
             )
         )
     corrected = holm([c.p for c in tested])
     return tuple(replace(c, p_holm=p) for c, p in zip(tested, corrected, strict=True))
-
-
-def _row_errors(grid: Grid, methods: tuple[str, str], k: int) -> dict[str, float]:
-    """The largest standard error that the test rows can give each target's difference.
-
-    A mean of numbers between 0 and 1 has at most the variance p (1 - p) / n; the errors of the two methods, which are
-    mostly alike on the same rows, are taken as independent. Other metrics count nothing.
-    """
-    errors = {}
-    for target, row in grid.targets.items():
-        means = [grid.intervals[m, target, k].estimate for m in methods if (m, target, k) in grid.intervals]
-        if grid.bounds[target] == (0.0, 1.0) and row.n_test:
-            errors[target] = float(np.sqrt(sum(p * (1 - p) for p in means) / row.n_test))
-    return errors
 
 
 def contrast_section(tested: Sequence[Contrast]) -> Section:

@@ -14,21 +14,16 @@ from promptprior.report.results import Grid
 from promptprior.report.section import DASH, Section, Value, columns, make_table
 
 ROWS = Path(__file__).with_name("rows.yaml")
+"""Under `tables`, by preset: `note`, `targets` that have single scores, and `rows`.
+
+A row is of a `method`, called `ours` here (if it is here), and has its `evidence`, `scores` in the order of the
+targets, `mean` and `arg` in percent, and `k`, as far as they are known.
+"""
 TITLE = "Published rows"
 EVIDENCE = (
     "Evidence: C author code, logs or released metrics; X other public code or released files; R recalled from the "
     "paper, not checked against it. Measured elsewhere, on other rows and texts: no test compares them."
 )
-
-
-def read_published() -> Mapping[str, Mapping[str, Any]]:
-    """By preset: `note`, `targets` that have single scores, and `rows`.
-
-    A row is of a `method`, called `ours` here (if it is here), and has its `evidence`, `scores` in the order of the
-    targets, `mean` and `arg` in percent, and `k`, as far as they are known.
-    """
-    tables: Mapping[str, Mapping[str, Any]] = load_yaml(ROWS)["tables"]
-    return tables
 
 
 def published_section(grid: Grid, preset: str | None) -> Section:
@@ -40,7 +35,9 @@ def published_section(grid: Grid, preset: str | None) -> Section:
     """
     if preset is None:
         return Section(TITLE, ())
-    table = read_published().get(preset, {"note": "No row of this preset could be recovered.", "rows": ()})
+    table: Mapping[str, Any] = load_yaml(ROWS)["tables"].get(
+        preset, {"note": "No row of this preset could be recovered.", "rows": ()}
+    )
     known = table.get("targets", ())
     targets = [t for t in known if t in grid.targets] or list(grid.targets)
 

@@ -1,26 +1,27 @@
 """Which language a single word belongs to."""
 
-from collections.abc import Iterator
 from functools import partial
 
-from promptprior.tasks.builtin.generator import Facts, Source, TaskRecipe
+from promptprior.tasks.builtin.generator import Source, TaskRecipe
 
 FAMILY = "identification"
 LISTS = Source("mnemonic", "mnemonic", "MIT", "BIP-39 lists of common words")
 LANGUAGES = ("Czech", "English", "French", "Italian", "Portuguese", "Spanish", "Turkish")
 
 
-def listed_words() -> Iterator[Facts]:
-    """Words of several lists with their language; a word of two lists is dropped later as ambiguous."""
-    for language in LANGUAGES:
-        for word in LISTS.file("wordlist", f"{language.lower()}.txt").read_text(encoding="utf-8").split():
-            yield {"word": word, "language": language}
-
-
 languages = partial(
-    TaskRecipe, family=FAMILY, template="Word: {}\nLanguage:", table=listed_words, asks="word", answers="language",
+    TaskRecipe,
+    family=FAMILY,
+    template="Word: {}\nLanguage:",
+    table=lambda: (  # a word of two lists is dropped later as ambiguous
+        {"word": word, "language": language}
+        for language in LANGUAGES
+        for word in LISTS.file("wordlist", f"{language.lower()}.txt").read_text(encoding="utf-8").split()
+    ),
+    asks="word",
+    answers="language",
     sources=(LISTS,),
-)  # fmt: skip
+)
 RECIPES = (
     languages("french_or_english", among=("French", "English")),
     languages("spanish_or_italian", among=("Spanish", "Italian")),

@@ -38,14 +38,6 @@ def inflections() -> Iterator[Facts]:
             yield {"adjective": lemma, "comparative": forms[0]}
 
 
-def parts_of_speech() -> Iterator[Facts]:
-    """Words that can be only one part of speech."""
-    for part, label in PARTS.items():
-        for lemma, _ in common_lemmas(part, 15000):
-            if only_part(lemma) == part:
-                yield {"word": lemma, "part": label}
-
-
 recipe = partial(TaskRecipe, family=FAMILY, sources=(LEXICON, FREQUENCY))
 free_text = partial(recipe, choice=False, metrics=("exact_match",))
 RECIPES = (
@@ -61,7 +53,18 @@ RECIPES = (
         asks="adjective",
         answers="comparative",
     ),
-    recipe("part_of_speech", template="Word: {}\nPart of speech:", table=parts_of_speech, asks="word", answers="part"),
+    recipe(
+        "part_of_speech",
+        template="Word: {}\nPart of speech:",
+        table=lambda: (  # words that can be only one part of speech
+            {"word": lemma, "part": label}
+            for part, label in PARTS.items()
+            for lemma, _ in common_lemmas(part, 15000)
+            if only_part(lemma) == part
+        ),
+        asks="word",
+        answers="part",
+    ),
     recipe("noun_number", template="Noun: {}\nNumber:", table=nouns, asks="form", answers="number"),
     recipe(
         "verb_regularity", template="Verb: {}\nPast tense is:", table=inflections, asks="base", answers="regularity"

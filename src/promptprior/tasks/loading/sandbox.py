@@ -86,6 +86,24 @@ class StepMeter(local):
         if time.thread_time() > self.deadline:
             raise LimitError(f"it takes more time than {MOST_SECONDS:g} s")
 
+    def turns(self, values: Iterable[Any]) -> Iterator[Any]:
+        """What a loop runs over, a step for each turn."""
+        for value in values:
+            self.spend(1)
+            yield value
+
+    def compared(self, value: Any) -> Any:
+        """A value that is compared or hashed, whose size has an end."""
+        written_size(value)
+        self.spend(1)
+        return value
+
+    def joined(self, values: list[Any]) -> str:
+        """Values as one text, a step for each character."""
+        for value in values:
+            self.spend(written_size(value))
+        return "".join(map(str, values))
+
 
 METER = StepMeter()
 
@@ -149,9 +167,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.tests = {name: _metered("", cast(Callable[..., Any], function)) for name, function in self.tests.items()}
         # what the rewritten tree calls
         self.filters |= {
-            "metered_turns": _metered_turns,
-            "metered_value": _metered_value,
-            "metered_text": _metered_text,
+            "metered_turns": METER.turns,
+            "metered_value": METER.compared,
+            "metered_text": METER.joined,
         }
 
     def template(self, tree: nodes.Template) -> Template:
@@ -267,24 +285,6 @@ def _through(name: str, value: nodes.Expr) -> nodes.Expr:
     if isinstance(value, nodes.Const):
         return value
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
-
-
-def _metered_turns(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        METER.spend(1)
-        yield value
-
-
-def _metered_value(value: Any) -> Any:
-    written_size(value)
-    METER.spend(1)
-    return value
-
-
-def _metered_text(values: list[Any]) -> str:
-    for value in values:
-        METER.spend(written_size(value))
-    return "".join(map(str, values))
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
