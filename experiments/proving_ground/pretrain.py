@@ -81,8 +81,10 @@ def bayes_losses(ids: Int[Tensor, "n 3*throws"]) -> Float[Tensor, "n throws"]:
     return -torch.where(side[..., 0] > 0, p.log(), (-p).log1p())
 
 
-def pretrain(folder: Path, steps: int = STEPS, batch_size: int = BATCH, rate: float = RATE, seed: int = 0) -> None:
-    """Train the model and write it to a folder, whole or not at all."""
+def pretrain(
+    folder: Path, steps: int = STEPS, batch_size: int = BATCH, rate: float = RATE, seed: int = 0, bags: int = 2000
+) -> None:
+    """Train the model, compare it with Bayes on so many new bags, and write it to a folder, whole or not at all."""
     torch.manual_seed(seed)
     model, g = tf.LlamaForCausalLM(config()), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -99,7 +101,7 @@ def pretrain(folder: Path, steps: int = STEPS, batch_size: int = BATCH, rate: fl
         if step % max(1, steps // 20) == 0 or step == steps - 1:
             paid, best, seconds = loss.item(), float(bayes_losses(ids).mean()), time.monotonic() - start
             print(f"pretraining: step {step}, {paid:.4f} nats, Bayes {best:.4f}, {seconds:.0f} s", flush=True)
-    compared = compare_with_bayes(model, seed)
+    compared = compare_with_bayes(model, seed, bags)
     made = {"steps": steps, "batch_size": batch_size, "rate": rate, "seed": seed, "against_bayes": compared}
 
     def write(empty: Path) -> None:
@@ -111,7 +113,7 @@ def pretrain(folder: Path, steps: int = STEPS, batch_size: int = BATCH, rate: fl
 
 
 @torch.no_grad()
-def compare_with_bayes(model: tf.PreTrainedModel, seed: int, bags: int = 2000) -> list[dict[str, float]]:
+def compare_with_bayes(model: tf.PreTrainedModel, seed: int, bags: int) -> list[dict[str, float]]:
     """Loss of the model and of the Bayes predictor after n throws, on bags that training never saw, in nats."""
     ids = sequences(bags, THROWS, torch.Generator().manual_seed(seed + 10**6))
     ours, best = losses(model, ids).double(), bayes_losses(ids)
