@@ -36,7 +36,7 @@ class Setup:
         default_factory=lambda: Settings(
             length=4,
             source=Training(steps=150, batch_size=16, learning_rates=(0.3,), eval_every=0),
-            target=Training(steps=40, batch_size=8, learning_rates=(0.03, 0.1, 0.3)),
+            target=Training(steps=40, batch_size=8, learning_rates=(0.1, 1.0)),
         )
     )
 
