@@ -42,14 +42,11 @@ def arms(*names: str, **changed: Recipe) -> dict[str, Recipe]:
 
 def measure_model(backbone: Backbone, condition: Mapping[str, Any], fit: int, setup: Setup) -> list[Result]:
     """In context the model should be Bayes; a prompt trained on many throws should reach the coins' entropy."""
-    fresh = {"prompt_tuning": METHODS["prompt_tuning"]} if condition["length"] else {}
-    inside = {} if condition["length"] else {"in_context": METHODS["in_context"]}
-    settings = setup.settings
-    if condition["length"]:
-        long = replace(settings.target, steps=120, batch_size=16)
-        settings = replace(settings, length=condition["length"], target=long)
-    chosen = replace(setup, settings=settings)
-    return measure_gains(backbone, broad(), {**arms(), **fresh, **inside}, condition["throws"], fit, chosen)
+    if not condition["length"]:
+        return measure_gains(backbone, broad(), arms("in_context"), condition["throws"], fit, setup)
+    target = replace(setup.settings.target, steps=120, batch_size=16)
+    long = replace(setup, settings=replace(setup.settings, length=condition["length"], target=target))
+    return measure_gains(backbone, broad(), arms("prompt_tuning"), condition["throws"], fit, long)
 
 
 MODEL = Claim(

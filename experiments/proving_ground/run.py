@@ -108,7 +108,10 @@ def run(units: Sequence[Unit], folder: Path, workers: int) -> Records:
         done[line["key"]] = line
         left = (time.monotonic() - start) / number * (len(missing) - number)
         what = f"{line['claim']}, {line['condition']}, fit {line['fit']}"
-        print(f"{number} of {len(missing)}: {what} ({line['seconds']:.1f} s of a core); {left / 60:.0f} min left", flush=True)
+        print(
+            f"{number} of {len(missing)}: {what} ({line['seconds']:.1f} s of a core); {left / 60:.0f} min left",
+            flush=True,
+        )
     return [done[unit.key] for unit in units]
 
 
