@@ -1,0 +1,139 @@
+"""One fit of the proving ground: sources and targets of a family, the library's own fit and adapt, and exact scores."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from promptprior.adapt import adapt
+from promptprior.adaptation.adapted import Adapted
+from promptprior.artifacts.artifact import Prior
+from promptprior.backbone import Backbone
+from promptprior.config.mapping import stable_hash
+from promptprior.config.training import Settings, Training
+from promptprior.evaluate import eval_set_losses, make_eval_set, prompt_heads, prompt_objective
+from promptprior.fit import fit
+from promptprior.heads.fitted import without_head
+from promptprior.methods import Episode, Recipe
+from promptprior.notation import Float, Tensor
+from promptprior.objectives.objective import copies_of
+from promptprior.tasks.sampling.draws import Shots, generator
+from proving_ground.coin_world import CELLS, Bag, Family, broad, counts, make_bag, make_shots
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Sizes of a trial. Settings are one for all methods; rates come from development fits (seeds from 1,000)."""
+
+    targets: int = 10
+    sources: int = 8
+    source_throws: int = 200
+    settings: Settings = field(
+        default_factory=lambda: Settings(
+            length=4,
+            source=Training(steps=150, batch_size=16, learning_rates=(0.3,), eval_every=0),
+            target=Training(steps=40, batch_size=8, learning_rates=(0.1, 1.0)),
+        )
+    )
+
+
+def make_bags(of: Family, kind: str, count: int, throws: int, seed: int) -> list[Bag]:
+    """Tasks of a family, each a function of kind ("source" or "target"), seed and place."""
+    draws = [(f"{kind}{i}", generator(kind, seed, i)) for i in range(count)]
+    return [make_bag(name, of.draw(g), throws, g) for name, g in draws]
+
+
+def make_episode(method: Recipe, bag: Bag, throws: int, seed: int) -> Episode:
+    """An episode of so many throws: half to learn from and half to choose by, or all to read where nothing trains."""
+    shots = make_shots(bag, throws, seed)
+    if not method.trains:
+        shots = Shots((*shots.train, *shots.dev), shots.dev)
+    return Episode(bag.task, throws, seed, shots)
+
+
+def measure_gains(
+    backbone: Backbone, of: Family, arms: Mapping[str, Recipe], throws: Sequence[int], seed: int, setup: Setup
+) -> list[Result]:
+    """What every arm pays on the targets of one fit, and what those pay who know the world, in nats a text.
+
+    A row has the arm, the number of throws, the mean over targets ("nats") and the rows of the backbone that its source
+    stage read. Arms that are no method: `untrained` (no prompt), `broad_bayes` (the best without sources: the throws
+    and the pretraining distribution), `bayes` (the best with sources: the throws and the family), `entropy` (the coins
+    themselves). All are given the same throws.
+    """
+    sources = make_bags(of, "source", setup.sources, setup.source_throws, seed)
+    targets = make_bags(of, "target", setup.targets, 2, seed)
+    known = torch.stack([counts(make_shots(bag, n, seed).train) + counts(make_shots(bag, n, seed).dev)
+                         for n in throws for bag in targets])  # fmt: skip
+    cells = [(n, bag) for n in throws for bag in targets]
+    rows = [
+        *rows_of("broad_bayes", cells, broad().posterior(known)[1]),
+        *rows_of("bayes", cells, of.posterior(known)[1]),
+        *rows_of("entropy", cells, torch.stack([bag.theta for _, bag in cells])),
+    ]
+    priors: dict[str, Prior] = {}
+    for label, arm in arms.items():
+        prior = None
+        if arm.needs_sources:
+            key = repr(arm.source_recipe())
+            if key not in priors:
+                priors[key] = fit(arm.source_recipe(), [bag.task for bag in sources], backbone, setup.settings, seed)
+            prior = priors[key]
+        episodes = [make_episode(arm, bag, n, seed) for n, bag in cells]
+        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings))
+        cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
+        rows += [{**row, "source_rows": cost["rows"]} for row in rows_of(label, cells, heads)]
+    return rows
+
+
+def rows_of(arm: str, cells: Sequence[tuple[int, Bag]], heads: Float[Tensor, "E hands coins"]) -> list[Result]:
+    """A row for each number of throws, with the mean over its targets."""
+    nats = defaultdict[int, list[float]](list)
+    for (throws, bag), p in zip(cells, heads, strict=True):
+        nats[throws].append(float(bag.nats(p)))
+    return [{"arm": arm, "throws": n, "nats": mean(own), "targets": len(own)} for n, own in nats.items()]
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, added up in order."""
+    numbers = list(values)
+    total = 0.0
+    for value in numbers:
+        total += value
+    return total / len(numbers)
+
+
+def predict_heads(backbone: Backbone, adapted: Sequence[Adapted]) -> Float[Tensor, "E hands coins"]:
+    """P(heads) of every text under every adapted prompt; prompts of one form are copies of one evaluation."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(adapted):
+        header = one.prompt.header
+        alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
+    heads = torch.empty(len(adapted), *CELLS, dtype=torch.float64)
+    for places in alike.values():
+        group = [adapted[place].prompt for place in places]
+        objective, task = prompt_objective(group[0], backbone), adapted[places[0]].episode.task
+        texts, sets, first = make_eval_set(objective, task, task.split("test")), [], 0
+        for prompt in group:
+            size = copies_of(prompt.params)
+            sets.append(replace(texts, copy=first, ensemble_size=size, heads=prompt_heads(prompt)))
+            first += size
+        forms = [without_head(prompt.params) for prompt in group]
+        params = {name: torch.cat([form[name] for form in forms]) for name in forms[0]}
+        nll = torch.tensor(eval_set_losses(objective, params, sets), dtype=torch.float64)  # [E, texts, sides]
+        heads[places] = torch.softmax(-nll, -1)[..., 0].unflatten(1, CELLS)
+    return heads
+
+
+def shares(rows: Sequence[Mapping[str, Any]], throws: int) -> dict[str, float]:
+    """Each arm's share of the gain that is to be had: 0 as the untrained model, 1 as Bayes who knows the family.
+
+    Of the rows of one fit at one number of throws; rows must have `untrained` and `bayes`.
+    """
+    nats = {row["arm"]: row["nats"] for row in rows if row["throws"] == throws}
+    gain = nats["untrained"] - nats["bayes"]
+    return {arm: (nats["untrained"] - value) / gain for arm, value in nats.items()}
