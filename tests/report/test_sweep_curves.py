@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from promptprior.report.curves.sweep_curves import NOT_SAID, split_by_values, sweep_lines, swept_value
+from promptprior.report.curves.sweep_curves import NOT_SAID, split_by_values, sweep_curves, swept_value
 from promptprior.report.page import Report, make_report
 from promptprior.report.results import Row
 from promptprior.report.section import DASH
@@ -50,6 +50,7 @@ def table_of(report: Report, name: str) -> list[list[str]]:
         ({"method": {"top": 2}}, "options.spot.top", 2),
         ({"method": {"top": 2}}, "options.tpt.top", None),  # another method's
         ({"method": {}}, "options.spot.top", NOT_SAID),
+        ({"method": {}}, "options.spot.start", NOT_SAID),  # not the default of --start
         ({"method": {"is_on": True}}, "options.spot.is_on", "true"),  # no number
         ({}, "target.no_such", NOT_SAID),
     ],
@@ -90,8 +91,9 @@ def test_the_section_has_the_mean_of_every_method_at_every_value() -> None:
                 ]
                 means.append(sum(own) / len(own))
             assert float(score) == pytest.approx(sum(means) / 2, abs=5.1e-4)
-    lines, targets = sweep_lines(report.grids, 4)
-    assert sorted(targets) == sorted(TARGETS)
+    curves = sweep_curves(report.grids, ["options.spot.top", "length"], 4)
+    lines = curves.lines
+    assert sorted(curves.targets) == sorted(TARGETS)
     assert all(score.low is not None for line in lines if line.method == "spot" for score in line.scores.values())
     assert not any(line.is_level for line in lines)  # all depend on the length
 

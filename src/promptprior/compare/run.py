@@ -7,7 +7,7 @@ only when its results are on disk.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def run_plan(
     """
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)  # raises now where its package is missing
-    runs = _load(plan, backbone)
+    runs = load_plan(plan, backbone)
     context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY_FILE
     tasks = context.tasks
     left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
@@ -140,7 +140,7 @@ def run_plan(
                 similarity = task_similarity(tasks.targets, tasks.sources, context.backbone, plan.resolved(), probe)
                 write_similarity(similarity, path)
         say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
-        left = _work_left(runs, done)
+        left = work_left(runs)
         if again := sum(len(work.known) for _, works in left for work in works if isinstance(work, Group)):
             say(f"{again} finished cells run again beside missing ones of their group; their results stay as they are")
         for folder in {work.prior for _, works in left for work in works if isinstance(work, Group) and work.prior}:
@@ -171,7 +171,7 @@ def run_plan(
 
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
     """A page on the fits and cells that are missing, with estimated tokens and time; runs nothing."""
-    runs, done = _load(plan, backbone), _finished_keys(plan)
+    runs, done = load_plan(plan, backbone), _finished_keys(plan)
     context, wanted = runs[0].context, [cell for run in runs for cell in run.cells]
     tasks, card = context.tasks, context.backbone.card
     finished = sum(cell.key in done for cell in wanted)
@@ -185,7 +185,7 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
     lines += [f"  not in {plan.data}: {', '.join(tasks.missing)}"] if tasks.missing else []
     known = [row for row in read_rows(plan.output / RESULTS) if row.cell in {cell.key for cell in wanted}]
     lines += power_lines(plan, len(tasks.targets), known)
-    left = _work_left(runs, done)
+    left = work_left(runs)
     if not left:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
     listed = set[str]()
@@ -205,11 +205,6 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
     return "\n".join([*lines, f"about {total:,.0f} tokens, {time_needed}"])
 
 
-def tokens_left(plan: Plan, backbone: Backbone) -> float:
-    """The estimated tokens of what is missing of a plan; 0 where all of its cells have a result."""
-    return total_tokens(_work_left(_load(plan, backbone), _finished_keys(plan)))
-
-
 @dataclass(frozen=True, eq=False)
 class Combination:
     """A plan without sweep, and its cells that no earlier combination has. A plain plan is one, its name empty."""
@@ -219,7 +214,7 @@ class Combination:
     cells: tuple[Cell, ...]
 
 
-def _load(plan: Plan, backbone: Backbone | None) -> list[Combination]:
+def load_plan(plan: Plan, backbone: Backbone | None) -> list[Combination]:
     """What work is done with, and the cells that are wanted.
 
     Raises SpecError where no method can answer any target, and ArtifactError where files of others are in the way.
@@ -250,8 +245,9 @@ def _load(plan: Plan, backbone: Backbone | None) -> list[Combination]:
     return runs
 
 
-def _work_left(runs: Sequence[Combination], done: Collection[str]) -> list[tuple[Combination, list[Work]]]:
+def work_left(runs: Sequence[Combination]) -> list[tuple[Combination, list[Work]]]:
     """The combinations that have work left, with that work; each has the fits that it needs, which others may share."""
+    done = _finished_keys(runs[0].context.plan)  # of the folder that all write to
     left = [(run, remaining_work(run.context, run.cells, done)) for run in runs]
     return [(run, works) for run, works in left if works]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from promptprior.backbone import Backbone
 from promptprior.compare.plan import Plan, load_backbone
 from promptprior.compare.progress import ProgressDisplay, Say, say_to_stderr
-from promptprior.compare.run import preview, run_plan, tokens_left
+from promptprior.compare.run import load_plan, preview, run_plan, total_tokens, work_left
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.interruptions import raise_if_interrupted
 
@@ -42,7 +42,7 @@ def run_queue(plans: Mapping[str, Plan], dry_run: bool = False, say: Say = say_t
             if dry_run:
                 print(name, preview(plan, backbone_of(plan)), "", sep="\n")
                 continue
-            left[name] = tokens_left(plan, backbone_of(plan))
+            left[name] = total_tokens(work_left(load_plan(plan, backbone_of(plan))))
         except FAILURES as error:
             raise_if_interrupted()
             failed.append(name)

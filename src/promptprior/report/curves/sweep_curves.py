@@ -13,7 +13,7 @@ from promptprior.config.mapping import list_settings
 from promptprior.config.training import Settings
 from promptprior.report.plots import interval_trace, method_style, plot_label
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Control, Plot, Section, columns, make_table
+from promptprior.report.section import Control, Plot, Section, Table, columns, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -32,17 +32,16 @@ def swept_value(row: Row, key: str) -> Value | None:
 
     None where it is an option of another method, which this row does not depend on.
     """
-    if key.startswith(OPTIONS):
-        _, method, name = key.split(".")
+    value: Any = row.settings
+    if is_option := key.startswith(OPTIONS):
+        _, method, key = key.split(".")
         if row.method != method:
             return None
-        value = row.settings["method"].get(name, NOT_SAID) if "method" in row.settings else NOT_SAID
-    else:
-        value: Any = row.settings
-        for part in key.split("."):
-            value = value.get(part, NOT_SAID) if isinstance(value, Mapping) else NOT_SAID
-        if value == NOT_SAID and DEFAULTS.get(key) is not None:
-            value = json.loads(DEFAULTS[key] or "")
+        value = value.get("method")
+    for part in key.split("."):
+        value = value.get(part, NOT_SAID) if isinstance(value, Mapping) else NOT_SAID
+    if value == NOT_SAID and not is_option and (default := DEFAULTS.get(key)) is not None:
+        value = json.loads(default)
     if isinstance(value, list) and len(value) == 1:
         [value] = value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -57,7 +56,7 @@ def split_by_values(rows: Sequence[Row], keys: Sequence[str]) -> dict[Values, tu
     of_row = [tuple(swept_value(row, key) for key in keys) for row in rows]
     values: list[list[Value]] = []
     for place in range(len(keys)):
-        found = dict.fromkeys(own[place] for own in of_row if own[place] is not None) or {NOT_SAID: None}
+        found = list(dict.fromkeys(v for own in of_row if (v := own[place]) is not None)) or [NOT_SAID]
         values.append(sorted(found, key=lambda v: (isinstance(v, str), 0.0 if isinstance(v, str) else v)))
     split = {}
     for combination in product(*values):
@@ -76,27 +75,83 @@ def values_text(keys: Sequence[str], values: Values) -> str:
 
 @dataclass(frozen=True)
 class SweepLine:
-    """A method at the values `others` of all swept settings but the last: its mean score at each value of that one."""
+    """A method at the values `others` of all swept settings but the last: its mean score at each value of that one.
+
+    It `is_level` where it depends on none of them.
+    """
 
     method: str
     others: Values
     scores: Mapping[Value, Interval]
-    is_level: bool  # it depends on none of the swept settings
+    is_level: bool
 
 
-def sweep_lines(grids: Mapping[Values, Grid], k: int) -> tuple[list[SweepLine], list[str]]:
-    """Every method at one k, over the targets and seeds that all methods have finished at all values; and the targets.
+@dataclass(frozen=True)
+class SweepCurves:
+    """The lines of all methods at one k, over the same targets."""
+
+    keys: Sequence[str]
+    k: int
+    targets: tuple[str, ...]
+    lines: tuple[SweepLine, ...]
+
+    def table(self, values: Sequence[Value], sign_note: str) -> Table:
+        """Mean scores: a row for each line, a column for each value of the last setting."""
+        *others, last = self.keys
+        return make_table(
+            f"sweep-k{self.k}",
+            f"Score against {last}, k = {self.k}",
+            f"Mean over the {len(self.targets)} targets that every method has finished at every value "
+            f"({', '.join(self.targets)}), at common seeds. 95% intervals resample seeds within targets. What does not "
+            f"depend on a setting stands at each of its values.{sign_note}",
+            columns("|".join(["Method", *others]), [f"{last} = {value}" for value in values]),
+            [(line.method, *map(str, line.others), *map(line.scores.get, values)) for line in self.lines],
+        )
+
+    def figure(self, grid: Grid) -> "Figure":
+        """The lines; those of one method at other values of the other settings differ in dash."""
+        from plotly.graph_objects import Figure
+
+        figure, values = Figure(), list(dict.fromkeys(value for line in self.lines for value in line.scores))
+        others = list(dict.fromkeys(line.others for line in self.lines))
+        for line in self.lines:
+            if line.is_level and line.others != others[0]:
+                continue  # the same once more
+            style = method_style(grid, line.method)
+            heads = {plot_label(f"{self.keys[-1]} = {value}"): i for value, i in line.scores.items()}
+            trace = interval_trace(style, heads)
+            if line.others and not line.is_level:
+                trace["name"] = style.label + plot_label(f", {values_text(self.keys[:-1], line.others)}")
+            dash = "dash" if line.is_level else DASHES[others.index(line.others) % len(DASHES)]
+            figure.add_scatter(
+                **trace, x=list(line.scores), mode="lines+markers",
+                line={"color": style.colour, "width": 2, "dash": dash},
+                marker={"color": style.colour, "symbol": style.symbol, "size": 9},
+            )  # fmt: skip
+        numbers = [value for value in values if not isinstance(value, str)]
+        axis: dict[str, Any] = {"type": "category"}
+        if len(numbers) == len(values):
+            ticks = {"tickvals": values, "ticktext": list(map(str, values))}
+            axis = {"type": "log" if min(numbers) > 0 else "linear", **ticks}
+        figure.update_xaxes(title=plot_label(self.keys[-1]), **axis)
+        figure.update_yaxes(title="score on test, mean over targets")
+        return figure
+
+
+def sweep_curves(grids: Mapping[Values, Grid], keys: Sequence[str], k: int) -> SweepCurves:
+    """Every method at one k, over the targets and seeds that all methods have finished at all values.
 
     Targets are averaged, and seeds resampled within them, as everywhere in the report.
     """
     seeds: dict[str, frozenset[int]] = {}  # those of methods that use shots; of others all count
     shared = [grid.shared.get(k, {}) for grid in grids.values()]
-    for target in shared[0] if shared else ():
+    for target in shared[0]:
         if all(target in of_grid for of_grid in shared):
-            seeds[target] = frozenset.intersection(*(of_grid[target] for of_grid in shared))
-    seeds = {target: common for target, common in seeds.items() if common or not any(of[target] for of in shared)}
+            common = frozenset.intersection(*(of_grid[target] for of_grid in shared))
+            if common or not any(of_grid[target] for of_grid in shared):
+                seeds[target] = common
     lines: dict[tuple[str, Values], dict[Value, Interval]] = {}
-    cells: dict[str, set[frozenset[str]]] = {}
+    cells: dict[str, set[frozenset[str]]] = {}  # those of each method at the values, to tell what does not change
     for values, grid in grids.items():
         for method in grid.methods if seeds else ():
             rows = {t: [r for s, r in grid.runs[method, t, k].items() if s in seeds[t] or r.k != k] for t in seeds}
@@ -105,68 +160,24 @@ def sweep_lines(grids: Mapping[Values, Grid], k: int) -> tuple[list[SweepLine], 
             cells.setdefault(method, set()).add(frozenset(r.cell for of_target in rows.values() for r in of_target))
     found = [SweepLine(method, others, scores, len(cells[method]) == 1) for (method, others), scores in lines.items()]
     order = {method: i for grid in grids.values() for i, method in enumerate(grid.methods)}
-    return sorted(found, key=lambda line: order[line.method]), list(seeds)
+    return SweepCurves(keys, k, tuple(seeds), tuple(sorted(found, key=lambda line: order[line.method])))
 
 
 def sweep_section(grids: Mapping[Values, Grid], keys: Sequence[str]) -> Section:
     """Score against the values of the last swept setting, a line for each method and the values of the others."""
-    if not keys:
+    ks = sorted({k for grid in grids.values() for k in grid.ks}) if keys else []
+    by_k = {k: curves for k in ks if (curves := sweep_curves(grids, keys, k)).lines}
+    if not by_k:
         return Section("Sweep", ())
-    *others, last = keys
-    ks = sorted({k for grid in grids.values() for k in grid.ks})
     values = list(dict.fromkeys(of_grid[-1] for of_grid in grids))
-    by_k = {k: sweep_lines(grids, k) for k in ks}
     sign_note = "".join(dict.fromkeys(grid.sign_note for grid in grids.values()))
-    parts = []
-    for k, (lines, targets) in by_k.items():
-        table = make_table(
-            f"sweep-k{k}",
-            f"Score against {last}, k = {k}",
-            f"Mean over the {len(targets)} targets that every method has finished at every value "
-            f"({', '.join(targets)}), at common seeds. 95% intervals resample seeds within targets. What does not "
-            f"depend on a setting stands at each of its values.{sign_note}",
-            columns("|".join(["Method", *others]), [f"{last} = {value}" for value in values]),
-            [(line.method, *map(str, line.others), *map(line.scores.get, values)) for line in lines],
-        )
-        parts += [(k, (table,))] if lines else []
-    if not parts:
-        return Section("Sweep", ())
     plot = Plot(
         "sweep",
-        f"Score against {last}",
+        f"Score against {keys[-1]}",
         "Mean over the targets that every method finished at every value, with its 95% interval. Dashed lines are "
         "methods that do not depend on the setting.",
         "Mean score of each method at each value of the swept setting. The table holds the same numbers.",
-        (Control("k", {k: str(k) for k, _ in parts}, parts[-1][0]),),
-        lambda k: sweep_figure(next(iter(grids.values())), by_k[k][0], keys),
+        (Control("k", {k: str(k) for k in by_k}, max(by_k)),),
+        lambda k: by_k[k].figure(next(iter(grids.values()))),
     )
-    return Section("Sweep", tuple(parts), (plot,))
-
-
-def sweep_figure(grid: Grid, lines: Sequence[SweepLine], keys: Sequence[str]) -> "Figure":
-    """Score against the values of the last setting; a method's lines at other values of the others differ in dash."""
-    from plotly.graph_objects import Figure
-
-    figure, values = Figure(), list(dict.fromkeys(value for line in lines for value in line.scores))
-    others = list(dict.fromkeys(line.others for line in lines))
-    for line in lines:
-        if line.is_level and line.others != others[0]:
-            continue  # the same once more
-        style = method_style(grid, line.method)
-        trace = interval_trace(style, {plot_label(f"{keys[-1]} = {value}"): i for value, i in line.scores.items()})
-        name = style.label
-        if line.others and not line.is_level:
-            name += plot_label(f", {values_text(keys[:-1], line.others)}")
-        dash = "dash" if line.is_level else DASHES[others.index(line.others) % len(DASHES)]
-        figure.add_scatter(
-            **(trace | {"name": name}), x=list(line.scores), mode="lines+markers",
-            line={"color": style.colour, "width": 2, "dash": dash},
-            marker={"color": style.colour, "symbol": style.symbol, "size": 9},
-        )  # fmt: skip
-    numbers = [value for value in values if not isinstance(value, str)]
-    axis: dict[str, Any] = {"type": "category"}
-    if len(numbers) == len(values):
-        axis = {"type": "log" if min(numbers) > 0 else "linear", "tickvals": values, "ticktext": list(map(str, values))}
-    figure.update_xaxes(title=plot_label(keys[-1]), **axis)
-    figure.update_yaxes(title="score on test, mean over targets")
-    return figure
+    return Section("Sweep", tuple((k, (curves.table(values, sign_note),)) for k, curves in by_k.items()), (plot,))
