@@ -57,7 +57,7 @@ def out_of_bounds(item: Field[Any], kind: type) -> list[str]:
     return wrong
 
 
-FLAGS = [(verb, *each) for verb in VERBS for each in numeric(find_verb(verb).settings)]
+FLAGS = [(verb, *each) for verb in VERBS if verb != "queue" for each in numeric(find_verb(verb).settings)]  # as compare
 OPTIONS = [
     (name, item)
     for name, method in METHODS.items()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptprior.report.learning_curves import adaptation, learning_curve_section
+from promptprior.report.curves.learning_curves import adaptation, learning_curve_section
 from promptprior.report.results import Grid, Row
 from tests.report.result_rows import grid_rows, result_row
 

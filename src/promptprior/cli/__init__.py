@@ -24,7 +24,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         start = "\n" if sys.stderr.isatty() else ""  # a progress line may stand there
-        resumes = arguments[:1] in (["fit"], ["adapt"], ["compare"])
+        resumes = arguments[:1] in (["fit"], ["adapt"], ["compare"], ["queue"])
         advice = " Run the same command again: it resumes, and finished work is kept." if resumes else ""
         print(f"{start}promptprior: stopped by {signal.Signals(signum).name}.{advice}", file=sys.stderr)
         return 128 + signum

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptprior.cli.verb import PLAN_FILE, VERBS, Verb
-from promptprior.config.mapping import Setting, list_settings
+from promptprior.config.mapping import Setting, list_settings, settings_named
 from promptprior.config.training import setting
 from promptprior.errors import SpecError, unknown_name
 
-SWITCH = "true or false"
+SWITCH, MAPPING = "true or false", "'key: value' settings"  # kinds of settings
 OPTIONS = "options"  # the free settings of methods: --options.NAME.KEY
 DESCRIPTION = "promptprior: learn soft prompts that transfer from source tasks to targets with few examples."
 EXAMPLE = """promptprior compare --methods prompt_tuning,spot --sources noun_polarity,verb_polarity \\
@@ -33,14 +33,15 @@ def common_settings(verb: Verb) -> list[Setting]:
     return [s for s in list_settings(EveryVerb) if s.key != "preset" or verb.presets is not None]
 
 
-def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str | Mapping[str, str]]]:
     """The words that stand without a flag, and the text of every flag by its dotted key.
 
-    Raises SpecError for a flag that is unknown, ambiguous, given twice or without its value.
+    A flag of 'key: value' settings may come once for each key, as KEY=VALUE: then it has its texts by key. Raises
+    SpecError for a flag that is unknown, ambiguous, given twice or without its value.
     """
     known = [*list_settings(verb.settings), *common_settings(verb)]
     positional: list[str] = []
-    flags: dict[str, str] = {}
+    flags: dict[str, str | Mapping[str, str]] = {}
     left = list(words)
     while left:
         word = left.pop(0)
@@ -49,9 +50,7 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
             continue
         name, has_value, text = word[2:].partition("=")
         key = name.replace("-", "_")  # the whole key of a setting, or the end of just one
-        meant = [s for s in known if s.key in (key, f"settings.{key}")] or [
-            s for s in known if s.key.endswith(f".{key}")
-        ]
+        meant = settings_named(name, known)
         if len(meant) > 1:
             raise SpecError(f"flag --{name} is ambiguous: say {' or '.join(s.flag for s in meant)}")
         if not meant and key.startswith(f"{OPTIONS}.") and any(s.key == OPTIONS for s in known):
@@ -65,6 +64,13 @@ def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, s
             if not left or left[0].startswith("--"):
                 raise SpecError(f"flag {found.flag} needs a value: {found.kind}")
             text = left.pop(0)
+        part, is_pair, value = text.partition("=")
+        before = flags.get(found.key, {})
+        if found.kind == MAPPING and is_pair and not text.startswith("{") and not isinstance(before, str):
+            if part in before:
+                raise SpecError(f"flag --{name} {part} is given twice; give it once, lists with commas")
+            flags[found.key] = {**before, part: value}
+            continue
         if found.key in flags:
             raise SpecError(f"flag --{name} is given twice; give it once, lists with commas")
         flags[found.key] = text
@@ -78,6 +84,7 @@ def verb_parser(verb: Verb, parser: argparse.ArgumentParser | None = None) -> ar
     """An argparse parser that knows a verb's flags; it prints help and completes, `read_words` reads."""
     parser = parser or argparse.ArgumentParser(add_help=False)
     words = " ".join(word.upper() if word != PLAN_FILE else f"[{word}]" for word in verb.positional)
+    words = f"{PLAN_FILE} …" if verb.is_queue else words
     parser.usage = f"promptprior {verb.name} {words} [--key value …]"
     summary = VERBS[verb.name][0] if verb.name in VERBS else str(verb.settings.__doc__)
     parser.description = f"{summary}\n\n  {verb.example}"

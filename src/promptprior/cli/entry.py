@@ -110,18 +110,26 @@ def run(words: Sequence[str]) -> int | None:
             sizes = f"{len(preset.get('sources', ())):>4} -> {len(preset.get('targets', ())):<3}"
             print(f"{name:{width}} {sizes} {preset.get('about', '')}".rstrip())
         return None
-    plan, common = read_settings(verb, others)
-    check_outputs(verb, plan)
+    positional, flags = read_words(verb, others)
+    if verb.is_queue and not positional:
+        raise SpecError(f"{verb.name} needs plan files: {verb.example}")
+    of_each = [[file] for file in positional] if verb.is_queue else [positional]
+    plans, commons = zip(*(read_settings(verb, own, flags) for own in of_each), strict=True)
+    for plan in plans:
+        check_outputs(verb, plan)
     with all_processes(verb):
-        return verb.run(plan, common.dry_run)
+        return verb.run(dict(zip(positional, plans, strict=True)) if verb.is_queue else plans[0], commons[0].dry_run)
 
 
-def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
-    """A verb's settings and the flags of every verb. Flags win over the file, the file over the preset.
+def read_settings(
+    verb: Verb, positional: Sequence[str], given: Mapping[str, str | Mapping[str, str]]
+) -> tuple[Any, EveryVerb]:
+    """A verb's settings and the flags of every verb, from what `read_words` read.
 
-    Raises SpecError naming the flag, or the file and its line, that is wrong.
+    Flags win over the file, the file over the preset. Raises SpecError naming the flag, or the file and its line, that
+    is wrong.
     """
-    positional, flags = read_words(verb, words)
+    flags = dict(given)
     names = [name for name in EveryVerb.__dataclass_fields__ if name in flags]
     common = from_mapping(EveryVerb, apply_overrides({}, {n: flags.pop(n) for n in names}), "command line", flags="--")
 
@@ -152,8 +160,8 @@ def read_settings(verb: Verb, words: Sequence[str]) -> tuple[Any, EveryVerb]:
         line = line_of_key(file, key)
         return f"{file}, line {line}" if line else f"{file} and flags" if flags else str(file)
 
-    given = verb.defaults(apply_overrides(mapping, flags))
-    return from_mapping(verb.settings, given, where, flags="--"), common
+    values = verb.defaults(apply_overrides(mapping, flags))
+    return from_mapping(verb.settings, values, where, flags="--"), common
 
 
 LONGEST_NAME = 200  # bytes; files beside it have longer names

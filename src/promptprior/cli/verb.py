@@ -28,6 +28,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "evaluate": ("score a prompt on a task", "promptprior.cli.verbs.evaluate_verb"),
     "predict": ("answer the rows of a file with a prompt", "promptprior.cli.verbs.predict_verb"),
     "compare": ("compare methods on targets, seeds and shots, and report", "promptprior.cli.verbs.compare_verb"),
+    "queue": ("run several plans of compare, one after the other", "promptprior.cli.verbs.queue_verb"),
     "report": ("write the report of a results.jsonl again", "promptprior.cli.verbs.report_verb"),
     "similar": ("rank sources by how like a target they are", "promptprior.cli.verbs.similar_verb"),
     "tasks": ("list tasks, show one, or check a spec or data folder", "promptprior.cli.verbs.tasks_verb"),
@@ -44,7 +45,8 @@ class Verb:
 
     `run` gets the settings and whether to only say what it would do, and may return an exit code; `defaults` completes
     what was given, from the artifact that the settings name. `is_parallel`: whether torchrun may start it in several
-    processes. `presets` is a folder of plan files that `--preset` names.
+    processes. `presets` is a folder of plan files that `--preset` names. `is_queue`: it takes several plan files, and
+    `run` gets the settings of each by its name; flags win over all of them.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Verb:
     defaults: Callable[[Mapping[str, object]], dict[str, object]] = dict
     is_parallel: bool = False
     presets: Path | None = None
+    is_queue: bool = False
 
 
 def tasks_of_partition(

@@ -166,7 +166,7 @@ def failed_row(context: WorkerContext, cell: Cell, error: str) -> Row:
     settings = {
         **to_mapping(plan.resolved()),
         "source_seed": plan.source_seed,
-        "method": to_mapping(method),
+        "method": to_mapping(method, complete=True),  # an option that can be swept has its value in every row
         "dtype": str(context.backbone.frozen.dtype),
     }
     if method.needs_sources:

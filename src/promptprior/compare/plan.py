@@ -4,16 +4,26 @@ A cell's key is a hash of everything that decides its result, so a finished cell
 setting never reuses one.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from promptprior.config.choices import Shared, TestRows
-from promptprior.config.mapping import check_bounds, stable_hash
+from promptprior.config.mapping import (
+    apply_overrides,
+    check_bounds,
+    from_mapping,
+    list_settings,
+    settings_named,
+    stable_hash,
+    to_mapping,
+)
 from promptprior.config.training import LIMIT_BOUNDS, SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
-from promptprior.errors import SpecError
+from promptprior.errors import SpecError, unknown_name
 from promptprior.interruptions import raise_if_interrupted
 
 if TYPE_CHECKING:  # help reads the plan's settings, and must not wait for torch
@@ -26,6 +36,7 @@ RESULTS_VERSION = 1  # raised whenever a change of code changes results
 
 QUANTIZE = "8bit or 4bit weights, by bitsandbytes; by default as they are stored"
 STEPS = "--target.steps; --target.eval-every, where it is a number above 0, becomes a third of them"
+MOST_COMBINATIONS = 1000  # of swept values: a typing error must not become a year of work
 COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compile; see docs/performance.md"
 
 
@@ -87,6 +98,13 @@ class Plan:
         'pairs "a - b" of methods, written down first: the report tests and corrects just these',
         omit_from_hash_if_default=True,
     )
+    sweep: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=dict,
+        metadata={
+            "help": "run once for each value: length=10,20, target.steps=30,60, options.NAME.KEY=A,B (give it again)",
+            "omit_from_hash_if_default": True,
+        },
+    )
     published: str | None = setting(None, "the preset whose published rows the report shows beside the results")
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
     engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
@@ -117,6 +135,8 @@ class Plan:
         self.make_methods()
         if self.contrasts:
             self.contrast_pairs()
+        if self.sweep:
+            self.combinations()
 
     def make_methods(self) -> "list[Method]":
         """The methods with their options. Raises SpecError for unknown names, for sources that are missing, for
@@ -137,6 +157,59 @@ class Plan:
             if isinstance(method, Choosing):
                 candidates_of(method)
         return methods
+
+    def swept(self) -> dict[str, tuple[Any, ...]]:
+        """The values of `sweep` by whole keys: target.steps, options.bmtpt.particles.
+
+        Raises SpecError for keys that name no setting of all methods and no option of one, and for lists of no values.
+        """
+        known = [s for s in list_settings(Plan) if s.key.startswith("settings.")]
+        swept: dict[str, tuple[Any, ...]] = {}
+        for name, values in self.sweep.items():
+            where, key = f"sweep {name!r} (--sweep KEY=VALUE,VALUE)", name.replace("-", "_")
+            if not values:
+                raise SpecError(f"{where}: expected one value or more")
+            if not key.startswith("options."):
+                meant = [s.key.removeprefix("settings.") for s in settings_named(name, known)]
+                if not meant:
+                    raise SpecError(f"{where}: {unknown_name('setting', key, [s.flag[2:] for s in known])}")
+                if len(meant) > 1:
+                    raise SpecError(f"{where} is ambiguous: say {' or '.join(meant)}")
+                [key] = meant
+            elif key.count(".") != 2:
+                raise SpecError(f"{where}: expected options.METHOD.OPTION, as in options.bmtpt.particles=5,10")
+            if key in swept:
+                raise SpecError(f"{where} is given twice; give it once, values with commas")
+            swept[key] = values
+        return swept
+
+    def combinations(self) -> "dict[str, Plan]":
+        """A plan for each combination of swept values by its name, the last key changing fastest; {"": itself} without.
+
+        Each is the plan that flags of these values would make. Raises SpecError for a wrong key or value, and for two
+        combinations that come to the same.
+        """
+        if not self.sweep:
+            return {"": self}
+        swept = self.swept()
+        if (count := prod(map(len, swept.values()))) > MOST_COMBINATIONS:
+            raise SpecError(f"{count:,} combinations of values (--sweep): expected at most {MOST_COMBINATIONS:,}")
+        base, plans = to_mapping(replace(self, sweep={})), dict[str, Plan]()
+        for values in product(*swept.values()):
+            # A value means what it would mean as a flag.
+            texts = [value if isinstance(value, str) else json.dumps(to_mapping(value)) for value in values]
+            name = ", ".join(f"{key} = {text}" for key, text in zip(swept, texts, strict=True))
+            whole = [key if key.startswith("options.") else f"settings.{key}" for key in swept]
+            flags = dict(zip(whole, texts, strict=True))
+            plan = from_mapping(Plan, apply_overrides(base, flags), f"--sweep with {name}", flags="--")
+            work = plan.resolved(), plan.make_methods()
+            if same := next((n for n, p in plans.items() if (p.resolved(), p.make_methods()) == work), None):
+                raise SpecError(
+                    f"{same} and {name} come to the same (--sweep): leave one out; --steps, where given, wins over the "
+                    "steps of both stages"
+                )
+            plans[name] = plan
+        return plans
 
     def contrast_pairs(self) -> list[tuple[str, str]]:
         """The two methods of every contrast. Raises SpecError for another form, and for methods that do not run."""

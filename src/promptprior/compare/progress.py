@@ -20,12 +20,12 @@ def say_to_stderr(line: str) -> None:
 
 class ProgressDisplay:
     """Bars where `say` is the default and stderr a terminal, else lines. Of a comparison it knows how much is `done` of
-    a `total`, and `within` running work, in tokens (cost_estimate.py)."""
+    a `total`, how much comes `later`, and how much is done `within` running work, in tokens (cost_estimate.py)."""
 
     every = 2.0  # seconds between two lines
 
     def __init__(self, say: Say, total: float = 1.0) -> None:
-        self.say, self.total, self.done, self.within = say, max(total, 1.0), 0.0, 0.0
+        self.say, self.total, self.done, self.within, self.later = say, max(total, 1.0), 0.0, 0.0, 0.0
         self.start, self.last_line, self.bars = time.monotonic(), -1e9, None
         if say is say_to_stderr and sys.stderr.isatty():  # rich is imported only where it is used
             from rich.console import Console

@@ -69,20 +69,26 @@ def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stde
 
 
 def run_plan(
-    plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = ""
+    plan: Plan,
+    backbone: Backbone | None = None,
+    say: Say = say_to_stderr,
+    command: str = "",
+    progress: ProgressDisplay | None = None,
 ) -> ComparisonOutcome:
-    """Run what is missing of a plan and write its report.
+    """Run what is missing of a plan and write its report; of a plan with a sweep, one combination after the other.
 
     Everything that can be wrong with settings, tasks and backbone is found before the first step. A cell that fails is
     tried again (`retries`), then recorded with its error, and tried again by the next call; other cells go on. Raises
     ArtifactError while another comparison writes to the same folder, and DiskError, before the first step or when it
-    happens, for a disk that is full.
+    happens, for a disk that is full. `progress` is that of a queue of plans, of which this is one.
     """
     if plan.tensorboard is not None:
         tensorboard(plan.tensorboard)  # raises now where its package is missing
-    context, wanted = _load(plan, backbone)
-    tasks, path = context.tasks, plan.output / SIMILARITY_FILE
-    left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing] + unserved(plan, tasks)
+    runs = load_plan(plan, backbone)
+    context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY_FILE
+    tasks = context.tasks
+    left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
+    left_out += dict.fromkeys(line for run in runs for line in unserved(run.context.plan, tasks))
 
     def write() -> Path:
         """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
@@ -98,6 +104,7 @@ def run_plan(
             left_out=left_out,
             contrasts=plan.contrast_pairs(),
             published=plan.published,
+            sweep=tuple(plan.swept()),
         )
 
     cluster: AbstractContextManager[object] = nullcontext()
@@ -108,9 +115,14 @@ def run_plan(
     with cluster, claimed(plan.output):
         done = _finished_keys(plan)
         finished = sum(cell.key in done for cell in wanted)
-        prompt_bytes = 4 * plan.resolved().length * free_width(context.backbone, plan.resolved())
-        check_room(plan.output, (len(wanted) - finished) * (prompt_bytes + ROW_BYTES))
-        save_plan(replace(plan, settings=plan.resolved(), steps=None), plan.output / PLAN, "compare")
+        need = 0
+        for run in runs:
+            settings = run.context.plan.resolved()
+            prompt_bytes = 4 * settings.length * free_width(context.backbone, settings)
+            need += sum(cell.key not in done for cell in run.cells) * (prompt_bytes + ROW_BYTES)
+        check_room(plan.output, need)
+        saved = replace(plan, settings=plan.resolved(), steps=None, sweep=plan.swept())
+        save_plan(saved, plan.output / PLAN, "compare")
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:
@@ -128,12 +140,27 @@ def run_plan(
                 similarity = task_similarity(tasks.targets, tasks.sources, context.backbone, plan.resolved(), probe)
                 write_similarity(similarity, path)
         say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
-        left = remaining_work(context, wanted, done)
-        if again := sum(len(work.known) for work in left if isinstance(work, Group)):
+        left = work_left(runs)
+        if again := sum(len(work.known) for _, works in left for work in works if isinstance(work, Group)):
             say(f"{again} finished cells run again beside missing ones of their group; their results stay as they are")
+        for folder in {work.prior for _, works in left for work in works if isinstance(work, Group) and work.prior}:
+            if is_fitted(folder):
+                load_prior(folder, context.backbone.card)  # raises ArtifactError for a damaged one, before any work
+        for work in (work for _, works in left for work in works):
+            for file in sorted(work_folder(plan.output, work).rglob("state.json")):
+                read_checkpoint(file)  # likewise
+        progress, start = progress or ProgressDisplay(say, total_tokens(left)), time.monotonic()
+        after = progress.later
+        for i, (run, works) in enumerate(left):
+            if run.name:
+                say(run.name)
+            progress.later = after + total_tokens(left) - total_tokens(left[: i + 1])
+            fitted_before = [work for work in works if isinstance(work, Fit) and is_fitted(work.folder)]
+            _run_work(run.context, [work for work in works if work not in fitted_before], write, progress)
         if left:
-            _run_work(context, left, write, say)
-        _remove_checkpoints(plan, wanted)
+            say(f"finished in {duration(time.monotonic() - start)}")
+        for run in runs:
+            _remove_checkpoints(run.context.plan, run.cells)
         page, rows = write(), read_rows(plan.output / RESULTS)
         good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
@@ -144,8 +171,9 @@ def run_plan(
 
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
     """A page on the fits and cells that are missing, with estimated tokens and time; runs nothing."""
-    context, wanted = _load(plan, backbone)
-    tasks, done, card = context.tasks, _finished_keys(plan), context.backbone.card
+    runs, done = load_plan(plan, backbone), _finished_keys(plan)
+    context, wanted = runs[0].context, [cell for run in runs for cell in run.cells]
+    tasks, card = context.tasks, context.backbone.card
     finished = sum(cell.key in done for cell in wanted)
     lines = [
         f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run",
@@ -153,25 +181,40 @@ def preview(plan: Plan, backbone: Backbone | None = None) -> str:
         "sources: " + (", ".join(f"{s.name} ({len(s.split('train'))})" for s in tasks.sources) or "none"),
         "targets: " + ", ".join(f"{t.name} ({len(plan.test_of(t))} to test)" for t in tasks.targets),
     ]
-    lines += [f"  left out: {line}" for line in unserved(plan, tasks)]
+    lines += dict.fromkeys(f"  left out: {line}" for run in runs for line in unserved(run.context.plan, tasks))
     lines += [f"  not in {plan.data}: {', '.join(tasks.missing)}"] if tasks.missing else []
     known = [row for row in read_rows(plan.output / RESULTS) if row.cell in {cell.key for cell in wanted}]
     lines += power_lines(plan, len(tasks.targets), known)
-    left = remaining_work(context, wanted, done)
+    left = work_left(runs)
     if not left:
         return "\n".join([*lines, "nothing to run; the report would be written again"])
-    for work in left:
-        does = "fit" if isinstance(work, Fit) else f"adapt and test {len(work.cells)} cells"
-        if isinstance(work, Group) and work.known:
-            does += f" ({len(work.known)} of them finished, for the same batches)"
-        lines.append(f"  {work.label}: {does} {work.tokens:,.0f} tokens")
+    listed = set[str]()
+    for run, works in left:
+        lines += [f"{run.name}: {sum(cell.key not in done for cell in run.cells)} cells to run"] if run.name else []
+        for work in works:
+            if work.key in listed:
+                continue
+            listed.add(work.key)
+            does = "fit" if isinstance(work, Fit) else f"adapt and test {len(work.cells)} cells"
+            if isinstance(work, Group) and work.known:
+                does += f" ({len(work.known)} of them finished, for the same batches)"
+            lines.append(f"  {work.label}: {does} {work.tokens:,.0f} tokens")
     pace = tokens_per_second(context.backbone, tasks.targets[0], plan.resolved().length)
-    total = sum(work.tokens for work in left)
+    total = total_tokens(left)
     time_needed = f"{duration(total / pace)} at {pace:,.0f} tokens a second in one process"
     return "\n".join([*lines, f"about {total:,.0f} tokens, {time_needed}"])
 
 
-def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Cell]]:
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A plan without sweep, and its cells that no earlier combination has. A plain plan is one, its name empty."""
+
+    name: str
+    context: WorkerContext
+    cells: tuple[Cell, ...]
+
+
+def load_plan(plan: Plan, backbone: Backbone | None) -> list[Combination]:
     """What work is done with, and the cells that are wanted.
 
     Raises SpecError where no method can answer any target, and ArtifactError where files of others are in the way.
@@ -179,20 +222,39 @@ def _load(plan: Plan, backbone: Backbone | None) -> tuple[WorkerContext, list[Ce
     is_own = bool(read_rows(plan.output / RESULTS)) or is_plan_of(plan.output / PLAN, "compare")
     for name in (PLAN, PAGE):
         check_output(plan.output / name, "compare", (*plan.sources, *plan.targets), force=None, is_own=is_own)
-    tasks = load_tasks(plan)
-    left_out = unserved(plan, tasks)
-    if len(left_out) == len(plan.methods) * len(tasks.targets):
-        raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(left_out)}")
+    tasks, plans = load_tasks(plan), plan.combinations()
+    for one in plans.values():
+        left_out = unserved(one, tasks)
+        if len(left_out) == len(plan.methods) * len(tasks.targets):
+            raise SpecError(f"nothing to compare (--methods, --targets): {'; '.join(left_out)}")
     for target in tasks.targets:
         check_metrics(target, plan.test_limit, plan.test_rows)
-    context, settings = WorkerContext(plan, tasks, backbone or load_backbone(plan)), plan.resolved()
-    check_start(context.backbone, settings)
+    longest = max(plans.values(), key=lambda one: one.settings.length)
+    backbone, length = backbone or load_backbone(longest), longest.settings.length
+    for one in plans.values():
+        check_start(backbone, one.resolved())
     for source in tasks.sources:
-        check_lengths(context.backbone, source, source.split("train"), settings.length)
+        check_lengths(backbone, source, source.split("train"), length)
     for target in tasks.targets:
-        texts = [*target.split("train"), *plan.test_of(target)]
-        check_lengths(context.backbone, target, texts, settings.length)
-    return context, cells(plan, tasks, context.backbone)
+        check_lengths(backbone, target, [*target.split("train"), *plan.test_of(target)], length)
+    runs, seen = list[Combination](), set[str]()
+    for name, one in plans.items():
+        new = tuple(cell for cell in cells(one, tasks, backbone) if cell.key not in seen)
+        runs.append(Combination(name, WorkerContext(one, tasks, backbone), new))
+        seen |= {cell.key for cell in new}
+    return runs
+
+
+def work_left(runs: Sequence[Combination]) -> list[tuple[Combination, list[Work]]]:
+    """The combinations that have work left, with that work; each has the fits that it needs, which others may share."""
+    done = _finished_keys(runs[0].context.plan)  # of the folder that all write to
+    left = [(run, remaining_work(run.context, run.cells, done)) for run in runs]
+    return [(run, works) for run, works in left if works]
+
+
+def total_tokens(left: Sequence[tuple[Combination, list[Work]]]) -> float:
+    """The estimated tokens of all work that is left; a fit that several combinations share counts once."""
+    return sum({work.key: work.tokens for _, works in left for work in works}.values())
 
 
 def load_tasks(plan: Plan) -> Tasks:
@@ -274,16 +336,10 @@ def _remove_checkpoints(plan: Plan, wanted: Sequence[Cell]) -> None:
         (plan.output / WORK).rmdir()
 
 
-def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], say: Say) -> None:
+def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], progress: ProgressDisplay) -> None:
     """Do all work that is left, save what comes of it, and keep the report up to date."""
-    output, card = context.plan.output, context.backbone.card
-    for folder in {work.prior for work in left if not isinstance(work, Fit) and work.prior}:
-        if is_fitted(folder):
-            load_prior(folder, card)  # raises ArtifactError for a damaged one, before any work
-    for work in left:
-        for path in sorted(work_folder(output, work).rglob("state.json")):
-            read_checkpoint(path)  # likewise
-    progress, queue = ProgressDisplay(say, sum(work.tokens for work in left)), Queue(left, context.plan.retries)
+    output, say = context.plan.output, progress.say
+    queue = Queue(left, context.plan.retries)
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":
         from promptprior.compare.executors.ray_driver import run_on_ray as executor
@@ -313,7 +369,8 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
                     finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
                 append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
                 remove_folder(work_folder(output, work))
-            progress.done = progress.total - sum(work.tokens for work in [*queue.waiting, *queue.running])
+            waiting = sum(work.tokens for work in [*queue.waiting, *queue.running])
+            progress.done = max(0.0, progress.total - progress.later - waiting)
             progress.within = 0.0
             if has_new_rows and time.monotonic() - report_end >= report_seconds / REPORT_SHARE:
                 report_start = time.monotonic()
@@ -323,4 +380,3 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path
                     say(f"no report yet: {error}")
                 report_end = time.monotonic()
                 report_seconds = report_end - report_start
-    say(f"finished in {duration(time.monotonic() - progress.start)}")

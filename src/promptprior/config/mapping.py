@@ -9,7 +9,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -73,17 +73,25 @@ def list_settings(cls: type[Config], key: str = "", default: object = MISSING) -
             yield Setting(dotted, kind_name(hint), text, item.metadata.get("help", ""))
 
 
+def settings_named(name: str, known: Sequence[Setting]) -> list[Setting]:
+    """The settings that a name means: of that whole key, or else those whose key ends with it."""
+    key = name.replace("-", "_")
+    whole = [s for s in known if s.key in (key, f"settings.{key}")]
+    return whole or [s for s in known if s.key.endswith(f".{key}")]
+
+
 # To plain values -----------------------------------------------------------------------------------------
 
 
-def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
+def to_mapping(value: Any, *, for_hash: bool = False, complete: bool = False) -> Any:
     """A config as plain JSON values: fields in the order written, free mappings sorted by key.
 
     A field with `omit_from_hash_if_default` in its metadata is left out while it has its default, and one with
     `omit_from_hash_if` while that function of the config says so: a setting that came later changes no hash of what was
     made before it. A `fact` of a method is written though no setting changes it. `for_hash` writes a renamed field
     under its first name (its metadata's `formerly`), and fields that are `hash_only`: revisions of what a setting
-    means. The inverse of `from_mapping`. Raises TypeError for values that JSON has no form for.
+    means. `complete` writes what is left out at its default too. The inverse of `from_mapping`. Raises TypeError for
+    values that JSON has no form for.
     """
     if is_dataclass(value) and not isinstance(value, type):
         plain = {}
@@ -91,8 +99,10 @@ def to_mapping(value: Any, *, for_hash: bool = False) -> Any:
             rule, current = item.metadata.get, getattr(value, item.name)
             is_default = rule("omit_from_hash_if_default") and current == _default_of(item)
             is_omitted = is_default or ((omit_if := rule("omit_from_hash_if")) is not None and omit_if(value))
+            is_omitted = is_omitted and not (complete and item.init and not rule("fact"))
             if (item.init or rule("fact") or (for_hash and rule("hash_only"))) and not is_omitted:
-                plain[(for_hash and rule("formerly")) or item.name] = to_mapping(current, for_hash=for_hash)
+                part = to_mapping(current, for_hash=for_hash, complete=complete)
+                plain[(for_hash and rule("formerly")) or item.name] = part
         return plain
     if isinstance(value, Mapping):
         return {str(name): to_mapping(value[name], for_hash=for_hash) for name in sorted(value, key=str)}
@@ -115,8 +125,10 @@ def stable_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str]) -> dict[str, object]:
-    """The mapping with flags laid over it: dotted keys, dashes as good as underscores.
+def apply_overrides(
+    mapping: Mapping[str, object], overrides: Mapping[str, str | Mapping[str, str]]
+) -> dict[str, object]:
+    """The mapping with flags laid over it: dotted keys, dashes as good as underscores; texts, or texts by key.
 
     >>> apply_overrides({"rule": {"steps": 5}}, {"rule.learning-rate": "0.3"})
     {'rule': {'steps': 5, 'learning_rate': '0.3'}}
@@ -131,7 +143,7 @@ def apply_overrides(mapping: Mapping[str, object], overrides: Mapping[str, str])
                 raise SpecError(f"flag --{dotted}: {name!r} is {value!r}, which has no settings of its own")
             inner[name] = copy = dict(value)  # the mapping that was given stays as it is
             inner = copy
-        inner[last] = FlagText(text)
+        inner[last] = FlagText(text) if isinstance(text, str) else {key: FlagText(part) for key, part in text.items()}
     return result
 
 

@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -25,9 +25,10 @@ from promptprior.errors import DataError, SpecError
 from promptprior.files import write_text
 from promptprior.report.bank_usage import diagnostic_sections
 from promptprior.report.cost_points import cost_section
+from promptprior.report.curves.learning_curves import learning_curve_section
+from promptprior.report.curves.sweep_curves import Values, split_by_values, sweep_section, values_text
 from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
-from promptprior.report.learning_curves import learning_curve_section
 from promptprior.report.plots import LAYOUT
 from promptprior.report.protocol.cautions import Caution, caution_section, cautions
 from promptprior.report.protocol.contrasts import contrast_section, contrasts
@@ -59,7 +60,8 @@ class ReportOptions(TypedDict, total=False):
     report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
     where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the
     pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
-    whose published rows stand beside the results.
+    whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in:
+    a section shows all values, the others those with the last ones.
     """
 
     baseline: str
@@ -69,6 +71,7 @@ class ReportOptions(TypedDict, total=False):
     left_out: Sequence[str]
     contrasts: Sequence[tuple[str, str]]
     published: str | None
+    sweep: Sequence[str]
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -89,29 +92,34 @@ def make_report(rows: Rows, title: str = "promptprior comparison", **options: Un
     if not all_rows:
         where = f" in {rows}" if isinstance(rows, Path) else ""
         raise DataError(f"nothing to report: no result rows{where}")
-    grid = Grid(all_rows, options.get("baseline", "prompt_tuning"))
-    return Report(grid, comparisons(grid), title, options)
+    split, baseline = split_by_values(all_rows, options.get("sweep", ())), options.get("baseline", "prompt_tuning")
+    grids = {values: Grid(rows, baseline) for values, rows in split.items()}
+    grid = list(grids.values())[-1]
+    return Report(grid, comparisons(grid), title, options, grids)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is said of a grid, computed once."""
+    """Everything that is said of a grid, computed once. Of a sweep `grid` has the last values, `grids` all of them."""
 
     grid: Grid
     comparisons: tuple[Comparison, ...]
     title: str
     options: ReportOptions
+    grids: Mapping[Values, Grid]
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
         """Every section there is something to put into, in the order a reader asks; those of other packages last."""
         grid = self.grid
-        failed = [(row.cell[:12], row.method, row.target, row.k, row.seed, row.error) for row in grid.failed]
+        bad = [row for row in self.rows if not row.is_ok]
+        failed = [(row.cell[:12], row.method, row.target, row.k, row.seed, row.error) for row in bad]
         heads = (*columns("Cell|Method|Target", (), {"k": "count", "Seed": "plain"}), *columns("Error"))
         failures = make_table("failed", "Failed cells", "", heads, failed)
         sections = [
             contrast_section(contrasts(grid, self.options.get("contrasts", ()))),
             caution_section(self.cautions),
+            sweep_section(self.grids, self.options.get("sweep", ())),
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),
             guard_section(grid),
@@ -138,9 +146,16 @@ class Report:
         return tuple(section for section in sections if section.tables or section.plots)
 
     @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The row of every place, of a sweep at all of its values."""
+        return tuple({id(row): row for grid in self.grids.values() for row in grid.by_place.values()}.values())
+
+    @cached_property
     def cautions(self) -> tuple[Caution, ...]:
-        """The gates of the protocol that the rows do not pass."""
-        return tuple(cautions(self.grid))
+        """The gates of the protocol that the rows do not pass, of a sweep at each of its values."""
+        keys = self.options.get("sweep", ())
+        found = [(values_text(keys, values), c) for values, grid in self.grids.items() for c in cautions(grid)]
+        return tuple(replace(c, found=f"{text}: {c.found}") if text else c for text, c in found)
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -150,14 +165,18 @@ class Report:
     @property
     def notices(self) -> list[str]:
         """What a reader must know first: unfinished, failed, replaced and mixed cells."""
-        grid, notices = self.grid, []
-        cells, expected = len(grid.by_place), self.options.get("expected")
+        grid, notices, keys = self.grid, [], self.options.get("sweep", ())
+        cells, failed = len(self.rows), sum(not row.is_ok for row in self.rows)
+        expected = self.options.get("expected")
         if (expected or 0) > cells:
             notices.append(f"Unfinished: {cells} of {expected} cells have run. Means over few cells can change much.")
-        if grid.failed:
-            notices.append(f"{len(grid.failed)} of {cells} cells failed and have no score; see below.")
-        if replaced := len(grid.all_rows) - cells:
+        if failed:
+            notices.append(f"{failed} of {cells} cells failed and have no score; see below.")
+        if replaced := len({id(row) for of_values in self.grids.values() for row in of_values.all_rows}) - cells:
             notices.append(f"{replaced} older results of the same method, target, k and seed were left out.")
+        if keys:
+            last = values_text(keys, list(self.grids)[-1])
+            notices.append(f'Swept: {list_words(keys)}. "Sweep" has all values, the other sections those with {last}.')
         if len({row.backbone.fingerprint for row in grid.rows}) > 1:
             notices.append("Cells of different backbones are mixed: differences between methods may be theirs.")
         if gates := list(dict.fromkeys(c.gate for c in self.cautions if c.spoils)):
@@ -223,14 +242,14 @@ class Report:
     @property
     def facts(self) -> dict[str, str]:
         """Names and values of the header."""
-        rows = self.grid.by_place.values()
+        rows = self.rows
         values_of = {
             "Backbone": [f"{r.backbone.name} ({r.backbone.fingerprint[:12]})" for r in rows],
             "Methods": [r.method for r in rows],
             "Targets": [str(len({r.target for r in rows}))],
             "Shots k": [str(k) for k in sorted({r.k for r in rows} - {0})] or ["none"],
             "Seeds": [str(s) for s in sorted({r.seed for r in rows if r.k})] or ["none"],
-            "Cells": [f"{len(self.grid.rows)} scored, {len(self.grid.failed)} failed"],
+            "Cells": [f"{sum(r.is_ok for r in rows)} scored, {sum(not r.is_ok for r in rows)} failed"],
             "Split": [r.split for r in rows],
             "Versions": [f"{name} {version}" for r in rows for name, version in r.versions.items()],
         }

@@ -29,6 +29,9 @@ class ReportPlan:
     contrasts: tuple[str, ...] = setting(
         (), 'pairs "a - b" of methods to test and correct alone; by default those of the plan beside the results'
     )
+    sweep: tuple[str, ...] = setting(
+        (), "swept settings: length,target.steps; by default those of the plan beside the results"
+    )
     published: str | None = setting(None, "a preset whose published rows stand beside the results")
     force: bool = setting(False, FORCE)
 
@@ -50,6 +53,7 @@ class ReportPlan:
             return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
 
         from promptprior.files import write_text
+        from promptprior.report.curves.sweep_curves import DEFAULTS, NOT_SAID, OPTIONS, swept_value
         from promptprior.report.page import make_report
         from promptprior.report.protocol.contrasts import contrast_pairs
         from promptprior.report.results import read_rows
@@ -58,9 +62,16 @@ class ReportPlan:
         rows = [row for file in files for row in read_rows(file)]
         if rows and self.baseline not in (methods := {row.method for row in rows}) | {BASELINE}:
             raise SpecError(unknown_name("method", self.baseline, methods) + " (--baseline)")
-        pairs, plan_file = self.contrasts, files[0].with_name(PLAN)
-        if not pairs and is_plan_of(plan_file, "compare"):
-            pairs = tuple(map(str, load_yaml(plan_file).get("contrasts") or ()))
+        pairs, sweep, plan_file = self.contrasts, self.sweep, files[0].with_name(PLAN)
+        if is_plan_of(plan_file, "compare"):
+            compared = load_yaml(plan_file)
+            pairs = pairs or tuple(map(str, compared.get("contrasts") or ()))
+            sweep = sweep or tuple(map(str, compared.get("sweep") or ()))
+        sweep = tuple(key.replace("-", "_").removeprefix("settings.") for key in sweep)
+        for key in self.sweep and sweep:  # those of a plan are known
+            if {swept_value(row, key) for row in rows} <= {None, NOT_SAID}:
+                known = {f"{OPTIONS}{row.method}.{name}" for row in rows for name in row.settings.get("method", ())}
+                raise SpecError(unknown_name("setting", key, {*DEFAULTS, *known}) + " (--sweep)")
         report = make_report(
             rows,
             self.title,
@@ -68,6 +79,7 @@ class ReportPlan:
             command=command_line(),
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
             published=self.published,
+            sweep=sweep,
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
         )
         tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}
