@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptprior.report.curves.learning_curves import adaptation, learning_curve_section
+from promptprior.report.curves.learning_curves import Adaptation, learning_curve_section
 from promptprior.report.results import Grid, Row
 from tests.report.result_rows import grid_rows, result_row
 
@@ -30,7 +30,7 @@ CURVES = {
 
 def found(curves):
     grid = Grid(tuple(row(*place, curve) for place, curve in curves.items()), "prompt_tuning")
-    return adaptation(grid, 16)
+    return Adaptation.of(grid, 16)
 
 
 def test_means_over_targets_of_means_over_seeds_as_far_as_all_ran():
@@ -72,7 +72,7 @@ def test_a_table_shows_the_usual_steps_or_a_few():
 
 def test_what_trains_nothing_has_no_curve():
     grid = Grid(tuple(map(Row.from_json, grid_rows(ks=(16,)))), "prompt_tuning")
-    a = adaptation(grid, 16)
+    a = Adaptation.of(grid, 16)
     assert set(a.curves) == {"prompt_tuning", "multitask", "spot"}
     assert all(min(points) == 0 for points in a.curves.values())
 

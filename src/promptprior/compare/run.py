@@ -159,8 +159,15 @@ def run_plan(
             _run_work(run.context, [work for work in works if work not in fitted_before], write, progress)
         if left:
             say(f"finished in {duration(time.monotonic() - start)}")
-        for run in runs:
-            _remove_checkpoints(run.context.plan, run.cells)
+        done = _finished_keys(plan)  # a kill may have left checkpoints of finished work; those of other work stay
+        for group in (group for run in runs for group in plan_groups(run.context.plan, run.cells)):
+            for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
+                if all(cell.key in done for cell in part):
+                    remove_folder(plan.output / WORK / group_key(part))
+        for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
+            remove_folder(cost.parent / "checkpoints")
+        with suppress(OSError):  # not empty, or not there
+            (plan.output / WORK).rmdir()
         page, rows = write(), read_rows(plan.output / RESULTS)
         good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
@@ -321,19 +328,6 @@ def load_tasks(plan: Plan) -> Tasks:
 def _finished_keys(plan: Plan) -> set[str]:
     """Keys of the cells that have a good row on disk."""
     return {row.cell for row in read_rows(plan.output / RESULTS) if row.is_ok}
-
-
-def _remove_checkpoints(plan: Plan, wanted: Sequence[Cell]) -> None:
-    """Remove checkpoints of finished work, which a kill may have left; those of unfinished work stay."""
-    done = _finished_keys(plan)
-    for group in plan_groups(plan, wanted):
-        for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
-            if all(cell.key in done for cell in part):
-                remove_folder(plan.output / WORK / group_key(part))
-    for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
-        remove_folder(cost.parent / "checkpoints")
-    with suppress(OSError):  # not empty, or not there
-        (plan.output / WORK).rmdir()
 
 
 def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], progress: ProgressDisplay) -> None:

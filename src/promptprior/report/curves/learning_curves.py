@@ -34,6 +34,32 @@ class Adaptation:
     curves: Mapping[str, Mapping[int, Interval]]
     sign_note: str = ""
 
+    @classmethod
+    def of(cls, grid: Grid, k: int) -> "Adaptation":
+        """Mean curves over the targets on which every trained method has dev scores; none where there is none.
+
+        A method's curve of a target counts where all its runs at shared seeds have dev scores.
+        """
+        runs: dict[str, dict[str, list[dict[int, float]]]] = {}  # method -> target -> dev score by step of each run
+        for method in grid.methods:
+            for target, rows in grid.shared_rows[method, k].items():
+                curves = [
+                    {p.step: grid.merit(target, p.dev_score) for p in row.curve if p.dev_score is not None}
+                    for row in rows
+                    if row.k == k
+                ]
+                if curves and all(curves):
+                    runs.setdefault(method, {})[target] = curves
+        targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
+        mean_curves = {}
+        for method in runs if targets else ():
+            of_target = {target: runs[method][target] for target in targets}
+            steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
+            points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
+            if points:
+                mean_curves[method] = points
+        return cls(k, targets, mean_curves, grid.sign_note)
+
     def tables(self, baseline: str) -> tuple[Table, ...]:
         """Mean scores at some steps, where there are several.
 
@@ -86,35 +112,9 @@ class Adaptation:
         return figure
 
 
-def adaptation(grid: Grid, k: int) -> Adaptation:
-    """Mean curves over the targets on which every trained method has dev scores; none where there is no such target.
-
-    A method's curve of a target counts where all its runs at shared seeds have dev scores.
-    """
-    runs: dict[str, dict[str, list[dict[int, float]]]] = {}  # method -> target -> dev score by step of each run
-    for method in grid.methods:
-        for target, rows in grid.shared_rows[method, k].items():
-            curves = [
-                {p.step: grid.merit(target, p.dev_score) for p in row.curve if p.dev_score is not None}
-                for row in rows
-                if row.k == k
-            ]
-            if curves and all(curves):
-                runs.setdefault(method, {})[target] = curves
-    targets = tuple(t for t in grid.shared[k] if runs and all(t in of_method for of_method in runs.values()))
-    mean_curves = {}
-    for method in runs if targets else ():
-        of_target = {target: runs[method][target] for target in targets}
-        steps = sorted(set.intersection(*(set(run) for curves in of_target.values() for run in curves)))
-        points = {s: stratified_bootstrap({t: [run[s] for run in c] for t, c in of_target.items()}) for s in steps}
-        if points:
-            mean_curves[method] = points
-    return Adaptation(k, targets, mean_curves, grid.sign_note)
-
-
 def learning_curve_section(grid: Grid) -> Section:
     """How fast methods adapt, on average and on single targets."""
-    by_k = {k: adaptation(grid, k) for k in grid.ks}
+    by_k = {k: Adaptation.of(grid, k) for k in grid.ks}
     ks = Control("k", {k: str(k) for k in grid.ks}, grid.ks[-1] if grid.ks else None)
     plots = []
     if any(len(points) > 1 for a in by_k.values() for points in a.curves.values()):
