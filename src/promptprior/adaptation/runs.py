@@ -211,7 +211,9 @@ class FinishedRun:
         chosen, step, score = members[0], 0, None
         if best is not None:
             chosen = max(members, key=lambda copy: (best.score[copy], -best.nll[copy]))
-            step, score = best.step[chosen], merit(episode.task.metrics[0], best.score[chosen])
+            step = best.step[chosen]
+            if episode.task.is_choice:  # free text has no score: dev asked for its likelihood alone
+                score = merit(episode.task.metrics[0], best.score[chosen])
         variant_place, rate_place = divmod(chosen, len(self.rates))
         variant = init.variants[variant_place % len(init.variants)]
         rate = self.rates[rate_place] if method.trains else None
@@ -247,7 +249,7 @@ class FinishedRun:
             episode=episode,
             learning_rate=rate,
             best_step=step,
-            dev_score=score if task.is_choice else None,
+            dev_score=score,
             curve=tuple(self.curve(chosen, task)) if best else (),
             trainable=trainable * size,
             cost=self.done.cost,
