@@ -26,12 +26,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from measure import report_peak
 
 from promptprior.adapt import adapt, make_episode, score_on_test
-from promptprior.adaptation.choose import RESAMPLES, cross_validated, mix
+from promptprior.adaptation.choose import held_out_choice
 from promptprior.adaptation.folds import fold_episodes
 from promptprior.adaptation.held_out import HeldOut, held_out_predictions
 from promptprior.backbone import Backbone, load, ranking_tokens
@@ -164,20 +163,11 @@ def answer(task: Task, cache: Path, file: Path) -> None:
             own = {f"held_{name}": value for name, value in scores_of(task, held[method]).items()}
             write(file, task, episode, method, {**scores_of(task, on_test[method]), **own}, time.monotonic() - start)
         start, answers = time.monotonic(), [held[m] for m in CANDIDATES]
-        fitted = mix(answers)
-        mixed = cross_validated(answers)
-        singles = {m: scores_of(task, held[m]) for m in CANDIDATES}
-        best = max(CANDIDATES, key=lambda m: (singles[m]["score"], -CANDIDATES.index(m)))
-        blend = [fitted.answer([on_test[m][i] for m in CANDIDATES]) for i in range(len(test))]
-        right = [
-            [held_out_predictions(task, [a])[0].choice == a.example.label for a in of] for of in (held[best], mixed)
-        ]
-        ahead = torch.tensor(right[0]).double() - torch.tensor(right[1]).double()
-        places = np.random.default_rng(0).integers(0, len(ahead), (RESAMPLES, len(ahead)))  # as choose.paired_gap
-        takes_blend = len(fitted.members) > 1 and np.quantile(ahead.numpy()[places].mean(1), 0.025) <= 0
-        chosen = blend if takes_blend else on_test[best]
-        about = {"chosen": "blend" if takes_blend else best, "weights": dict(zip(
-            [CANDIDATES[m] for m in fitted.members], fitted.weights, strict=True))}  # fmt: skip
+        choice = held_out_choice(task, answers)
+        best, weights = CANDIDATES[choice.best], zip(choice.blend.members, choice.blend.weights, strict=True)
+        blend = [choice.blend.answer([on_test[m][i] for m in CANDIDATES]) for i in range(len(test))]
+        chosen = blend if choice.takes_blend else on_test[best]
+        about = {"chosen": "blend" if choice.takes_blend else best, "weights": {CANDIDATES[m]: w for m, w in weights}}
         write(file, task, episode, "auto_single", scores_of(task, on_test[best]), 0.0)
         write(file, task, episode, "auto_blend", scores_of(task, blend), 0.0)
         write(file, task, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)

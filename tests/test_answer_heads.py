@@ -3,12 +3,14 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.folds import fold_episodes
 from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.export_prompt import export_prompt
 from promptprior.backbone import Backbone, ranking_tokens
@@ -109,8 +111,6 @@ def test_a_head_of_a_trained_prompt_reads_behind_it() -> None:
 @pytest.mark.parametrize("name", ["linear_probe", "zero_shot_calibrated"])
 def test_answers_out_of_fold_are_those_of_heads_without_the_fold(name: str) -> None:
     """The slow way: every fold as its own episode."""
-    from promptprior.adaptation.folds import fold_episodes
-
     one = adapted(name, folds=3)
     given = {a.example.id: a.target_nll for a in one.out_of_fold}
     assert len(given) == len(one.episode.shots.train) + len(one.episode.shots.dev)
@@ -121,6 +121,53 @@ def test_answers_out_of_fold_are_those_of_heads_without_the_fold(name: str) -> N
             part.shots.dev, predict(alone.prompt, TARGET, backbone(), part.shots.dev), strict=True
         ):
             assert given[example.id] == pytest.approx(answer.choice_nll, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "folds", "times"),
+    [
+        ("linear_probe", 0, 0),  # reads states alone
+        ("linear_probe", 3, 0),
+        ("constant", 0, 0),
+        ("zero_shot_calibrated", 0, 1),
+        ("zero_shot_calibrated", 3, 2),  # for the heads of all folds, and for that of all shots
+        ("prompted_mixture", 0, 1),
+    ],
+)
+def test_the_choices_of_shots_are_scored_as_often_as_heads_ask(name: str, folds: int, times: int) -> None:
+    before, settings = backbone().meter.rows, replace(short(), folds=folds)
+    [one] = adapt(make_method(name), [make_episode(TARGET, 8, 13)], backbone(), None, settings)
+    shots = len(one.episode.shots.train) + len(one.episode.shots.dev)
+    assert backbone().meter.rows - before == times * shots * len(TARGET.label_names) == one.cost.rows
+    said: Any = one.prompt.header.scores["dev"]
+    assert said["dev_score"] == one.dev_score is not None
+    assert (said["best_step"], one.best_step) == (0, 0)
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_where_nothing_is_trained_the_curve_is_what_the_head_answers_to_dev(folds: int) -> None:
+    """By the slow way: heads of training shots alone, or of all folds but one."""
+    one, nll = adapted("linear_probe", folds=folds), list[float]()
+    for part in fold_episodes(one.episode, folds):
+        [alone] = adapt(make_method("linear_probe"), [replace(part, shots=replace(part.shots, dev=part.shots.train))],
+                        backbone(), None, short())  # fmt: skip
+        answers = predict(alone.prompt, TARGET, backbone(), part.shots.dev)
+        nll += [a.choice_nll[e.label or 0] for a, e in zip(answers, part.shots.dev, strict=True)]
+    [point] = one.curve
+    assert point == {
+        "step": 0,
+        "train_loss": None,
+        "dev_score": one.dev_score,
+        "dev_nll": pytest.approx(sum(nll) / len(nll), rel=1e-3),
+    }
+
+
+def test_demonstrations_with_a_head_have_folds_too() -> None:
+    """Each fold has a prompt of its own length, so folds do not run as copies."""
+    one = adapted("in_context_contextual", folds=2)
+    assert len(one.out_of_fold) == len(one.episode.shots.train) + len(one.episode.shots.dev)
+    right = [min(range(2), key=a.target_nll.__getitem__) == a.example.label for a in one.out_of_fold]
+    assert one.dev_score == pytest.approx(sum(right) / len(right))
 
 
 def test_what_a_head_cannot_do_is_said() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from promptprior.adaptation.choose import PULL, cross_validated, mix, mixing_weights
+from promptprior.adaptation.choose import PULL, RESAMPLES, cross_validated, held_out_choice, mix, mixing_weights
 from promptprior.adaptation.held_out import HeldOut
-from promptprior.tasks.task import Example
+from promptprior.tasks.task import Example, Task
+from tests.world import text_task
 
 Answers = list[list[HeldOut]]
 
@@ -94,3 +95,63 @@ def test_the_blends_score_comes_from_weights_that_have_not_seen_the_example() ->
     inside, outside = np.mean(scores, axis=0)
     assert inside > 0.55
     assert abs(outside - 0.5) < 0.05
+
+
+# What is chosen ------------------------------------------------------------------------------------------
+
+
+def task_of(case: Answers) -> Task:
+    """A task of these examples, with the classes that they have."""
+    examples = tuple(answer.example for answer in case[0])
+    names = examples[0].choices
+    return Task("case", "multiple_choice", ("accuracy",), {"train": examples}, label_names=names)
+
+
+def is_right(own: list[HeldOut]) -> np.ndarray:
+    return np.array([int(np.argmin(answer.target_nll)) == answer.example.label for answer in own], dtype=float)
+
+
+@pytest.mark.parametrize("examples", [20, 40])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_blend_answers_unless_the_best_one_is_surely_ahead_of_it(seed: int, examples: int) -> None:
+    """By means of right and wrong over resamples, all at once."""
+    case = random_case(seed, examples=examples)
+    if seed % 2:  # one candidate knows nearly all, so that the others can only spoil its answers
+        case[1] = [replace(a, target_nll=tuple(float(c != a.example.label) for c in range(3))) for a in case[0]]
+    choice = held_out_choice(task_of(case), case)
+    scores = [accuracy(own) for own in case]
+    assert choice.best == scores.index(max(scores))
+    assert choice.blend == mix(case)
+    assert choice.standings == pytest.approx([*scores, accuracy(cross_validated(case))])
+    ahead = is_right(case[choice.best]) - is_right(cross_validated(case))
+    places = np.random.default_rng(0).integers(0, len(ahead), (RESAMPLES, len(ahead)))
+    assert choice.takes_blend == (np.quantile(ahead[places].mean(1), 0.025) <= 0)
+
+
+def test_a_blend_that_is_surely_worse_does_not_answer() -> None:
+    """Nine candidates err on every other example and are very sure of it; one is always right."""
+    labels = [0, 1] * 40
+    nll = torch.zeros(10, 80, 2, dtype=torch.float64)
+    for i, y in enumerate(labels):
+        nll[9, i, 1 - y] = 0.02  # hardly surer than chance, which no temperature of the grid makes up for
+        nll[:9, i, 1 - y if i % 4 < 2 else y] = 4
+    choice = held_out_choice(task_of(held_out(nll, labels)), held_out(nll, labels))
+    assert (choice.best, choice.takes_blend) == (9, False)
+    assert choice.standings[-1] < choice.standings[9] == 1.0
+
+
+def test_of_equal_candidates_the_cheapest_is_the_best_one() -> None:
+    [own] = random_case(0, members=1)
+    choice = held_out_choice(task_of([own]), [own, own, own], may_blend=False)
+    assert (choice.best, choice.takes_blend, choice.mixed, choice.blend.members) == (0, False, (), ())
+    assert len(set(choice.standings)) == 1
+    alone = held_out_choice(task_of([own]), [own])
+    assert (alone.best, alone.takes_blend) == (0, False)
+
+
+def test_free_text_goes_to_the_lowest_nll() -> None:
+    task = text_task("shout", str.upper, size=4)
+    answers = [[HeldOut(e, (nll,), (2,)) for e in task.split("train")] for nll in (3.0, 1.0, 2.0)]
+    choice = held_out_choice(task, answers)
+    assert (choice.best, choice.takes_blend, choice.mixed) == (1, False, ())
+    assert choice.standings == pytest.approx([-1.5, -0.5, -1.0])

@@ -22,7 +22,7 @@ from promptprior.report.gains import comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.page import make_report
 from promptprior.report.results import Grid, Row, parse, read_rows
-from promptprior.report.scores import overall
+from promptprior.report.scores import Overall
 from promptprior.report.similarity_gain import TaskSimilarity, similarity_gain_correlation
 from promptprior.report.statistics import average_relative_gain
 from promptprior.tasks.metrics import METRICS, Metric, merit
@@ -134,7 +134,7 @@ def test_a_report_of_errors_says_what_a_report_of_scores_says() -> None:
         assert (other.p, other.p_holm) == pytest.approx((one.p, one.p_holm))
         assert other.improvement.estimate == pytest.approx(one.improvement.estimate)
     for k in plain.ks:
-        at_k, reverse = overall(plain, k), overall(errors, k)
+        at_k, reverse = Overall.of(plain, k), Overall.of(errors, k)
         assert at_k.ranking is not None
         assert reverse.ranking is not None
         assert reverse.ranking.mean_ranks == at_k.ranking.mean_ranks

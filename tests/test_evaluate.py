@@ -56,7 +56,7 @@ def test_ranking_is_what_one_forward_pass_per_choice_says(family: str) -> None:
     objective, params = world(family)
     task = choice_task("long", lambda w: len(w) % 4, LONG, size=6)
     eval_sets = [make_eval_set(objective, task, task.split("test"), copy=c) for c in range(COPIES)]
-    results = evaluate_requests(objective, params, eval_sets)
+    results = [one.result for one in evaluate_requests(objective, params, eval_sets)]
     answers = predictions(objective, params, eval_sets)
     for copy in range(COPIES):
         sums = [brute_force(objective.backbone, params["prompt"][copy], task, e) for e in eval_sets[copy].examples]
@@ -105,7 +105,7 @@ def test_free_text_is_selected_by_the_loss_per_token_of_the_right_answer() -> No
             objective.backbone.frozen, params["prompt"][copy : copy + 1], collate(eval_sets[copy].tokens)
         )
         assert float(nll[copy]) == pytest.approx(float(rows.mean()), abs=1e-9)
-    assert evaluate_requests(objective, params, eval_sets, generate=False)[0].scores == {}
+    assert evaluate_requests(objective, params, eval_sets, generate=False)[0].result.scores == {}
     assert eval_sets[0].tokens[0].targets[0][-1] == objective.backbone.frozen.tokenizer.eos_token_id
 
 
@@ -167,7 +167,7 @@ def test_an_empty_answer_is_wrong_and_the_first_line_counts(monkeypatch: pytest.
     right = eval_set.examples[1].target
     monkeypatch.setattr(Backbone, "generate", lambda *_, **__: ["", f" {right} \nand more", "\n \n"])
     assert [p.text for p in predictions(objective, params, [eval_set])[0]] == ["", right, ""]
-    assert evaluate_requests(objective, params, [eval_set])[0].scores["exact_match"] == pytest.approx(1 / 3)
+    assert evaluate_requests(objective, params, [eval_set])[0].result.scores["exact_match"] == pytest.approx(1 / 3)
 
 
 def test_generation_reads_the_prompt_of_each_evaluation_set() -> None:

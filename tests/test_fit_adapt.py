@@ -2,19 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
-from promptprior.artifacts.artifact import Prior
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.errors import ArtifactError, SpecError, TrainingError
 from promptprior.evaluate import evaluate
 from promptprior.fit import RunControl, fit
 from promptprior.methods import Episode, make_method
 from tests.backbone.tiny import tiny
-from tests.world import always, choice_task, early, random_batch, short
+from tests.world import always, choice_task, early, random_batch, short, text_task
 
 SOURCES = [choice_task("yes", always(0)), choice_task("no", always(1))]
 TARGET = choice_task("target", early)
@@ -120,6 +121,20 @@ def test_zero_shot_is_the_backbone_alone(backbone: Backbone, episode: Episode) -
     done = adapt(make_method("zero_shot"), [episode], backbone, None, short())[0]
     assert (done.learning_rate, done.best_step, done.trainable) == (None, 0, 0)
     assert done.prompt.params["prompt"].shape == (1, 0, backbone.width)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "prompt_tuning"])
+@pytest.mark.parametrize("folds", [0, 2])
+def test_a_header_has_the_dev_score_and_none_of_free_text(
+    backbone: Backbone, episode: Episode, name: str, folds: int, tmp_path: Path
+) -> None:
+    said = make_episode(text_task("said", str.upper), 4, 13)
+    for one in adapt(make_method(name), [episode, said], backbone, None, short(folds=folds)):
+        one.prompt.save_pretrained(tmp_path / one.episode.task.name)
+        dev: Any = Prompt.from_pretrained(tmp_path / one.episode.task.name, backbone.card).header.scores["dev"]
+        assert dev["dev_score"] == one.dev_score
+        assert (one.dev_score is None) == (one.episode is said)
+        assert dev["best_step"] == one.best_step
 
 
 def test_tests_of_like_named_tasks_are_not_confused(backbone: Backbone) -> None:

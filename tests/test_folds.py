@@ -108,7 +108,7 @@ def check_against_the_slow_twin(method: Recipe, episodes: Sequence[Episode], usi
                     task, dev = episodes[e].task, parts[e][f].shots.dev
                     params = made.of(step, [place * made.variants + v])
                     eval_sets = [make_eval_set(made.objective, task, dev)]
-                    [result] = evaluate_requests(made.objective, params, eval_sets, generate=False)
+                    result = evaluate_requests(made.objective, params, eval_sets, generate=False)[0].result
                     scores.append(merit(task.metrics[0], result.scores[task.metrics[0]]) if result.scores else 0.0)
                     nlls.append(result.nll)
                 ways[v, rate, step] = round(mean(scores), 9), -mean(nlls)

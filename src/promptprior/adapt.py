@@ -6,7 +6,6 @@ copies in one training run; dev shots pick the step and the way of each, and tes
 then in a refit of what was chosen.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from promptprior.adaptation.budget import Decision, read_decisions, write_decisi
 from promptprior.adaptation.choose import choose_candidate
 from promptprior.adaptation.refit import adapt_as_copies
 from promptprior.artifacts.artifact import Prior
-from promptprior.artifacts.blending import BLEND
 from promptprior.backbone import Backbone, load, training_tokens
 from promptprior.backbone.quiet_loading import quiet_loading
 from promptprior.config.choices import TestRows
@@ -28,24 +26,15 @@ from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
 from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import SpecError
-from promptprior.evaluate import (
-    EvalResult,
-    EvalSet,
-    evaluate,
-    evaluate_requests,
-    make_eval_set,
-    prompt_heads,
-    prompt_objective,
-)
+from promptprior.evaluate import EvalResult, PromptRequest, answer_requests
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
 from promptprior.methods.choosing import Choosing, candidates_of
-from promptprior.objectives.objective import copies_of
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
-from promptprior.preflight import check_lengths, check_start, check_training_memory, length_of_prompt
+from promptprior.preflight import check_lengths, check_start, check_training_memory
 from promptprior.processes import all_decide
 from promptprior.rules.maml import MULTIPLIER
 from promptprior.tasks import Task, load_task
@@ -257,37 +246,13 @@ def score_on_test(
 ) -> list[EvalResult]:
     """Scores of prompts on the examples of their tasks' test splits that `limit` and `rows` name (select_test).
 
-    Prompts of one parameterisation are copies of one evaluation.
+    Prompts of one parameterisation are copies of one evaluation, members of blends among them. Raises as
+    `evaluate.answer_requests` does, and SpecError for a limit below one row of each class of balanced rows.
     """
-    alike: dict[str, list[int]] = defaultdict(list)
-    results: dict[int, EvalResult] = {}
-    for place, a in enumerate(adapted):
-        header = a.prompt.header
-        if header.parameterisation == BLEND:
-            task = a.episode.task
-            tested = replace(task, examples={**task.examples, "test": select_test(task, limit, rows)})
-            results[place] = evaluate(a.prompt, tested, backbone, "test")
-            continue
-        alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
-    for places in alike.values():
-        group = [adapted[place] for place in places]
-        objective = prompt_objective(group[0].prompt, backbone)
-        eval_sets: dict[str, EvalSet] = {}
-        requests: list[EvalSet] = []
-        first = 0  # the copy that the next prompt's copies start at
-        for a in group:
-            task, size = a.episode.task, copies_of(a.prompt.params)
-            if task.fingerprint not in eval_sets:
-                examples = select_test(task, limit, rows)
-                check_lengths(backbone, task, examples, length_of_prompt(a.prompt))
-                eval_sets[task.fingerprint] = make_eval_set(objective, task, examples)
-            heads = prompt_heads(a.prompt)
-            requests.append(replace(eval_sets[task.fingerprint], copy=first, ensemble_size=size, heads=heads))
-            first += size
-        forms = [without_head(a.prompt.params) for a in group]
-        params = {name: torch.cat([form[name] for form in forms]) for name in forms[0]}
-        results.update(zip(places, evaluate_requests(objective, params, requests), strict=True))
-    return [results[place] for place in range(len(adapted))]
+    tasks = {a.episode.task.fingerprint: a.episode.task for a in adapted}
+    tests = {key: select_test(task, limit, rows) for key, task in tasks.items()}
+    requests = [PromptRequest(a.prompt, a.episode.task, tests[a.episode.task.fingerprint]) for a in adapted]
+    return [answers.result for answers in answer_requests(backbone, requests)]
 
 
 def diagnose(backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Task] = ()) -> list[Mapping[str, object]]:

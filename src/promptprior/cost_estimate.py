@@ -125,8 +125,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         depth = work.head_depth
         states = min(HEAD_DEPTH, depth) * tested + depth * times * every if head.sites(1) else 0.0
         testing += SCORED * states * target.text_tokens
-    if not method.trains:
-        return folds * scored(to_ask, to_learn) + testing
+    if not method.trains:  # dev is asked of the head, if there is one
+        return testing + (folds * scored(to_ask, to_learn) if head is None else 0.0)
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
     asked |= set(range(0, stage.steps, stage.dev_every)) if stage.dev_every else set()
     copies, before = work.adaptation_copies * len(stage.learning_rates), work.steps_before

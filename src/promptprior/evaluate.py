@@ -18,7 +18,7 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.artifacts.header import tensor_digest
 from promptprior.backbone import Backbone, Site, own_texts, ranking_tokens, training_tokens
-from promptprior.config.mapping import from_mapping
+from promptprior.config.mapping import from_mapping, stable_hash
 from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 from promptprior.heads.fitted import PREFIX, FittedHead, without_head
 from promptprior.heads.head import Head, Readout
@@ -65,6 +65,33 @@ class EvalResult:
     nll: float
 
 
+@dataclass(frozen=True)
+class PromptRequest:
+    """A prompt, and examples of a task that it is asked."""
+
+    prompt: Prompt
+    task: Task
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class PromptAnswers:
+    """What a prompt answers to each example: the NLL in nats of every target, and the prediction."""
+
+    eval_set: EvalSet
+    nll: TargetNLL
+    predictions: list[Prediction]
+
+    @property
+    def result(self) -> EvalResult:
+        """The scores of these answers, none without predictions; and the mean of `right_nll`."""
+        e, total = self.eval_set, 0.0  # not sum(), which adds up in another way from Python 3.12 on
+        for example, values, tokens in zip(e.examples, self.nll, e.tokens, strict=True):
+            total += right_nll(example, values, tuple(map(len, tokens.targets)))
+        scores = score(e.task, e.examples, self.predictions) if self.predictions else {}
+        return EvalResult(scores, total / len(e.examples))
+
+
 def make_eval_set(
     objective: Answering, task: Task, examples: Sequence[Example], copy: int = 0, task_index: int = 0
 ) -> EvalSet:
@@ -83,74 +110,104 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise SpecError(f"limit {limit} (--limit): expected at least 1, or None for all")
-    examples = task.split(split)[:limit]
-    if prompt.header.parameterisation == BLEND:
-        eval_set, nll = blended_losses(prompt, task, backbone, examples)
-        return EvalResult(score(task, examples, ranked(eval_set, nll)), right_answer_nll(eval_set, nll))
-    objective = prompt_objective(prompt, backbone)
-    eval_set = prompt_eval_set(objective, prompt, task, examples)
-    return evaluate_requests(objective, without_head(prompt.params), [eval_set])[0]
+    [answers] = answer_requests(backbone, [PromptRequest(prompt, task, task.split(split)[:limit])])
+    return answers.result
 
 
-@torch.no_grad()
 def predict(prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]) -> list[Prediction]:
     """What a prompt answers to examples of a task: the most likely choice, or generated text. Targets are not read.
 
     Raises ArtifactError for a prompt of another backbone, DataError for a text that does not fit into the context.
     """
-    if prompt.header.parameterisation == BLEND:
-        return ranked(*blended_losses(prompt, task, backbone, examples))
-    objective, params = prompt_objective(prompt, backbone), without_head(prompt.params)
-    eval_sets = [prompt_eval_set(objective, prompt, task, examples)]
-    nll = eval_set_losses(objective, params, eval_sets) if task.is_choice else [[]]
-    return predictions_of(objective, params, eval_sets, nll)[0]
+    [answers] = answer_requests(backbone, [PromptRequest(prompt, task, examples)], reads_targets=False)
+    return answers.predictions
 
 
-def blended_losses(
-    prompt: Prompt, task: Task, backbone: Backbone, examples: Sequence[Example]
-) -> tuple[EvalSet, TargetNLL]:
-    """What the members of a blend answer together: minus the log of each choice's weighted mean probability, in nats.
+def answer_requests(
+    backbone: Backbone, requests: Sequence[PromptRequest], reads_targets: bool = True, generate: bool = True
+) -> list[PromptAnswers]:
+    """What prompts answer, those of one form in one evaluation.
 
-    Raises ArtifactError for a blend of another backbone, DataError for free text.
+    The members of a blend are asked like all other prompts; it answers by minus the log of each choice's weighted mean
+    probability, in nats. Free text has no NLL without `reads_targets`, and no predictions without `generate`. Raises
+    ArtifactError for a prompt of another backbone, and DataError where a text does not fit into the context, where a
+    head knows other choices than the examples, and for a blend that is asked for free text.
     """
-    if not task.is_choice:
-        raise DataError(f"task {task.name!r}: a blend averages probabilities of choices; this is free text")
-    weights, temperatures = prompt.params["weight"][0].tolist(), prompt.params["temperature"][0].tolist()
-    each: list[TargetNLL] = []
-    for member, temperature in zip(blend_members(prompt), temperatures, strict=True):
-        objective = prompt_objective(member, backbone)
-        eval_set = prompt_eval_set(objective, member, task, examples)
-        [nll] = eval_set_losses(objective, without_head(member.params), [eval_set])
-        each.append([[value / temperature for value in of_choices] for of_choices in nll])
-    return replace(eval_set, heads=()), [mean_probability(nll, weights) for nll in zip(*each, strict=True)]
+    members = dict[int, list[PromptRequest]]()  # of blends, by place
+    for place, r in enumerate(requests):
+        if r.prompt.header.parameterisation == BLEND:
+            if not r.task.is_choice:
+                raise DataError(f"task {r.task.name!r}: a blend averages probabilities of choices; this is free text")
+            members[place] = [replace(r, prompt=member) for member in blend_members(r.prompt)]
+    single = [one for place, r in enumerate(requests) for one in members.get(place, [r])]
+
+    alike = defaultdict[str, list[int]](list)  # places in `single`, by form
+    for place, one in enumerate(single):
+        header = one.prompt.header
+        header.backbone.check(backbone.card, f"the prompt of {header.method}")
+        alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
+    of_single: dict[int, PromptAnswers] = {}
+    for places in alike.values():
+        group = [single[place] for place in places]
+        of_single |= zip(places, _answer_as_copies(backbone, group, reads_targets, generate), strict=True)
+
+    remaining, answers = iter([of_single[place] for place in range(len(single))]), list[PromptAnswers]()
+    for place, r in enumerate(requests):
+        own = [next(remaining) for _ in members.get(place, [r])]
+        if place in members:
+            weights, temperatures = (r.prompt.params[name][0].tolist() for name in ("weight", "temperature"))
+            mixed = average_predictions(r.examples, [one.predictions for one in own], weights, temperatures)
+            own = [PromptAnswers(own[0].eval_set, [list(p.choice_nll) for p in mixed], mixed)]
+        answers += own
+    return answers
 
 
-def prompt_eval_set(objective: Answering, prompt: Prompt, task: Task, examples: Sequence[Example]) -> EvalSet:
-    """An evaluation set that all copies of a prompt answer, by the head it has.
+@torch.no_grad()
+def _answer_as_copies(
+    backbone: Backbone, requests: Sequence[PromptRequest], reads_targets: bool, generate: bool
+) -> list[PromptAnswers]:
+    """What prompts of one form answer. Equal ones are one copy: a text is read once behind it, whatever heads read."""
+    objective = prompt_objective(requests[0].prompt, backbone)
+    encoded = dict[tuple[str, int], EvalSet]()  # by task and examples
+    distinct, first_copy = list[Params](), dict[tuple[object, ...], int]()  # prompts, and where their copies start
+    eval_sets, places, asked = list[EvalSet](), dict[tuple[object, ...], int](), list[int]()
+    for r in requests:
+        what = r.task.fingerprint, id(r.examples)
+        if what not in encoded:
+            check_lengths(backbone, r.task, r.examples, length_of_prompt(r.prompt))
+            encoded[what] = make_eval_set(objective, r.task, r.examples)
+        params, size = without_head(r.prompt.params), copies_of(r.prompt.params)
+        prompt = size, *(tensor_digest(value) for _, value in sorted(params.items()))
+        if prompt not in first_copy:
+            first_copy[prompt] = sum(copies_of(others) for others in distinct)
+            distinct.append(params)
+        heads = prompt_heads(r.prompt, r.task, r.examples)
+        key = *what, *prompt, len(eval_sets) if heads else None  # a fitted head is like no other
+        if key not in places:
+            places[key] = len(eval_sets)
+            eval_sets.append(replace(encoded[what], copy=first_copy[prompt], ensemble_size=size, heads=heads))
+        asked.append(places[key])
 
-    Raises DataError where the head knows other choices than those of the examples, and for texts that do not fit into
-    the context.
+    copies = {name: torch.cat([params[name] for params in distinct]) for name in distinct[0]}
+    answers = evaluate_requests(objective, copies, eval_sets, reads_targets, generate)
+    return [answers[place] for place in asked]
+
+
+def prompt_heads(prompt: Prompt, task: Task, examples: Sequence[Example]) -> tuple[FittedHead, ...]:
+    """The fitted head of a prompt; () where the choices' likelihood answers.
+
+    Raises DataError where the head knows other choices than those of the examples, and ArtifactError for an unknown
+    name and for settings that the head does not have.
     """
     header = prompt.header
-    check_lengths(objective.backbone, task, examples, length_of_prompt(prompt))
-    whole = replace(make_eval_set(objective, task, examples), ensemble_size=copies_of(prompt.params))
     if not header.head:
-        return whole
+        return ()
     for example in examples:
         if example.choices != header.choices:
             raise DataError(
                 f"task {task.name!r}: example {example.id!r} has the choices {list(example.choices)}; the "
                 f"{header.head} head of this prompt was fitted to {list(header.choices)}, in this order"
             )
-    return replace(whole, heads=prompt_heads(prompt))
-
-
-def prompt_heads(prompt: Prompt) -> tuple[FittedHead, ...]:
-    """The fitted head of a prompt; () where the choices' likelihood answers. Raises ArtifactError for an unknown name
-    and for settings that the head does not have."""
-    header = prompt.header
-    if not header.head:
-        return ()
     if header.head not in HEADS:
         raise ArtifactError(unknown_name("head", header.head, HEADS))
     try:
@@ -171,15 +228,19 @@ def prompt_objective(prompt: Prompt, backbone: Backbone) -> Answering:
 
 @torch.no_grad()
 def evaluate_requests(
-    objective: Answering, params: Params, eval_sets: Sequence[EvalSet], generate: bool = True
-) -> list[EvalResult]:
-    """Scores of all evaluation sets. Without `generate`, those of free text have no scores, only their NLL."""
-    losses = eval_set_losses(objective, params, eval_sets)
-    answers = predictions_of(objective, params, eval_sets, losses, generate)
-    return [
-        EvalResult(score(e.task, e.examples, predictions) if predictions else {}, right_answer_nll(e, nll))
-        for e, nll, predictions in zip(eval_sets, losses, answers, strict=True)
-    ]
+    objective: Answering,
+    params: Params,
+    eval_sets: Sequence[EvalSet],
+    reads_targets: bool = True,
+    generate: bool = True,
+) -> list[PromptAnswers]:
+    """What every evaluation set is answered. Free text has no NLL without `reads_targets`, no predictions without
+    `generate`."""
+    scored = [e for e in eval_sets if reads_targets or e.task.is_choice]
+    losses = iter(eval_set_losses(objective, params, scored))
+    nll = [next(losses) if reads_targets or e.task.is_choice else [] for e in eval_sets]
+    predictions = predictions_of(objective, params, eval_sets, nll, generate)
+    return [PromptAnswers(*of) for of in zip(eval_sets, nll, predictions, strict=True)]
 
 
 def ranked(eval_set: EvalSet, nll: TargetNLL) -> list[Prediction]:
@@ -201,7 +262,7 @@ def dev_scores(
 
     Free text is selected by NLL alone.
     """
-    results = evaluate_requests(objective, params, eval_sets, generate=False)
+    results = [answers.result for answers in evaluate_requests(objective, params, eval_sets, generate=False)]
     firsts = [(e.task.metrics[0], r.scores) for e, r in zip(eval_sets, results, strict=True)]
     values = [merit(name, scores[name]) if scores else 0.0 for name, scores in firsts]
     return torch.tensor(values, dtype=torch.float64), torch.tensor([r.nll for r in results], dtype=torch.float64)
@@ -340,14 +401,6 @@ def predictions_of(
     return out
 
 
-def right_answer_nll(eval_set: EvalSet, nll: TargetNLL) -> float:
-    """Mean NLL of the right answers, each as `right_nll` has it."""
-    total = 0.0  # not sum(), which adds up in another way from Python 3.12 on
-    for example, values, tokens in zip(eval_set.examples, nll, eval_set.tokens, strict=True):
-        total += right_nll(example, values, tuple(map(len, tokens.targets)))
-    return total / len(eval_set.examples)
-
-
 def right_nll(example: Example, nll: Sequence[float], lengths: Sequence[int]) -> float:
     """NLL in nats of the right answer: among the choices (normalised over them), or per token of free text."""
     if not example.choices:
@@ -387,16 +440,24 @@ def score_ensemble(
     )
 
 
-def average_predictions(examples: Sequence[Example], answers: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+def average_predictions(
+    examples: Sequence[Example],
+    answers: Sequence[Sequence[Prediction]],
+    weights: Sequence[float] = (),
+    temperatures: Sequence[float] = (),
+) -> list[Prediction]:
     """One prediction for each example from those of several prompts: mean probabilities of its choices.
 
-    `choice_nll` is then minus the logarithm of the mean, normalised over the choices. Raises DataError for free text.
+    A prompt's probabilities are those of its NLL over its temperature, 1 by default; `weights` as in
+    `mean_probability`. `choice_nll` is then minus the logarithm of the mean, normalised over the choices. Raises
+    DataError for free text.
     """
     averages = []
     for example, predictions in zip(examples, zip(*answers, strict=True), strict=True):
         if not predictions[0].choice_nll:
             raise DataError(f"example {example.id!r}: free text has no probabilities to average; use a choice task")
-        nll = mean_probability([p.choice_nll for p in predictions])
+        own = zip(predictions, temperatures or (1.0,) * len(predictions), strict=True)
+        nll = mean_probability([[value / t for value in p.choice_nll] for p, t in own], weights)
         best = nll.index(min(nll))
         averages.append(replace(predictions[0], choice=best, text=example.choices[best], choice_nll=tuple(nll)))
     return averages

@@ -363,7 +363,13 @@ def claimed(folder: Path, *outputs: Path) -> Iterator[None]:
     refused = f"{folder}: another command is writing there. Wait for it or stop it, or name another folder (--output)"
     with ExitStack() as stack:
         stack.enter_context(unfinished())
-        stack.callback(_remove_empty, made)
+
+        @stack.callback
+        def remove_empty() -> None:
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
+
         with disk_errors(folder / CLAIM, 0):
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -439,12 +445,6 @@ def _locked(path: Path, timeout: float = -1) -> Iterator[None]:
         if sys.platform != "win32" and is_ours():  # where open files cannot be removed, the system does it later
             path.unlink(missing_ok=True)
         lock.release()
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _is_whole(tail: bytes) -> bool:

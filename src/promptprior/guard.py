@@ -19,9 +19,8 @@ from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import eval_set_losses, prompt_eval_set, prompt_objective
+from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.fit import RunControl
-from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, make_method
 
 RIVALS = ("zero_shot", "prompt_tuning")  # of two that are equal the first, which costs nothing, is taken
@@ -86,10 +85,9 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
     """
     answers = adapted.out_of_fold
     if not answers:
-        objective = prompt_objective(adapted.prompt, backbone)
-        asked = prompt_eval_set(objective, adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
-        [nll] = eval_set_losses(objective, without_head(adapted.prompt.params), [asked])
-        answers = held_out_answers(asked, nll)
+        asked = PromptRequest(adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
+        [given] = answer_requests(backbone, [asked], generate=False)
+        answers = held_out_answers(given.eval_set, given.nll)
     return judged(adapted, answers)
 
 

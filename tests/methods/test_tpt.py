@@ -240,9 +240,8 @@ def test_where_the_right_prompt_depends_on_the_text_retrieval_wins_by_a_wide_mar
         form = parameterisation(header.parameterisation, header.parameterisation_settings, backbone)
         objective = PromptObjective(backbone, form)
         eval_set = make_eval_set(objective, task, task.split("test"))
-        return evaluate_requests(objective, prior.params, [eval_set])[0].scores["accuracy"], header.diagnostics.get(
-            "retrieval"
-        )
+        [answers] = evaluate_requests(objective, prior.params, [eval_set])
+        return answers.result.scores["accuracy"], header.diagnostics.get("retrieval")
 
     single = max(accuracy("multitask", rate)[0] for rate in (0.3, 1.0))
     static, same = accuracy("tpt_static", 0.3, **shared)

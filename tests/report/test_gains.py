@@ -8,7 +8,7 @@ import pytest
 from promptprior.report.gains import comparisons, interval_by_seed
 from promptprior.report.page import Report, make_report
 from promptprior.report.results import Grid, Row
-from promptprior.report.scores import overall
+from promptprior.report.scores import Overall
 from promptprior.report.statistics import holm, interval, paired_permutation
 from tests.report.result_rows import grid_rows, result_row
 
@@ -193,13 +193,13 @@ def test_aggregates_run_over_targets_that_all_methods_have():
         *cells("spot", "a", [0.7, 0.8]),
         *cells("prompt_tuning", "easy", [0.9]),
     ]
-    found = overall(grid(rows), 16)
+    found = Overall.of(grid(rows), 16)
     assert found.targets == ("a",)
     assert {m: of["mean"].estimate for m, of in found.aggregates.items()} == pytest.approx(
         {"prompt_tuning": 0.55, "spot": 0.75}
     )
     assert found.ranking is None  # of one target and two methods
-    nothing = overall(grid([*rows, *cells("multitask", "easy", [0.9])]), 16)
+    nothing = Overall.of(grid([*rows, *cells("multitask", "easy", [0.9])]), 16)
     assert (nothing.targets, nothing.aggregates, nothing.pairs) == ((), {}, ())
 
 
@@ -209,7 +209,7 @@ def test_aggregates_run_over_seeds_that_all_methods_have():
         *cells("spot", "a", [0.4]),
         result_row(cell="z", method="zero_shot", target="a", k=0, seed=99, steps=0, score=0.1),
     ]
-    found = overall(grid(rows), 16)
+    found = Overall.of(grid(rows), 16)
     assert grid(rows).shared[16] == {"a": {0}}
     assert {m: of["mean"].estimate for m, of in found.aggregates.items()} == {
         "zero_shot": 0.1,
@@ -224,7 +224,7 @@ def test_aggregates_run_over_seeds_that_all_methods_have():
 
 def test_ranks_and_pairs_take_a_target_as_one_observation():
     rows = [*PLANTED, *(row for t in ("up", "down", "same") for row in cells("multitask", t, [0.1, 0.2] * 2))]
-    found = overall(grid(rows), 16)
+    found = Overall.of(grid(rows), 16)
     assert dict(found.ranking.mean_ranks) == pytest.approx({"spot": 4 / 3, "prompt_tuning": 5 / 3, "multitask": 3.0})
     pair = next(d for d in found.pairs if (d.first, d.second) == ("prompt_tuning", "spot"))
     assert (pair.wins, pair.ties, pair.losses) == (1, 0, 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from promptprior.report.curves.sweep_curves import NOT_SAID, split_by_values, sweep_curves, swept_value
+from promptprior.report.curves.sweep_curves import NOT_SAID, SweepCurves, split_by_values, swept_value
 from promptprior.report.page import Report, make_report
 from promptprior.report.results import Row
 from promptprior.report.section import DASH
@@ -91,7 +91,7 @@ def test_the_section_has_the_mean_of_every_method_at_every_value() -> None:
                 ]
                 means.append(sum(own) / len(own))
             assert float(score) == pytest.approx(sum(means) / 2, abs=5.1e-4)
-    curves = sweep_curves(report.grids, ["options.spot.top", "length"], 4)
+    curves = SweepCurves.of(report.grids, ["options.spot.top", "length"], 4)
     lines = curves.lines
     assert sorted(curves.targets) == sorted(TARGETS)
     assert all(score.low is not None for line in lines if line.method == "spot" for score in line.scores.values())

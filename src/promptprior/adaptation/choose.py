@@ -11,7 +11,7 @@ arXiv 1704.02030): few examples tell too little to let one candidate have it all
 comes from folds of the held-out examples, each answered by weights that the others gave.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from promptprior.artifacts.blending import blended
 from promptprior.evaluate import mean_probability
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric
-from promptprior.tasks.task import Example
+from promptprior.tasks.task import Example, Task
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
 EM_STEPS = 300
@@ -32,6 +32,9 @@ PULL = 4.0  # examples that the prior is worth for each candidate
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
 FOLDS = 5  # of the held-out examples, for the score of the blend
 RESAMPLES = 500  # of the examples, for the interval of a gap
+
+Lead = Callable[[Sequence[int]], float]
+"""By how much one side is ahead of another on the examples at these places; ahead is positive whatever the metric."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +101,36 @@ class Gap:
 
 
 def paired_gap(chosen: Candidate, other: Candidate, by_nll: bool | None = None) -> Gap:
-    """How far one candidate is ahead of another in score, or in NLL (nats): by default where their scores are equal.
+    """How far one candidate is ahead of another in score, or in NLL (nats): by default where their scores are equal."""
+    by_nll = chosen.rank[0] == other.rank[0] if by_nll is None else by_nll
 
-    The interval is the percentile bootstrap over examples, both candidates judged on the same ones.
-    """
-    task, examples, size = chosen.adapted.episode.task, chosen.examples, len(chosen.each_nll)
-    by_nll, first = chosen.rank[0] == other.rank[0] if by_nll is None else by_nll, metric(task.metrics[0])
+    def nll_lead(places: Sequence[int]) -> float:
+        return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
 
-    def ahead(places: Sequence[int]) -> float:
-        if by_nll:
-            return sum(other.each_nll[p] - chosen.each_nll[p] for p in places) / len(places)
+    task, examples = chosen.adapted.episode.task, chosen.examples
+    lead = nll_lead if by_nll else score_lead(task, examples, chosen.predictions, other.predictions)
+    return Gap(other.method, *with_interval(lead, len(chosen.each_nll)))
+
+
+def score_lead(task: Task, examples: Sequence[Example], own: Sequence[Prediction], other: Sequence[Prediction]) -> Lead:
+    """By how much `own` predictions are ahead of others in the task's first metric."""
+    first = metric(task.metrics[0])
+
+    def lead(places: Sequence[int]) -> float:
         resample = [examples[p] for p in places]
-        answers = (AnswerSet(task, resample, [c.predictions[p] for p in places]) for c in (chosen, other))
-        own, others = (merit(task.metrics[0], float(first.function(answer))) for answer in answers)
-        return own - others
+        answers = (AnswerSet(task, resample, [of[p] for p in places]) for of in (own, other))
+        mine, others = (merit(task.metrics[0], float(first.function(answer))) for answer in answers)
+        return mine - others
 
+    return lead
+
+
+def with_interval(lead: Lead, size: int) -> tuple[float, float, float]:
+    """A lead on all of `size` examples, and the ends of its 95% interval: the percentile bootstrap over examples, both
+    sides judged on the same ones."""
     resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
-    low, high = np.quantile([ahead(places) for places in resamples], (0.025, 0.975)).tolist()
-    return Gap(other.method, ahead(range(size)), low, high)
+    low, high = np.quantile([lead(places) for places in resamples], (0.025, 0.975)).tolist()
+    return lead(range(size)), low, high
 
 
 @dataclass(frozen=True)
@@ -177,39 +192,69 @@ def cross_validated(answers: Sequence[Sequence[HeldOut]]) -> list[HeldOut]:
     return mixed
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What held-out answers choose: the single candidate at place `best`, or all of them as `blend` mixes them.
+
+    `standings` say how good each candidate is, and after them the blend where there is one: the merit of its score, of
+    free text minus its mean NLL in nats; higher is better. `mixed` are the examples as the blend answers them by
+    weights that have not seen them, none where there is none.
+    """
+
+    best: int
+    blend: Mix
+    takes_blend: bool
+    mixed: tuple[HeldOut, ...]
+    standings: tuple[float, ...]
+
+
+def held_out_choice(task: Task, answers: Sequence[Sequence[HeldOut]], may_blend: bool = True) -> Choice:
+    """Which candidates answer a task, from `answers[m][i]` of candidate m, in order of cost, to held-out example i.
+
+    Of single ones the best score, then the cheapest; the blend unless that one is surely ahead of it in score. Free
+    text, which has no choices to average over, goes to the lowest NLL.
+    """
+    may_blend = may_blend and task.is_choice and len(answers) > 1
+    blend = mix(answers) if may_blend else Mix((), (), ())
+    mixed = tuple(cross_validated(answers)) if len(blend.members) > 1 else ()
+    standings = []
+    for own in (*answers, mixed) if mixed else answers:
+        value, each = held_out_score(task, own), [answer.right_nll for answer in own]
+        standings.append(-sum(each) / len(each) if value is None else merit(task.metrics[0], value))
+    best = max(range(len(answers)), key=lambda m: (standings[m], -m))
+    takes_blend = False
+    if mixed:
+        sides = (held_out_predictions(task, own) for own in (answers[best], mixed))
+        lead = score_lead(task, [answer.example for answer in mixed], *sides)
+        takes_blend = with_interval(lead, len(mixed))[1] <= 0
+    return Choice(best, blend, takes_blend, mixed, tuple(standings))
+
+
 def choose_candidate(
     name: str, candidates: Sequence[Adapted], may_blend: bool = True, not_run: Mapping[str, float] | None = None
 ) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
-    Candidates stand in order of cost. The blend is taken unless the best single candidate is surely ahead of it in
-    held-out score (paired_gap); free text, which has no choices to average over, goes to the lowest NLL.
-    The header has `scores.auto`: what was chosen; a leaderboard of held-out score (None for free text) with its
-    standard error, NLL in nats, seconds and weight in the blend; the seconds that candidates which were `not_run` would
-    have taken; and the gap (paired_gap) between what was chosen and the best of the others.
+    Candidates stand in order of cost; `held_out_choice` decides. The header has `scores.auto`: what was chosen; a
+    leaderboard of held-out score (None for free text) with its standard error, NLL in nats, seconds and weight in the
+    blend; the seconds that candidates which were `not_run` would have taken; and the gap (paired_gap) between what was
+    chosen and the best of the others.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
     common = [example for example in given[0] if all(example in own for own in given)]
     answers = [tuple(own[example] for example in common) for own in given]
-    may_blend = may_blend and task.is_choice and len(candidates) > 1
-    fitted = mix(answers) if may_blend else Mix((), (), ())
-    weights = dict(zip(fitted.members, fitted.weights, strict=True))
-
-    def rank(candidate: Candidate) -> float:
-        return -candidate.nll if candidate.score is None else merit(task.metrics[0], candidate.score)
-
+    choice = held_out_choice(task, answers, may_blend)
+    weights = dict(zip(choice.blend.members, choice.blend.weights, strict=True))
     board = [judged(replace(a, out_of_fold=own), own) for a, own in zip(candidates, answers, strict=True)]
-    place = best = max(range(len(board)), key=lambda m: (rank(board[m]), -m))
-    base, cost = candidates[best], sum((a.cost for a in candidates[1:]), candidates[0].cost)
+    base, cost = candidates[choice.best], sum((a.cost for a in candidates[1:]), candidates[0].cost)
     header = base.prompt.header
-    if len(fitted.members) > 1:
-        mixed, own_header = tuple(cross_validated(answers)), replace(header, method=name)
-        together = replace(base, prompt=replace(base.prompt, header=own_header), out_of_fold=mixed, cost=cost)
-        board.append(judged(together, mixed))
-        is_worse = paired_gap(board[best], board[-1], by_nll=False).low > 0
-        place = best if is_worse else len(candidates)
-    chosen, others = board[place], board[:place] + board[place + 1 :]
+    if choice.mixed:
+        own_header = replace(header, method=name)
+        together = replace(base, prompt=replace(base.prompt, header=own_header), out_of_fold=choice.mixed, cost=cost)
+        board.append(judged(together, choice.mixed))
+    place = len(candidates) if choice.takes_blend else choice.best
+    chosen, others = board[place], [m for m in range(len(board)) if m != place]
     errors = [jackknife_error(task, c.adapted.out_of_fold) for c in board]
     about: dict[str, object] = {
         "chosen": chosen.method,
@@ -227,14 +272,15 @@ def choose_candidate(
         "not_run": dict(not_run or {}),
     }
     if others:
-        gap = paired_gap(chosen, max(others, key=rank), by_nll=chosen.score is None)
+        rival = board[max(others, key=choice.standings.__getitem__)]
+        gap = paired_gap(chosen, rival, by_nll=chosen.score is None)
         about |= {"gap": gap.to_mapping(), "says": f"{chosen.method} answers. {gap.says}"}
     dev = {**header.scores["dev"], "dev_score": chosen.score, "dev_error": errors[place]}  # type: ignore[dict-item]
     header = replace(header, method=name, scores={**header.scores, "dev": dev, "auto": about})
     prompt, trainable = replace(base.prompt, header=header), base.trainable
-    if place != best:
-        members = [candidates[m] for m in fitted.members]
-        prompt = blended(header, [a.prompt for a in members], fitted.weights, fitted.temperatures)
+    if choice.takes_blend:
+        blend, members = choice.blend, [candidates[m] for m in choice.blend.members]
+        prompt = blended(header, [a.prompt for a in members], blend.weights, blend.temperatures)
         trainable = sum(a.trainable for a in members)
     return replace(
         chosen.adapted,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 
 from promptprior.adaptation.adapted import Adapted
@@ -81,14 +82,16 @@ def counted(backbone: Backbone, costs: list[Cost]) -> Iterator[None]:
 def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
     """Adapted prompts of one form, each with a head that all its shots have taught.
 
-    Dev scores are the head's: out of fold, or without folds of a head that the training shots alone have taught.
+    Dev scores are the head's: out of fold, or without folds of a head that the training shots alone have taught. They
+    are the one point of the curve where nothing was trained.
     """
     objective = prompt_objective(adapted[0].prompt, backbone)
     params = {n: torch.cat([a.prompt.params[n] for a in adapted]) for n in adapted[0].prompt.params}
     fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
     headed = []
     for a, one in zip(adapted, fitted, strict=True):
-        header, value = a.prompt.header, held_out_score(a.episode.task, a.out_of_fold or one.on_dev)
+        header, answers = a.prompt.header, a.out_of_fold or one.on_dev
+        value = held_out_score(a.episode.task, answers)
         said = header.scores["dev"]
         header = replace(
             header,
@@ -100,7 +103,9 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
         own = {PREFIX + n: v[None].clone(memory_format=torch.contiguous_format) for n, v in one.head.params.items()}
         prompt = Prompt(header, {**a.prompt.params, **own})
         taught = sum(number.numel() for number in one.head.params.values())
-        headed.append(replace(a, prompt=prompt, dev_score=value, trainable=a.trainable + taught))
+        nll = float(np.mean([answer.right_nll for answer in answers])) if answers else None
+        curve = a.curve or ({"step": 0, "train_loss": None, "dev_score": value, "dev_nll": nll},)
+        headed.append(replace(a, prompt=prompt, dev_score=value, curve=curve, trainable=a.trainable + taught))
     return headed
 
 
@@ -181,7 +186,8 @@ def _run_fold_by_fold(
     patient = replace(context, settings=replace(context.settings, target=replace(target, patience=None)))
     runs = [run_all_ways(method, _in_stage(patient, f"fold{f}"), priors, [fold]) for f, fold in enumerate(folds)]
     first = runs[0].done
-    assert first.best is not None
+    if first.best is None:  # dev was not asked
+        return replace(runs[0], context=context)
     by_step = [{line["step"]: line for line in run.done.history if "dev_nll" in line} for run in runs]
     history, best = [], list[tuple[float, float, int, int]]()  # of each copy: score, -NLL, step, evaluations since
     for line in first.history:
@@ -213,7 +219,7 @@ def _train_chosen(
 ) -> tuple[AdaptationInit, Params]:
     """Where episodes start, and where each member of each stands after its own steps at its variant and rate.
 
-    Params [E * members, ...]. The schedule is that of the whole stage.
+    Params [E * members, ...]. The schedule is that of the whole stage; what trains nothing stays where it starts.
     """
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
@@ -238,6 +244,8 @@ def _train_chosen(
         penalty=None if init.penalty is None else penalty_of_rows,
         lr_multipliers={n: m[rows] if isinstance(m, Tensor) else m for n, m in init.lr_multipliers.items()},
     )
+    if not method.trains:
+        return init, some.params
     key = context.key(method, "chosen", *(e.key for e in episodes), *(way for _, way in chosen))
     objective = objective_of(context.backbone, init.parameterisation)
     run = run_of_copies(context, objective, some, [(episodes[e], way.rate) for e, way in chosen], key)

@@ -11,6 +11,7 @@ from promptprior.adaptation.folds import Way
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard, versions
 from promptprior.backbone import Backbone, training_tokens
 from promptprior.config.mapping import to_mapping
+from promptprior.cost import Cost
 from promptprior.errors import SpecError
 from promptprior.evaluate import dev_scores, make_eval_set
 from promptprior.methods import AdaptationInit, Episode, Recipe, RunContext
@@ -91,13 +92,20 @@ def run_all_ways(
     episodes: Sequence[Episode],
     folds: Sequence[int] = (),
 ) -> "FinishedRun":
-    """All variants and rates of all episodes in one run; of `folds` (counts) of one episode dev says the mean."""
+    """All variants and rates of all episodes in one run; of `folds` (counts) of one episode dev says the mean.
+
+    A method that trains nothing, in the one way there is, and answers by a head has no run: nothing is to be chosen,
+    and dev is to be asked of the head, not of the choices' likelihood.
+    """
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
     if method.head != "verbalizer" and init.ensemble_size > 1:
         raise SpecError(f"method {method.name!r}: its prompts answer together, and a head reads one (--options.head)")
     objective = objective_of(context.backbone, init.parameterisation)
     rates = (init.learning_rates or context.settings.target.learning_rates) if method.trains else (1.0,)
+    if method.head != "verbalizer" and not method.trains and len(init.variants) == 1:
+        done = Trained(init.params, init.params, init.params, best=None, history=[], steps=0, cost=Cost())
+        return FinishedRun(method, context, init, rates, done)
     run = target_run(method, context, objective, init, episodes, rates)
     select, ways = run.select, len(init.variants) * len(rates)
 
@@ -182,7 +190,7 @@ def run_of_copies(
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished adaptation of all episodes."""
+    """A finished adaptation of all episodes. Without `done.best` each has one copy, which dev was not asked about."""
 
     method: Recipe
     context: RunContext
@@ -193,7 +201,8 @@ class FinishedRun:
     def members(self, place: int) -> list[int]:
         """The best copies of the episode at a place, one of each part that answers as an ensemble."""
         best, ways = self.done.best, len(self.init.variants) * len(self.rates)
-        assert best is not None
+        if best is None:
+            return [place]
         part = ways // self.init.ensemble_size
         starts = range(place * ways, (place + 1) * ways, part)
         return [max(range(s, s + part), key=lambda copy: (best.score[copy], -best.nll[copy])) for s in starts]
@@ -201,7 +210,8 @@ class FinishedRun:
     def ways_of(self, place: int) -> list[Way]:
         """How these copies were trained."""
         best, rates, count = self.done.best, self.rates, len(self.init.variants)
-        assert best is not None
+        if best is None:
+            return [Way(0, 1, rates[0], 0, (0.0, 0.0))]
         return [
             Way(c // len(rates) % count, count, rates[c % len(rates)], best.step[c], (best.score[c], -best.nll[c]))
             for c in self.members(place)
@@ -210,14 +220,16 @@ class FinishedRun:
     def best_of(self, place: int, episode: Episode) -> Adapted:
         """One episode's best copy (of each part that answers as an ensemble), as an artifact with its history."""
         method, init, best = self.method, self.init, self.done.best
-        assert best is not None
         members, size = self.members(place), init.ensemble_size
-        chosen = max(members, key=lambda copy: (best.score[copy], -best.nll[copy]))
+        chosen, step, score = members[0], 0, None
+        if best is not None:
+            chosen = max(members, key=lambda copy: (best.score[copy], -best.nll[copy]))
+            step = best.step[chosen]
+            if episode.task.is_choice:  # free text has no score: dev asked for its likelihood alone
+                score = merit(episode.task.metrics[0], best.score[chosen])
         variant_place, rate_place = divmod(chosen, len(self.rates))
         variant = init.variants[variant_place % len(init.variants)]
         rate = self.rates[rate_place] if method.trains else None
-        score, step = merit(episode.task.metrics[0], best.score[chosen]), best.step[chosen]
-
         form, params = folded(
             init.parameterisation, {name: value[members].clone() for name, value in self.done.params.items()}
         )
@@ -250,8 +262,8 @@ class FinishedRun:
             episode=episode,
             learning_rate=rate,
             best_step=step,
-            dev_score=score if task.is_choice else None,
-            curve=tuple(self.curve(chosen, task)),
+            dev_score=score,
+            curve=tuple(self.curve(chosen, task)) if best else (),
             trainable=trainable * size,
             cost=self.done.cost,
             variant=variant,

@@ -51,9 +51,10 @@ class Header:
     """Everything about an artifact but its tensors.
 
     `settings` are the method's, `parameterisation_settings` what turns the tensors back into prompts. `scores` and
-    `diagnostics` are free; numbers that are not finite are written as text. `origin` is the format that another tool
-    wrote the prompt in. `head`, where one was fitted, is what answers in place of the words' likelihood: with its
-    settings and the choices it tells apart, in label order; its tensors are named "head.*".
+    `diagnostics` are free; numbers that are not finite are written as text. Of a prompt that was adapted scores["dev"]
+    says what dev chose; its "dev_score" is None for free text, which is chosen by likelihood. `origin` is the format
+    that another tool wrote the prompt in. `head`, where one was fitted, is what answers in place of the words'
+    likelihood: with its settings and the choices it tells apart, in label order; its tensors are named "head.*".
     """
 
     kind: Kind

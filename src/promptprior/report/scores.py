@@ -44,6 +44,22 @@ class Overall:
     pairs: tuple[PairwiseComparison, ...]
     sign_note: str = ""
 
+    @classmethod
+    def of(cls, grid: Grid, k: int) -> "Overall":
+        """Aggregates, ranks and pairwise comparisons at one k."""
+        targets = tuple(grid.shared[k])
+        if not targets:
+            return cls(k, (), {}, None, ())
+        runs = {method: grid.shared_runs[method, k] for method in grid.methods}
+        means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
+        kinds: tuple[Aggregate, ...] = ("mean", "iqm", "median")
+        aggregates = {
+            m: {kind: stratified_bootstrap(of_method, kind) for kind in kinds} for m, of_method in runs.items()
+        }
+        can_rank = len(means) > 2 and len(targets) > 1
+        ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
+        return cls(k, targets, aggregates, ranks, pairs, grid.sign_note)
+
     def table(self) -> Table:
         """Mean, interquartile mean, median and mean rank of every method."""
         ranks = self.ranking.mean_ranks if self.ranking else {}
@@ -81,20 +97,6 @@ class Overall:
         )
 
 
-def overall(grid: Grid, k: int) -> Overall:
-    """Aggregates, ranks and pairwise comparisons at one k."""
-    targets = tuple(grid.shared[k])
-    if not targets:
-        return Overall(k, (), {}, None, ())
-    runs = {method: grid.shared_runs[method, k] for method in grid.methods}
-    means = {method: [sum(x) / len(x) for x in of_method.values()] for method, of_method in runs.items()}
-    kinds: tuple[Aggregate, ...] = ("mean", "iqm", "median")
-    aggregates = {m: {kind: stratified_bootstrap(of_method, kind) for kind in kinds} for m, of_method in runs.items()}
-    can_rank = len(means) > 2 and len(targets) > 1
-    ranks, pairs = ranking(means) if can_rank else None, pairwise_comparisons(means)
-    return Overall(k, targets, aggregates, ranks, pairs, grid.sign_note)
-
-
 def shared_words(targets: Sequence[str]) -> str:
     """How many targets, and which."""
     plural = "s" * (len(targets) > 1)
@@ -103,7 +105,7 @@ def shared_words(targets: Sequence[str]) -> str:
 
 def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section, Section]:
     """The sections over all targets and of single targets, with their plots."""
-    all_overall = {k: overall(grid, k) for k in grid.ks}
+    all_overall = {k: Overall.of(grid, k) for k in grid.ks}
     parts: list[tuple[int | None, tuple[Table, ...]]] = []
     scores = []
     for k, o in all_overall.items():

@@ -95,6 +95,33 @@ class SweepCurves:
     targets: tuple[str, ...]
     lines: tuple[SweepLine, ...]
 
+    @classmethod
+    def of(cls, grids: Mapping[Values, Grid], keys: Sequence[str], k: int) -> "SweepCurves":
+        """Every method at one k, over the targets and seeds that all methods have finished at all values.
+
+        Targets are averaged, and seeds resampled within them, as everywhere in the report.
+        """
+        seeds: dict[str, frozenset[int]] = {}  # those of methods that use shots; of others all count
+        shared = [grid.shared.get(k, {}) for grid in grids.values()]
+        for target in shared[0]:
+            if all(target in of_grid for of_grid in shared):
+                common = frozenset.intersection(*(of_grid[target] for of_grid in shared))
+                if common or not any(of_grid[target] for of_grid in shared):
+                    seeds[target] = common
+        lines: dict[tuple[str, Values], dict[Value, Interval]] = {}
+        cells: dict[str, set[frozenset[str]]] = {}  # those of each method at the values, to tell what does not change
+        for values, grid in grids.items():
+            for method in grid.methods if seeds else ():
+                rows = {t: [r for s, r in grid.runs[method, t, k].items() if s in seeds[t] or r.k != k] for t in seeds}
+                merits = {t: [grid.merit(t, r.score or 0.0) for r in of_target] for t, of_target in rows.items()}
+                lines.setdefault((method, values[:-1]), {})[values[-1]] = stratified_bootstrap(merits)
+                cells.setdefault(method, set()).add(frozenset(r.cell for of_target in rows.values() for r in of_target))
+        found = [
+            SweepLine(method, others, scores, len(cells[method]) == 1) for (method, others), scores in lines.items()
+        ]
+        order = {method: i for grid in grids.values() for i, method in enumerate(grid.methods)}
+        return cls(keys, k, tuple(seeds), tuple(sorted(found, key=lambda line: order[line.method])))
+
     def table(self, values: Sequence[Value], sign_note: str) -> Table:
         """Mean scores: a row for each line, a column for each value of the last setting."""
         *others, last = self.keys
@@ -138,35 +165,10 @@ class SweepCurves:
         return figure
 
 
-def sweep_curves(grids: Mapping[Values, Grid], keys: Sequence[str], k: int) -> SweepCurves:
-    """Every method at one k, over the targets and seeds that all methods have finished at all values.
-
-    Targets are averaged, and seeds resampled within them, as everywhere in the report.
-    """
-    seeds: dict[str, frozenset[int]] = {}  # those of methods that use shots; of others all count
-    shared = [grid.shared.get(k, {}) for grid in grids.values()]
-    for target in shared[0]:
-        if all(target in of_grid for of_grid in shared):
-            common = frozenset.intersection(*(of_grid[target] for of_grid in shared))
-            if common or not any(of_grid[target] for of_grid in shared):
-                seeds[target] = common
-    lines: dict[tuple[str, Values], dict[Value, Interval]] = {}
-    cells: dict[str, set[frozenset[str]]] = {}  # those of each method at the values, to tell what does not change
-    for values, grid in grids.items():
-        for method in grid.methods if seeds else ():
-            rows = {t: [r for s, r in grid.runs[method, t, k].items() if s in seeds[t] or r.k != k] for t in seeds}
-            merits = {t: [grid.merit(t, r.score or 0.0) for r in of_target] for t, of_target in rows.items()}
-            lines.setdefault((method, values[:-1]), {})[values[-1]] = stratified_bootstrap(merits)
-            cells.setdefault(method, set()).add(frozenset(r.cell for of_target in rows.values() for r in of_target))
-    found = [SweepLine(method, others, scores, len(cells[method]) == 1) for (method, others), scores in lines.items()]
-    order = {method: i for grid in grids.values() for i, method in enumerate(grid.methods)}
-    return SweepCurves(keys, k, tuple(seeds), tuple(sorted(found, key=lambda line: order[line.method])))
-
-
 def sweep_section(grids: Mapping[Values, Grid], keys: Sequence[str]) -> Section:
     """Score against the values of the last swept setting, a line for each method and the values of the others."""
     ks = sorted({k for grid in grids.values() for k in grid.ks}) if keys else []
-    by_k = {k: curves for k in ks if (curves := sweep_curves(grids, keys, k)).lines}
+    by_k = {k: curves for k in ks if (curves := SweepCurves.of(grids, keys, k)).lines}
     if not by_k:
         return Section("Sweep", ())
     values = list(dict.fromkeys(of_grid[-1] for of_grid in grids))
