@@ -51,7 +51,7 @@ def test_each_target_is_judged_by_its_paired_interval():
 
 
 def headline(g):
-    return Report(g, comparisons(g), "", {}).headline
+    return Report(g, comparisons(g), "", {}, {(): g}).headline
 
 
 def test_the_headline_states_negative_transfer_and_does_not_oversell():

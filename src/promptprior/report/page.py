@@ -30,7 +30,7 @@ from promptprior.report.curves.sweep_curves import Values, split_by_values, swee
 from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.plots import LAYOUT
-from promptprior.report.protocol.cautions import Caution, caution_section, cautions
+from promptprior.report.protocol.cautions import Caution, cautions
 from promptprior.report.protocol.contrasts import contrast_section, contrasts
 from promptprior.report.published.published_rows import published_section
 from promptprior.report.results import Grid, Row, read_rows
@@ -49,6 +49,7 @@ from promptprior.report.similarity_gain import TaskSimilarity, similarity_sectio
 
 PLUGIN_GROUP = "promptprior.report_tables"
 Rows = Sequence[Row | Mapping[str, object]] | Path
+CANNOT_SAY = "What these numbers cannot say"
 DETAILED = 4  # comparisons that the headline counts targets for; of more it gives means only
 NAMED = 4  # targets of negative transfer that the headline names with all their methods
 
@@ -116,9 +117,16 @@ class Report:
         failed = [(row.cell[:12], row.method, row.target, row.k, row.seed, row.error) for row in bad]
         heads = (*columns("Cell|Method|Target", (), {"k": "count", "Seed": "plain"}), *columns("Error"))
         failures = make_table("failed", "Failed cells", "", heads, failed)
+        limits = make_table(
+            "cautions",
+            CANNOT_SAY,
+            "Gates of docs/protocol.md that these rows do not pass, and what therefore does not follow from them.",
+            columns("Gate|Found|Cannot be said"),
+            [(c.gate, c.found, c.so) for c in self.cautions],
+        )
         sections = [
             contrast_section(contrasts(grid, self.options.get("contrasts", ()))),
-            caution_section(self.cautions),
+            Section(CANNOT_SAY, ((None, (limits,) if self.cautions else ()),)),
             sweep_section(self.grids, self.options.get("sweep", ())),
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),

@@ -7,7 +7,7 @@ import numpy as np
 
 from promptprior.report.protocol.contrasts import fit_of
 from promptprior.report.results import Grid
-from promptprior.report.section import Section, columns, format_number, make_table
+from promptprior.report.section import format_number
 
 UNTRAINED = 0.1  # share of the baseline's cells that may keep their start
 ENOUGH_ROWS, ENOUGH_DRAWS = 240, 5
@@ -85,11 +85,3 @@ def cautions(grid: Grid) -> Iterator[Caution]:
     if unknown := [t for t, row in grid.targets.items() if row.constant is None]:
         found = ", ".join(unknown[:LISTED] + ["…"] * (len(unknown) > LISTED))
         yield Caution("constant answer unknown", found, "whether methods beat one: older rows, or free text", False)
-
-
-def caution_section(found: tuple[Caution, ...]) -> Section:
-    """The cautions as one table."""
-    note = "Gates of docs/protocol.md that these rows do not pass, and what therefore does not follow from them."
-    rows = [(c.gate, c.found, c.so) for c in found]
-    table = make_table("cautions", "What these numbers cannot say", note, columns("Gate|Found|Cannot be said"), rows)
-    return Section("What these numbers cannot say", ((None, (table,) if rows else ()),))
