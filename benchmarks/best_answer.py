@@ -232,9 +232,9 @@ def table(files: Sequence[Path]) -> None:
     for k in SHOTS:
         methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k))
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
-        print(f"\nk = {k}: mean accuracy over draws\n")
-        print("| method | " + " | ".join(targets) + " | mean | NLL | auto ahead by (95 %, by draw) |")
-        print("|---|" + "---|" * (len(targets) + 3))
+        print(f"\nk = {k}: mean score over draws\n")
+        print("| method | draws | " + " | ".join(targets) + " | mean | NLL | auto ahead by (95 %, by draw) |")
+        print("|---|" + "---:|" * (len(targets) + 4))
         for method in methods:
             own = {key: x for key, x in cells.items() if key[1] == k and key[3] == method}
             by_target = [[x["score"] for key, x in own.items() if key[0] == t] for t in targets]
@@ -248,12 +248,15 @@ def table(files: Sequence[Path]) -> None:
                 ]
                 by_draw += [mean(pairs)] if pairs else []
             ahead = ""
-            if method != "auto" and len(by_draw) > 1:
+            if method != "auto" and len(by_draw) == 1:
+                ahead = f"{by_draw[0]:+.3f} (one draw)"
+            elif method != "auto" and by_draw:
                 half = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}[len(by_draw)] * stdev(by_draw) / len(by_draw) ** 0.5
                 ahead = f"{mean(by_draw):+.3f} ({mean(by_draw) - half:+.3f} to {mean(by_draw) + half:+.3f})"
             total = mean(mean(v) for v in by_target if v)
             nll = mean(x["nll"] for x in own.values())
-            print(f"| {method} | " + " | ".join(shown) + f" | {total:.3f} | {nll:.3f} | {ahead} |")
+            draws = str(len({key[2] for key in own}))
+            print(f"| {method} | {draws} | " + " | ".join(shown) + f" | {total:.3f} | {nll:.3f} | {ahead} |")
 
 
 def main() -> None:
