@@ -438,7 +438,7 @@ def test_a_preset_is_a_plan_that_a_file_and_flags_win_over(cli: Cli, monkeypatch
 
 
 def test_the_quick_preset_is_a_plan_of_tasks_that_exist():
-    plan, _ = read_settings(find_verb("compare"), ["--preset", "quick"])
+    plan, _ = read_settings(find_verb("compare"), [], {"preset": "quick"})
     made = {task: builtin.make_task(task) for task in (*plan.sources, *plan.targets)}
     assert {made[t].family for t in plan.targets} <= {made[s].family for s in plan.sources}
     assert all(t.split("test") for t in made.values())
@@ -609,7 +609,8 @@ def test_the_five_methods_of_the_readme_compare_as_written(cli: Cli, model: Path
     [words] = [c[1:] for c in commands(text) if "prompt_tuning,multitask,bmtpt,reptile,tpt" in c]
     output = tmp_path / "out"
     places = {"DIR": tmp_path / "data", "OUT": output}
-    code, out, err = cli(*(places.get(word, word) for word in words), "--backbone", model)
+    few = ("--source.steps", 10, "--target.steps", 10)  # all of them take most of a minute
+    code, out, err = cli(*(places.get(word, word) for word in words), "--backbone", model, *few)
     assert (code, out.strip()) == (0, str(output / "report.html")), err
     rows = rows_of(output).values()
     assert {row["status"] for row in rows} == {"ok"}

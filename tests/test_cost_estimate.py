@@ -116,41 +116,48 @@ def test_work_costs_what_is_said_within_30_percent(weighing: Backbone, name: str
     adapted = adapt(method, [make_episode(TARGET, 6, 13)], weighing, prior, settings)
     score_on_test(weighing, adapted, 24)
     said = adapting_cost(method, target_size(weighing, TARGET), 6, settings, tested=24)
-    assert 0.7 < said / (meter.weighted - before) < 1.3
+    read = meter.weighted - before  # nothing, where the answer is constant
+    assert 0.7 * read <= said <= 1.3 * read
 
 
 @pytest.mark.parametrize("folds", [1, 3])
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "k"),
     [
-        ("zero_shot", {}),
-        ("in_context", {"separator": " "}),
-        ("prompt_tuning", {}),
-        ("lora", {"rank": 2}),
-        ("mpt", {"joint_steps": 10}),
-        ("bmtpt_predictive", {"particles": 2}),
+        ("zero_shot", {}, 6),
+        ("in_context", {"separator": " "}, 3),
+        ("in_context", {"separator": " "}, 6),
+        ("in_context", {"separator": " "}, 10),
+        ("in_context", {"separator": " ", "most": 2}, 6),
+        ("in_context_contextual", {"separator": " "}, 6),
+        ("linear_probe", {}, 6),
+        ("probe_mixture", {}, 6),
+        ("prompt_tuning", {}, 6),
+        ("lora", {"rank": 2}, 6),
+        ("mpt", {"joint_steps": 10}, 6),
+        ("bmtpt_predictive", {"particles": 2}, 6),
     ],
 )
 def test_folds_cost_what_is_said_within_30_percent(
-    weighing: Backbone, name: str, options: dict[str, object], folds: int
+    weighing: Backbone, name: str, options: dict[str, object], k: int, folds: int
 ) -> None:
     method, meter = make_method(name, options), cast(Weighing, weighing.meter)
     target = Training(steps=20, batch_size=8, learning_rates=(0.1, 0.3))
     settings = Settings(length=8, source=Training(steps=1, batch_size=16), target=target, folds=folds)
     prior = fit(method, SOURCES, weighing, settings) if method.needs_sources else None
     before = meter.weighted
-    k = 3 if name == "in_context" else 6  # demonstrations are taken to fit: few do
     adapted = adapt(method, [make_episode(TARGET, k, 13)], weighing, prior, settings)
     score_on_test(weighing, adapted, 24)
     said = adapting_cost(method, target_size(weighing, TARGET), k, settings, tested=24)
-    assert 0.7 < said / (meter.weighted - before) < 1.3
+    read = meter.weighted - before  # nothing, where the answer is constant
+    assert 0.7 * read <= said <= 1.3 * read
 
 
 def test_copies_are_the_variants_that_are_adapted() -> None:
     settings = short()
-    assert make_method("bmtpt", {"prior_width": [1, 2, 3]}).adaptation_copies(settings) == 3
-    assert make_method("bmtpt_no_prior").adaptation_copies(settings) == 1
-    assert make_method("multitask").adaptation_copies(settings) == 1
+    assert make_method("bmtpt", {"prior_width": [1, 2, 3]}).workload(settings).adaptation_copies == 3
+    assert make_method("bmtpt_no_prior").workload(settings).adaptation_copies == 1
+    assert make_method("multitask").workload(settings).adaptation_copies == 1
 
 
 @pytest.mark.parametrize("dev_limit", [None, 1, 3, 100])
@@ -162,6 +169,7 @@ def test_shots_are_counted_as_a_draw_would_have_them(
     task = choice_task("one", early, size=24)
     task = replace(task, examples={**task.examples, "validation": choice_task("two", early, size=8).split("train")})
     shots, size = k_shot(task, k, 13, dev_limit, shots_are, dev_from), target_size(backbone, task)
+    size = replace(size, room=None)  # so that all are shown
     shown, ranked = len(shots.train) * size.text_tokens, size.ranked_tokens
     read = SCORED * (2 * shown + ranked * (len(shots.dev) + 5))  # demonstrations stand before dev and before test
     said = adapting_cost(

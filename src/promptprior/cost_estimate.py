@@ -1,8 +1,7 @@
 """What work will cost before it runs: tokens of a stage, and seconds from a quick measurement.
 
 A token that is read with a gradient counts 1, without one SCORED, in a Hessian product SECOND_ORDER. What a method
-multiplies is its own to say (methods/workload.py). Demonstrations are taken to fit the
-context, and texts that are generated are not counted.
+multiplies is its own to say (methods/workload.py). Texts that are generated are not counted.
 """
 
 import time
@@ -19,6 +18,7 @@ from promptprior.cost import SCORED
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Method, make_method
 from promptprior.methods.choosing import Choosing
+from promptprior.methods.target_only.in_context import demonstration_room
 from promptprior.tasks import Task, collate
 
 HEAD_DEPTH = 0.7  # of the layers, that a fitted head reads on average
@@ -42,14 +42,16 @@ def source_cost(method: Method, tokens: float, sources: int, settings: Settings)
 class TargetSize:
     """What an estimate needs to know of a target.
 
-    Mean tokens of a text with its answer, as training reads it; with all its choices, as ranking does; and the number
-    of training examples of each class, and of all validation examples.
+    Mean tokens of a text with its answer, as training reads it; with all its choices, as ranking does; the number of
+    training examples of each class, and of all validation examples; and the tokens that the context has for
+    demonstrations, None where it has no end.
     """
 
     text_tokens: float
     ranked_tokens: float
     class_sizes: tuple[int, ...]
     validation: int = 0
+    room: int | None = None
 
 
 def target_size(backbone: Backbone, task: Task) -> TargetSize:
@@ -59,9 +61,8 @@ def target_size(backbone: Backbone, task: Task) -> TargetSize:
     class_sizes = Counter(e.label for e in examples).values() if has_classes else [len(examples)]
     encode = ranking_tokens if task.is_choice else training_tokens
     ranked = mean(map(len, encode(backbone, task, examples[:SAMPLE])))
-    return TargetSize(
-        text_tokens(backbone, [task]), ranked, tuple(class_sizes), len(task.examples.get("validation", ()))
-    )
+    validation, room = len(task.examples.get("validation", ())), demonstration_room(backbone, task)
+    return TargetSize(text_tokens(backbone, [task]), ranked, tuple(class_sizes), validation, room)
 
 
 def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings, tested: int) -> float:
@@ -101,7 +102,10 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         to_learn, to_ask = every - every / folds, every / folds
 
     def shown(learned: float) -> float:
-        return method.shown_shots(round(learned)) * target.text_tokens  # demonstrations, if the context has room
+        count = method.shown_shots(round(learned))  # demonstrations, as many of them as fit
+        if target.room is not None:
+            count = min(count, max(1, int(target.room / target.text_tokens)))
+        return count * target.text_tokens
 
     def scored(texts: float, learned: float) -> float:
         prompts = shown(learned) or method.prompt_tokens(settings, texts)
@@ -120,8 +124,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         testing += folds * members * scored(to_ask, to_learn) if settings.folds else 0.0  # out of fold
     else:  # fitted on all shots, and with folds on those of every fold; equal prompts read a text once
         times = 1 + folds if settings.folds else 1
-        testing = scored(tested + times * every, teaching) if head.reads_nll else 0.0
         times = times if method.trains or method.adapts_one_by_one else min(times, 2)
+        testing = scored(tested + times * every, teaching) if head.reads_nll else 0.0
         depth = work.head_depth
         states = min(HEAD_DEPTH, depth) * tested + depth * times * every if head.sites(1) else 0.0
         testing += SCORED * states * target.text_tokens

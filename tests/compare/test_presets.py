@@ -49,7 +49,7 @@ def test_every_setting_of_the_papers_has_a_name() -> None:
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_preset_is_a_whole_plan(name: str) -> None:
-    plan, _ = read_settings(find_verb("compare"), ["--preset", name])
+    plan, _ = read_settings(find_verb("compare"), [], {"preset": name})
     assert (plan.published, plan.output) == (name, Path("runs") / name)
     assert (plan.settings.length, plan.settings.source.rate_unit, plan.settings.target.rate_unit) == (
         100, "absolute", "absolute",
@@ -227,4 +227,4 @@ def test_presets_are_listed_and_unknown_ones_have_near_names(capsys: pytest.Capt
     listed = capsys.readouterr().out
     assert all(f"{name} " in listed for name in PAPERS)
     with pytest.raises(SpecError, match="did you mean 'mpt_meta/cls_to_cls' or "):
-        read_settings(find_verb("compare"), ["--preset", "mpt_meta/cls_to_cl"])
+        read_settings(find_verb("compare"), [], {"preset": "mpt_meta/cls_to_cl"})

@@ -63,10 +63,7 @@ class InContext(Recipe):
             by_class[str(class_of(episode.task, example))].append(example)
         turns = zip_longest(*(_shuffled(examples, name, episode) for name, examples in sorted(by_class.items())))
         order = [example for example in chain.from_iterable(turns) if example is not None][: self.most]
-        room = backbone.frozen.context  # None where it has no end
-        if room is not None:  # what the longest text with its answer leaves
-            measured = training_tokens(backbone, episode.task, episode.task.split("train")[:MEASURED])
-            room -= int(ROOM * max(map(len, measured))) + (0 if episode.task.is_choice else episode.task.max_gen_toks)
+        room = demonstration_room(backbone, episode.task)
         for count in range(len(order), 0, -1):
             shown = _shuffled(order[:count], "order", episode)
             ids = self.tokens(backbone, episode.task, shown)
@@ -92,6 +89,14 @@ class InContext(Recipe):
         if end and whole[-len(end) :] == end:
             return whole[: -len(end)]
         return frozen.without_end(frozen.tokenizer(text).input_ids)
+
+
+def demonstration_room(backbone: Backbone, task: Task) -> int | None:
+    """How many tokens the longest text with its answer leaves of the context; None where that has no end."""
+    if (context := backbone.frozen.context) is None:
+        return None
+    longest = max(map(len, training_tokens(backbone, task, task.split("train")[:MEASURED])))
+    return context - int(ROOM * longest) - (0 if task.is_choice else task.max_gen_toks)
 
 
 def _shuffled(examples: Sequence[Example], name: str, episode: Episode) -> list[Example]:
