@@ -11,10 +11,11 @@ TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-lowest torture help
+.PHONY: demo test test-thorough test-lowest torture help
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
+	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (half an hour on 2 cores)"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
 	@echo "make torture  kill fit, adapt and compare at the 252 moments of tests/kill and 500 more (15 minutes), write torture.json"
 
@@ -47,6 +48,9 @@ test-lowest: .venv-lowest/.test
 	$(LOWEST_PIP) -r .venv-lowest/lowest.txt
 	$(LOWEST_PIP) --no-deps --editable .
 	@touch $@
+
+test-thorough: .venv/.test
+	.venv/bin/python -m pytest -n 2 -rs --thorough --max-skips 12
 
 torture: .venv/.test
 	.venv/bin/python -m pytest tests/kill --thorough

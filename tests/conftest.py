@@ -1,7 +1,9 @@
 """What every test runs under: checked tensor shapes, and one thread for each of several test processes."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 
@@ -15,6 +17,8 @@ WITH_TENSORS = (
 shapes.check_shapes_of([f"promptprior.{name}" for name in WITH_TENSORS])
 
 import torch  # noqa: E402
+
+MANY_CASES = 12
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -31,7 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--max-skips", type=int, default=None, metavar="N", help="fail when more than N tests are skipped (.ci/run)"
     )
-    parser.addoption("--thorough", action="store_true", help="kill commands at all moments, not a fifth (minutes)")
+    parser.addoption("--thorough", action="store_true", help="all tests: every case, all kills, slow ones")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --thorough, leave out slow tests, and of a test with many cases two in three: the same in every run.
+
+    All of them take two cores half an hour, and continuous integration has a quarter of one.
+    """
+    if config.getoption("--thorough"):
+        return
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
+
+    def is_left_out(item: pytest.Item) -> bool:
+        has_many = cases[item.nodeid.partition("[")[0]] > MANY_CASES
+        return item.get_closest_marker("slow") is not None or (has_many and crc32(item.nodeid.encode()) % 3 > 0)
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 @pytest.fixture(scope="session")

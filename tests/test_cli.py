@@ -602,6 +602,7 @@ def write_folder(folder: Path, columns: Sequence[str], labels: int) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
+@pytest.mark.slow
 def test_the_five_methods_of_the_readme_compare_as_written(cli: Cli, model: Path, tmp_path: Path):
     for name, (columns, labels) in FOLDERS.items():
         write_folder(tmp_path / "data" / name, columns, labels)

@@ -158,6 +158,7 @@ def kill(cluster: Any, node: Any) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
+@pytest.mark.slow
 def test_a_killed_machine_loses_no_finished_cell_and_none_is_run_twice(
     cluster: Any, local: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
