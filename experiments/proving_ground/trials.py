@@ -120,8 +120,8 @@ def predict_heads(backbone: Backbone, adapted: Sequence[Adapted]) -> Float[Tenso
         texts, sets, first = make_eval_set(objective, task, task.split("test")), [], 0
         for prompt in group:
             size = copies_of(prompt.params)
-            heads = prompt_heads(prompt, task, texts.examples)
-            sets.append(replace(texts, copy=first, ensemble_size=size, heads=heads))
+            fitted = prompt_heads(prompt, task, texts.examples)
+            sets.append(replace(texts, copy=first, ensemble_size=size, heads=fitted))
             first += size
         forms = [without_head(prompt.params) for prompt in group]
         params = {name: torch.cat([form[name] for form in forms]) for name in forms[0]}
