@@ -1,7 +1,7 @@
 """How the tests check signatures of the library: the shapes of arrays, by jaxtyping and beartype, and nothing else.
 
 Checking every call of every function doubles the time of the tests, so that what has no array is left as it is, and a
-function is checked at its first calls in each test.
+function is checked at its first call in each test.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jaxtyping
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-CHECKED_CALLS = 3  # of each function, in each test
+CHECKED_CALLS = 1  # of each function, in each test
 tests_begun = 0  # conftest.py counts
 
 
@@ -40,7 +40,7 @@ def of_arrays(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def at_first(checking: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """The first calls in a test go to `checking`, the others to the function itself."""
+    """The first call in each test goes to `checking`, the others to the function itself."""
     test, calls = 0, 0
 
     @functools.wraps(function)

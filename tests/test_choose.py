@@ -69,6 +69,7 @@ def test_a_member_that_is_too_sure_gets_a_temperature() -> None:
     assert abs(np.log(temperature) - exact.x) <= np.log(2) / 8 + 1e-6  # the nearest point of the grid
 
 
+@pytest.mark.slow
 def test_two_halves_are_better_than_each_and_a_useless_member_gets_little() -> None:
     labels = [0, 1] * 300
     nll = torch.zeros(3, 600, 2, dtype=torch.float64)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-SHARE = 5  # without --thorough, the part of the moments that is tried: 252 take minutes
+SHARE = 10  # without --thorough, the part of the moments that is tried: 252 take minutes
 PIECES = {
     "fit": ("kill:42", "time:8", "full:20", "SIGINT:6", "SIGTERM:6"),
     "adapt": ("kill:42", "time:8", "full:20", "SIGINT:6", "SIGTERM:6"),
@@ -40,19 +40,21 @@ def test_a_disturbed_command_given_again_comes_to_the_same_bytes(verb: str, is_t
         assert result["disturbed"] >= count
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the runner forks")
-def test_a_kill_while_checkpoints_are_removed_loses_nothing(is_thorough: bool) -> None:
+def test_a_kill_while_checkpoints_are_removed_loses_nothing() -> None:
     """Half a checkpoint once stopped the same command for ever."""
     # and compare:removal in `make torture`: nothing resumes from those
-    pieces = ["adapt:removal", "guard:removal"][: 2 if is_thorough else 1]
+    pieces = ["adapt:removal", "guard:removal"]
     command = [sys.executable, "-m", "tests.kill.runner", "13", *pieces]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.stdout, done.stderr
-    for result, least in zip(json.loads(done.stdout), (7, 19), strict=False):
+    for result, least in zip(json.loads(done.stdout), (7, 19), strict=True):
         assert result["failures"] == []
         assert result["disturbed"] >= least
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the runner forks")
 def test_a_kill_between_an_output_and_its_plan_asks_for_no_force() -> None:
     """The command once took its own output for somebody else's."""

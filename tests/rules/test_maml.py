@@ -313,6 +313,7 @@ def peak(steps: int, rule_of: object) -> int:
     return alive.peak
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_inner_steps() -> None:
     def ours(params: Params, batch: MetaBatch, objective: PromptObjective) -> None:
         gradient(Maml(OUTER, Inner(InnerSgd(1.0))), params, batch, objective)
