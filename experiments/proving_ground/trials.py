@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +11,11 @@ from promptprior.adapt import adapt
 from promptprior.adaptation.adapted import Adapted
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
-from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings, Training
-from promptprior.evaluate import eval_set_losses, make_eval_set, prompt_heads, prompt_objective
+from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.fit import fit
-from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe
 from promptprior.notation import Float, Tensor
-from promptprior.objectives.objective import copies_of
 from promptprior.tasks.sampling.draws import Shots, generator
 from proving_ground.coin_world import CELLS, Bag, Family, broad, counts, make_bag, make_shots
 
@@ -108,26 +105,12 @@ def mean(values: Iterable[float]) -> float:
 
 
 def predict_heads(backbone: Backbone, adapted: Sequence[Adapted]) -> Float[Tensor, "E hands coins"]:
-    """P(heads) of every text under every adapted prompt; prompts of one form are copies of one evaluation."""
-    alike: dict[str, list[int]] = defaultdict(list)
-    for place, one in enumerate(adapted):
-        header = one.prompt.header
-        alike[stable_hash([header.parameterisation, header.parameterisation_settings])].append(place)
-    heads = torch.empty(len(adapted), *CELLS, dtype=torch.float64)
-    for places in alike.values():
-        group = [adapted[place].prompt for place in places]
-        objective, task = prompt_objective(group[0], backbone), adapted[places[0]].episode.task
-        texts, sets, first = make_eval_set(objective, task, task.split("test")), [], 0
-        for prompt in group:
-            size = copies_of(prompt.params)
-            fitted = prompt_heads(prompt, task, texts.examples)
-            sets.append(replace(texts, copy=first, ensemble_size=size, heads=fitted))
-            first += size
-        forms = [without_head(prompt.params) for prompt in group]
-        params = {name: torch.cat([form[name] for form in forms]) for name in forms[0]}
-        nll = torch.tensor(eval_set_losses(objective, params, sets), dtype=torch.float64)  # [E, texts, sides]
-        heads[places] = torch.softmax(-nll, -1)[..., 0].unflatten(1, CELLS)
-    return heads
+    """P(heads) of every text under every adapted prompt; all tasks of the world have the same texts."""
+    task = adapted[0].episode.task
+    texts = task.split("test")
+    answers = answer_requests(backbone, [PromptRequest(one.prompt, task, texts) for one in adapted])
+    nll = torch.tensor([of_prompt.nll for of_prompt in answers], dtype=torch.float64)  # [E, texts, sides]
+    return torch.softmax(-nll, -1)[..., 0].unflatten(1, CELLS)
 
 
 def shares(rows: Sequence[Mapping[str, Any]], throws: int) -> dict[str, float]:
