@@ -159,17 +159,18 @@ def run_plan(
             _run_work(run.context, [work for work in works if work not in fitted_before], write, progress)
         if left:
             say(f"finished in {duration(time.monotonic() - start)}")
-        done = _finished_keys(plan)  # a kill may have left checkpoints of finished work; those of other work stay
+        rows = read_rows(plan.output / RESULTS)
+        good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
+        # a kill may have left checkpoints of finished work; those of other work stay
         for group in (group for run in runs for group in plan_groups(run.context.plan, run.cells)):
             for part in (group, *((cell,) for cell in group)):  # failed groups come again cell by cell
-                if all(cell.key in done for cell in part):
+                if all(cell.key in good for cell in part):
                     remove_folder(plan.output / WORK / group_key(part))
         for cost in (plan.output / "priors").glob(f"*/{PRIOR_COST}"):
             remove_folder(cost.parent / "checkpoints")
         with suppress(OSError):  # not empty, or not there
             (plan.output / WORK).rmdir()
-        page, rows = write(), read_rows(plan.output / RESULTS)
-        good, failed = {row.cell for row in rows if row.is_ok}, {row.cell: row.error for row in rows if not row.is_ok}
+        page = write()
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
     if errors:
         say(f"{len(errors)} of {len(wanted)} cells failed; the same command tries them again. The first: {errors[0]}")
