@@ -102,7 +102,8 @@ def run(words: Sequence[str]) -> int | None:
     verb = find_verb(first)
     if {"-h", "--help"} & set(others):
         return print(verb_parser(verb).format_help().rstrip())
-    if verb.presets is not None and read_words(verb, others)[1].get("preset") == LIST:
+    positional, flags = read_words(verb, others)
+    if verb.presets is not None and flags.get("preset") == LIST:
         presets = read_presets(verb.presets)
         width = max(map(len, presets), default=0)
         print(f"{'preset':{width}} sources -> targets")
@@ -110,7 +111,6 @@ def run(words: Sequence[str]) -> int | None:
             sizes = f"{len(preset.get('sources', ())):>4} -> {len(preset.get('targets', ())):<3}"
             print(f"{name:{width}} {sizes} {preset.get('about', '')}".rstrip())
         return None
-    positional, flags = read_words(verb, others)
     if verb.is_queue and not positional:
         raise SpecError(f"{verb.name} needs plan files: {verb.example}")
     of_each = [[file] for file in positional] if verb.is_queue else [positional]
