@@ -194,7 +194,7 @@ class Plan:
         swept = self.swept()
         if (count := prod(map(len, swept.values()))) > MOST_COMBINATIONS:
             raise SpecError(f"{count:,} combinations of values (--sweep): expected at most {MOST_COMBINATIONS:,}")
-        base, plans = to_mapping(replace(self, sweep={})), dict[str, Plan]()
+        base, plans, works = to_mapping(replace(self, sweep={})), dict[str, Plan](), dict[str, object]()
         for values in product(*swept.values()):
             # A value means what it would mean as a flag.
             texts = [value if isinstance(value, str) else json.dumps(to_mapping(value)) for value in values]
@@ -203,12 +203,12 @@ class Plan:
             flags = dict(zip(whole, texts, strict=True))
             plan = from_mapping(Plan, apply_overrides(base, flags), f"--sweep with {name}", flags="--")
             work = plan.resolved(), plan.make_methods()
-            if same := next((n for n, p in plans.items() if (p.resolved(), p.make_methods()) == work), None):
+            if same := next((earlier for earlier, other in works.items() if other == work), None):
                 raise SpecError(
                     f"{same} and {name} come to the same (--sweep): leave one out; --steps, where given, wins over the "
                     "steps of both stages"
                 )
-            plans[name] = plan
+            plans[name], works[name] = plan, work
         return plans
 
     def contrast_pairs(self) -> list[tuple[str, str]]:
