@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Episode, make_method
 from promptprior.methods.target_only.auto import CANDIDATES
 from promptprior.parameterisations.initial import start_prompt
+from promptprior.report.statistics import interval
 from promptprior.tasks import load_task
 from promptprior.tasks.metrics import score
 from promptprior.tasks.sampling.batch import collate
@@ -248,11 +249,10 @@ def table(files: Sequence[Path]) -> None:
                 ]
                 by_draw += [mean(pairs)] if pairs else []
             ahead = ""
-            if method != "auto" and len(by_draw) == 1:
-                ahead = f"{by_draw[0]:+.3f} (one draw)"
-            elif method != "auto" and by_draw:
-                half = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}[len(by_draw)] * stdev(by_draw) / len(by_draw) ** 0.5
-                ahead = f"{mean(by_draw):+.3f} ({mean(by_draw) - half:+.3f} to {mean(by_draw) + half:+.3f})"
+            if method != "auto" and by_draw:
+                gap = interval(by_draw)  # Student's t
+                ends = "one draw" if gap.low is None or gap.high is None else f"{gap.low:+.3f} to {gap.high:+.3f}"
+                ahead = f"{gap.estimate:+.3f} ({ends})"
             total = mean(mean(v) for v in by_target if v)
             nll = mean(x["nll"] for x in own.values())
             draws = str(len({key[2] for key in own}))
