@@ -13,7 +13,6 @@ import jaxtyping
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-CHECKED_CALLS = 1  # of each function, in each test
 tests_begun = 0  # conftest.py counts
 
 
@@ -24,7 +23,7 @@ def check_shapes_of(modules: list[str]) -> None:
 
 
 def of_arrays(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
-    """`jaxtyped`, but for functions that have no array or stand in another function; others at their first calls."""
+    """`jaxtyped`, but for functions that have no array or stand in another function; others at first."""
 
     def decorator_of(typechecker: Any) -> Callable[[Any], Any]:
         def decorated(function: Any) -> Any:
@@ -41,15 +40,13 @@ def of_arrays(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
 def at_first(checking: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """The first call in each test goes to `checking`, the others to the function itself."""
-    test, calls = 0, 0
+    checked_in = -1  # the last test that did; before any, there is none
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        nonlocal test, calls
-        if test != tests_begun:
-            test, calls = tests_begun, 0
-        calls += 1
-        return (checking if calls <= CHECKED_CALLS else function)(*args, **kwargs)
+        nonlocal checked_in
+        is_first, checked_in = checked_in != tests_begun, tests_begun
+        return (checking if is_first else function)(*args, **kwargs)
 
     return called
 
