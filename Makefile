@@ -15,7 +15,7 @@ LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-versi
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
-	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (half an hour on 2 cores)"
+	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (16 minutes on 2 cores)"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
 	@echo "make torture  kill fit, adapt and compare at the 252 moments of tests/kill and 500 more (15 minutes), write torture.json"
 
