@@ -16,7 +16,7 @@ from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl
-from promptprior.guard import Candidate, choose, judge_on_dev
+from promptprior.guard import Candidate, Guarded, judge_on_dev
 from promptprior.methods import make_method
 from promptprior.report.gains import comparisons
 from promptprior.report.guard_analysis import guard_section
@@ -107,7 +107,7 @@ def test_the_guard_prefers_the_lower_and_is_ahead_by_a_positive_gap() -> None:
     best = min(rivals, key=lambda c: c.score or 0.0)
     assert rivals[0].score != rivals[1].score
     for order in (rivals, rivals[::-1]):
-        verdict = choose(order)
+        verdict = Guarded.of(order)
         assert verdict.adapted.prompt.header.method == best.method
         assert verdict.gap.mean == pytest.approx(abs((rivals[0].score or 0) - (rivals[1].score or 0)))
 

@@ -19,7 +19,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
 from promptprior.fit import fit
-from promptprior.guard import Guarded, choose, guarded, judge_on_dev
+from promptprior.guard import Guarded, guarded, judge_on_dev
 from promptprior.methods import make_method
 from tests.backbone.tiny import tiny
 from tests.test_cli import fit_prior
@@ -147,7 +147,7 @@ def candidate(name: str, score: float | None, nll: Sequence[float]) -> Candidate
 def test_lower_nll_wins_and_ties_stay_with_the_prior(
     rows: list[tuple[str, None, Sequence[float]]], chosen: str
 ) -> None:
-    assert choose([candidate(*row) for row in rows]).adapted.prompt.header.method == chosen
+    assert Guarded.of([candidate(*row) for row in rows]).adapted.prompt.header.method == chosen
 
 
 def test_score_comes_before_nll() -> None:
@@ -155,7 +155,7 @@ def test_score_comes_before_nll() -> None:
     rival = replace(zero, score=1.0, nll=99.0, each_nll=tuple(99.0 for _ in zero.each_nll))
     right = tuple(replace(p, choice=0) for p in zero.predictions)
     wrong = tuple(replace(p, choice=1) for p in zero.predictions)
-    found = choose([replace(prior_, score=0.0, predictions=wrong), replace(rival, predictions=right), scratch])
+    found = Guarded.of([replace(prior_, score=0.0, predictions=wrong), replace(rival, predictions=right), scratch])
     assert found.gap.mean == 1.0 if found.adapted.prompt.header.method == "zero_shot" else scratch.score == 1.0
     assert not found.kept
 

@@ -37,6 +37,24 @@ class Guarded:
     candidates: tuple[Candidate, ...]
     gap: Gap
 
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate]) -> "Guarded":
+        """The best candidate on dev, the first of several that are equal; its header says why."""
+        prior, *rivals = candidates
+        chosen = max(candidates, key=lambda c: c.rank)
+        gap = paired_gap(chosen, max(rivals, key=lambda c: c.rank) if chosen is prior else prior)
+        found, header = cls(chosen.adapted, tuple(candidates), gap), chosen.adapted.prompt.header
+        verdict = {
+            "chosen": chosen.method,
+            "prior": prior.method,
+            "fell_back": chosen is not prior,
+            "says": found.says,
+            "gap": gap.to_mapping(),
+            "dev": {c.method: {"score": c.score, "nll": c.nll} for c in candidates},
+        }
+        prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": verdict}))
+        return replace(found, adapted=replace(chosen.adapted, prompt=prompt))
+
     @property
     def kept(self) -> bool:
         """Whether the prior's prompt was chosen."""
@@ -74,7 +92,7 @@ def guarded(
         if watch is not None:  # who watches is told whose stage it is
             own = replace(own, watch=lambda stage, name=rival.name: watch(f"{name} {stage}"))  # type: ignore[misc]
         per_method.append(adapt(rival, episodes, backbone, priors, settings, own))
-    return [choose([judge_on_dev(backbone, a) for a in rivals]) for rivals in zip(*per_method, strict=True)]
+    return [Guarded.of([judge_on_dev(backbone, a) for a in rivals]) for rivals in zip(*per_method, strict=True)]
 
 
 @torch.no_grad()
@@ -89,21 +107,3 @@ def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
         [given] = answer_requests(backbone, [asked], generate=False)
         answers = held_out_answers(given.eval_set, given.nll)
     return judged(adapted, answers)
-
-
-def choose(candidates: Sequence[Candidate]) -> Guarded:
-    """The best candidate on dev, the first of several that are equal; its header says why."""
-    prior, *rivals = candidates
-    chosen = max(candidates, key=lambda c: c.rank)
-    gap = paired_gap(chosen, max(rivals, key=lambda c: c.rank) if chosen is prior else prior)
-    found, header = Guarded(chosen.adapted, tuple(candidates), gap), chosen.adapted.prompt.header
-    verdict = {
-        "chosen": chosen.method,
-        "prior": prior.method,
-        "fell_back": chosen is not prior,
-        "says": found.says,
-        "gap": gap.to_mapping(),
-        "dev": {c.method: {"score": c.score, "nll": c.nll} for c in candidates},
-    }
-    prompt = replace(chosen.adapted.prompt, header=replace(header, scores={**header.scores, "guard": verdict}))
-    return replace(found, adapted=replace(chosen.adapted, prompt=prompt))
