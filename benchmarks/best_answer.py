@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from measure import report_peak
 
-from promptprior.adapt import adapt, make_episode, score_on_test
+from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.choose import held_out_choice
 from promptprior.adaptation.folds import fold_episodes
-from promptprior.adaptation.held_out import HeldOut, held_out_predictions
+from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
 from promptprior.backbone import Backbone, load, ranking_tokens
 from promptprior.config.training import Settings, Training
-from promptprior.evaluate import TEXTS_AT_ONCE
+from promptprior.evaluate import TEXTS_AT_ONCE, PromptRequest, answer_requests
 from promptprior.files import read_tensors, write_tensors
 from promptprior.heads.head import Head, Readout
 from promptprior.heads.linear import Linear
@@ -177,7 +177,10 @@ def answer(task: Task, cache: Path, file: Path) -> None:
 def train(
     backbone: Backbone, task: Task, file: Path, methods: Sequence[str], draws: Sequence[tuple[int, int]], steps: int
 ) -> None:
-    """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task."""
+    """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task.
+
+    Beside FILE, FILE.answers has what each answered to the dev shots and to the test rows, which `join` blends.
+    """
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8))
     for method in methods:
         done = cells_of([file])
@@ -188,9 +191,21 @@ def train(
             start = time.monotonic()
             adapted = adapt(make_method(method), together, backbone, None, settings)
             seconds = (time.monotonic() - start) / len(together)
-            for episode, one, result in zip(together, adapted, score_on_test(backbone, adapted), strict=True):
-                own = {"score": result.scores[task.metrics[0]], "nll": result.nll, "step": one.best_step}
-                write(file, task, episode, method, {**own, "dev": one.dev_score, "steps": steps}, seconds)
+            requests = [
+                PromptRequest(a.prompt, task, rows)
+                for a in adapted
+                for rows in (a.episode.shots.dev, task.split("test"))
+            ]
+            answers = [held_out_answers(a.eval_set, a.nll) for a in answer_requests(backbone, requests)]
+            for one, dev, test in zip(adapted, answers[::2], answers[1::2], strict=True):
+                key = {"target": task.name, "k": k, "seed": one.episode.seed, "method": method}
+                given = {
+                    name: [(a.example.id, a.target_nll) for a in own] for name, own in (("dev", dev), ("test", test))
+                }
+                with file.with_suffix(".answers").open("a") as out:
+                    out.write(json.dumps({**key, **given}) + "\n")
+                own = {**scores_of(task, test), "step": one.best_step, "dev": one.dev_score, "steps": steps}
+                write(file, task, one.episode, method, own, seconds)
 
 
 def cost(name: str, data: Path, methods: Sequence[str], steps: int, dtype: str) -> None:
