@@ -405,7 +405,8 @@ def right_nll(example: Example, nll: Sequence[float], lengths: Sequence[int]) ->
     """NLL in nats of the right answer: among the choices (normalised over them), or per token of free text."""
     if not example.choices:
         return nll[0] / lengths[0]
-    return -float(torch.log_softmax(-torch.tensor(nll, dtype=torch.float64), 0)[example.label or 0])
+    least = min(nll)
+    return nll[example.label or 0] - least + math.log(math.fsum(math.exp(least - value) for value in nll))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -74,7 +75,8 @@ class Header:
     format_version: int = FORMAT_VERSION
 
 
-def versions() -> dict[str, object]:
+@cache
+def versions() -> Mapping[str, object]:
     """The versions of Python and of the libraries that decide what numbers come out."""
     installed: dict[str, object] = {"python": python_version()}
     for name in ("promptprior", "torch", "transformers", "safetensors"):

@@ -112,8 +112,9 @@ class AnswerSet:
         return self.task.is_choice and all(p.choice_nll for p in self.predictions)
 
     @cached_property
-    def log_probabilities(self) -> list[NDArray[np.float64]]:
-        """The log-probability of each choice among the choices of its example: log-softmax of -NLL, in nats.
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """The log-probability in nats of each choice among the choices of its example, [examples, choices]: log-softmax
+        of -NLL. Where an example has fewer choices than others, the rest has probability 0.
 
         Raises DataError unless every choice of every example has a finite likelihood.
         """
@@ -124,14 +125,16 @@ class AnswerSet:
                 f"task {self.task.name!r}: its metrics need the likelihood of every choice, but some prediction has "
                 "none"
             )
-        nlls = [np.array(p.choice_nll, dtype=np.float64) for p in self.predictions]
-        for example, nll in zip(self.examples, nlls, strict=True):
+        table = np.full((len(self.examples), max(len(e.choices) for e in self.examples)), np.inf)
+        for row, example, prediction in zip(table, self.examples, self.predictions, strict=True):
+            nll = prediction.choice_nll
             if len(nll) != len(example.choices) or not np.isfinite(nll).all():
                 raise DataError(
-                    f"task {self.task.name!r}, example {example.id!r}: choice_nll {tuple(nll.tolist())} "
+                    f"task {self.task.name!r}, example {example.id!r}: choice_nll {tuple(nll)} "
                     f"needs one finite number for each of the {len(example.choices)} choices"
                 )
-        return [log_softmax(-nll) for nll in nlls]
+            row[: len(nll)] = nll
+        return log_softmax(-table, axis=1)
 
 
 @dataclass(frozen=True)
@@ -404,13 +407,12 @@ def ranked_score(answers: AnswerSet, name: Literal["acc_norm", "nll", "brier", "
         rows = zip(answers.predictions, lengths, labels, strict=True)
         return float(np.mean([np.argmin(np.array(p.choice_nll) / length) == y for p, length, y in rows]))
     if name == "nll":
-        return -float(np.mean([p[y] for p, y in zip(log_p, labels, strict=True)]))
-    probabilities = [np.exp(p) for p in log_p]
+        return -float(log_p[np.arange(len(labels)), labels].mean())
+    probabilities = np.exp(log_p)  # [examples, choices]
     if name == "brier":
-        gaps = [p - np.eye(len(p))[y] for p, y in zip(probabilities, labels, strict=True)]
-        return float(np.mean([(gap**2).sum() / 2 for gap in gaps]))
-    confidence = np.array([p.max() for p in probabilities])
-    right = np.array([p.argmax() for p in probabilities]) == labels
+        right_answers = np.eye(probabilities.shape[1])[labels]
+        return float(((probabilities - right_answers) ** 2).sum(1).mean() / 2)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     return float(np.abs(np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)).sum() / len(right))
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from promptprior.notation import Float, Int, Tensor
 
@@ -161,15 +161,17 @@ def collate(
     targets = [target for item in items for target in item.targets]
     if not targets or not all(targets):
         raise ValueError("every text needs at least one target, and every target at least one token")
-    text_ids, target_ids = (  # padded with 0 on the right; lengths, never ids, say what is padding
-        pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
-        for rows in ([item.text for item in items], targets)
-    )
+    padded = []  # with 0 on the right; lengths, never ids, say what is padding
+    for rows in ([item.text for item in items], targets):
+        table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)  # many times faster than a tensor a row
+        for ids, row in zip(table, rows, strict=True):
+            ids[: len(row)] = row
+        padded.append(torch.from_numpy(table))
     copy_index = torch.tensor(copies if copies is not None else [0] * len(items))
     return Batch(
-        text_ids=text_ids,
+        text_ids=padded[0],
         text_lengths=torch.tensor([len(item.text) for item in items]),
-        target_ids=target_ids,
+        target_ids=padded[1],
         target_lengths=torch.tensor([len(target) for target in targets]),
         text_index=torch.tensor([x for x, item in enumerate(items) for _ in item.targets]),
         copy_index=copy_index,
