@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,18 +24,26 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """Sizes of a trial. Settings are one for all methods; rates come from development fits (seeds from 1,000)."""
+    """Sizes of a trial. Settings are one for all methods but for a target's rate, which differs by whether a method
+    starts from a prior; lengths and rates come from development fits (seeds from 1,000; docs/proving_ground.md)."""
 
     targets: int = 10
     sources: int = 8
     source_throws: int = 200
     settings: Settings = field(
         default_factory=lambda: Settings(
-            length=4,
+            length=8,
             source=Training(steps=150, batch_size=16, learning_rates=(0.3,), eval_every=0),
-            target=Training(steps=40, batch_size=8, learning_rates=(0.1, 1.0)),
+            target=Training(steps=40, batch_size=8, learning_rates=(0.1,)),
         )
     )
+    rate_from_scratch: float = 1.0
+
+    def settings_of(self, arm: Recipe) -> Settings:
+        """What a method is run with."""
+        if arm.needs_sources:
+            return self.settings
+        return replace(self.settings, target=replace(self.settings.target, learning_rates=(self.rate_from_scratch,)))
 
 
 def make_bags(of: Family, kind: str, count: int, throws: int, seed: int) -> list[Bag]:
@@ -81,7 +89,7 @@ def measure_gains(
                 priors[key] = fit(arm.source_recipe(), [bag.task for bag in sources], backbone, setup.settings, seed)
             prior = priors[key]
         episodes = [make_episode(arm, bag, n, seed) for n, bag in cells]
-        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings))
+        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings_of(arm)))
         cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
         rows += [{**row, "source_rows": cost["rows"]} for row in rows_of(label, cells, heads)]
     return rows
