@@ -82,6 +82,9 @@ def test_a_probe_is_its_head_fitted_on_all_shots(name: str) -> None:
     on_dev = nll_after(shots.train, shots.dev).argmin(1)
     right = [int(on_dev[i]) == e.label for i, e in enumerate(shots.dev)]
     assert one.dev_score == pytest.approx(sum(right) / len(right))
+    assert [a.example for a in one.out_of_fold] == [*shots.dev]  # what the guard judges by
+    held_out = torch.tensor([a.target_nll for a in one.out_of_fold], dtype=torch.float64)
+    torch.testing.assert_close(held_out, nll_after(shots.train, shots.dev), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", PROBES)

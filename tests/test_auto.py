@@ -117,6 +117,34 @@ def test_compare_refuses_candidates_that_need_a_prior() -> None:
         Plan(methods=("auto",), targets=("t",), sources=("s",), options={"auto": {"candidates": ["multitask"]}})
 
 
+# Candidates that train -----------------------------------------------------------------------------------
+
+
+def test_dev_shots_judge_what_trains_and_folds_the_rest() -> None:
+    """Without --folds: a candidate that trains runs once, as it would alone; all are judged on what it left out."""
+    method, unfolded = make_method("auto", {"candidates": CANDIDATES, "blend": False}), replace(SETTINGS, folds=0)
+    [adapted] = adapt(method, [EPISODE], backbone(), None, unfolded)
+    [trained] = adapt(make_method("prompt_tuning"), [EPISODE], backbone(), None, unfolded)
+    [probe] = adapt(make_method("linear_probe"), [EPISODE], backbone(), None, replace(SETTINGS, folds=4))
+    dev, lines = {e.id for e in EPISODE.shots.dev}, board(adapted)
+    assert lines["prompt_tuning"]["score"] == trained.dev_score
+    of_dev = [a.right_nll for a in probe.out_of_fold if a.example.id in dev]
+    assert lines["linear_probe"]["nll"] == pytest.approx(sum(of_dev) / len(dev))
+    assert {a.example.id for a in adapted.out_of_fold} == dev
+    [folded] = adapt(replace(method, trained_folds=2), [EPISODE], backbone(), None, unfolded)
+    assert len(folded.out_of_fold) == 2 * len(dev)
+
+
+def test_lora_is_left_out_where_its_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptprior.methods.target_only.weight_tuning.find_spec", lambda name: None)
+    [adapted] = adapt(
+        make_method("auto", {"candidates": ("linear_probe", "lora")}), [EPISODE], backbone(), None, SETTINGS
+    )
+    assert [*board(adapted)] == ["linear_probe"]
+    with pytest.raises(SpecError, match=r"'lora' cannot answer task 'target'.*promptprior\[peft\]"):
+        adapt(make_method("lora"), [EPISODE], backbone(), None, SETTINGS)
+
+
 # The budget ----------------------------------------------------------------------------------------------
 
 

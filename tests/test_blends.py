@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
+from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import blended
 from promptprior.backbone import Backbone
 from promptprior.errors import DataError
@@ -61,10 +63,11 @@ def by_hand(names: Sequence[str], seed: int, examples: Sequence[Example]) -> tor
     return total
 
 
-@pytest.mark.parametrize("names", [BY_WORDS, BY_STATES])
-def test_a_blend_answers_by_the_weighted_mean_of_its_members(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [BY_WORDS, BY_STATES, ("linear_probe", "lora")])
+def test_a_blend_answers_by_the_weighted_mean_of_its_members(names: tuple[str, ...], tmp_path: Path) -> None:
     examples = TARGET.split("test")
-    given = predict(blend(names, 13).prompt, TARGET, backbone(), examples)
+    blend(names, 13).prompt.save_pretrained(tmp_path / "blend")
+    given = predict(Prompt.from_pretrained(tmp_path / "blend", backbone().card), TARGET, backbone(), examples)
     nll = torch.tensor([a.choice_nll for a in given], dtype=torch.float64)
     torch.testing.assert_close((-nll).exp(), by_hand(names, 13, examples), rtol=0, atol=1e-9)
     assert [a.choice for a in given] == nll.argmin(1).tolist()

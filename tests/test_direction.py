@@ -10,13 +10,14 @@ import torch
 from promptprior import plugins
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.choose import held_out_of, judged
 from promptprior.backbone import Backbone
 from promptprior.cli import main
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.fit import RunControl
-from promptprior.guard import Candidate, Guarded, judge_on_dev
+from promptprior.guard import Candidate, Guarded
 from promptprior.methods import make_method
 from promptprior.report.gains import comparisons
 from promptprior.report.guard_analysis import guard_section
@@ -98,7 +99,7 @@ def test_dev_picks_the_rate_with_the_lowest_value() -> None:
 def candidate(method: str, task: Task) -> Candidate:
     settings = replace(STEEP, target=Training(steps=0))
     [done] = adapt(make_method(method), [make_episode(task, 4, 13)], backbone(), settings=settings)
-    return judge_on_dev(backbone(), done)
+    return judged(done, held_out_of(backbone(), done))
 
 
 def test_the_guard_prefers_the_lower_and_is_ahead_by_a_positive_gap() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.choose import Candidate, paired_gap
+from promptprior.adaptation.choose import Candidate, held_out_of, judged, paired_gap
 from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.cli import main
@@ -19,7 +19,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError
 from promptprior.fit import fit
-from promptprior.guard import Guarded, guarded, judge_on_dev
+from promptprior.guard import Guarded, guarded
 from promptprior.methods import make_method
 from tests.backbone.tiny import tiny
 from tests.test_cli import fit_prior
@@ -46,13 +46,13 @@ def prior(label: int) -> Prior:
 
 
 @cache
-def judged(label: int) -> Guarded:
+def verdict(label: int) -> Guarded:
     [found] = guarded(MULTITASK, [make_episode(TARGET, 8, 13)], backbone(), prior(label), GENTLE)
     return found
 
 
 def test_a_poisoned_prior_is_dropped_and_the_artifact_says_so(tmp_path: Path) -> None:
-    found = judged(1)
+    found = verdict(1)
     assert not found.kept
     name = found.adapted.prompt.header.method
     assert name in ("zero_shot", "prompt_tuning")
@@ -67,7 +67,7 @@ def test_a_poisoned_prior_is_dropped_and_the_artifact_says_so(tmp_path: Path) ->
 
 
 def test_a_good_prior_is_kept_and_is_the_prompt_that_adapt_makes() -> None:
-    found = judged(0)
+    found = verdict(0)
     assert found.kept
     assert "guard: kept the prior (multitask)" in found.says
     [plain] = adapt(MULTITASK, [make_episode(TARGET, 8, 13)], backbone(), prior(0), GENTLE)
@@ -81,7 +81,7 @@ def test_a_good_prior_is_kept_and_is_the_prompt_that_adapt_makes() -> None:
 
 def test_candidates_are_what_adapt_makes_by_itself_and_dev_is_what_training_saw() -> None:
     episode = make_episode(TARGET, 8, 13)
-    for candidate in judged(1).candidates[1:]:
+    for candidate in verdict(1).candidates[1:]:
         [plain] = adapt(make_method(candidate.method), [episode], backbone(), None, GENTLE)
         assert torch.equal(candidate.adapted.prompt.params["prompt"], plain.prompt.params["prompt"])
         best = next(p for p in plain.curve if p["step"] == plain.best_step)
@@ -95,15 +95,15 @@ def test_the_verdict_does_not_depend_on_test() -> None:
     for test in ((), tuple(replace(e, id=f"other-{i}") for i, e in enumerate(other))):
         task = replace(TARGET, examples={**examples, "test": test})
         [found] = guarded(MULTITASK, [make_episode(task, 8, 13)], backbone(), prior(1), GENTLE)
-        assert found.says == judged(1).says
-        assert [c.each_nll for c in found.candidates] == [c.each_nll for c in judged(1).candidates]
+        assert found.says == verdict(1).says
+        assert [c.each_nll for c in found.candidates] == [c.each_nll for c in verdict(1).candidates]
 
 
 def test_episodes_are_judged_apart_also_in_free_text() -> None:
     free = text_task("shout", lambda word: word[:2])
     episodes = [make_episode(TARGET, 8, 13), make_episode(free, 4, 21)]
     choice, text = guarded(MULTITASK, episodes, backbone(), prior(1), GENTLE)
-    assert choice.says == judged(1).says
+    assert choice.says == verdict(1).says
     assert all(c.score is None for c in text.candidates)
     best = min(c.nll for c in text.candidates)
     chosen = next(c for c in text.candidates if c.method == text.adapted.prompt.header.method)
@@ -130,7 +130,7 @@ def test_a_method_without_a_prior_has_nothing_to_guard() -> None:
 
 
 def candidate(name: str, score: float | None, nll: Sequence[float]) -> Candidate:
-    adapted = judged(1).candidates[0].adapted
+    adapted = verdict(1).candidates[0].adapted
     renamed = replace(adapted.prompt, header=replace(adapted.prompt.header, method=name))
     return Candidate(replace(adapted, prompt=renamed), score, sum(nll) / len(nll), (), tuple(nll))
 
@@ -151,7 +151,7 @@ def test_lower_nll_wins_and_ties_stay_with_the_prior(
 
 
 def test_score_comes_before_nll() -> None:
-    prior_, zero, scratch = judged(1).candidates
+    prior_, zero, scratch = verdict(1).candidates
     rival = replace(zero, score=1.0, nll=99.0, each_nll=tuple(99.0 for _ in zero.each_nll))
     right = tuple(replace(p, choice=0) for p in zero.predictions)
     wrong = tuple(replace(p, choice=1) for p in zero.predictions)
@@ -176,8 +176,8 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
 
 
 def test_on_dev_asks_each_example_once() -> None:
-    made: Adapted = judged(0).candidates[0].adapted
-    found = judge_on_dev(backbone(), made)
+    made: Adapted = verdict(0).candidates[0].adapted
+    found = judged(made, held_out_of(backbone(), made))
     assert len(found.each_nll) == len(made.episode.shots.dev) == len(found.predictions)
     assert found.nll == pytest.approx(sum(found.each_nll) / 8)
 

@@ -16,7 +16,7 @@ import torch
 
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
-from promptprior.adaptation.choose import choose_candidate
+from promptprior.adaptation.choose import choose_candidate, held_out_of
 from promptprior.adaptation.refit import adapt_as_copies
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, load, training_tokens
@@ -30,7 +30,7 @@ from promptprior.evaluate import EvalResult, PromptRequest, answer_requests
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
-from promptprior.methods.choosing import Choosing, candidates_of
+from promptprior.methods.choosing import Choosing, candidate_settings, candidates_of
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
@@ -149,7 +149,6 @@ def _adapt_and_choose(
     Candidates that cannot answer a task are left out there, and those that the budget has no time for everywhere; every
     episode has an answer all the same. Raises SpecError where none can answer.
     """
-    settings = settings if settings.folds else replace(settings, folds=method.folds)
     first = priors if isinstance(priors, Prior) or not priors else priors[0]
     candidates = candidates_of(method, first.header if isinstance(first, Prior) else None)
     priors_of = {c.name: _checked_priors(c, episodes, priors, backbone, settings) for c in candidates}
@@ -163,8 +162,9 @@ def _adapt_and_choose(
         if not served:
             continue
         own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
+        own_settings = candidate_settings(method, candidate, settings)
         if decision is None:
-            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, settings, 0) for e in own if sizes)
+            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0) for e in own if sizes)
             spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
             expected = work * spent / read if read else None  # at the rate of what ran before
             is_late = method.seconds is not None and spent + (expected or 0) > method.seconds
@@ -178,11 +178,11 @@ def _adapt_and_choose(
                 own,
                 backbone,
                 [priors_of[candidate.name][place] for place in served] if candidate.needs_sources else None,
-                settings,
+                own_settings,
                 control.inside(candidate.name),
             )
             for place, one in zip(served, given, strict=True):
-                adapted[place].append(one)
+                adapted[place].append(replace(one, out_of_fold=held_out_of(backbone, one)))
             if not decision.seconds:  # a candidate that had ended before is not counted again
                 decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
         decisions.append(decision)

@@ -7,7 +7,7 @@ multiplies is its own to say (methods/workload.py). Texts that are generated are
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -17,7 +17,7 @@ from promptprior.config.training import Settings
 from promptprior.cost import SCORED
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Method, make_method
-from promptprior.methods.choosing import Choosing
+from promptprior.methods.choosing import Choosing, candidate_settings
 from promptprior.methods.target_only.in_context import demonstration_room
 from promptprior.tasks import Task, collate
 
@@ -73,8 +73,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     once more, and a refit is taken to last half of the steps: how many it has is chosen later.
     """
     if isinstance(method, Choosing):
-        own = settings if settings.folds else replace(settings, folds=method.folds)
-        return sum(adapting_cost(make_method(name), target, k, own, tested) for name in method.candidates)
+        candidates = [make_method(name) for name in method.candidates]
+        return sum(adapting_cost(c, target, k, candidate_settings(method, c, settings), tested) for c in candidates)
     train = dev = 0
     for place, size in enumerate(target.class_sizes):
         share = k

@@ -9,17 +9,13 @@ which flatters those beside no prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from promptprior.adapt import adapt
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.choose import Candidate, Gap, judged, paired_gap
-from promptprior.adaptation.held_out import held_out_answers
+from promptprior.adaptation.choose import Candidate, Gap, held_out_of, judged, paired_gap
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, Recipe, make_method
 
@@ -92,18 +88,6 @@ def guarded(
         if watch is not None:  # who watches is told whose stage it is
             own = replace(own, watch=lambda stage, name=rival.name: watch(f"{name} {stage}"))  # type: ignore[misc]
         per_method.append(adapt(rival, episodes, backbone, priors, settings, own))
-    return [Guarded.of([judge_on_dev(backbone, a) for a in rivals]) for rivals in zip(*per_method, strict=True)]
-
-
-@torch.no_grad()
-def judge_on_dev(backbone: Backbone, adapted: Adapted) -> Candidate:
-    """Score and NLL of a prompt on its episode's dev shots, example by example.
-
-    With folds the prompt has learned from them too: then the answers count that were given before that.
-    """
-    answers = adapted.out_of_fold
-    if not answers:
-        asked = PromptRequest(adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
-        [given] = answer_requests(backbone, [asked], generate=False)
-        answers = held_out_answers(given.eval_set, given.nll)
-    return judged(adapted, answers)
+    return [
+        Guarded.of([judged(a, held_out_of(backbone, a)) for a in rivals]) for rivals in zip(*per_method, strict=True)
+    ]

@@ -1,7 +1,8 @@
 """Which of several adapted prompts answers: the best on examples that it has not learned from, or all of them together.
 
-Every candidate has answered the same held-out examples (`Adapted.out_of_fold`). Of the single ones the best score wins,
-then the simplest (candidates stand in order of cost). A blend averages probabilities of choices:
+Every candidate has answered held-out examples (`held_out_of`), and all are judged by those that they have in common. Of
+the single ones the best score wins, then the simplest (candidates stand in order of cost). A blend averages
+probabilities of choices:
 
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
@@ -19,9 +20,10 @@ import torch
 
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.folds import jackknife_error
-from promptprior.adaptation.held_out import HeldOut, held_out_predictions, held_out_score
+from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions, held_out_score
 from promptprior.artifacts.blending import blended
-from promptprior.evaluate import mean_probability
+from promptprior.backbone import Backbone
+from promptprior.evaluate import PromptRequest, answer_requests, mean_probability
 from promptprior.notation import Float, Tensor
 from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric
 from promptprior.tasks.task import Example, Task
@@ -65,6 +67,17 @@ class Candidate:
         """Higher is better. Six digits, as training logs them: the same prompt must not beat itself by rounding."""
         standing = 0.0 if self.score is None else merit(self.adapted.episode.task.metrics[0], self.score)
         return round(standing, 6), -float(f"{self.nll:.6g}")
+
+
+@torch.no_grad()
+def held_out_of(backbone: Backbone, adapted: Adapted) -> tuple[HeldOut, ...]:
+    """What a prompt answered out of fold; without folds what it answers to its dev shots, which chose its step and rate
+    and taught it nothing."""
+    if adapted.out_of_fold:
+        return adapted.out_of_fold
+    asked = PromptRequest(adapted.prompt, adapted.episode.task, adapted.episode.shots.dev)
+    [given] = answer_requests(backbone, [asked], generate=False)
+    return held_out_answers(given.eval_set, given.nll)
 
 
 def judged(adapted: Adapted, answers: Sequence[HeldOut]) -> Candidate:

@@ -105,7 +105,16 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
         taught = sum(number.numel() for number in one.head.params.values())
         nll = float(np.mean([answer.right_nll for answer in answers])) if answers else None
         curve = a.curve or ({"step": 0, "train_loss": None, "dev_score": value, "dev_nll": nll},)
-        headed.append(replace(a, prompt=prompt, dev_score=value, curve=curve, trainable=a.trainable + taught))
+        headed.append(
+            replace(
+                a,
+                prompt=prompt,
+                dev_score=value,
+                curve=curve,
+                trainable=a.trainable + taught,
+                out_of_fold=tuple(answers),
+            )
+        )
     return headed
 
 

@@ -1,11 +1,13 @@
 """Recipes that learn nothing themselves, and choose among others: their protocol, and the candidates they have."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from promptprior.artifacts.header import Header
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
-from promptprior.methods import Recipe, make_method
+from promptprior.methods import Method, Recipe, make_method
 
 FACTS = ("name", "needs_sources", "uses_shots", "prior_of", "is_ensemble", "revision")  # of a recipe, not options
 
@@ -15,13 +17,15 @@ class Choosing(Protocol):
     """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py).
 
     `candidates` are names of methods, in order of cost; `folds` those that held-out answers come from, where the
-    settings name none; `blend`: whether candidates may answer together; no further candidate starts that would end
-    after so many `seconds` (None for no limit).
+    settings name none, and `trained_folds` the same for candidates that train (0: from dev shots); `blend`: whether
+    candidates may answer together; no further candidate starts that would end after so many `seconds` (None for no
+    limit).
     """
 
     name: str
     candidates: tuple[str, ...]
     folds: int
+    trained_folds: int
     blend: bool
     seconds: float | None
 
@@ -44,6 +48,12 @@ def candidates_of(method: Choosing, prior: Header | None = None) -> list[Recipe]
     if prior is not None and not any(recipe.needs_sources and recipe.starts_from(prior) for recipe in recipes):
         recipes.append(make_method(prior.method, options_of_prior(prior)))
     return recipes
+
+
+def candidate_settings(method: Choosing, candidate: Method, settings: Settings) -> Settings:
+    """What a candidate adapts with: where the settings name no folds, those that the method has for it."""
+    folds = settings.folds or (method.trained_folds if candidate.trains else method.folds)
+    return replace(settings, folds=folds)
 
 
 def options_of_prior(header: Header) -> dict[str, object]:

@@ -62,7 +62,7 @@ class AdaptPlan:
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
-        from promptprior.methods.choosing import Choosing, candidates_of
+        from promptprior.methods.choosing import Choosing, candidate_settings, candidates_of
         from promptprior.preflight import check_lengths, check_metrics, check_start
         from promptprior.tasks import load_task
 
@@ -85,9 +85,10 @@ class AdaptPlan:
         if dry_run:
             size = target_size(backbone, task)
             cost = adapting_cost(method, size, self.shots, settings, tested)
-            for candidate in candidates[len(getattr(method, "candidates", ())) :]:  # that of the prior
-                own = settings if settings.folds else replace(settings, folds=getattr(method, "folds", 0))
-                cost += adapting_cost(candidate, size, self.shots, own, tested)
+            if isinstance(method, Choosing):
+                for candidate in candidates[len(method.candidates) :]:  # that of the prior
+                    own = candidate_settings(method, candidate, settings)
+                    cost += adapting_cost(candidate, size, self.shots, own, tested)
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"

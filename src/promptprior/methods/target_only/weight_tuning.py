@@ -8,6 +8,7 @@ and the grid has as many rates as the prompts' grid, in the same proportions (do
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import sqrt
 
 import torch
@@ -22,6 +23,7 @@ from promptprior.notation import Tensor
 from promptprior.parameterisations.registry import Form
 from promptprior.parameterisations.weights import LoraForm, OwnForm
 from promptprior.tasks.sampling.draws import generator
+from promptprior.tasks.task import Task
 
 PROMPT_RATE = 0.3  # the rate of prompts that a reference's `rate` stands beside
 
@@ -55,6 +57,10 @@ class Lora(WeightRecipe):
     rank: int = option(8, "rank of each addition", least=1, most=2**12)
     alpha: float = option(16.0, "additions count alpha / rank", above=0)
     modules: tuple[str, ...] = option((), "modules added to; by default PEFT's: q and v")
+
+    def serves(self, task: Task) -> str | None:
+        """Nothing without the package that has its layers."""
+        return super().serves(task) if find_spec("peft") else "it needs a package: pip install 'promptprior[peft]'"
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """LoRA's own start for every episode, seeded by task and seed: additions of zero. A is uniform within one over
