@@ -33,7 +33,7 @@ class Setup:
     settings: Settings = field(
         default_factory=lambda: Settings(
             length=8,
-            source=Training(steps=150, batch_size=16, learning_rates=(0.3,), eval_every=0),
+            source=Training(steps=150, batch_size=16, learning_rates=(1.0,), eval_every=0),
             target=Training(steps=40, batch_size=8, learning_rates=(0.1,)),
         )
     )
