@@ -11,7 +11,7 @@ The same log-density is given to the library's `Svgd` by its own train loop, wit
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -78,10 +78,14 @@ class PlanePosterior:
         """N."""
         return float(self.throws.sum())
 
+    @cached_property
+    def tokens(self) -> list[Tokens]:
+        """Every text with both its answers."""
+        return ranking_tokens(self.backbone, self.bag.task, self.bag.task.split("test"))
+
     def batch(self, step: int = -1) -> Batch:
-        """Every text with both its answers, weighted by how often they were thrown: all data, in every step."""
-        tokens = ranking_tokens(self.backbone, self.bag.task, self.bag.task.split("test"))
-        whole = collate(tokens, step=step, seeds=(0,) if step >= 0 else ())
+        """All texts, their answers weighted by how often they were thrown: all data, in every step."""
+        whole = collate(self.tokens, step=step, seeds=(0,) if step >= 0 else ())
         return replace(whole, weight=self.throws.flatten().float())
 
     @torch.no_grad()
