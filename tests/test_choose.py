@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from promptprior.adaptation.choose import PULL, RESAMPLES, cross_validated, held_out_choice, mix, mixing_weights
+from promptprior.adaptation.choose import (
+    PULL,
+    RESAMPLES,
+    cross_validated,
+    held_out_choice,
+    mix,
+    mixing_weights,
+    prior_weights,
+)
 from promptprior.adaptation.held_out import HeldOut
 from promptprior.tasks.task import Example, Task
 from tests.world import text_task
@@ -44,21 +52,35 @@ def random_case(seed: int, members: int = 3, examples: int = 40, choices: int = 
     return held_out(nll, labels.tolist())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_weights_are_the_best_point_of_the_simplex(seed: int) -> None:
-    case = random_case(seed)
+@pytest.mark.parametrize("trained", [(False, False, False), (False, False, True), (True, False, True)])
+@pytest.mark.parametrize("seed", range(2))
+def test_weights_are_the_best_point_of_the_simplex(seed: int, trained: tuple[bool, ...]) -> None:
+    case, prior = random_case(seed), prior_weights(trained)
     table = torch.stack([log_right(own) for own in case])
 
     def loss(free: np.ndarray) -> float:
         weights = torch.softmax(torch.tensor([0.0, *free], dtype=torch.float64), 0)
-        return -float(torch.logsumexp(table + weights.log()[:, None], 0).sum() + PULL * weights.log().sum())
+        return -float(torch.logsumexp(table + weights.log()[:, None], 0).sum() + 3 * PULL * prior @ weights.log())
 
     starts = ([0.0, 0.0], [3.0, 3.0], [-3.0, 3.0])
     best = min(minimize(loss, start, method="Nelder-Mead", options={"maxiter": 4000}).fun for start in starts)
-    weights = mixing_weights(table)
+    weights = mixing_weights(table, prior)
     assert float(weights.sum()) == pytest.approx(1, abs=1e-9)
-    own = -float(torch.logsumexp(table + weights.log()[:, None], 0).sum() + PULL * weights.log().sum())
+    own = -float(torch.logsumexp(table + weights.log()[:, None], 0).sum() + 3 * PULL * prior @ weights.log())
     assert own == pytest.approx(best, abs=1e-4)
+
+
+def test_candidates_that_did_not_train_share_the_weight_of_one() -> None:
+    """Five times the same answers count as one where the sixth is as good and others' errors are not its own."""
+    assert prior_weights([False] * 5 + [True]).tolist() == pytest.approx([0.1] * 5 + [0.5])
+    assert prior_weights([True, True]).tolist() == pytest.approx([0.5, 0.5])
+    first, second, _ = random_case(3)
+    blend = mix([first] * 5 + [second], [False] * 5 + [True])
+    of_two = mix([first, second], [True, True])
+    assert blend.weights[-1] == pytest.approx(of_two.weights[-1], abs=0.08)
+    choice = held_out_choice(task_of([first]), [first] * 5 + [second], [False] * 5 + [True])
+    assert choice.blend == blend
+    assert list(choice.mixed) == cross_validated([first] * 5 + [second], [False] * 5 + [True])
 
 
 def test_a_member_that_is_too_sure_gets_a_temperature() -> None:

@@ -7,9 +7,10 @@ probabilities of choices:
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
 T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599). w maximises the held-out likelihood of
-the blend under a Dirichlet prior that pulls to equal weights, by EM (a linear opinion pool; stacking, Yao et al. 2018,
-arXiv 1704.02030): few examples tell too little to let one candidate have it all (docs/log.md). The blend's own score
-comes from folds of the held-out examples, each answered by weights that the others gave.
+the blend under a Dirichlet prior, by EM (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.02030): few
+examples tell too little to let one candidate have it all. The prior's mean gives every candidate that trained one
+share, and one share to all the others together, which read the same frozen model and err alike (docs/log.md). The
+blend's own score comes from folds of the held-out examples, each answered by weights that the others gave.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from promptprior.tasks.task import Example, Task
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
 EM_STEPS = 300
-PULL = 4.0  # examples that the prior is worth for each candidate
+PULL = 4.0  # examples that the prior is worth, times the candidates
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
 FOLDS = 5  # of the held-out examples, for the score of the blend
 RESAMPLES = 500  # of the examples, for the interval of a gap
@@ -162,7 +163,7 @@ class Mix:
         return replace(given[0], target_nll=tuple(mean_probability(scaled, self.weights)))
 
 
-def mix(answers: Sequence[Sequence[HeldOut]]) -> Mix:
+def mix(answers: Sequence[Sequence[HeldOut]], trained: Sequence[bool] = ()) -> Mix:
     """The weights and temperatures that these answers prefer, `answers[m][i]` to example i by candidate m."""
     temperatures, logs = [], []
     for own in answers:
@@ -173,25 +174,36 @@ def mix(answers: Sequence[Sequence[HeldOut]]) -> Mix:
         best = int(each.sum(1).argmax())
         temperatures.append(TEMPERATURES[best])
         logs.append(each[best])
-    weights = mixing_weights(torch.stack(logs))
+    weights = mixing_weights(torch.stack(logs), prior_weights(trained or [False] * len(answers)))
     members = [m for m in range(len(weights)) if weights[m] >= LEAST_WEIGHT]
     kept = weights[members] / weights[members].sum()
     return Mix(tuple(members), tuple(kept.tolist()), tuple(temperatures[m] for m in members))
 
 
-def mixing_weights(log_right: Float[Tensor, "M n"]) -> Float[Tensor, " M"]:
+def prior_weights(trained: Sequence[bool]) -> Float[Tensor, " M"]:
+    """What a blend is pulled to: a share for each candidate that trained, and one for all the others.
+
+    >>> prior_weights([False, False, True]).tolist()
+    [0.25, 0.25, 0.5]
+    """
+    own = torch.tensor(trained)  # [M]
+    shares = torch.where(own, 1.0, 1 / max(1, int((~own).sum()))).double()
+    return shares / shares.sum()
+
+
+def mixing_weights(log_right: Float[Tensor, "M n"], prior: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Weights on the simplex that maximise, by EM,
 
-    sum over examples of log(sum over m of w_m p_m(right answer)) + PULL * sum over m of log w_m
+    sum over examples of log(sum over m of w_m p_m(right answer)) + PULL * M * sum over m of prior_m log w_m
     """
-    weights = torch.full(log_right.shape[:1], 1 / len(log_right), dtype=torch.float64)
+    weights = prior
     for _ in range(EM_STEPS):
-        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + PULL
+        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + PULL * len(prior) * prior
         weights = counts / counts.sum()
     return weights
 
 
-def cross_validated(answers: Sequence[Sequence[HeldOut]]) -> list[HeldOut]:
+def cross_validated(answers: Sequence[Sequence[HeldOut]], trained: Sequence[bool] = ()) -> list[HeldOut]:
     """Every example as the blend answers it by weights that the other folds gave."""
     count = len(answers[0])
     order = np.random.default_rng(0).permutation(count).tolist()
@@ -199,7 +211,7 @@ def cross_validated(answers: Sequence[Sequence[HeldOut]]) -> list[HeldOut]:
     for fold in range(min(FOLDS, count)):
         own = order[fold::FOLDS]
         others = [i for i in order if i not in own] or own
-        fitted = mix([[each[i] for i in others] for each in answers])
+        fitted = mix([[each[i] for i in others] for each in answers], trained)
         for i in own:
             mixed[i] = fitted.answer([each[i] for each in answers])
     return mixed
@@ -221,15 +233,18 @@ class Choice:
     standings: tuple[float, ...]
 
 
-def held_out_choice(task: Task, answers: Sequence[Sequence[HeldOut]], may_blend: bool = True) -> Choice:
+def held_out_choice(
+    task: Task, answers: Sequence[Sequence[HeldOut]], trained: Sequence[bool] = (), may_blend: bool = True
+) -> Choice:
     """Which candidates answer a task, from `answers[m][i]` of candidate m, in order of cost, to held-out example i.
 
+    `trained[m]` says whether candidate m moved parameters by descent; by default none did.
     Of single ones the best score, then the cheapest; the blend unless that one is surely ahead of it in score. Free
     text, which has no choices to average over, goes to the lowest NLL.
     """
     may_blend = may_blend and task.is_choice and len(answers) > 1
-    blend = mix(answers) if may_blend else Mix((), (), ())
-    mixed = tuple(cross_validated(answers)) if len(blend.members) > 1 else ()
+    blend = mix(answers, trained) if may_blend else Mix((), (), ())
+    mixed = tuple(cross_validated(answers, trained)) if len(blend.members) > 1 else ()
     standings = []
     for own in (*answers, mixed) if mixed else answers:
         value, each = held_out_score(task, own), [answer.right_nll for answer in own]
@@ -257,7 +272,7 @@ def choose_candidate(
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
     common = [example for example in given[0] if all(example in own for own in given)]
     answers = [tuple(own[example] for example in common) for own in given]
-    choice = held_out_choice(task, answers, may_blend)
+    choice = held_out_choice(task, answers, [a.learning_rate is not None for a in candidates], may_blend)
     weights = dict(zip(choice.blend.members, choice.blend.weights, strict=True))
     board = [judged(replace(a, out_of_fold=own), own) for a, own in zip(candidates, answers, strict=True)]
     base, cost = candidates[choice.best], sum((a.cost for a in candidates[1:]), candidates[0].cost)
