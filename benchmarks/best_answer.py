@@ -3,14 +3,17 @@
     python benchmarks/best_answer.py read   --data DATA --cache CACHE            read all texts once (minutes a target)
     python benchmarks/best_answer.py answer --data DATA --cache CACHE --json FILE     fit heads, choose, score (seconds)
     python benchmarks/best_answer.py train  --data DATA --json FILE --methods lora,prompt_tuning   (minutes a cell)
+    python benchmarks/best_answer.py join   --data DATA --cache CACHE --json FILE     auto with LoRA as a candidate
     python benchmarks/best_answer.py cost   --data DATA --targets rotten_tomatoes   (a process a method)
     python benchmarks/best_answer.py table  --json FILE...
 
 `read` keeps, for each target, states and likelihoods of every shot of every draw and of the test rows: a text is read
-once, with nothing in front and behind an untrained prompt. `answer` then does what `promptprior adapt` does with
-`--folds 4`: heads answer out of fold, are fitted to all 2k shots, and `auto` chooses or blends by the answers out of
-fold. FILE has a JSON line for each target, k, draw and method, and is resumed: lines that are there are not made again.
-Test rows are balanced (the first of each class). Draws are the library's.
+once, with nothing in front and behind an untrained prompt. `answer` then does what `promptprior adapt --method auto`
+does: heads answer out of fold, are fitted to all 2k shots, and held-out answers choose among them or blend them
+(`auto_quick`: what `auto` gives while its seconds allow nothing that trains; `auto_single`, `auto_blend`: its two
+sides). `join` adds LoRA as `train` has kept its answers to dev shots and test rows: `auto` as it is by default. FILE
+has a JSON line for each target, k, draw and method, and is resumed: lines that are there are not made again. Test rows
+are balanced (the first of each class). Draws are the library's.
 """
 
 import argparse
@@ -54,6 +57,7 @@ from promptprior.tasks.task import Example, Task
 TARGETS = ("sms_spam", "rotten_tomatoes", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
            "emotion", "limit_motion")  # fmt: skip
 SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
+QUICK = tuple(name for name in CANDIDATES if name != "lora")
 HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
     "zero_shot": ("none", None),
     "constant": ("none", NAMED_HEADS["constant"]),
@@ -147,31 +151,61 @@ def scores_of(task: Task, answers: Sequence[HeldOut]) -> dict[str, float]:
 
 
 def answer(task: Task, cache: Path, file: Path) -> None:
-    """A line for every method of HEADS and for auto, for every k and draw of a task."""
+    """A line for every method of HEADS and for auto without what trains, for every k and draw of a task."""
     readouts, done = Readouts(task, cache), cells_of([file])
-    test = task.split("test")
     for episode in episodes_of(task):
-        if (task.name, episode.k, episode.seed, "auto") in done:
+        if (task.name, episode.k, episode.seed, "auto_quick") in done:
             continue
-        shots, parts = (*episode.shots.train, *episode.shots.dev), fold_episodes(episode, FOLDS)
-        held: dict[str, list[HeldOut]] = {}
-        on_test: dict[str, list[HeldOut]] = {}
+        held, on_test = dict[str, list[HeldOut]](), dict[str, list[HeldOut]]()
         for method in HEADS:
             start = time.monotonic()
-            given = [a for p in parts for a in readouts.answer(method, p.shots.train, p.shots.dev)]
-            held[method] = sorted(given, key=lambda a: a.example.id)
-            on_test[method] = readouts.answer(method, shots, test)
+            held[method], on_test[method] = answers_of(readouts, episode, method)
             own = {f"held_{name}": value for name, value in scores_of(task, held[method]).items()}
-            write(file, task, episode, method, {**scores_of(task, on_test[method]), **own}, time.monotonic() - start)
-        start, answers = time.monotonic(), [held[m] for m in CANDIDATES]
-        choice = held_out_choice(task, answers)
-        best, weights = CANDIDATES[choice.best], zip(choice.blend.members, choice.blend.weights, strict=True)
-        blend = [choice.blend.answer([on_test[m][i] for m in CANDIDATES]) for i in range(len(test))]
-        chosen = blend if choice.takes_blend else on_test[best]
-        about = {"chosen": "blend" if choice.takes_blend else best, "weights": {CANDIDATES[m]: w for m, w in weights}}
-        write(file, task, episode, "auto_single", scores_of(task, on_test[best]), 0.0)
-        write(file, task, episode, "auto_blend", scores_of(task, blend), 0.0)
-        write(file, task, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
+            write(file, episode, method, {**scores_of(task, on_test[method]), **own}, time.monotonic() - start)
+        start = time.monotonic()
+        single, blend, chosen, about = choose(task, QUICK, held, on_test)
+        write(file, episode, "auto_single", scores_of(task, single), 0.0)
+        write(file, episode, "auto_blend", scores_of(task, blend), 0.0)
+        write(file, episode, "auto_quick", {**scores_of(task, chosen), **about}, time.monotonic() - start)
+
+
+def answers_of(readouts: "Readouts", episode: Episode, method: str) -> tuple[list[HeldOut], list[HeldOut]]:
+    """What a method without training answers out of fold to all shots, and, taught by all of them, to the test rows."""
+    parts, shots = fold_episodes(episode, FOLDS), (*episode.shots.train, *episode.shots.dev)
+    given = [a for p in parts for a in readouts.answer(method, p.shots.train, p.shots.dev)]
+    return sorted(given, key=lambda a: a.example.id), readouts.answer(method, shots, episode.task.split("test"))
+
+
+def choose(
+    task: Task, names: Sequence[str], held: dict[str, list[HeldOut]], on_test: dict[str, list[HeldOut]]
+) -> tuple[list[HeldOut], list[HeldOut], list[HeldOut], dict[str, Any]]:
+    """What the best single candidate, the blend and `auto` answer to the test rows, and what was chosen."""
+    choice = held_out_choice(task, [held[m] for m in names], [m not in HEADS for m in names])
+    best, weights = names[choice.best], zip(choice.blend.members, choice.blend.weights, strict=True)
+    blend = [choice.blend.answer(given) for given in zip(*(on_test[m] for m in names), strict=True)]
+    about = {"chosen": "blend" if choice.takes_blend else best, "weights": {names[m]: w for m, w in weights}}
+    return on_test[best], blend, blend if choice.takes_blend else on_test[best], about
+
+
+def join(task: Task, cache: Path, file: Path) -> None:
+    """A line for auto with LoRA, for every draw of LoRA: dev shots judge all, since they did not teach it."""
+    readouts, done, test = Readouts(task, cache), cells_of([file]), task.split("test")
+    kept = [json.loads(line) for line in file.with_suffix(".answers").read_text().splitlines()]
+    lora = {(x["k"], x["seed"]): x for x in kept if (x["target"], x["method"]) == (task.name, "lora")}
+    for episode in episodes_of(task):
+        key = (episode.k, episode.seed)
+        if key not in lora or (task.name, *key, "auto") in done:
+            continue
+        start, dev = time.monotonic(), {e.id: e for e in episode.shots.dev}
+        given = {method: answers_of(readouts, episode, method) for method in QUICK}
+        held = {method: [a for a in own if a.example.id in dev] for method, (own, _) in given.items()}
+        on_test = {method: own for method, (_, own) in given.items()}
+        for side, examples in (("dev", dev), ("test", {e.id: e for e in test})):
+            own = [HeldOut(examples[name], tuple(nll), (1,) * len(nll)) for name, nll in lora[key][side]]
+            (held if side == "dev" else on_test)["lora"] = own
+        held["lora"].sort(key=lambda a: a.example.id)
+        *_, chosen, about = choose(task, (*QUICK, "lora"), held, on_test)
+        write(file, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
 
 
 def train(
@@ -205,7 +239,7 @@ def train(
                 with file.with_suffix(".answers").open("a") as out:
                     out.write(json.dumps({**key, **given}) + "\n")
                 own = {**scores_of(task, test), "step": one.best_step, "dev": one.dev_score, "steps": steps}
-                write(file, task, one.episode, method, own, seconds)
+                write(file, one.episode, method, own, seconds)
 
 
 def cost(name: str, data: Path, methods: Sequence[str], steps: int, dtype: str) -> None:
@@ -229,8 +263,8 @@ def adapt_one(backbone: Backbone, task: Task, method: str, steps: int) -> None:
     print(f"seconds {time.monotonic() - start:.1f}")
 
 
-def write(file: Path, task: Task, episode: Episode, method: str, values: dict[str, Any], seconds: float) -> None:
-    line = {"target": task.name, "k": episode.k, "seed": episode.seed, "method": method, **values}
+def write(file: Path, episode: Episode, method: str, values: dict[str, Any], seconds: float) -> None:
+    line = {"target": episode.task.name, "k": episode.k, "seed": episode.seed, "method": method, **values}
     with file.open("a") as out:
         out.write(json.dumps({**line, "seconds": round(seconds, 2)}) + "\n")
     print(line, flush=True)
@@ -248,8 +282,9 @@ def table(files: Sequence[Path]) -> None:
     for k in SHOTS:
         methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k))
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
+        front = "auto" if "auto" in methods else "auto_quick"
         print(f"\nk = {k}: mean score over draws\n")
-        print("| method | draws | " + " | ".join(targets) + " | mean | NLL | auto ahead by (95 %, by draw) |")
+        print("| method | draws | " + " | ".join(targets) + f" | mean | NLL | {front} ahead by (95 %, by draw) |")
         print("|---|" + "---:|" * (len(targets) + 4))
         for method in methods:
             own = {key: x for key, x in cells.items() if key[1] == k and key[3] == method}
@@ -258,13 +293,13 @@ def table(files: Sequence[Path]) -> None:
             by_draw = []
             for seed in SEEDS:
                 pairs = [
-                    cells[key[0], k, seed, "auto"]["score"] - x["score"]
+                    cells[key[0], k, seed, front]["score"] - x["score"]
                     for key, x in own.items()
-                    if key[2] == seed and (key[0], k, seed, "auto") in cells
+                    if key[2] == seed and (key[0], k, seed, front) in cells
                 ]
                 by_draw += [mean(pairs)] if pairs else []
             ahead = ""
-            if method != "auto" and by_draw:
+            if method != front and by_draw:
                 gap = interval(by_draw)  # Student's t
                 ends = "one draw" if gap.low is None or gap.high is None else f"{gap.low:+.3f} to {gap.high:+.3f}"
                 ahead = f"{gap.estimate:+.3f} ({ends})"
@@ -276,7 +311,7 @@ def table(files: Sequence[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("read", "answer", "train", "cost", "one", "table"))
+    parser.add_argument("stage", choices=("read", "answer", "train", "join", "cost", "one", "table"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", type=Path, nargs="+")
@@ -292,7 +327,7 @@ def main() -> None:
         return table(args.json)
     if args.stage == "cost":
         return cost(args.targets, args.data, args.methods.split(","), args.steps, args.dtype)
-    backbone = None if args.stage == "answer" else load(args.backbone, dtype=args.dtype)
+    backbone = None if args.stage in ("answer", "join") else load(args.backbone, dtype=args.dtype)
     for name in args.targets.split(","):
         task = with_test(load_task(name, args.data))
         if args.stage == "read":
@@ -300,6 +335,8 @@ def main() -> None:
             read(backbone, task, args.cache)
         elif args.stage == "answer":
             answer(task, args.cache, args.json[0])
+        elif args.stage == "join":
+            join(task, args.cache, args.json[0])
         elif args.stage == "one":
             report_peak(partial(adapt_one, backbone, task, args.methods, args.steps))
         else:
