@@ -128,8 +128,10 @@ class Backbone:
             losses = torch.cat([reader.chunk_losses(prompts, chunk) for chunk in chunks])
         else:
             losses = torch.cat(list(backing_off(chunks, lambda chunk: reader.chunk_losses(prompts, chunk))))
+        if hidden is None:
+            return losses
         is_sound = isinstance(prompts, KeyValues) or bool(torch.isfinite(prompts).all())
-        if hidden is not None and is_sound and not torch.isfinite(losses).all():
+        if is_sound and not torch.isfinite(losses).all():
             raise SpecError(
                 f"hidden prompt tokens: {self.card.name} ({self.card.architecture}) gives losses that are not finite "
                 "where a token sees nothing at all: leave the first token of each prompt visible"
@@ -203,7 +205,7 @@ class Backbone:
         """KL(what `others` predict || what `states` predict), the mean over each row's target tokens, in nats. No
         gradient goes to `others`."""
         nats = token_divergence(self.frozen.model, states, others)
-        return row_means(nats, batch.target_lengths.to(nats.device))
+        return row_means(nats, batch.target_lengths)
 
     def with_offsets(self, offsets: Float[Tensor, "P S D"], batch: Batch) -> tuple["Backbone", Batch]:
         """This backbone and this batch, with the offsets of the prompt that a text reads added to its embeddings.

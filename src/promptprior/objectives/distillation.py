@@ -40,5 +40,5 @@ class Distilled(PromptObjective):
         divergence = backbone.divergences(states, taught, batch)  # [R]
         wide = torch.promote_types(states.dtype, torch.float32)
         squares = (states.to(wide) - taught.to(wide)).square().mean(-1)  # [V]
-        difference = divergence + row_means(squares, batch.target_lengths.to(squares.device))  # [R]
+        difference = divergence + row_means(squares, batch.target_lengths)  # [R]
         return backbone.state_losses(states, batch) + self.strength * difference

@@ -51,7 +51,6 @@ def llama_states(
     model, decoder = frozen.model, frozen.model.model
     layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, hidden)
     x = torch.cat([tokens, words])  # [N, D]
-    predicting, order = torch.unique(layout.predicts, return_inverse=True)
 
     cos, sin = decoder.rotary_emb(x, position_ids=layout.position_ids[None])  # [1, N, d]
     half = cos.shape[-1] // 2
@@ -78,14 +77,14 @@ def llama_states(
             inputs=SharedInputs() if number else inputs,
             query_rotary=query_rotary,
             key_rotary=key_rotary,
-            rows=predicting if number == len(layers) - 1 else None,
+            rows=layout.predicting if number == len(layers) - 1 else None,
             keep=keep,
             plain=partial(_plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
             kernels=kernels,
             prefix=prefix,
         )
         runs.append(run)
-    return decoder.norm(run_blocks(x, runs)).index_select(0, order)
+    return decoder.norm(run_blocks(x, runs)).index_select(0, layout.place_of_prediction)
 
 
 def _plain_layer(

@@ -22,7 +22,7 @@ from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, Part, StagePlan, pack, unpack
 from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
-from promptprior.backbone.kernels.packing import Stage, on_device, ragged_stage, rows_of_texts
+from promptprior.backbone.kernels.packing import Stage, on_device, ragged_arange, ragged_stage, rows_of_texts
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.notation import Bool, Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch
@@ -114,8 +114,9 @@ def t5_states(
     states = _decode_labels(model, ids, encoded, ~stage.filled.view(stage.blocks, -1), before, unseen)
     cell_of_row = torch.zeros(batch.rows, dtype=torch.long)
     cell_of_row[grid[grid >= 0]] = (grid >= 0).nonzero().flatten()
-    is_target = torch.arange(batch.target_ids.shape[1]) < batch.target_lengths[:, None]  # [R, U]
-    return states[cell_of_row.to(device)][is_target.to(device)]
+    lengths = batch.target_lengths.cpu()
+    target_place = cell_of_row.repeat_interleave(lengths) * states.shape[1] + ragged_arange(lengths)  # [V]
+    return states.flatten(0, 1).index_select(0, target_place.to(device))
 
 
 def _plain_block(

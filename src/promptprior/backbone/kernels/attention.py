@@ -114,7 +114,7 @@ def causal_plans(layout: Layout, window: int | None = None, has_prefix: bool = F
 
         parts = []
         for source, key_at, hidden, prompt_of in seen:
-            if window is not None and int(stage.positions.max()) >= window:
+            if window is not None and stage.last_position >= window:
                 far = stage.positions[:, :, None] - key_at[:, None, :] >= window  # [B, S, K]
                 hidden = far if hidden is None else far | hidden
             parts.append(Part(source, None if hidden is None else hidden[:, :, None, :], prompt_of))

@@ -43,7 +43,7 @@ def state_losses(model: PreTrainedModel, states: Float[Tensor, "V D"], batch: Ba
         states,
         targets.to(states.device),
     )
-    return row_means(nll, batch.target_lengths.to(states.device))
+    return row_means(nll, batch.target_lengths)
 
 
 def token_divergence(
@@ -77,5 +77,6 @@ def _in_pieces(
 
 def row_means(values: Float[Tensor, " V"], lengths: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
     """The mean over each row's tokens, for tokens that stand row after row."""
-    row = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
-    return values.new_zeros(len(lengths)).index_add(0, row, values) / lengths
+    row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    means = values.new_zeros(len(lengths)).index_add(0, row.to(values.device), values)
+    return means / lengths.to(values.device)

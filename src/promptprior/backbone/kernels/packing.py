@@ -28,7 +28,7 @@ GROUP_WASTE = 1.25  # how much larger than the texts a padded [prompts, texts] g
 class Stage:
     """B blocks of S slots for n tokens. `token_of_slot` names the token in each slot (pads name token 0); both it and
     `slot_of_token` count from the stage's own first token. A full stage has no pads and its tokens stand in slot order:
-    packing is then a view."""
+    packing is then a view. No position is above `last_position`."""
 
     positions: Int[Tensor, "B S"]
     token_of_slot: Int[Tensor, " B*S"]
@@ -37,6 +37,7 @@ class Stage:
     blocks: int
     size: int
     tokens: int
+    last_position: int
     is_full: bool
 
 
@@ -45,8 +46,8 @@ class Layout:
     """A packed batch: what to embed, where it stands, who sees whom, and which states predict targets.
 
     `prompt_tokens` is P * L. `group_prompt` names the prompt each of the G groups reads, `None` when group g reads
-    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row. Where texts
-    read keys and values instead of tokens, `prefix` is the number of their positions, `length` is 0, and `hidden` says
+    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row, and `predicting`
+    the same ascending and once each (`predicts` is `predicting[place_of_prediction]`). Where texts read keys and values instead of tokens, `prefix` is the number of their positions, `length` is 0, and `hidden` says
     which of them the text of each block does not see.
     """
 
@@ -61,6 +62,8 @@ class Layout:
     suffixes: Stage | None
     group_prompt: Int[Tensor, " G"] | None
     predicts: Int[Tensor, " V"]
+    predicting: Int[Tensor, " U"]
+    place_of_prediction: Int[Tensor, " V"]
     prefix: int = 0
     hidden: Bool[Tensor, "B L"] | None = None
 
@@ -135,6 +138,8 @@ def plan(batch: Batch, length: int, prefix: int = 0, hidden: Bool[Tensor, "X L"]
     answer_start = after_text + 1 if continues else first_body + bodies.tokens + suffix_start
     row = torch.arange(batch.rows).repeat_interleave(batch.target_lengths)  # [V]
     column = ragged_arange(batch.target_lengths)
+    predicts = torch.where(column == 0, predicts_first[row], answer_start[row] + column - 1)
+    predicting, place_of_prediction = torch.unique(predicts, return_inverse=True)
 
     return Layout(
         used_prompts=used,
@@ -147,7 +152,9 @@ def plan(batch: Batch, length: int, prefix: int = 0, hidden: Bool[Tensor, "X L"]
         text_lengths=torch.where(body_texts >= 0, batch.text_lengths[body_texts], 0),
         suffixes=suffixes,
         group_prompt=group_prompt,
-        predicts=torch.where(column == 0, predicts_first[row], answer_start[row] + column - 1),
+        predicts=predicts,
+        predicting=predicting,
+        place_of_prediction=place_of_prediction,
         prefix=prefix,
         hidden=None if hidden is None else hidden.cpu()[body_texts.clamp(min=0)],
     )
@@ -176,14 +183,16 @@ def ragged_stage(
     starts = torch.zeros_like(lengths)
     starts[items[items >= 0]] = block_lengths[items >= 0].cumsum(0) - block_lengths[items >= 0]
     offset = torch.as_tensor(first_position).expand(len(lengths))[items]
+    positions = offset[:, None] + torch.arange(size)  # [B, S]
     stage = Stage(
-        positions=offset[:, None] + torch.arange(size),
+        positions=positions,
         token_of_slot=token_of_slot.flatten(),
         slot_of_token=filled.flatten().nonzero().flatten(),
         filled=filled.flatten(),
         blocks=len(items),
         size=size,
         tokens=tokens,
+        last_position=int(positions.max()),
         is_full=tokens == len(items) * size,
     )
     return stage, starts
