@@ -39,7 +39,7 @@ def ours(case: Case, prompt: Tensor, batch: Batch, fused: bool = False) -> Step:
     """A step that leaves the prompt's gradient in `prompt.grad`: the mean loss over all target tokens."""
     base = backbone(case.model, case.dtype)
     base = replace(base, states=chosen_route(base.frozen, recompute=False, check=False, fused=True)) if fused else base
-    share = batch.target_lengths / batch.target_lengths.sum()
+    share = (batch.target_lengths / batch.target_lengths.sum()).to(base.frozen.device)
 
     def step() -> None:
         prompt.grad = None
@@ -58,11 +58,13 @@ def peft(case: Case, prompt: Tensor, batch: Batch) -> tuple[Step, Tensor]:
         num_virtual_tokens=case.length,
         num_transformer_submodules=1,
     )
-    model = get_peft_model(backbone(case.model, case.dtype).frozen.model, config)
+    frozen = backbone(case.model, case.dtype).frozen
+    model = get_peft_model(frozen.model, config).to(frozen.device)
     parameter = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         parameter.copy_(prompt)
     inputs = causal_inputs(batch) if causal else encoder_decoder_inputs(batch)
+    inputs = {name: value.to(frozen.device) for name, value in inputs.items()}
 
     def step() -> None:
         parameter.grad = None
@@ -108,14 +110,15 @@ def exact_gradient(case: Case, prompt: Tensor, batch: Batch) -> Tensor:
     wide = replace(base, frozen=replace(base.frozen, model=deepcopy(base.frozen.model).to(wider)))
     leaf = prompt.detach().to(base.frozen.dtype).to(wider).requires_grad_()
     share = batch.target_lengths / batch.target_lengths.sum()
-    (wide.losses(leaf[None], batch) * share).sum().backward()
+    (wide.losses(leaf[None], batch) * share.to(wide.frozen.device)).sum().backward()
     assert leaf.grad is not None
     return leaf.grad
 
 
 def apart(gradient: Tensor, expected: Tensor) -> float:
     """The relative distance of two gradients."""
-    return float((gradient.double() - expected.double()).norm() / expected.double().norm())
+    gradient, expected = gradient.double().cpu(), expected.double().cpu()
+    return float((gradient - expected).norm() / expected.norm())
 
 
 def measured(case: Case, trials: int, with_memory: bool, with_exact: bool, with_compiled: bool) -> dict[str, Any]:

@@ -76,13 +76,14 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]] = Counter()
+        self.seen: Counter[tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         if name in PRODUCTS:
             left, right = args[-2:]
-            self.seen[("bmm" if "bmm" in name else "mm", tuple(left.shape), tuple(right.shape), left.dtype)] += 1
+            kind = "bmm" if "bmm" in name else "mm"
+            self.seen[kind, tuple(left.shape), tuple(right.shape), left.dtype, left.device] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -91,8 +92,8 @@ def product_seconds(step: Step, repeats: int = 3) -> tuple[float, float]:
     with Products() as counted:
         step()
     seconds, flops = 0.0, 0.0
-    for (name, left, right, dtype), count in counted.seen.items():
-        a, b = torch.randn(left, dtype=dtype), torch.randn(right, dtype=dtype)
+    for (name, left, right, dtype, device), count in counted.seen.items():
+        a, b = (torch.randn(shape, dtype=dtype, device=device) for shape in (left, right))
         product = torch.bmm if name == "bmm" else torch.mm
         product(a, b)
         runs = [seconds_of(lambda a=a, b=b, product=product: product(a, b)) for _ in range(repeats)]

@@ -168,14 +168,14 @@ def reference(case: Case, algorithm: str, out: dict[str, Tensor]) -> Step:
 def row_loss(case: Case, prompt: Tensor, rows: list[Tokens]) -> Tensor:
     """Mean loss of one task's rows: prompt, padding, text and answer (all of one size) as one sequence per row."""
     frozen = backbone(case.model, case.dtype).frozen
-    ids, answers, mask = padded(case, rows)
+    ids, answers, mask = (part.to(frozen.device) for part in padded(case, rows))
     front = prompt.to(frozen.dtype).expand(len(rows), -1, -1)
     if case.lean:
         embeds = torch.cat([front, frozen.embed(ids[:, :-1])], dim=1)
         size = answers.shape[1]
         logits = frozen.model(inputs_embeds=embeds, **places(mask[:, :-1]), use_cache=False, logits_to_keep=size).logits
         return cross_entropy(logits.float().flatten(0, 1), answers.flatten())
-    labels = torch.full(mask.shape, -100)
+    labels = torch.full_like(mask, -100)
     labels[:, -answers.shape[1] :] = answers
     embeds = torch.cat([front, frozen.embed(ids)], dim=1)
     return frozen.model(inputs_embeds=embeds, **places(mask), labels=labels, use_cache=False).loss
