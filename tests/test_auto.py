@@ -19,6 +19,7 @@ from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.cli import main
+from promptprior.cli.verbs.adapt_verb import leaderboard_lines
 from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
 from promptprior.errors import ArtifactError, SpecError
@@ -141,6 +142,9 @@ def test_lora_is_left_out_where_its_package_is_missing(monkeypatch: pytest.Monke
         make_method("auto", {"candidates": ("linear_probe", "lora")}), [EPISODE], backbone(), None, SETTINGS
     )
     assert [*board(adapted)] == ["linear_probe"]
+    told: Any = adapted.prompt.header.scores["auto"]
+    assert "promptprior[peft]" in told["cannot"]["lora"]
+    assert "lora cannot answer here: it needs a package" in leaderboard_lines(told)[1]
     with pytest.raises(SpecError, match=r"'lora' cannot answer task 'target'.*promptprior\[peft\]"):
         adapt(make_method("lora"), [EPISODE], backbone(), None, SETTINGS)
 

@@ -194,7 +194,11 @@ def _adapt_and_choose(
                 f"{episode.task.name!r} (--options.candidates)"
             )
     not_run = {d.candidate: d.expected or 0.0 for d in decisions if not d.starts}
-    return [choose_candidate(method.name, given, method.blend, not_run) for given in adapted]
+    chosen = []
+    for episode, given in zip(episodes, adapted, strict=True):
+        cannot = {c.name: reason for c in candidates if (reason := c.serves(episode.task))}
+        chosen.append(choose_candidate(method.name, given, method.blend, not_run, cannot))
+    return chosen
 
 
 def _checked_priors(

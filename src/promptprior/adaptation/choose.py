@@ -259,14 +259,18 @@ def held_out_choice(
 
 
 def choose_candidate(
-    name: str, candidates: Sequence[Adapted], may_blend: bool = True, not_run: Mapping[str, float] | None = None
+    name: str,
+    candidates: Sequence[Adapted],
+    may_blend: bool = True,
+    not_run: Mapping[str, float] | None = None,
+    cannot: Mapping[str, str] | None = None,
 ) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
     Candidates stand in order of cost; `held_out_choice` decides. The header has `scores.auto`: what was chosen; a
     leaderboard of held-out score (None for free text) with its standard error, NLL in nats, seconds and weight in the
-    blend; the seconds that candidates which were `not_run` would have taken; and the gap (paired_gap) between what was
-    chosen and the best of the others.
+    blend; the seconds that candidates which were `not_run` would have taken; why others `cannot` answer; and the gap
+    (paired_gap) between what was chosen and the best of the others.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]
@@ -298,6 +302,7 @@ def choose_candidate(
             for m, (c, error) in enumerate(zip(board, errors, strict=True))
         ],
         "not_run": dict(not_run or {}),
+        "cannot": dict(cannot or {}),
     }
     if others:
         rival = board[max(others, key=choice.standings.__getitem__)]

@@ -46,9 +46,10 @@ class Layout:
     """A packed batch: what to embed, where it stands, who sees whom, and which states predict targets.
 
     `prompt_tokens` is P * L. `group_prompt` names the prompt each of the G groups reads, `None` when group g reads
-    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row, and `predicting`
-    the same ascending and once each (`predicts` is `predicting[place_of_prediction]`). Where texts read keys and values instead of tokens, `prefix` is the number of their positions, `length` is 0, and `hidden` says
-    which of them the text of each block does not see.
+    prompt g. `predicts` are the flat positions of the states that predict target tokens, row after row, and
+    `predicting` the same ascending and once each (`predicts` is `predicting[place_of_prediction]`). Where texts read
+    keys and values instead of tokens, `prefix` is the number of their positions, `length` is 0, and `hidden` says which
+    of them the text of each block does not see.
     """
 
     used_prompts: Int[Tensor, " P"]

@@ -137,7 +137,8 @@ def leaderboard_lines(auto: Any) -> list[str]:
         rows.append([line["method"], *shown, f"{line['seconds']:.1f}"])
     rows += [[name, "not run", "", "", "", f"about {seconds:.0f}"] for name, seconds in auto["not_run"].items()]
     table = format_table(["candidate", "held out", "std. error", "NLL", "weight", "seconds"], rows)
-    return [table, auto.get("says", f"{auto['chosen']} answers")]
+    cannot = [f"{name} cannot answer here: {reason}" for name, reason in auto["cannot"].items()]
+    return [table, *cannot, auto.get("says", f"{auto['chosen']} answers")]
 
 
 def shots_line(episode: "Episode", folds: int = 0) -> str:
