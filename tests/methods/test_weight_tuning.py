@@ -35,7 +35,7 @@ from tests.world import always, choice_task, early, text_task
 
 CHOICE = choice_task("target", early, ("yes", "nay"))  # answers of one length: transformers' own loss is then ours
 FREE = text_task("shout", lambda word: word[:2])
-TRAINED = ("lora", "bitfit")
+TRAINED = ("lora", "bitfit", "fine_tuning")
 FAMILIES = ("llama", "gpt2", "t5")
 
 
@@ -129,6 +129,25 @@ def test_bitfit_moves_vectors_and_biases_where_there_are_some() -> None:
     assert all(n.endswith(".bias") for n in biases.prompt.params)
     with pytest.raises(SpecError, match=r"no biases to train: use --options\.bitfit\.which vectors"):
         adapted("bitfit", tiny("llama"), one(), which="biases")
+
+
+def test_fine_tuning_is_what_transformers_and_torch_come_to_by_themselves() -> None:
+    """Every weight of the model's own training step, ties included; episodes one by one."""
+    backbone, episode = tiny("gpt2"), one()
+    flat = settings(schedule="constant", eval_every=0)
+    [ours, _] = adapted("fine_tuning", backbone, episode, one(seed=21), using=flat)
+    model = tiny("gpt2").frozen.model.requires_grad_()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-5, weight_decay=0.0)
+    for step in range(4):
+        loss = model(**plain_batch(backbone, episode, step)).loss
+        assert float(loss.detach()) == pytest.approx(ours.curve[step + 1]["train_loss"], rel=1e-5)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert ours.trainable == sum(p.numel() for p in model.parameters())
+    if ours.best_step == 4:
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(ours.prompt.params[name][0], weight.data, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", TRAINED)

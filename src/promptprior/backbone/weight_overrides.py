@@ -1,4 +1,5 @@
-"""A model some of whose weights come from outside, by name: what LoRA and BitFit are computed with.
+"""A model some of whose weights come from outside, by name: what LoRA, BitFit and fine-tuning are computed
+with.
 
 The backbone is never written to. Weights replace the model's for the length of one call (torch's `functional_call`);
 LoRA's layers stand in a shared-weight copy, which has modules of its own and the very same weights.
@@ -28,7 +29,7 @@ from promptprior.tasks.sampling.batch import Batch
 Weights = Mapping[str, Tensor]
 """Tensors by the names the model has for them."""
 
-Which = Literal["vectors", "biases"]
+Which = Literal["vectors", "biases", "all"]
 Answer = TypeVar("Answer")
 
 

@@ -31,20 +31,20 @@ class LoraForm:
 
 @dataclass(frozen=True)
 class OwnForm:
-    """Weights that the model has: its biases, or all its vectors."""
+    """Weights that the model has: its biases, all its vectors, or all."""
 
     which: Which
     name: str = "own"
     holds: ClassVar[str] = HOLDS
 
     def answers(self, backbone: Backbone) -> WeightedModel:
-        """The model itself under other biases, or all other vectors: biases and the scales of norms. Raises SpecError
-        for the biases of a model without any."""
+        """The model itself under other biases, other vectors (biases and the scales of norms) or all other weights.
+        Raises SpecError for the biases of a model without any."""
         frozen = backbone.frozen
         start = {
             name: weight.detach()
             for name, weight in frozen.model.named_parameters()
-            if weight.dim() == 1 and (self.which == "vectors" or name.endswith(".bias"))
+            if self.which == "all" or (weight.dim() == 1 and (self.which == "vectors" or name.endswith(".bias")))
         }
         if not start:
             raise SpecError(

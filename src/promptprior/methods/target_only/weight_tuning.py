@@ -2,19 +2,20 @@
 
 lora: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by PEFT's layers on
 queries and values. bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like models have
-none, so by default the scales of norms move as well. Ours: rates are absolute, since weights have no embedding scale,
-and the grid has as many rates as the prompts' grid, in the same proportions (docs/references.md).
+none, so by default the scales of norms move as well. fine_tuning: every weight, one target at a time. Ours: rates are
+absolute, since weights have no embedding scale, and the grid has as many rates as the prompts' grid, in the same
+proportions (docs/references.md).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import sqrt
+from typing import ClassVar, Literal
 
 import torch
 
 from promptprior.artifacts.artifact import Prior
-from promptprior.backbone.weight_overrides import Which
 from promptprior.methods.contract import Recipe
 from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
@@ -82,7 +83,7 @@ class Bitfit(WeightRecipe):
     """The model's own vectors, from where they stand."""
 
     name: str = fact("bitfit")
-    which: Which = option("vectors", "biases (as published), or vectors: norm scales too")
+    which: Literal["vectors", "biases"] = option("vectors", "biases (as published), or vectors: norm scales too")
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
         """The model as it is."""
@@ -90,4 +91,19 @@ class Bitfit(WeightRecipe):
         return self.weight_init(context, form, [form.answers(context.backbone).start] * len(episodes))
 
 
-ARMS = (Lora(), Bitfit())
+@dataclass(frozen=True)
+class FineTuning(WeightRecipe):
+    """Every weight of the model, episode after episode: four times the model in float32 for each rate of the grid."""
+
+    name: str = fact("fine_tuning")
+    rate: float = option(3e-5, f"absolute learning rate where prompts have {PROMPT_RATE}", above=0)
+
+    adapts_one_by_one: ClassVar[bool] = True
+
+    def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
+        """The model as it is."""
+        form = OwnForm("all")
+        return self.weight_init(context, form, [form.answers(context.backbone).start] * len(episodes))
+
+
+ARMS = (Lora(), Bitfit(), FineTuning())
