@@ -101,7 +101,13 @@ class TaskRecipe:
         return sorted(distinct, key=lambda item: _digest("order", item.value))
 
     def task(self) -> Task:
-        """Read the data and build the task. Raises DataError when a package is missing."""
+        """Read the data and build the task. Raises DataError, naming the extra, when a package is missing."""
+        if missing := [source.package for source in self.sources if find_spec(source.module) is None]:
+            limit = " (misaki needs Python 3.12 or older)" if "misaki" in missing else ""
+            raise DataError(
+                f"built-in task {self.name!r} is made from the data of packages that are not installed: "
+                f"{', '.join(missing)}{limit}; run: pip install 'promptprior[builtin]'"
+            )
         items = self.items()
         choices = tuple(sorted({item.answers[0] for item in items})) if self.choice else ()
         sizes: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
