@@ -44,15 +44,16 @@ def run_notebook(path: Path, backbone: str, named: str) -> str:
     names: dict[str, object] = {"__name__": "__main__"}
     parts = []
     try:
-        for cell in jupytext.read(path, fmt="py:percent").cells:
+        for number, cell in enumerate(jupytext.read(path, fmt="py:percent").cells, start=1):
             if cell.cell_type == "markdown":
                 parts.append(cell.source)
                 continue
-            tree, printed = ast.parse(cell.source, str(path)), io.StringIO()
+            where, printed = f"{path.name}, cell {number}", io.StringIO()
+            tree = ast.parse(cell.source, where)
             last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             with redirect_stdout(printed):
-                exec(compile(tree, str(path), "exec"), names)
-                value = None if last is None else eval(compile(ast.Expression(last), str(path), "eval"), names)
+                exec(compile(tree, where, "exec"), names)
+                value = None if last is None else eval(compile(ast.Expression(last), where, "eval"), names)
                 if value is not None:
                     print(value)
             parts.append(f"```python\n{cell.source}\n```")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Your CSV in ten lines
 #
-# A CSV with the columns `text` and `label` is a task. Here is one of 48 made-up support tickets; yours would be there
+# A CSV with the columns `text` and `label` is a task. Here is one of 120 made-up support tickets; yours would be there
 # already.
 
 # %%
@@ -18,11 +18,12 @@ teams = {
     "billing": (["the invoice", "my payment", "the refund", "the price"], ["is too high", "never came", "is wrong"]),
     "technical": (["the app", "the login", "the export", "the search"], ["crashes", "shows nothing", "is slow"]),
 }
+starts = ["Hello,", "Hi,", "Dear team,", "Once more,", "Please help,"]
 with (folder / "tickets.csv").open("w", newline="") as file:
     rows = csv.writer(file)
     rows.writerow(["text", "label"])
     for team, (subjects, troubles) in teams.items():
-        rows.writerows((f"{start} {s} {t}", team) for start, s, t in product(["Hello,", "Hi,"], subjects, troubles))
+        rows.writerows((f"{start} {s} {t}", team) for start, s, t in product(starts, subjects, troubles))
 
 # %% [markdown]
 # The ten lines. `auto` adapts several methods to 4 examples per class, and 4 more choose among them or blend them. Test
@@ -38,7 +39,7 @@ best.prompt.save_pretrained(folder / "prompt")
 prompt = pp.Prompt.from_pretrained(folder / "prompt", backbone.card)
 asked = task.split("test")[:3]
 for example, answer in zip(asked, pp.predict(prompt, task, backbone, asked), strict=True):
-    print(f"{example.text:34}{answer.text:11}(right: {example.target})")
+    print(f"{example.text.splitlines()[0]:38}{answer.text:11}(right: {example.target})")
 
 # %% [markdown]
 # What was chosen, how far ahead it is on examples that nothing learned from, and the score on the test rows. With so

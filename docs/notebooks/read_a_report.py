@@ -25,6 +25,12 @@ for caution in report.cautions:
     print(f"{caution.gate}\n    found: {caution.found}\n    so: {caution.so}")
 
 # %% [markdown]
+# **Then what was found**, in sentences. A method is called better only where three ways of looking agree.
+
+# %%
+print("\n".join(report.headline))
+
+# %% [markdown]
 # **Then a score with its interval.** Seeds are few, so it is Student's t over seeds, cut at the metric's range. It does
 # not hold the noise of the test rows, which all seeds share.
 
@@ -34,10 +40,11 @@ for method in report.grid.methods:
         k = 0 if (method, target, 0) in report.grid.intervals else 4
         found = report.grid.intervals.get((method, target, k))
         if found is not None:
-            print(f"{method:14}{target:18}{found.estimate:.3f}  [{found.low:.3f}, {found.high:.3f}]")
+            span = "one run" if found.low is None else f"[{found.low:.3f}, {found.high:.3f}]"
+            print(f"{method:14}{target:18}{found.estimate:.3f}  {span}")
 
 # %% [markdown]
-# **Then the comparison with the baseline.** All that the page shows is in tables that can also be written as Markdown
+# **Then everything else.** All that the page shows is in tables that can also be written as Markdown
 # or CSV. [Reading a report](../reading_a_report.md) explains every column.
 
 # %%

@@ -40,11 +40,11 @@ requests = [PromptRequest(p, task, task.split("test")[:10]) for p, task in zip(p
 
 
 def ask(parts: list[list[PromptRequest]]) -> tuple[list[str], int, float]:
-    """What is answered, the tokens read, and the seconds."""
-    read, started = backbone.meter.tokens, time.perf_counter()
+    """What is answered, the tokens read, and the processor's seconds."""
+    read, started = backbone.meter.tokens, time.process_time()
     answers = [answer for part in parts for answer in answer_requests(backbone, part, reads_targets=False)]
     texts = [prediction.text for answer in answers for prediction in answer.predictions]
-    return texts, backbone.meter.tokens - read, time.perf_counter() - started
+    return texts, backbone.meter.tokens - read, time.process_time() - started
 
 
 together, tokens, seconds = ask([requests])
@@ -60,4 +60,5 @@ print("same answers:", together == single)
 
 # %%
 for prompt, task in zip(prompts, tasks, strict=True):
-    print(task.name, pp.evaluate(prompt, task, backbone, limit=20).scores)
+    result = pp.evaluate(prompt, task, backbone, limit=20)
+    print(f"{task.name:8} accuracy {result.scores['accuracy']:.3f}, {result.nll:.2f} nats")
