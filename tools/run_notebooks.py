@@ -10,9 +10,11 @@ import ast
 import io
 import os
 import sys
+import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import jupytext
 
@@ -39,11 +41,12 @@ def run_notebook(path: Path, backbone: str, named: str) -> str:
 
     Cells find the backbone in the variable BACKBONE of the environment; `named` is what the page calls it.
     """
-    before, started = os.environ.get("BACKBONE"), time.process_time()
-    os.environ["BACKBONE"] = backbone
-    names: dict[str, object] = {"__name__": "__main__"}
-    parts = []
-    try:
+    started, names, parts = time.process_time(), {"__name__": "__main__"}, []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        patch.object(tempfile, "tempdir", scratch),  # what cells leave in temporary folders goes with it
+        patch.dict(os.environ, BACKBONE=backbone),
+    ):
         for number, cell in enumerate(jupytext.read(path, fmt="py:percent").cells, start=1):
             if cell.cell_type == "markdown":
                 parts.append(cell.source)
@@ -59,10 +62,6 @@ def run_notebook(path: Path, backbone: str, named: str) -> str:
             parts.append(f"```python\n{cell.source}\n```")
             if output := printed.getvalue().rstrip():
                 parts.append(f"```text\n{output}\n```")
-    finally:
-        os.environ.pop("BACKBONE")
-        if before is not None:
-            os.environ["BACKBONE"] = before
     title, *rest = parts[0].split("\n\n", 1)
     seconds = time.process_time() - started
     note = (
