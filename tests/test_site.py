@@ -95,7 +95,7 @@ def test_the_number_of_the_first_screen_is_that_of_the_table() -> None:
         found = re.search(r"\+(0\.\d+) \(\+(0\.\d+) to \+(0\.\d+)\) \|$", row)
         assert found, row
         ahead, low, high = found.groups()
-        assert re.search(rf"\b{k} .{{0,300}}{ahead}.{{0,60}}{low} to {high}", start), f"k = {k}: {found[0]}"
+        assert re.search(rf"\b{k} .{{0,300}}{ahead}.{{0,120}}{low} to {high}", start), f"k = {k}: {found[0]}"
 
 
 # Public names -----------------------------------------------------------------------------------------------------
