@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your CSV in ten lines
 #
-# A CSV with the columns `text` and `label` is a task. Here is one with 120 made-up support tickets; yours would be there
-# already.
+# A CSV with the columns `text` and `label` is a task. Here is one with 120 made-up support tickets; yours would be
+# there already.
 
 # %%
 import csv
