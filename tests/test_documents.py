@@ -34,7 +34,8 @@ from tests.kill import test_kill
 from tests.methods import test_wrong_methods
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENTS = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").glob("*.md")), *REPOSITORY.glob("examples/*.md")]
+PAGES = ("*.md", "docs/*.md", "docs/how_to/*.md", "docs/concepts/*.md", "examples/*.md")
+DOCUMENTS = [path for pages in PAGES for path in sorted(REPOSITORY.glob(pages))]
 STUDIES = [path for path in sorted((REPOSITORY / "docs" / "studies").glob("*.md")) if "_tables" not in path.stem]
 
 

@@ -44,7 +44,11 @@ DIAGNOSED = 64  # texts of each task that diagnostics are taken from
 
 
 def make_episode(task: Task, k: int, seed: int, settings: Settings | None = None) -> Episode:
-    """An episode with its draw of k training and k dev examples per class, or as the settings say (`k_shot`)."""
+    """An episode with its draw of k training and k dev examples per class, or as the settings say (`k_shot`).
+
+    Equal task, k, seed and settings draw equal examples. Raises DataError where a class has too few examples, and
+    SpecError for a k below 1.
+    """
     s = settings or Settings()
     return Episode(task, k, seed, k_shot(task, k, seed, s.dev_limit, s.shots_are, s.dev_from))
 

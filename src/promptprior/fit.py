@@ -20,7 +20,8 @@ from promptprior.watch import WatchStage
 
 @dataclass(frozen=True)
 class RunControl:
-    """Where a run keeps its checkpoints, how often, and who watches its steps; without a folder it keeps none."""
+    """Where a run keeps its checkpoints, how often (in seconds), and who watches its steps; without a folder it keeps
+    none. `watch` is called with the name of each stage and returns what is called at each step, or None."""
 
     folder: Path | str | None = None
     watch: WatchStage | None = None

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks import builtin
@@ -20,6 +24,7 @@ from promptprior.tasks.sampling.draws import k_shot
 from promptprior.tasks.task import SPLITS, Task, normalised
 
 NAMES = builtin.names()
+REPOSITORY = Path(__file__).parents[2]
 
 
 def facts(name: str) -> dict[str, str]:
@@ -256,6 +261,25 @@ def test_a_missing_package_or_file_is_named() -> None:
         missing.file("data.txt")
     with pytest.raises(DataError, match=r"lemminflect .* has no file resources/gone\.csv"):
         vocabulary.LEXICON.file("resources", "gone.csv")
+
+
+def test_the_extra_is_named_where_its_packages_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None if name in ("babel", "misaki") else find_spec(name))
+    made = {r.name: r for r in builtin.RECIPES}
+    with pytest.raises(DataError, match=r"'letter_c' .*: misaki.*; run: pip install 'promptprior\[builtin\]'"):
+        made["letter_c"].task()
+    assert made["noun_plural"].task().family == "morphology"
+    users = [r for r in builtin.RECIPES if any(source.package == "babel" for source in r.sources)]
+    assert len(users) > 3
+    for user in users:
+        with pytest.raises(DataError, match=rf"{user.name}.*: babel; run: pip install"):
+            user.task()
+
+
+def test_every_package_of_a_built_in_task_is_in_the_extra() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = {Requirement(text).name.lower() for text in extras["builtin"]}
+    assert installed == {source.package.lower() for r in builtin.RECIPES for source in r.sources}
 
 
 def test_contradicting_items_are_dropped_and_equal_ones_merged() -> None:

@@ -169,13 +169,15 @@ class _Artifact:
 
 
 class Prior(_Artifact):
-    """What source tasks taught: parameters with a leading copies axis, and where they come from."""
+    """What source tasks taught: parameters with a leading copies axis (of `multitask` "prompt" [1, L, D]), and where
+    they come from (`header`). Vectors are in the units of the backbone's embeddings."""
 
     kind = "prior"
 
 
 class Prompt(_Artifact):
-    """A prompt for one target task, as parameters that its parameterisation turns into [L, D]."""
+    """A prompt for one target task, as parameters that its parameterisation turns into [L, D]: L vectors of the
+    backbone's width D, in the units of its embeddings."""
 
     kind = "prompt"
 

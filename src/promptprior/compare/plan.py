@@ -42,7 +42,11 @@ COMPILE = "fuse the elementwise work of Llama-like and T5 blocks by torch.compil
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of `promptprior compare`. `steps`, where given, sets the steps of both stages."""
+    """The settings of `promptprior compare`. `steps`, where given, sets the steps of both stages.
+
+    Raises SpecError for an empty or repeated list, a target among its own sources, unknown methods, options and
+    contrasts, and numbers out of their bounds.
+    """
 
     methods: tuple[str, ...] = setting(("zero_shot", "prompt_tuning", "multitask", "spot"), "methods to compare")
     sources: tuple[str, ...] = setting((), "source tasks: names, files or folders")

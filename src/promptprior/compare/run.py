@@ -64,7 +64,12 @@ class ComparisonOutcome:
 
 
 def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = "") -> Path:
-    """Run what is missing of a plan and write its report; returns the path of report.html. See `run_plan`."""
+    """Run what is missing of a plan and write its report; returns the path of report.html.
+
+    If interrupted, call it again: finished cells are kept. A cell that fails is recorded with its error. Raises
+    SpecError and DataError for what is wrong with settings, tasks or backbone, before the first step; ArtifactError
+    while another comparison writes to the same folder; DiskError for a disk that is full.
+    """
     return run_plan(plan, backbone, say, command).page
 
 

