@@ -62,21 +62,31 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
 
 
 def baked_card(
-    backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt], keep_tied: bool
+    backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt], keep_tied: bool, as_gguf: bool
 ) -> str:
-    """The text of README.md beside a model with prompts in its vocabulary."""
+    """The text of README.md beside a model with prompts in its vocabulary; `as_gguf`: as llama.cpp's file."""
     auto = AUTO_CLASS[backbone.is_encoder_decoder]
-    parts = [
-        f"# {backbone.name} with soft prompts in its vocabulary",
-        f"{backbone.architecture}, unchanged but for {sum(prompt.length for prompt in baked)} new tokens. To use a "
-        "prompt, write its string right before your text, nothing between them; the strings are in "
-        "`promptprior_prompts.json`.",
+    with_transformers = (
         f"```python\nimport json\n\nfrom transformers import AutoTokenizer, {auto}\n\n"
         f'model = {auto}.from_pretrained("this-folder", dtype="auto")\n'
         'tokenizer = AutoTokenizer.from_pretrained("this-folder")\n'
         f'prompt = json.load(open("this-folder/promptprior_prompts.json"))["{baked[0].name}"]["text"]\n'
         'inputs = tokenizer(prompt + "your text", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```",
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```"
+    )
+    with_llama_cpp = (
+        "```bash\nllama-server -m this-folder/model.gguf\n"
+        f"PROMPT=$(python -c \"import json; print(json.load(open('this-folder/promptprior_prompts.json'))"
+        f"['{baked[0].name}']['text'])\")\n"
+        'curl localhost:8080/completion -d "{\\"prompt\\": \\"${PROMPT}your text\\", '
+        '\\"n_predict\\": 20, \\"temperature\\": 0}"\n```'
+    )
+    parts = [
+        f"# {backbone.name} with soft prompts in its vocabulary",
+        f"{backbone.architecture}, unchanged but for {sum(prompt.length for prompt in baked)} new tokens. To use a "
+        "prompt, write its string right before your text, nothing between them; the strings are in "
+        "`promptprior_prompts.json`.",
+        with_llama_cpp if as_gguf else with_transformers,
         "Without a prompt, a text needs its begin token written out where the original tokenizer added one. Engines "
         "other than transformers ignore `suppress_tokens`: they need " + (TIED if keep_tied else OWN_HEAD),
     ]
@@ -84,6 +94,23 @@ def baked_card(
         title, sections = _describe(headers[prompt.name])
         parts.append(f"## {prompt.name}: {title}, {prompt.length} tokens")
         parts += [section.replace("## ", "### ", 1) for section in sections]
+    return "\n\n".join(parts) + "\n"
+
+
+def engine_card(header: Header, name: str, engine: str, has_server: bool) -> str:
+    """The text of README.md in a folder for an engine; `engine` says which, in what version."""
+    title, sections = _describe(header)
+    run = "sh serve.sh  # MODEL=... names another copy of the model\n" if has_server else ""
+    parts = [
+        f"# {name}: {title}, for an engine that takes vectors",
+        f"Needs {engine}. The vectors stand before the text, its begin token included; a text is written as the task "
+        f"renders it, without a chat template. The model is `{header.backbone.name}` ({header.backbone.architecture}, "
+        f"width {header.backbone.width}, fingerprint `{header.backbone.fingerprint}`), and no other one.",
+        f'```bash\n{run}python client.py "the text" LABEL LABEL\n```'.replace(
+            " LABEL LABEL", " LABEL LABEL" * has_server
+        ),
+        *sections,
+    ]
     return "\n\n".join(parts) + "\n"
 
 
