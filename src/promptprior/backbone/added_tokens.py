@@ -240,37 +240,37 @@ class TextFrame:
     vocabulary: int
     dtype: str
 
+    @classmethod
+    def of(cls, name: str, marker: str) -> "TextFrame":
+        """How a model's texts must be sent behind vectors, for which the engine writes the special token `marker`.
 
-def text_frame(name: str, marker: str) -> TextFrame:
-    """How a model's texts must be sent behind vectors, for which the engine writes the special token `marker`.
-
-    Raises SpecError for a model that cannot be loaded, and ArtifactError for an encoder-decoder and for a tokenizer
-    that reads a text behind a special token otherwise than alone.
-    """
-    try:
-        folder = model_folder(name)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-        raise SpecError(f"backbone {name[:200]!r} (--backbone) could not be loaded: {reason}") from error
-    if config.is_encoder_decoder:
-        raise ArtifactError(
-            f"{name} is an encoder-decoder, whose encoder this engine gives no vectors: export as vocabulary, which "
-            "transformers serves, or as peft"
-        )
-    begin_ids, _ = frame(tokenizer)
-    begin = "".join(tokenizer.convert_ids_to_tokens(begin_ids))
-    wanted = [[*begin_ids, *tokenizer(probe, add_special_tokens=False).input_ids] for probe in PROBES]
-    placeholders = [i for i in sorted(tokenizer.all_special_ids) if i not in begin_ids]
-    marked = copy.deepcopy(tokenizer)
-    marked.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
-    marker_id = marked.convert_tokens_to_ids(marker)
-    read = [marked(marker + begin + probe, add_special_tokens=False).input_ids for probe in PROBES]
-    if read != [[marker_id, *ids] for ids in wanted] or not placeholders:
-        raise ArtifactError(
-            f"the tokenizer of {name} reads a text behind a special token otherwise than alone, or has no special "
-            "token to spare: export as vocabulary instead"
-        )
-    rows = config.get_text_config().vocab_size
-    return TextFrame(str(folder), begin, tuple(begin_ids), placeholders[-1], rows, stored_dtype(name))
+        Raises SpecError for a model that cannot be loaded, and ArtifactError for an encoder-decoder and for a tokenizer
+        that reads a text behind a special token otherwise than alone.
+        """
+        try:
+            folder = model_folder(name)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+            raise SpecError(f"backbone {name[:200]!r} (--backbone) could not be loaded: {reason}") from error
+        if config.is_encoder_decoder:
+            raise ArtifactError(
+                f"{name} is an encoder-decoder, whose encoder this engine gives no vectors: export as vocabulary or "
+                "peft instead"
+            )
+        begin_ids, _ = frame(tokenizer)
+        begin = "".join(tokenizer.convert_ids_to_tokens(begin_ids))
+        wanted = [[*begin_ids, *tokenizer(probe, add_special_tokens=False).input_ids] for probe in PROBES]
+        placeholders = [i for i in sorted(tokenizer.all_special_ids) if i not in begin_ids]
+        marked = copy.deepcopy(tokenizer)
+        marked.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
+        marker_id = marked.convert_tokens_to_ids(marker)
+        read = [marked(marker + begin + probe, add_special_tokens=False).input_ids for probe in PROBES]
+        if read != [[marker_id, *ids] for ids in wanted] or not placeholders:
+            raise ArtifactError(
+                f"the tokenizer of {name} reads a text behind a special token otherwise than alone, or has no special "
+                "token to spare: export as vocabulary instead"
+            )
+        rows = config.get_text_config().vocab_size
+        return cls(str(folder), begin, tuple(begin_ids), placeholders[-1], rows, stored_dtype(name))

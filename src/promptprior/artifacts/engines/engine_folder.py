@@ -23,8 +23,8 @@ import torch
 from promptprior.artifacts.artifact import README, Prior, Prompt
 from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.artifacts.header import versions
-from promptprior.artifacts.model_card import engine_card
-from promptprior.backbone.added_tokens import text_frame
+from promptprior.artifacts.model_card import describe
+from promptprior.backbone.added_tokens import TextFrame
 from promptprior.backbone.frozen import DTYPES
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import replace_folder, write_bytes, write_json, write_text
@@ -65,7 +65,7 @@ def export_for_engine(
             f"prompt {name!r} is for {header.backbone.name}, an encoder-decoder, which {engine} sends no vectors: "
             "export as vocabulary or peft instead"
         )
-    frame = text_frame(backbone, MARKER)
+    frame = TextFrame.of(backbone, MARKER)
     kind = frame.dtype if dtype == "stored" else dtype
     length, width = prompt.shape
     if kind not in DTYPES:
@@ -112,7 +112,17 @@ def export_for_engine(
             table = io.BytesIO()
             np.save(table, prompt[None].contiguous().numpy(), allow_pickle=False)
             write_bytes(target / "prompt_table.npy", table.getvalue())
-        write_text(target / README, engine_card(header, name, NEEDS[engine], bool(serve)))
+        run = "sh serve.sh  # MODEL=... names another copy of the model\n" if serve else ""
+        title, sections = describe(header)
+        parts = [
+            f"# {name}: {title}, for an engine that takes vectors",
+            f"Needs {NEEDS[engine]}. The vectors stand before the text, its begin token included; a text is written as "
+            f"the task renders it, without a chat template. The model is `{header.backbone.name}` "
+            f"({header.backbone.architecture}, width {width}, fingerprint `{header.backbone.fingerprint}`), no other.",
+            f'```bash\n{run}python client.py "the text"{" LABEL LABEL" if serve else ""}\n```',
+            *sections,
+        ]
+        write_text(target / README, "\n\n".join(parts) + "\n")
 
     replace_folder(folder, write)
     return notes

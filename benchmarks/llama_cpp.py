@@ -1,0 +1,109 @@
+"""A prompt as GGUF in llama.cpp against our engine in float32: how often the most probable token is the same, and how
+far log-probabilities are apart. The same for our engine in each dtype says what rounding does by itself.
+
+    python benchmarks/llama_cpp.py runs/polarity --texts 200 --dtypes float16,bfloat16,float32 --json FILE
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import xllamacpp
+
+from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.as_matrix import single_prompt
+from promptprior.artifacts.export_prompt import export_vocabulary
+from promptprior.backbone.frozen import Frozen, load_frozen
+from promptprior.tasks import load_task
+
+
+def next_token(frozen: Frozen, prompt: torch.Tensor, text: str) -> torch.Tensor:
+    """Our log-probabilities of the token after prompt and text, [V]."""
+    ids = torch.tensor(frozen.tokenizer(text).input_ids)
+    with torch.no_grad():
+        rows = torch.cat([prompt.to(frozen.dtype), frozen.embed(ids)])[None]
+        return frozen.model(inputs_embeds=rows).logits[0, -1].double().log_softmax(-1)
+
+
+def apart(theirs: torch.Tensor, ours: torch.Tensor, likely: float) -> dict[str, float | bool]:
+    """Whether two distributions have the same largest token, and their largest difference where ours is likely."""
+    at = ours > torch.log(torch.tensor(likely, dtype=torch.float64))
+    top = ours.topk(2).values
+    return {
+        "same": int(theirs.argmax()) == int(ours.argmax()),
+        "difference": float((theirs - ours)[at].abs().max()),
+        "margin": float(top[0] - top[1]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prompt", type=Path)
+    parser.add_argument("--target", default="")
+    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--dtypes", default="float16")
+    parser.add_argument("--likely", type=float, default=1e-3, help="tokens of at least this probability are compared")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    artifact = Prompt.from_pretrained(arguments.prompt)
+    backbone, matrix = artifact.header.backbone.name, single_prompt(artifact, "the prompt")
+    target = arguments.target or next(t.name for t in artifact.header.tasks if t.role == "target")
+    texts = [example.text.rstrip() for split in ("test", "train") for example in load_task(target).split(split)]
+    texts = list(dict.fromkeys(texts))[: arguments.texts]
+    exact = load_frozen(backbone, "float32", "cpu")
+    ours = [next_token(exact, matrix, text) for text in texts]
+    report = {"prompt": str(arguments.prompt), "backbone": backbone, "target": target, "texts": len(texts)}
+    report |= {"llama.cpp": xllamacpp.BUILD_INFO, "likely": arguments.likely}
+
+    for dtype in arguments.dtypes.split(","):
+        frozen = load_frozen(backbone, dtype, "cpu")
+        own = [
+            apart(next_token(frozen, matrix, text), o, arguments.likely) for text, o in zip(texts, ours, strict=True)
+        ]
+        with TemporaryDirectory() as folder:
+            started = time.monotonic()
+            [baked] = export_vocabulary({"task": artifact}, frozen, Path(folder) / "out", as_gguf=True)
+            exported = time.monotonic() - started
+            file = Path(folder) / "out" / "model.gguf"
+            settings = xllamacpp.CommonParams()
+            settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(file), 512, 1, False
+            settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+            settings.verbosity = -1
+            server, vocabulary = xllamacpp.Server(settings), len(ours[0])
+            theirs = []
+            for text, o in zip(texts, ours, strict=True):
+                asked = {
+                    "prompt": baked.text + text,
+                    "n_predict": 1,
+                    "n_probs": 1000,
+                    "temperature": 0.0,
+                    "ignore_eos": True,
+                }
+                answer = server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+                row = torch.full([vocabulary], -torch.inf, dtype=torch.float64)
+                for one in answer:
+                    if one["id"] < vocabulary:
+                        row[one["id"]] = one["logprob"]
+                theirs.append(apart(row, o, arguments.likely))
+            size = file.stat().st_size
+            del server
+        for name, found in (("llama.cpp", theirs), ("ours", own)):
+            differences = torch.tensor([one["difference"] for one in found])
+            report[f"{name} {dtype}"] = {
+                "same": sum(one["same"] for one in found),
+                "difference_mean": float(differences.mean()),
+                "difference_max": float(differences.max()),
+                "margin_where_not_same": [one["margin"] for one in found if not one["same"]],
+                **({"bytes": size, "export_seconds": round(exported, 1)} if name == "llama.cpp" else {}),
+            }
+            print(name, dtype, report[f"{name} {dtype}"], flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
