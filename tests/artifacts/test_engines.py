@@ -7,6 +7,7 @@ import json
 import runpy
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from promptprior.artifacts.artifact import Header, Prompt
-from promptprior.artifacts.engines.engine_folder import export_for_engine
+from promptprior.artifacts.engines.engine_folder import CONCATENATE, export_for_engine
+from promptprior.artifacts.engines.text_client import TextClient
 from promptprior.artifacts.export_prompt import export_vocabulary
+from promptprior.backbone import load
 from promptprior.backbone.added_tokens import TextFrame
 from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.errors import ArtifactError, SpecError
+from promptprior.evaluate import prompt_objective
+from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.backbone.tiny import tiny
 
+BEFORE = Path(__file__).parents[1] / "fixtures/before"
 LENGTH, WIDTH = 5, 64
 WORDS = ("film", "Häuser", "3.14", "x_1", "I'd", "naïve", "2026", "(well)", "don't", "  two", "日本", "A1b2", "\n", "—")
 TEXTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 3 + i % 6)) + f" {i}:" for i in range(200)]
@@ -203,6 +209,23 @@ def test_a_length_of_whole_blocks_needs_no_note(folder: Path, frozen: Frozen, tm
     header = Header("prompt", "spot", {}, "direct", {"length": 32, "width": WIDTH}, frozen.card)
     long = Prompt(header, {"prompt": torch.zeros(1, 32, WIDTH)})
     assert export_for_engine(long, "vllm", tmp_path / "out", "a", str(folder)) == []
+
+
+def test_a_client_computes_the_prompt_that_each_text_reads(tmp_path: Path):
+    backbone = load(str(BEFORE / "backbone"), "float32", "cpu")
+    prompt = Prompt.from_pretrained(BEFORE / "prompts" / "attempt", backbone.card)
+    frozen = load_frozen(str(BEFORE / "backbone"), "float32", "cpu")
+    asking = TextClient(prompt, backbone, "served", dtype="float32")
+    first, second = asking.prompts(["ab", "a quite different text"])
+    assert not torch.allclose(first, second)
+    for text in ("ab", "a quite different text"):
+        theirs = next_token(frozen, vllm_rows(asking.request_body(text, ["x"]), CONCATENATE, frozen))
+        tokens = Tokens(tuple(frozen.tokenizer(text).input_ids), tuple((i,) for i in range(5, 15)))
+        wanted = prompt_objective(prompt, backbone).losses(prompt.params, collate([tokens]))
+        assert torch.allclose(-theirs[5:15].float(), wanted, atol=1e-4)
+    plain = replace(prompt.header, parameterisation="direct", parameterisation_settings={}, head="linear")
+    with pytest.raises(ArtifactError, match="with linear head and 1 copies is more than vectors"):
+        replace(asking, prompt=Prompt(plain, {"prompt": torch.zeros(1, 2, backbone.width)})).prompts(["a"])
 
 
 # SGLang: managers/tokenizer_manager_score_mixin.py ------------------------------------------------------------------

@@ -175,15 +175,19 @@ class _Artifact:
         """Commit the folder to the model repository `repo` of the Hub, OWNER/NAME, and return the commit's hash.
 
         The card says `license` in place of "other", and shows the texts of `widget` as examples: none of yours are
-        shared unless you name them. Raises ArtifactError when the Hub refuses or cannot be reached.
+        shared unless you name them. What the header says of places on this machine stays here. Raises ArtifactError
+        when the Hub refuses or cannot be reached.
         """
         texts = [{"text": text} for text in widget]
         card = [("license", license), ("license_name", None)] if license else []
+        tasks = tuple(replace(task, path="") for task in self.header.tasks)
+        name = self.header.backbone.name
+        backbone = replace(self.header.backbone, name=Path(name).name if Path(name).is_absolute() else name)
+        shared = replace(self, header=replace(self.header, tasks=tasks, backbone=backbone))
         with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "artifact")
-            return push_folder(
-                Path(folder) / "artifact", repo, "model", private, card + ([("widget", texts)] if texts else [])
-            )
+            path = Path(folder) / "artifact"
+            shared.save_pretrained(path)
+            return push_folder(path, repo, "model", private, card + ([("widget", texts)] if texts else []))
 
     @classmethod
     def from_hub(cls, repo: str, revision: str | None = None, backbone: BackboneCard | None = None) -> Self:
