@@ -1,5 +1,6 @@
 """A prompt as GGUF in llama.cpp against our engine in float32: how often the most probable token is the same, and how
-far log-probabilities are apart. The same for our engine in each dtype says what rounding does by itself.
+far log-probabilities are apart. The same for our engine with its weights and the prompt rounded to the dtype, computing
+in float32, says what that rounding does by itself.
 
     python benchmarks/llama_cpp.py runs/polarity --texts 200 --dtypes float16,bfloat16,float32 --json FILE
 """
@@ -74,8 +75,9 @@ def main() -> None:
             settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
             settings.verbosity = -1
             server, vocabulary = xllamacpp.Server(settings), len(ours[0])
+            letter = exact.tokenizer.convert_tokens_to_ids("a")
             theirs = []
-            for text, o in zip(texts, ours, strict=True):
+            for text, wanted in pairs:
                 asked = {
                     "prompt": baked.text + text,
                     "n_predict": 1,
@@ -88,10 +90,10 @@ def main() -> None:
                 for one in answer:
                     if one["id"] < vocabulary:
                         row[one["id"]] = one["logprob"]
-                theirs.append(apart(row, o, arguments.likely))
+                theirs.append(apart(row, wanted, arguments.likely))
             size = file.stat().st_size
             del server
-        for name, found in (("llama.cpp", theirs), ("ours", own)):
+        for name, found in (("llama.cpp", theirs), ("ours rounded to", own)):
             differences = torch.tensor([one["difference"] for one in found])
             report[f"{name} {dtype}"] = {
                 "same": sum(one["same"] for one in found),

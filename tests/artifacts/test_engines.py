@@ -93,8 +93,9 @@ def ours(frozen: Frozen, prompt: Prompt, text: str) -> torch.Tensor:
 # llama.cpp ---------------------------------------------------------------------------------------------------------
 
 
-def llama_cpp(file: Path) -> Callable[[str, int], dict[int, float]]:
-    """Log-probabilities of the next token by its id, from llama.cpp's own server, in this process and on the CPU."""
+def llama_cpp(file: Path, letter: int) -> Callable[[str, int], dict[int, float]]:
+    """Log-probabilities of the next token by its id, from llama.cpp's own server, in this process and on the CPU;
+    `letter` is the id of one."""
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(file), 256, 1, False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
@@ -103,7 +104,8 @@ def llama_cpp(file: Path) -> Callable[[str, int], dict[int, float]]:
     server = xllamacpp.Server(settings)
 
     def ask(text: str, rows: int) -> dict[int, float]:
-        asked = {"prompt": text, "n_predict": 1, "n_probs": rows, "temperature": 0.0, "ignore_eos": True}
+        # whatever is written, the probabilities are those before the bias; half a letter, or an end, would have none
+        asked = {"prompt": text, "n_predict": 1, "n_probs": rows, "logit_bias": [[letter, 1000.0]]}
         answer = server.handle_completions(asked)
         [first] = answer["choices"][0]["logprobs"]["content"]
         return {one["id"]: one["logprob"] for one in first["top_logprobs"]}
@@ -122,7 +124,8 @@ def test_llama_cpp_gives_our_answers(
         "model.gguf",
         "promptprior_prompts.json",
     ]
-    ask, rows = llama_cpp(tmp_path / "out" / "model.gguf"), len(frozen.model.get_input_embeddings().weight)
+    letter = frozen.tokenizer.convert_tokens_to_ids("a")
+    ask, rows = llama_cpp(tmp_path / "out" / "model.gguf", letter), len(frozen.model.get_input_embeddings().weight)
     for text in TEXTS[:texts]:
         theirs, wanted = ask(one.text + text, rows + LENGTH), ours(frozen, prompt, text)
         assert len(theirs) == rows + LENGTH

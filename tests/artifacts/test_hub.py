@@ -42,7 +42,7 @@ class Hub:
         commits[commit] = {**(list(commits.values())[-1] if commits else {}), **files}
         return commit
 
-    def reply(self, verb: str, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
+    def reply(self, verb: str, host: str, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
         """Status, JSON or bytes, and headers."""
         parts = unquote(path).strip("/").split("/")
         self.asked.append(f"{verb} {path}")
@@ -55,20 +55,20 @@ class Hub:
             asked = json.loads(body)
             repo = f"{asked.get('type') or 'model'}s/{asked.get('organization', 'me')}/{asked['name']}"
             self.repos.setdefault(repo, {})
-            return 200, {"url": f"http://hub/{repo}", "id": repo}, {}
+            return 200, {"url": f"http://{host}/{repo.removeprefix('models/')}", "id": repo}, {}
         if parts[0] == "api":
             repo, rest = "/".join(parts[1:4]), parts[4:]
             if repo not in self.repos:
                 return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
             commits = self.repos[repo]
-            if rest[0] == "preupload":
+            if rest[:1] == ["preupload"]:
                 files = json.loads(body)["files"]
                 return 200, {"files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in files]}, {}
-            if rest[0] == "commit":
+            if rest[:1] == ["commit"]:
                 lines = [json.loads(line) for line in body.splitlines()]
                 added = [line["value"] for line in lines if line["key"] == "file"]
                 commit = self.commit(repo, {f["path"]: base64.b64decode(f["content"]) for f in added})
-                return 200, {"commitOid": commit, "commitUrl": f"http://hub/{repo}/commit/{commit}"}, {}
+                return 200, {"commitOid": commit, "commitUrl": f"http://{host}/{repo}/commit/{commit}"}, {}
             revision = list(commits)[-1] if rest[1:2] in ([], ["main"]) else rest[1]
             if revision not in commits:
                 return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
@@ -93,7 +93,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, content, headers = made.reply(self.command, urlsplit(self.path).path, body)
+            status, content, headers = made.reply(self.command, self.headers["Host"], urlsplit(self.path).path, body)
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():

@@ -66,10 +66,18 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
             centre, half = value + z**2 / (2 * rows), z * sqrt(value * (1 - value) / rows + z**2 / (4 * rows**2))
             ends = [round((centre + sign * half) / (1 + z**2 / rows), 4) for sign in (-1, 1)]
             known |= {"interval": ends, "level": 0.95, "interval_of": "other test rows (Wilson)"}
-        task, version = targets[0].name, targets[0].version
-        of_data = {"dataset_type": task, "dataset_name": task, "dataset_split": "test", "dataset_revision": version}
+        task = targets[0].name
         results.append(
-            EvalResult("text-generation", **of_data, metric_type=metric, metric_value=value, metric_args=known)
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task,
+                dataset_name=task,
+                dataset_split="test",
+                dataset_revision=targets[0].version,
+                metric_type=metric,
+                metric_value=value,
+                metric_args=known,
+            )
         )
     data = ModelCardData(
         base_model=base if is_on_hub else None,

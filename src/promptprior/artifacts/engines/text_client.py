@@ -20,7 +20,8 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.added_tokens import TextFrame
 from promptprior.errors import ArtifactError
 from promptprior.notation import Float, Tensor
-from promptprior.parameterisations.parameterisation import Masking, Offsetting
+from promptprior.parameterisations.parameterisation import AnsweringForm, Masking, Offsetting
+from promptprior.parameterisations.prefix import Prefix
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.tasks.sampling.batch import collate
 
@@ -45,14 +46,15 @@ class TextClient:
         header.backbone.check(self.backbone.card, f"the prompt of {header.method}")
         form = parameterisation(header.parameterisation, header.parameterisation_settings, self.backbone)
         copies = next(iter(self.prompt.params.values())).shape[0]
-        can_send = hasattr(form, "prompts") and header.parameterisation != "prefix" and not header.head and copies == 1
-        if not can_send or isinstance(form, Masking | Offsetting):
+        is_plain = not isinstance(form, AnsweringForm | Masking | Offsetting | Prefix)
+        if isinstance(form, AnsweringForm) or not is_plain or header.head or copies != 1:
             raise ArtifactError(
                 f"a prompt of {header.method} ({header.parameterisation}) with {header.head or 'no'} head and {copies} "
                 "copies is more than vectors before a text: it is served by promptprior itself"
             )
         batch = collate(self.backbone.tokens(list(texts), [[""] for _ in texts]))
         prompts, index = form.prompts(self.prompt.params, batch)
+        assert isinstance(prompts, torch.Tensor)  # keys and values are a prefix's
         return prompts[index].float()
 
     def request_body(self, text: str, labels: Sequence[str] = (), max_tokens: int = 16) -> dict[str, Any]:

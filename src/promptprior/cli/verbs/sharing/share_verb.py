@@ -6,7 +6,6 @@ from typing import Any
 
 from promptprior.cli.verb import Verb
 from promptprior.config.training import setting
-from promptprior.errors import SpecError
 
 RESULTS = "results.jsonl"
 CARD = """---
@@ -33,14 +32,10 @@ class SharePlan:
     """The settings of `promptprior share`."""
 
     folder: Path = field(metadata={"help": "what fit, adapt or compare wrote: a prior, a prompt, or results"})
-    repo: str = setting("", "repository of the Hub: OWNER/NAME; it is made where it is not there")
+    repo: str = field(metadata={"help": "repository of the Hub: OWNER/NAME; it is made where it is not there"})
     private: bool | None = setting(None, "whether only you see it; by default as your account makes repositories")
     license: str | None = setting(None, "licence for the card (apache-2.0, cc-by-4.0, …); by default other")
     widget: tuple[str, ...] = setting((), "texts that the card shows as examples; none of yours are shared unasked")
-
-    def __post_init__(self) -> None:
-        if not self.repo:
-            raise SpecError("repo is missing: name a repository of the Hub (--repo OWNER/NAME)")
 
     def run(self, dry_run: bool) -> None:
         """Check the folder, commit what may be shared of it, and say where it is."""
