@@ -78,13 +78,8 @@ def main() -> None:
             letter = exact.tokenizer.convert_tokens_to_ids("a")
             theirs = []
             for text, wanted in pairs:
-                asked = {
-                    "prompt": baked.text + text,
-                    "n_predict": 1,
-                    "n_probs": 1000,
-                    "temperature": 0.0,
-                    "ignore_eos": True,
-                }
+                # A letter is written whatever comes out: half of one, or an end, would have no probabilities
+                asked = {"prompt": baked.text + text, "n_predict": 1, "n_probs": 1000, "logit_bias": [[letter, 1e3]]}
                 answer = server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
                 row = torch.full([vocabulary], -torch.inf, dtype=torch.float64)
                 for one in answer:

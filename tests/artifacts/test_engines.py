@@ -85,9 +85,8 @@ def next_token(frozen: Frozen, rows: torch.Tensor) -> torch.Tensor:
 
 
 def ours(frozen: Frozen, prompt: Prompt, text: str) -> torch.Tensor:
-    return next_token(
-        frozen, torch.cat([prompt.params["prompt"][0], frozen.embed(torch.tensor(frozen.tokenizer(text).input_ids))])
-    )
+    ids = torch.tensor(frozen.tokenizer(text).input_ids)
+    return next_token(frozen, torch.cat([prompt.params["prompt"][0], frozen.embed(ids)]))
 
 
 # llama.cpp ---------------------------------------------------------------------------------------------------------
@@ -99,7 +98,9 @@ def llama_cpp(file: Path, letter: int) -> Callable[[str, int], dict[int, float]]
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(file), 256, 1, False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    # Its attention otherwise computes in half precision, whatever the file holds
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.verbosity = -1
     server = xllamacpp.Server(settings)
 
@@ -113,25 +114,24 @@ def llama_cpp(file: Path, letter: int) -> Callable[[str, int], dict[int, float]]
     return ask
 
 
-@pytest.mark.parametrize(("dtype", "texts", "noise"), [("float32", 20, 1e-3), ("float16", 200, 2e-2)])
+@pytest.mark.parametrize(("dtype", "texts", "noise"), [("float32", 10, 1e-3), ("float16", 60, 3e-2)])
 def test_llama_cpp_gives_our_answers(
     dtype: str, texts: int, noise: float, folder: Path, frozen: Frozen, prompt: Prompt, tmp_path: Path
 ):
     baked = load_frozen(str(folder), dtype, "cpu")
     [one] = export_vocabulary({"task": prompt}, baked, tmp_path / "out", as_gguf=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "model.gguf",
-        "promptprior_prompts.json",
-    ]
+    names = {"README.md", "model.gguf", "promptprior_prompts.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
     letter = frozen.tokenizer.convert_tokens_to_ids("a")
     ask, rows = llama_cpp(tmp_path / "out" / "model.gguf", letter), len(frozen.model.get_input_embeddings().weight)
     for text in TEXTS[:texts]:
         theirs, wanted = ask(one.text + text, rows + LENGTH), ours(frozen, prompt, text)
         assert len(theirs) == rows + LENGTH
-        assert max(theirs, key=lambda i: theirs[i]) == int(wanted.argmax())
-        assert max(abs(theirs[i] - float(wanted[i])) for i in range(rows)) < noise
-        assert max(theirs[i] for i in range(rows, rows + LENGTH)) < max(theirs.values())  # no token of a prompt
+        best = max(theirs, key=lambda i: theirs[i])
+        assert best < rows  # no token of a prompt
+        assert float(wanted.max() - wanted[best]) < noise  # ours, but for what is as good
+        old = torch.tensor([theirs[i] for i in range(rows)], dtype=torch.float64).log_softmax(-1)  # without new tokens
+        assert float((old - wanted).abs().max()) < noise
 
 
 def test_what_llama_cpp_would_read_otherwise_is_refused_before_any_work(frozen: Frozen, prompt: Prompt, tmp_path: Path):
@@ -226,7 +226,8 @@ def test_a_client_computes_the_prompt_that_each_text_reads(tmp_path: Path):
         tokens = Tokens(tuple(frozen.tokenizer(text).input_ids), tuple((i,) for i in range(5, 15)))
         wanted = prompt_objective(prompt, backbone).losses(prompt.params, collate([tokens]))
         assert torch.allclose(-theirs[5:15].float(), wanted, atol=1e-4)
-    plain = replace(prompt.header, parameterisation="direct", parameterisation_settings={}, head="linear")
+    shape = {"length": 2, "width": backbone.width}
+    plain = replace(prompt.header, parameterisation="direct", parameterisation_settings=shape, head="linear")
     with pytest.raises(ArtifactError, match="with linear head and 1 copies is more than vectors"):
         replace(asking, prompt=Prompt(plain, {"prompt": torch.zeros(1, 2, backbone.width)})).prompts(["a"])
 

@@ -114,11 +114,11 @@ def baked_card(
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```"
     )
     with_llama_cpp = (
-        "```bash\nllama-server -m this-folder/model.gguf\n"
-        f"PROMPT=$(python -c \"import json; print(json.load(open('this-folder/promptprior_prompts.json'))"
-        f"['{baked[0].name}']['text'])\")\n"
-        'curl localhost:8080/completion -d "{\\"prompt\\": \\"${PROMPT}your text\\", '
-        '\\"n_predict\\": 20, \\"temperature\\": 0}"\n```'
+        "```bash\nllama-server -m this-folder/model.gguf\n```\n\n"
+        "```python\nimport json\nfrom urllib.request import urlopen\n\n"
+        f'prompt = json.load(open("this-folder/promptprior_prompts.json"))["{baked[0].name}"]["text"]\n'
+        'body = json.dumps({"prompt": prompt + "your text", "n_predict": 20, "temperature": 0}).encode()\n'
+        'print(json.load(urlopen("http://localhost:8080/completion", body))["content"])\n```'
     )
     parts = [
         f"# {backbone.name} with soft prompts in its vocabulary",
