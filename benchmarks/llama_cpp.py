@@ -6,6 +6,7 @@ in float32, says what that rounding does by itself.
 """
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -21,12 +22,20 @@ from promptprior.backbone.frozen import Frozen, load_frozen
 from promptprior.tasks import load_task
 
 
-def next_token(frozen: Frozen, prompt: torch.Tensor, text: str) -> torch.Tensor:
-    """Our log-probabilities of the token after prompt and text, [V]."""
-    ids = torch.tensor(frozen.tokenizer(text).input_ids)
+def next_tokens(frozen: Frozen, prompt: torch.Tensor, texts: list[str]) -> list[torch.Tensor]:
+    """Our log-probabilities of the token after prompt and text, [V] for each text; texts of one length in one batch."""
+    found, by_length = {}, dict[int, list[str]]()
+    for text in texts:
+        by_length.setdefault(len(frozen.tokenizer(text).input_ids), []).append(text)
     with torch.no_grad():
-        rows = torch.cat([prompt.to(frozen.dtype), frozen.embed(ids)])[None]
-        return frozen.model(inputs_embeds=rows).logits[0, -1].double().log_softmax(-1)
+        cache = frozen.model(inputs_embeds=prompt[None].to(frozen.dtype), use_cache=True).past_key_values
+        for group in by_length.values():
+            past = copy.deepcopy(cache)
+            past.batch_repeat_interleave(len(group))
+            ids = torch.tensor(frozen.tokenizer(group).input_ids)
+            logits = frozen.model(ids, past_key_values=past, logits_to_keep=1).logits[:, -1]
+            found |= dict(zip(group, logits.double().log_softmax(-1), strict=True))
+    return [found[text] for text in texts]
 
 
 def apart(theirs: torch.Tensor, ours: torch.Tensor, likely: float) -> dict[str, float | bool]:
@@ -56,15 +65,13 @@ def main() -> None:
     texts = [example.text.rstrip() for split in ("test", "train") for example in load_task(target).split(split)]
     texts = list(dict.fromkeys(texts))[: arguments.texts]
     exact = load_frozen(backbone, "float32", "cpu")
-    ours = [next_token(exact, matrix, text) for text in texts]
+    ours = next_tokens(exact, matrix, texts)
+    pairs = list(zip(texts, ours, strict=True))
     report = {"prompt": str(arguments.prompt), "backbone": backbone, "target": target, "texts": len(texts)}
     report |= {"llama.cpp": xllamacpp.BUILD_INFO, "likely": arguments.likely}
 
     for dtype in arguments.dtypes.split(","):
         frozen = load_frozen(backbone, dtype, "cpu")
-        own = [
-            apart(next_token(frozen, matrix, text), o, arguments.likely) for text, o in zip(texts, ours, strict=True)
-        ]
         with TemporaryDirectory() as folder:
             started = time.monotonic()
             [baked] = export_vocabulary({"task": artifact}, frozen, Path(folder) / "out", as_gguf=True)
@@ -88,18 +95,28 @@ def main() -> None:
                 theirs.append(apart(row, wanted, arguments.likely))
             size = file.stat().st_size
             del server
-        for name, found in (("llama.cpp", theirs), ("ours rounded to", own)):
-            differences = torch.tensor([one["difference"] for one in found])
-            report[f"{name} {dtype}"] = {
-                "same": sum(one["same"] for one in found),
-                "difference_mean": float(differences.mean()),
-                "difference_max": float(differences.max()),
-                "margin_where_not_same": [one["margin"] for one in found if not one["same"]],
-                **({"bytes": size, "export_seconds": round(exported, 1)} if name == "llama.cpp" else {}),
-            }
-            print(name, dtype, report[f"{name} {dtype}"], flush=True)
+        del frozen
+        note(report, f"llama.cpp {dtype}", theirs, {"bytes": size, "export_seconds": round(exported, 1)})
+        rounded, kind = load_frozen(backbone, "float32", "cpu"), getattr(torch, dtype)
+        for weight in rounded.model.parameters():
+            weight.data = weight.data.to(kind).float() if weight.dim() > 1 else weight.data
+        own = zip(next_tokens(rounded, matrix.to(kind).float(), texts), ours, strict=True)
+        note(report, f"ours rounded to {dtype}", [apart(near, wanted, arguments.likely) for near, wanted in own], {})
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def note(report: dict[str, object], name: str, found: list[dict[str, float | bool]], more: dict[str, float]) -> None:
+    """Put what was found of all texts into the report, and print it."""
+    differences = torch.tensor([one["difference"] for one in found])
+    report[name] = {
+        "same": sum(one["same"] for one in found),
+        "difference_mean": float(differences.mean()),
+        "difference_max": float(differences.max()),
+        "margin_where_not_same": [one["margin"] for one in found if not one["same"]],
+        **more,
+    }
+    print(name, report[name], flush=True)
 
 
 if __name__ == "__main__":
