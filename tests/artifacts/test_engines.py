@@ -290,6 +290,8 @@ def test_what_an_engine_cannot_carry_is_refused(folder: Path, prompt: Prompt, tm
     large = Prompt(prompt.header, {"prompt": prompt.params["prompt"] * 1e6})
     with pytest.raises(ArtifactError, match="too large for float16: serve in another dtype"):
         export_for_engine(large, "sglang", tmp_path / "out", "a", str(folder), "float16")
+    with pytest.raises(ArtifactError, match=r"has width 64; .* reads vectors of 32: name the backbone"):
+        export_for_engine(prompt, "vllm", tmp_path / "out", "a", str(BEFORE / "backbone"))
     with pytest.raises(SpecError, match=r"no/such-model.*could not be loaded"):
         TextFrame.of("/no/such-model", "<prompt_embeds>")
     assert not (tmp_path / "out").exists()

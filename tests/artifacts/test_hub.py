@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,10 +36,11 @@ class Hub:
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.asked: list[str] = []
 
-    def commit(self, repo: str, files: dict[str, bytes]) -> str:
+    def commit(self, repo: str, files: dict[str, bytes], deleted: Sequence[str] = ()) -> str:
         commits = self.repos.setdefault(repo, {})
         commit = hashlib.sha1(f"{repo}{len(commits)}".encode()).hexdigest()
-        commits[commit] = {**(list(commits.values())[-1] if commits else {}), **files}
+        old = list(commits.values())[-1] if commits else {}
+        commits[commit] = {**{name: data for name, data in old.items() if name not in deleted}, **files}
         return commit
 
     def reply(self, verb: str, host: str, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
@@ -67,12 +68,13 @@ class Hub:
             if rest[:1] == ["commit"]:
                 lines = [json.loads(line) for line in body.splitlines()]
                 added = [line["value"] for line in lines if line["key"] == "file"]
-                commit = self.commit(repo, {f["path"]: base64.b64decode(f["content"]) for f in added})
+                deleted = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+                commit = self.commit(repo, {f["path"]: base64.b64decode(f["content"]) for f in added}, deleted)
                 return 200, {"commitOid": commit, "commitUrl": f"http://{host}/{repo}/commit/{commit}"}, {}
-            revision = list(commits)[-1] if rest[1:2] in ([], ["main"]) else rest[1]
-            if revision not in commits:
+            revision = [*commits, ""][-2 if commits else 0] if rest[1:2] in ([], ["main"]) else rest[1]
+            if revision not in commits and revision:
                 return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
-            files = commits[revision]
+            files = commits.get(revision, {})  # a new repository is empty
             if rest[:1] == ["tree"]:
                 return 200, [
                     {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -149,6 +151,9 @@ def test_a_prior_goes_to_the_hub_and_comes_back(hub: Hub):
     prior = Prior(header, prompt().params)
     prior.push_to_hub("me/prior")
     assert torch.equal(Prior.from_hub("me/prior").params["prompt"], prior.params["prompt"])
+    hub.commit("models/me/prior", {"prompt.safetensors": b"of an earlier push", "own.txt": b"not ours"})
+    newest = prior.push_to_hub("me/prior")
+    assert {*hub.repos["models/me/prior"][newest]} == {"promptprior.json", "prior.safetensors", "README.md", "own.txt"}
     with pytest.raises(ArtifactError, match="is a prior; a prompt was expected"):
         Prompt.from_hub("me/prior")
 

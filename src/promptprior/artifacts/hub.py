@@ -30,13 +30,14 @@ REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 def push_folder(
     folder: Path, repo: str, repo_type: RepoType, private: bool | None = None, card: Sequence[tuple[str, Any]] = ()
 ) -> str:
-    """Make the repository `repo`, "name/repository", where it is not there, and commit a folder's shared files to it.
+    """Make the repository `repo`, OWNER/NAME, where it is not there, and commit a folder's shared files to it.
 
-    Other files of the folder stay here. `private` is None for what the account makes by default. `card` are keys and
+    Other files of the folder stay here; shared files of an earlier push that this folder has not are deleted there, for
+    they would be read along with the new ones. `private` is None for what the account makes by default. `card` are keys and
     values for the front matter of its README.md. The token is that of `hf auth login`, or HF_TOKEN. Returns the hash
     of the commit. Raises ArtifactError when the Hub refuses, the card for one, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, ModelCard
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 
     with hub_api(repo) as api:
         names = [name for name in SHARED[repo_type] if (folder / name).is_file()]
@@ -47,7 +48,9 @@ def push_folder(
                 text.data[key] = value
             paths[README] = str(text).encode()
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
-        operations = [CommitOperationAdd(name, content) for name, content in paths.items()]
+        stale = {*api.list_repo_files(repo, repo_type=repo_type)} & {*SHARED[repo_type]} - {*names}
+        operations: list[Any] = [CommitOperationDelete(name) for name in sorted(stale)]
+        operations += [CommitOperationAdd(name, content) for name, content in paths.items()]
         message = f"Add {', '.join(names)}"
         return str(api.create_commit(repo, operations, commit_message=message, repo_type=repo_type).oid)
 

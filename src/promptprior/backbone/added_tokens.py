@@ -230,7 +230,7 @@ class TextFrame:
 
     `model` is the Hub id or folder that it serves. `begin` and `begin_ids` are the tokens that the model's tokenizer
     puts before every text, as text and as ids: they stand between vectors and text. `placeholder_id` is a token that no
-    ordinary text gives, `vocabulary` the rows of the model's table, `dtype` what its weights are stored in.
+    ordinary text gives; `vocabulary` and `width` are those of the model's table, `dtype` is that of its stored weights.
     """
 
     model: str
@@ -238,6 +238,7 @@ class TextFrame:
     begin_ids: tuple[int, ...]
     placeholder_id: int
     vocabulary: int
+    width: int
     dtype: str
 
     @classmethod
@@ -272,5 +273,6 @@ class TextFrame:
                 f"the tokenizer of {name} reads a text behind a special token otherwise than alone, or has no special "
                 "token to spare: export as vocabulary instead"
             )
-        rows = config.get_text_config().vocab_size
-        return cls(str(folder), begin, tuple(begin_ids), placeholders[-1], rows, stored_dtype(name))
+        text = config.get_text_config()
+        sizes = (text.vocab_size, text.hidden_size)
+        return cls(str(folder), begin, tuple(begin_ids), placeholders[-1], *sizes, stored_dtype(name))

@@ -68,6 +68,11 @@ def export_for_engine(
     frame = TextFrame.of(backbone, MARKER)
     kind = frame.dtype if dtype == "stored" else dtype
     length, width = prompt.shape
+    if width != frame.width:
+        raise ArtifactError(
+            f"prompt {name!r} has width {width}; {backbone} reads vectors of {frame.width}: name the backbone it was "
+            "trained on (--backbone)"
+        )
     if kind not in DTYPES:
         raise SpecError(f"dtype {kind!r} (--dtype): expected one of stored, {', '.join(DTYPES)}")
     if not torch.isfinite(prompt.to(getattr(torch, kind))).all():
@@ -75,7 +80,7 @@ def export_for_engine(
             f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {kind}: serve in another dtype "
             "(--dtype float32)"
         )
-    told = {"name": name, "length": length, "width": width, **asdict(frame), "dtype": kind, "engine": NEEDS[engine]}
+    told = {"name": name, "length": length, **asdict(frame), "dtype": kind, "engine": NEEDS[engine]}
     told |= {"backbone": asdict(header.backbone), "versions": versions()}
     serve, notes = "", []
     if engine == "vllm":
