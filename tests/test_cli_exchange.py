@@ -99,3 +99,20 @@ def test_bad_files_stop_before_anything_is_loaded_or_written(cli: Cli, model: Pa
     code, _, err = cli("export", array, "--format", "npy", "--output", tmp_path / "out")
     assert code == 2
     assert f"first promptprior import {array} --backbone MODEL --output FOLDER" in err
+
+
+def test_a_prompt_for_an_engine_is_a_folder_with_its_client(cli: Cli, model: Path, array: Path, tmp_path: Path):
+    assert cli("import", array, "--backbone", model, "--output", tmp_path / "imported")[0] == 0
+    export = ["export", tmp_path / "imported", "--output", tmp_path / "served", "--format"]
+    assert cli(*export, "vllm", "--dry-run")[1].startswith("write 3 vectors of imported as vllm")
+    assert not (tmp_path / "served").exists()
+    code, out, _ = cli(*export, "vllm", "--dtype", "bfloat16")
+    assert code == 0
+    assert out.startswith("note: vLLM keeps keys and values of whole blocks of 16 tokens: 0 of the 3")
+    names = {"README.md", "client.py", "concat.jinja", "prompt.json", "prompt.pt", "serve.sh"}
+    assert {path.name for path in (tmp_path / "served").iterdir()} == names
+    assert f"MODEL={model}" in (tmp_path / "served" / "serve.sh").read_text()
+    code, _, err = cli(*export, "llama.cpp", "--force")
+    assert code == 2
+    assert "cannot be written as GGUF (--format llama.cpp): its tokenizer is WordLevel, not byte-level BPE" in err
+    assert {path.name for path in (tmp_path / "served").iterdir()} == names  # what stood there stands there

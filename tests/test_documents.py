@@ -154,7 +154,10 @@ OTHER_TOOLS = {
     "second_backbone.md",
     "CHANGELOG.md",
 }  # flags of benchmarks and torchrun, earlier flags
-VERBS = ("fit", "adapt", "evaluate", "predict", "compare", "report", "similar", "tasks", "import", "export", "inspect")
+VERBS = (
+    "fit", "adapt", "evaluate", "predict", "compare", "report", "similar", "tasks", "import", "export", "inspect",
+    "share", "fetch", "leaderboard",
+)  # fmt: skip
 EVERYWHERE = frozenset({"--help", "--print-completion"})
 
 

@@ -1,9 +1,11 @@
 """Folders that an earlier commit wrote are read, written and scored as they were then (tests/fixtures/made_by)."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from promptprior.artifacts.artifact import Prior, Prompt, load_any
 from promptprior.backbone import Backbone, load
@@ -13,6 +15,7 @@ from promptprior.tasks import Task, load_task
 BEFORE = Path(__file__).parents[1] / "fixtures/before"
 FOLDERS = sorted(path.parent for path in BEFORE.rglob("promptprior.json"))
 PROMPTS = sorted(path.parent for path in (BEFORE / "prompts").glob("*/promptprior.json"))
+README = re.compile(rb"---\n(.*?)\n---\n(.*)", re.DOTALL)
 RESULTS = sorted(path.parent for path in (BEFORE / "results/prompts").glob("*/promptprior.json"))
 
 
@@ -37,7 +40,12 @@ def test_it_loads_and_is_written_again_byte_by_byte(folder: Path, backbone: Back
     artifact.save_pretrained(tmp_path / "again")
     before, again = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (folder, tmp_path / "again"))
     reason = b" No base model is named: `backbone` was a path where this was made. Load it from where you have it."
-    again["README.md"] = again["README.md"].replace(reason, b"")  # cards did not give it before
+    (front, old_front), (body, old_body) = zip(
+        *(README.fullmatch(files.pop("README.md")).groups() for files in (again, before)), strict=True
+    )
+    assert body.replace(reason, b"") == old_body  # cards did not give it before
+    says, said = yaml.safe_load(front), yaml.safe_load(old_front)
+    assert {**says, **said} == says  # nor did they say their licence, or scores in the Hub's words
     assert again == before
 
 

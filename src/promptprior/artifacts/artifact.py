@@ -5,9 +5,10 @@ folder that only PEFT wrote is read as a plain prompt. Loaded tensors are ordina
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
 
 from promptprior.artifacts import peft_format as peft
@@ -22,6 +23,7 @@ from promptprior.artifacts.header import (
     tensor_records,
     versions,
 )
+from promptprior.artifacts.hub import fetch_folder, push_folder
 from promptprior.artifacts.model_card import model_card
 from promptprior.backbone.identity import BackboneCard
 from promptprior.config.mapping import shorten, to_mapping
@@ -166,6 +168,34 @@ class _Artifact:
             params = read_tensors(path)
         check_tensors(params, recorded, folder)
         return cls(header, params)
+
+    def push_to_hub(
+        self, repo: str, private: bool | None = None, license: str | None = None, widget: Sequence[str] = ()
+    ) -> str:
+        """Commit the folder to the model repository `repo` of the Hub, OWNER/NAME, and return the commit's hash.
+
+        The card says `license` in place of "other", and shows the texts of `widget` as examples: none of yours are
+        shared unless you name them. What the header says of places on this machine stays here. Raises ArtifactError
+        when the Hub refuses or cannot be reached.
+        """
+        texts = [{"text": text} for text in widget]
+        card = [("license", license), ("license_name", None)] if license else []
+        tasks = tuple(replace(task, path="") for task in self.header.tasks)
+        name = self.header.backbone.name
+        backbone = replace(self.header.backbone, name=Path(name).name if Path(name).is_absolute() else name)
+        shared = replace(self, header=replace(self.header, tasks=tasks, backbone=backbone))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "artifact"
+            shared.save_pretrained(path)
+            return push_folder(path, repo, "model", private, card + ([("widget", texts)] if texts else []))
+
+    @classmethod
+    def from_hub(cls, repo: str, revision: str | None = None, backbone: BackboneCard | None = None) -> Self:
+        """Read an artifact from the Hub, of the commit, tag or branch `revision`; name a commit to get the same
+        numbers for ever. Raises ArtifactError as `from_pretrained` does, and for a repository that holds pickles."""
+        with TemporaryDirectory() as folder:
+            fetch_folder(repo, Path(folder), "model", revision)
+            return cls.from_pretrained(folder, backbone)
 
 
 class Prior(_Artifact):

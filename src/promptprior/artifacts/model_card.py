@@ -3,7 +3,11 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite, sqrt
 from pathlib import Path
+from statistics import NormalDist
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from promptprior.artifacts.header import Header
 from promptprior.backbone import SMOLLM2
@@ -21,6 +25,7 @@ READING = {
 OWN_HEAD = "nothing for greedy decoding, and for sampling at high temperature a logit bias that forbids the new ids."
 TIED = "a logit bias that forbids the new ids, always: the head is tied, so their logits are arbitrary."
 HUB_ID = re.compile(r"[a-z0-9][\w.-]{,95}/[a-z0-9][\w.-]{,95}", re.ASCII | re.IGNORECASE)
+PROPORTIONS = ("accuracy", "acc_norm", "exact_match")  # scores that are shares of test rows
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -47,41 +52,85 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
     else:
         loading = [with_peft if exported_as == "peft" else READING[exported_as]]
 
-    named = [f"base_model: {base}"] if is_on_hub else []
-    library = "peft" if is_adapter else "promptprior"
-    front_matter = ["---", *named, f"library_name: {library}", "tags:", "- soft-prompt", "- promptprior", "---"]
+    # What the Hub reads: test scores with what is known of their error, and whose terms hold
+    tests, rows = header.scores.get("test"), header.scores.get("test_examples")
+    title, sections = describe(header)
+    targets = [task for task in header.tasks if task.role == "target"]
+    results = []
+    for metric, value in tests.items() if targets and isinstance(tests, Mapping) else ():
+        if not isinstance(value, float | int) or not isfinite(value):
+            continue
+        known: dict[str, object] = {"rows": rows}
+        if isinstance(rows, int) and rows > 0 and metric in PROPORTIONS:  # Wilson's interval of a share of rows
+            z = NormalDist().inv_cdf(0.975)
+            centre, half = value + z**2 / (2 * rows), z * sqrt(value * (1 - value) / rows + z**2 / (4 * rows**2))
+            ends = [round((centre + sign * half) / (1 + z**2 / rows), 4) for sign in (-1, 1)]
+            known |= {"interval": ends, "level": 0.95, "interval_of": "other test rows (Wilson)"}
+        task = targets[0].name
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task,
+                dataset_name=task,
+                dataset_split="test",
+                dataset_revision=targets[0].version,
+                metric_type=metric,
+                metric_value=value,
+                metric_args=known,
+            )
+        )
+    data = ModelCardData(
+        base_model=base if is_on_hub else None,
+        library_name="peft" if is_adapter else "promptprior",
+        license="other",
+        license_name="of-the-tasks-and-the-backbone",
+        pipeline_tag="text2text-generation" if backbone.is_encoder_decoder else "text-generation",
+        tags=["soft-prompt", "promptprior"],
+        model_name=title,
+        eval_results=results or None,
+    )
+    front_matter = ["---", data.to_yaml().rstrip(), "---"]
     shapes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in sorted(params.items()))
     summary = (
         f"A {header.kind} ({header.parameterisation}: {shapes}) for the frozen backbone "
         f"`{backbone.name}` ({backbone.architecture}, width {backbone.width}, fingerprint "
         f"`{backbone.fingerprint}`). It works with no other backbone.{note}"
     )
-    title, sections = _describe(header)
     parts = ["\n".join(front_matter), f"# {title}", summary, "## Load it", *loading, *sections]
     return "\n\n".join(parts) + "\n"
 
 
 def baked_card(
-    backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt], keep_tied: bool
+    backbone: BackboneCard, headers: Mapping[str, Header], baked: Sequence[BakedPrompt], keep_tied: bool, as_gguf: bool
 ) -> str:
-    """The text of README.md beside a model with prompts in its vocabulary."""
+    """The text of README.md beside a model with prompts in its vocabulary; `as_gguf`: as llama.cpp's file."""
     auto = AUTO_CLASS[backbone.is_encoder_decoder]
-    parts = [
-        f"# {backbone.name} with soft prompts in its vocabulary",
-        f"{backbone.architecture}, unchanged but for {sum(prompt.length for prompt in baked)} new tokens. To use a "
-        "prompt, write its string right before your text, nothing between them; the strings are in "
-        "`promptprior_prompts.json`.",
+    with_transformers = (
         f"```python\nimport json\n\nfrom transformers import AutoTokenizer, {auto}\n\n"
         f'model = {auto}.from_pretrained("this-folder", dtype="auto")\n'
         'tokenizer = AutoTokenizer.from_pretrained("this-folder")\n'
         f'prompt = json.load(open("this-folder/promptprior_prompts.json"))["{baked[0].name}"]["text"]\n'
         'inputs = tokenizer(prompt + "your text", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```",
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))\n```"
+    )
+    with_llama_cpp = (
+        "```bash\nllama-server -m this-folder/model.gguf\n```\n\n"
+        "```python\nimport json\nfrom urllib.request import urlopen\n\n"
+        f'prompt = json.load(open("this-folder/promptprior_prompts.json"))["{baked[0].name}"]["text"]\n'
+        'body = json.dumps({"prompt": prompt + "your text", "n_predict": 20, "temperature": 0}).encode()\n'
+        'print(json.load(urlopen("http://localhost:8080/completion", body))["content"])\n```'
+    )
+    parts = [
+        f"# {backbone.name} with soft prompts in its vocabulary",
+        f"{backbone.architecture}, unchanged but for {sum(prompt.length for prompt in baked)} new tokens. To use a "
+        "prompt, write its string right before your text, nothing between them; the strings are in "
+        "`promptprior_prompts.json`.",
+        with_llama_cpp if as_gguf else with_transformers,
         "Without a prompt, a text needs its begin token written out where the original tokenizer added one. Engines "
         "other than transformers ignore `suppress_tokens`: they need " + (TIED if keep_tied else OWN_HEAD),
     ]
     for prompt in baked:
-        title, sections = _describe(headers[prompt.name])
+        title, sections = describe(headers[prompt.name])
         parts.append(f"## {prompt.name}: {title}, {prompt.length} tokens")
         parts += [section.replace("## ", "### ", 1) for section in sections]
     return "\n\n".join(parts) + "\n"
@@ -101,8 +150,8 @@ def flat_items(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{name}", value
 
 
-def _describe(header: Header) -> tuple[str, list[str]]:
-    # A title, and sections: what it was learned from, how good it was, whose terms hold.
+def describe(header: Header) -> tuple[str, list[str]]:
+    """A title, and sections: what it was learned from, how good it was, whose terms hold."""
     targets = ", ".join(task.name for task in header.tasks if task.role == "target")
     title = f"{header.method} {header.kind}" + (f" for {targets}" if targets else "")
     rows = [

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptprior.backbone.frozen import DTYPES, Frozen, load_frozen, model_folder
-from promptprior.errors import ArtifactError
+from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import read_json, write_json
 from promptprior.notation import Float, Tensor
 
@@ -222,3 +222,57 @@ def stored_dtype(name: str) -> str:
     """The dtype a backbone's weights have on disk, as its config says; float32 where it does not."""
     dtype = str(AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False).dtype).removeprefix("torch.")
     return dtype if dtype in DTYPES else "float32"
+
+
+@dataclass(frozen=True)
+class TextFrame:
+    """What an engine that is sent vectors in front of a text must know of the model; it needs no weights.
+
+    `model` is the Hub id or folder that it serves. `begin` and `begin_ids` are the tokens that the model's tokenizer
+    puts before every text, as text and as ids: they stand between vectors and text. `placeholder_id` is a token that no
+    ordinary text gives; `vocabulary` and `width` are those of the model's table, `dtype` is that of its stored weights.
+    """
+
+    model: str
+    begin: str
+    begin_ids: tuple[int, ...]
+    placeholder_id: int
+    vocabulary: int
+    width: int
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, marker: str) -> "TextFrame":
+        """How a model's texts must be sent behind vectors, for which the engine writes the special token `marker`.
+
+        Raises SpecError for a model that cannot be loaded, and ArtifactError for an encoder-decoder and for a tokenizer
+        that reads a text behind a special token otherwise than alone.
+        """
+        try:
+            folder = model_folder(name)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+            raise SpecError(f"backbone {name[:200]!r} (--backbone) could not be loaded: {reason}") from error
+        if config.is_encoder_decoder:
+            raise ArtifactError(
+                f"{name} is an encoder-decoder, whose encoder this engine gives no vectors: export as vocabulary or "
+                "peft instead"
+            )
+        begin_ids, _ = frame(tokenizer)
+        begin = "".join(tokenizer.convert_ids_to_tokens(begin_ids))
+        wanted = [[*begin_ids, *tokenizer(probe, add_special_tokens=False).input_ids] for probe in PROBES]
+        placeholders = [i for i in sorted(tokenizer.all_special_ids) if i not in begin_ids]
+        marked = copy.deepcopy(tokenizer)
+        marked.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
+        marker_id = marked.convert_tokens_to_ids(marker)
+        read = [marked(marker + begin + probe, add_special_tokens=False).input_ids for probe in PROBES]
+        if read != [[marker_id, *ids] for ids in wanted] or not placeholders:
+            raise ArtifactError(
+                f"the tokenizer of {name} reads a text behind a special token otherwise than alone, or has no special "
+                "token to spare: export as vocabulary instead"
+            )
+        text = config.get_text_config()
+        sizes = (text.vocab_size, text.hidden_size)
+        return cls(str(folder), begin, tuple(begin_ids), placeholders[-1], *sizes, stored_dtype(name))

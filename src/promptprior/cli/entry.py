@@ -93,8 +93,8 @@ def run(words: Sequence[str]) -> int | None:
         return print(shtab.complete(parser, shell))
     if first in ("-h", "--help", "help"):
         if not others:
-            lines = [f"  {name:10}{line}" for name, (line, _) in VERBS.items()]
-            lines += [f"  {name:10}added by another package" for name in plugins.load_plugins(PLUGINS, VERBS)]
+            lines = [f"  {name:12}{line}" for name, (line, _) in VERBS.items()]
+            lines += [f"  {name:12}added by another package" for name in plugins.load_plugins(PLUGINS, VERBS)]
             end = "promptprior VERB --help lists the settings of a verb with their defaults;\n"
             end += "promptprior --print-completion bash (or zsh, tcsh) prints a completion script."
             return print(*(DESCRIPTION, "", *lines, "", "example", f"  {EXAMPLE}", "", end), sep="\n")

@@ -34,7 +34,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "tasks": ("list tasks, show one, or check a spec or data folder", "promptprior.cli.verbs.tasks_verb"),
     "methods": ("list methods, or show the options of one", "promptprior.cli.verbs.methods_verb"),
     "import": ("read a prompt that PEFT, prompt-tuning or ATTEMPT wrote", "promptprior.cli.verbs.import_verb"),
-    "export": ("write a prompt for PEFT, numpy, or into the model's vocabulary", "promptprior.cli.verbs.export_verb"),
+    "export": ("write a prompt for PEFT, numpy, llama.cpp, vLLM and others", "promptprior.cli.verbs.export_verb"),
+    "share": ("put a prior, a prompt or results on the Hub", "promptprior.cli.verbs.sharing.share_verb"),
+    "fetch": ("get a prior, a prompt or results from the Hub", "promptprior.cli.verbs.sharing.fetch_verb"),
+    "leaderboard": ("results of many people on one page", "promptprior.cli.verbs.sharing.leaderboard_verb"),
     "inspect": ("describe a prior or prompt folder", "promptprior.cli.verbs.inspect_verb"),
 }
 

@@ -62,7 +62,7 @@ class ReportOptions(TypedDict, total=False):
     where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the
     pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
     whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in:
-    a section shows all values, the others those with the last ones.
+    a section shows all values, the others those with the last ones. `leading` are sections that come before all others.
     """
 
     baseline: str
@@ -73,6 +73,7 @@ class ReportOptions(TypedDict, total=False):
     contrasts: Sequence[tuple[str, str]]
     published: str | None
     sweep: Sequence[str]
+    leading: Sequence[Section]
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -125,6 +126,7 @@ class Report:
             [(c.gate, c.found, c.so) for c in self.cautions],
         )
         sections = [
+            *self.options.get("leading", ()),
             contrast_section(contrasts(grid, self.options.get("contrasts", ()))),
             Section(CANNOT_SAY, ((None, (limits,) if self.cautions else ()),)),
             sweep_section(self.grids, self.options.get("sweep", ())),

@@ -1,36 +1,46 @@
-"""promptprior export: a prompt as PEFT adapter, array, safetensors, or as tokens of the model's own vocabulary."""
+"""promptprior export: a prompt as PEFT adapter or array, in the model's own vocabulary, or for an engine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
 from promptprior.errors import ArtifactError, SpecError
 
+BAKED = ("vocabulary", "llama.cpp")  # these write the model as well, and take several prompts
+ENGINES = ("vllm", "sglang", "tensorrt-llm")
+
 
 @dataclass(frozen=True)
 class ExportPlan:
     """The settings of `promptprior export`."""
 
-    prompts: tuple[Path, ...] = field(metadata={"help": "prompt folder; for vocabulary also several: runs/a,runs/b"})
-    output: Path = field(metadata={"help": "folder for what is written"})
-    format: Literal["peft", "npy", "safetensors", "vocabulary"] = field(
-        metadata={"help": "peft, npy, safetensors, or vocabulary: the whole model with the prompts as tokens"}
+    prompts: tuple[Path, ...] = field(
+        metadata={"help": "prompt folder; for vocabulary and llama.cpp also several: runs/a,runs/b"}
     )
-    names: tuple[str, ...] = setting((), "vocabulary: what prompts are called in tokens; by default as their folders")
-    backbone: str | None = setting(None, "vocabulary: the backbone, if it has moved; by default the one prompts name")
-    dtype: str = setting("stored", "vocabulary: what weights are saved in; stored keeps them as they are on disk")
+    output: Path = field(metadata={"help": "folder for what is written"})
+    format: Literal["peft", "npy", "safetensors", "vocabulary", "llama.cpp", "vllm", "sglang", "tensorrt-llm"] = field(
+        metadata={
+            "help": "peft, npy, safetensors; vocabulary (the whole model with the prompts as tokens), llama.cpp (the "
+            "same as GGUF); vllm, sglang, tensorrt-llm (the prompt alone, with server command and client)"
+        }
+    )
+    names: tuple[str, ...] = setting(
+        (), "what prompts are called in tokens and by engines; by default as their folders"
+    )
+    backbone: str | None = setting(None, "the backbone, if it has moved; by default the one prompts name")
+    dtype: str = setting("stored", "what weights are saved in, or an engine computes in; stored: as they are on disk")
     keep_tied: bool = setting(
-        False, "vocabulary: leave a tied head tied; the engine must then forbid the new ids itself"
+        False, "vocabulary, llama.cpp: leave a tied head tied; the engine must then forbid the new ids itself"
     )
     force: bool = setting(False, FORCE)
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise SpecError("prompts is missing: name a prompt folder")
-        if self.format != "vocabulary" and len(self.prompts) > 1:
+        if self.format not in BAKED and len(self.prompts) > 1:
             raise SpecError(f"format {self.format} (--format) holds one prompt; got {len(self.prompts)}")
         if self.names and len(self.names) != len(self.prompts):
             raise SpecError(f"{len(self.names)} names (--names) for {len(self.prompts)} prompts; give one for each")
@@ -48,6 +58,7 @@ class ExportPlan:
         """Read the prompts, write them in the format asked for, and say how tokens are used."""
         from promptprior.artifacts.artifact import is_foreign, load_any
         from promptprior.artifacts.as_matrix import single_prompt
+        from promptprior.artifacts.engines.engine_folder import Engine, export_for_engine
         from promptprior.artifacts.export_prompt import export_prompt, export_vocabulary
         from promptprior.backbone.added_tokens import stored_dtype
         from promptprior.backbone.frozen import load_frozen
@@ -66,13 +77,19 @@ class ExportPlan:
         if dry_run:
             names = ", ".join(self.token_names)
             return print(f"write {sum(lengths)} vectors of {names} as {self.format} to {self.output}")
-        if self.format != "vocabulary":
-            export_prompt(artifacts[0], self.format, self.output)
+        if self.format in ENGINES:
+            engine, called = cast(Engine, self.format), self.token_names[0]
+            for note in export_for_engine(artifacts[0], engine, self.output, called, name, self.dtype):
+                print(f"note: {note}")
+            save_plan(self, plan_beside(self.output), "export", [self.output])
+            return print(self.output)
+        if self.format not in BAKED:
+            export_prompt(artifacts[0], cast(Literal["peft", "npy", "safetensors"], self.format), self.output)
             save_plan(self, plan_beside(self.output), "export", [self.output])
             return print(self.output)
         frozen = load_frozen(name, stored_dtype(name) if self.dtype == "stored" else self.dtype, "cpu")
         named = dict(zip(self.token_names, artifacts, strict=True))
-        for added in export_vocabulary(named, frozen, self.output, self.keep_tied):
+        for added in export_vocabulary(named, frozen, self.output, self.keep_tied, self.format == "llama.cpp"):
             rounding = f"rounding {added.rounding:.2g} x scale"
             print(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
         save_plan(self, plan_beside(self.output), "export", [self.output])
