@@ -1,15 +1,12 @@
 """A folder of sixteen prompts of all kinds for a tiny model, and a server of it without a network."""
 
 import contextlib
-import random
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from starlette.testclient import TestClient
 
 import promptprior as pp
@@ -21,6 +18,7 @@ from promptprior.evaluate import prompt_objective
 from promptprior.fit import fit
 from promptprior.methods import make_method
 from promptprior.serve.app import Server
+from promptprior.serve.gate import Gate
 from promptprior.serve.limits import Limits
 from promptprior.serve.metrics import Metrics
 from promptprior.serve.model_worker import ModelWorker
@@ -61,7 +59,14 @@ def make_prompts(folder: Path) -> Path:
     choice, free = task(folder, "words"), task(folder, "shorten")
     made = {f"plain-{seed}": adapted("prompt_tuning", choice, seed) for seed in (13, 21, 42)}
     made |= {f"prefix-{seed}": adapted("prefix_tuning", choice, seed) for seed in (13, 21)}
-    for name in ("zero_shot", "linear_probe", "zero_shot_calibrated", "prompted_linear", "dept", "residual_prompt_tuning"):
+    for name in (
+        "zero_shot",
+        "linear_probe",
+        "zero_shot_calibrated",
+        "prompted_linear",
+        "dept",
+        "residual_prompt_tuning",
+    ):
         made[name.replace("_", "-")] = adapted(name, choice)
     sources = [choice_task("a", always(0)), choice_task("b", always(1))]
     for name in ("tpt", "attempt"):
@@ -80,6 +85,7 @@ class Running:
     """A server, a client of it, and what it logged."""
 
     server: Server
+    app: Gate
     client: TestClient
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -95,13 +101,14 @@ def running(folder: Path, keys: dict[str, bytes] | None = None, **limits: Any) -
     def say(event: str, level: str = "info", **values: Any) -> None:
         lines.append({"event": event, "level": level, **values})
 
-    model, bounds, metrics = backbone(), Limits(**limits), Metrics()
+    model, bounds, metrics = backbone(), Limits(**{"deadline": 600, **limits}), Metrics()  # a busy machine is slow
     worker = ModelWorker(model, bounds, metrics, say)
     prompts = PromptFolder(folder, model.card, lambda p: worker.call(lambda: prompt_objective(p, model)), say)
     prompts.look()
     server = Server(prompts, worker, bounds, metrics, say)
     try:
-        with TestClient(server.app(keys or {})) as client:
-            yield Running(server, client, lines)
+        app = server.app(keys or {})
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield Running(server, app, client, lines)
     finally:
         worker.close()

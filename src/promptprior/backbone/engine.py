@@ -264,7 +264,6 @@ class Backbone:
             texts += generate_texts(self.frozen, prompts, chunk, options, hidden)
         return texts
 
-
     @torch.no_grad()
     def token_steps(
         self, prompts: Prompts, batch: Batch, max_new_tokens: int, hidden: Bool[Tensor, "P L"] | None = None

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import Gauge, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -151,10 +152,13 @@ class Server:
             made.add_api_route(path, endpoint, methods=[method], response_model=None)
         for kind in (Refusal, PromptpriorError, RequestValidationError, HTTPException, Exception):
             made.add_exception_handler(kind, self.explain)
-        self.metrics.show("prompts", "Prompts that are served", lambda: len(self.folder.contents.prompts))
-        self.metrics.show("broken_prompts", "Folders not served", lambda: len(self.folder.contents.broken))
-        self.metrics.show("queued_requests", "Waiting for the model", lambda: len(self.worker.queue))
-        self.metrics.show("cached_bytes", "Keys and values kept", lambda: self.worker.cache.used_bytes)
+        for name, about, read in (  # read when they are asked for
+            ("prompts", "Prompts that are served", lambda: len(self.folder.contents.prompts)),
+            ("broken_prompts", "Folders that are not served as they stand", lambda: len(self.folder.contents.broken)),
+            ("queued_requests", "Waiting for the model", lambda: len(self.worker.queue)),
+            ("cached_bytes", "Keys and values that are kept", lambda: self.worker.cache.used_bytes),
+        ):
+            Gauge(f"promptprior_{name}", about, registry=self.metrics.registry).set_function(read)
         return Gate(made, self.limits, self.metrics, self.say, keys, lambda: self.worker.seconds_each)
 
     @asynccontextmanager
@@ -370,7 +374,7 @@ class Server:
 
     def counters(self) -> Response:
         """What Prometheus reads."""
-        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
     def page(self) -> Response:
         """The playground: one file that asks this server and nothing else."""

@@ -61,9 +61,7 @@ class Gate:
     say: Callable[..., None]
     keys: Mapping[str, bytes]
     seconds_each: Callable[[], float]
-
-    def __post_init__(self) -> None:
-        self.in_flight = 0
+    in_flight: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or hand it on with its whole body."""

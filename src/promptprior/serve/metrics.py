@@ -1,8 +1,6 @@
 """What a server counts, for Prometheus. Times are in seconds."""
 
-from collections.abc import Callable
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -22,11 +20,3 @@ class Metrics:
         self.batch_requests = Histogram("promptprior_batch_requests", "Of a batch", registry=own, buckets=SIZES)
         self.batch_texts = Histogram("promptprior_batch_texts", "Of a batch", registry=own, buckets=SIZES)
         self.tokens = Counter("promptprior_tokens", "Tokens of texts, and generated", ("kind",), registry=own)
-
-    def show(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A number that is asked for when it is read."""
-        Gauge(f"promptprior_{name}", about, registry=self.registry).set_function(value)
-
-    def text(self) -> bytes:
-        """All of them, in Prometheus's text format."""
-        return generate_latest(self.registry)

@@ -263,7 +263,7 @@ class ModelWorker:
             except Exception as error:
                 job.post(error)
         if not sound:
-            return
+            return None
         try:
             return do(sound)
         except Exception as error:

@@ -5,6 +5,7 @@ it is, never half of each. A folder that cannot be read is reported, and the pro
 """
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,9 +132,14 @@ class PromptFolder:
     say: Callable[..., None]
     data: Path | None = None
     contents: Contents = field(default_factory=Contents)
+    looking: threading.Lock = field(default_factory=threading.Lock)
 
     def look(self) -> None:
         """Read what is new or has changed. Raises DataError where the folder itself has gone."""
+        with self.looking:
+            self._look()
+
+    def _look(self) -> None:
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; a server reads prompts from a folder of prompt folders")
         inside = sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
