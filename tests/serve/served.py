@@ -94,7 +94,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(folder: Path, keys: dict[str, bytes] | None = None, **limits: Any) -> Iterator[Running]:
+def running(
+    folder: Path, keys: dict[str, bytes] | None = None, hosts: tuple[str, ...] = ("*",), **limits: Any
+) -> Iterator[Running]:
     """A server of a folder, asked through ASGI."""
     lines: list[dict[str, Any]] = []
 
@@ -107,7 +109,7 @@ def running(folder: Path, keys: dict[str, bytes] | None = None, **limits: Any) -
     prompts.look()
     server = Server(prompts, worker, bounds, metrics, say)
     try:
-        app = server.app(keys or {})
+        app = server.app(keys or {}, hosts)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield Running(server, app, client, lines)
     finally:

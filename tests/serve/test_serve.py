@@ -447,6 +447,13 @@ def test_bodies_that_are_no_json_and_pages_that_are_not_there(plain: Running) ->
     assert plain.client.get("/openapi.json").json()["paths"].keys() >= {"/v1/predict", "/v1/completions"}
 
 
+def test_only_hosts_that_it_listens_as_are_answered(folder: Path) -> None:
+    with running(folder / "plain-13", hosts=("localhost", "127.0.0.1", "::1", "[::1]")) as server:
+        hosts = ("localhost:8000", "127.0.0.1", "[::1]:8000", "stranger.example", "localhost.stranger.example")
+        asked = [server.client.get("/health", headers={"Host": host}).status_code for host in hosts]
+    assert asked == [200, 200, 200, 400, 400]
+
+
 def test_one_wrong_request_does_not_touch_those_beside_it(folder: Path) -> None:
     names = ("plain-13", "blend", "prefix-13")
     bodies = [{"model": name, "texts": ["apple"]} for name in names] + [{"model": "plain-21", "texts": ["a" * 500]}]

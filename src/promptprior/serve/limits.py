@@ -20,9 +20,9 @@ class Limits:
     texts: int = setting(128, "texts of a request", least=1, most=10**6)
     tokens: int = setting(16_384, "tokens of all texts of a request together", least=1, most=10**8)
     new_tokens: int = setting(512, "tokens that are generated after a text", least=1, most=10**6)
-    batch_texts: int = setting(256, "texts that are answered in one batch", least=1, most=10**6)
+    batch_texts: int = setting(64, "texts that are answered in one batch", least=1, most=10**6)
     writers: int = setting(64, "texts that are being generated at once", least=1, most=10**5)
-    cache_mb: int = setting(256, "megabytes for keys and values of prompts; 0 keeps none", least=0, most=10**6)
+    cache_mb: int = setting(1000, "megabytes for keys and values of prompts; 0 keeps none", least=0, most=10**6)
 
     def __post_init__(self) -> None:
         check_bounds(self)

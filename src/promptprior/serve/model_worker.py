@@ -231,23 +231,21 @@ class ModelWorker:
     def take(self) -> list[Job]:
         """The jobs of the next batch, first come first; what has waited too long is refused. Holds the lock."""
         now, jobs, left = time.monotonic(), list[Job](), deque[Job]()
-        texts, is_full = 0, False
-        writing = sum(len(stream.alive) for stream in self.streams)
+        growing = sum(len(stream.alive) for stream in self.streams)
+        taken, most = {False: 0, True: growing}, {False: self.limits.batch_texts, True: self.limits.writers}
+        is_full = {False: False, True: False}  # labels, and texts that are written
         for job in self.queue:
-            job.waited = now - job.since
+            kind, job.waited = bool(job.new_tokens), now - job.since
             if job.is_cancelled:
                 continue
             if job.waited > self.limits.deadline:
                 waited = f"no answer within {self.limits.deadline:g} seconds: the server is overloaded, try again later"
                 job.post(Refusal(429, waited, OVERLOADED))
-            elif job.new_tokens and (not writing or writing + job.texts <= self.limits.writers):
-                writing += job.texts
-                jobs.append(job)
-            elif not job.new_tokens and not is_full and (not texts or texts + job.texts <= self.limits.batch_texts):
-                texts += job.texts
+            elif not is_full[kind] and (not taken[kind] or taken[kind] + job.texts <= most[kind]):
+                taken[kind] += job.texts
                 jobs.append(job)
             else:
-                is_full |= not job.new_tokens  # nobody overtakes a large request
+                is_full[kind] = True  # nobody overtakes a large request
                 left.append(job)
         self.queue = left
         return jobs
@@ -281,7 +279,8 @@ class ModelWorker:
     def answer(self, jobs: Sequence[tuple[Job, int]]) -> None:
         """Answer jobs in one evaluation; each is a request of its own, and none sees another's texts."""
         start = time.monotonic()
-        asked = [replace(job.request, prompt=self.cache.cached(job.request.prompt)) for job, _ in jobs]
+        prompts = self.cache.cached([job.request.prompt for job, _ in jobs])
+        asked = [replace(job.request, prompt=prompt) for (job, _), prompt in zip(jobs, prompts, strict=True)]
         answers = answer_requests(self.backbone, asked, reads_targets=False)
         seconds = time.monotonic() - start
         self.metrics.batch_seconds.observe(seconds)

@@ -81,7 +81,7 @@ class ServePlan:
             names = ", ".join(sorted(contents.prompts)) or "no prompt yet"
             return print(f"serve {names} with {backbone.card.name} on http://{self.host}:{self.port}")
         # A page of a stranger that a browser shows could name this server by a host of its own (DNS rebinding)
-        hosts = ("localhost", "127.0.0.1", "[::1]", self.host) if is_local else ("*",)
+        hosts = ("localhost", "127.0.0.1", "::1", "[::1]", self.host) if is_local else ("*",)
         app = Server(folder, worker, limits, metrics, say_in_json).app(keys, hosts)
         config = uvicorn.Config(
             app,
