@@ -252,12 +252,14 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
                 if chosen.overload and count == min(16, *map(int, chosen.prompts.split(","))):
                     before = resident_mb(process)
-                    flood = asyncio.run(random_load(url, questions, 10 * rate, chosen.overload, chosen.tolerance))
                     start = time.perf_counter()
+                    flood = asyncio.run(random_load(url, questions, 10 * rate, chosen.overload, chosen.tolerance))
+                    ended = time.perf_counter()
                     after = asyncio.run(full_load(url, questions, 0, 1, chosen.tolerance))
-                    own = row_of(f"{case}/overload", count, after, flood, (len(flood.seconds) / chosen.overload, peft))
+                    flooded = len(flood.seconds) / (ended - start)
+                    own = row_of(f"{case}/overload", count, after, flood, (flooded, peft))
                     own |= {"memory_mb": before, "peak_mb": resident_mb(process, "VmHWM")}
-                    rows.append(own | {"recovery_s": time.perf_counter() - start})
+                    rows.append(own | {"recovery_s": time.perf_counter() - ended})
                     print(json.dumps(rows[-1]), flush=True)
             rows[-1] |= {"lost_in_restart": restart_loses(folder, questions, chosen, log)} if chosen.overload else {}
     keys = dict.fromkeys(key for row in rows for key in row)

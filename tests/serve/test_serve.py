@@ -140,7 +140,9 @@ def test_rows_and_texts_are_the_same_question(folder: Path) -> None:
         texts, rows = (server.predict("plain-13", [x]).json()["answers"] for x in ("apple", {"text": "apple", "id": 7}))
         assert texts == rows
         assert "'text'" in server.predict("plain-13", [{"word": "apple"}]).json()["error"]["message"]
-        assert server.predict("plain-13", ["\ud800"]).status_code == 400
+        half = json.dumps({"model": "plain-13", "texts": ["\ud800"]}).encode()  # of a pair of surrogates
+        refused = server.client.post("/v1/predict", content=half, headers={"Content-Type": "application/json"})
+        assert (refused.status_code, "surrogate" in refused.text) == (400, True)
         described = {m["id"]: m for m in server.client.get("/v1/models").json()["data"]}
     assert described["linear-probe"]["labels"] == ["no", "yes"] == described["plain-13"]["labels"]
     assert (described["writer-13"]["answers"], described["writer-13"]["columns"]) == ("text", ["prompt"])
@@ -296,8 +298,8 @@ def test_a_prompt_that_is_replaced_under_load_answers_as_it_was_or_is(folder: Pa
 
         async def ask_and_replace() -> list[httpx.Response]:
             responses, body = list[httpx.Response](), {"model": "plain-13", "texts": [*texts]}
-            for turn in range(6):
-                asking = asyncio.create_task(ask_all(server, [body] * 20))
+            for turn in range(4):
+                asking = asyncio.create_task(ask_all(server, [body] * 15))
                 await asyncio.sleep(0)
                 await asyncio.to_thread(versions[(turn + 1) % 2].save_pretrained, served)
                 await asyncio.to_thread(server.server.folder.look)
@@ -307,11 +309,11 @@ def test_a_prompt_that_is_replaced_under_load_answers_as_it_was_or_is(folder: Pa
         responses = asyncio.run(ask_and_replace())
         changes = [line for line in server.lines if line.get("change") == "replaced"]
         last = server.predict("plain-13", [*texts]).json()["answers"]
-    assert [r.status_code for r in responses] == [200] * 120
+    assert [r.status_code for r in responses] == [200] * 60
     seen = [[same(r.json()["answers"], one) for one in wanted] for r in responses]
     assert all(sum(which) == 1 for which in seen)
-    assert len(changes) == 6
-    assert same(last, wanted[0])  # six changes: the first again
+    assert len(changes) == 4
+    assert same(last, wanted[0])  # four changes: the first again
 
 
 def test_a_folder_that_breaks_is_reported_and_what_it_was_stays(folder: Path, own_folder: Path) -> None:
