@@ -25,7 +25,7 @@ from starlette.responses import Response
 from promptprior.errors import PromptpriorError
 from promptprior.serve.gate import GATE, NOTES, Gate
 from promptprior.serve.limits import Limits, Refusal
-from promptprior.serve.metrics import Metrics
+from promptprior.serve.counters import Metrics
 from promptprior.serve.model_worker import Answered, Job, ModelWorker, Piece
 from promptprior.serve.prompt_folder import NAME, PromptFolder, ServedPrompt
 
@@ -311,12 +311,12 @@ class Server:
 
         async def events() -> AsyncIterator[str]:
             piece: Piece | None = first
-            begun = set[int]()
+            introduced = set[int]()
             try:
                 while piece is not None:
                     counted = count(piece)
-                    role = {} if piece.x in begun else {"role": "assistant"}
-                    begun.add(piece.x)
+                    role = {} if piece.x in introduced else {"role": "assistant"}
+                    introduced.add(piece.x)
                     delta = {"delta": {**role, "content": piece.text}} if is_chat else {"text": piece.text}
                     choice = {"index": piece.x, "finish_reason": piece.finish or None, "logprobs": None, **delta}
                     named = f"{kind}.chunk" if is_chat else kind

@@ -19,7 +19,7 @@ IDLE = 60.0  # seconds without a request after which keys and values make room f
 
 
 @dataclass
-class Kept:
+class CachedPrefix:
     """A prompt, its prefix of `size` bytes, and when it was last asked."""
 
     prompt: Prompt
@@ -35,7 +35,7 @@ class KeyValueCache:
 
     backbone: Backbone
     most_bytes: int
-    kept: dict[int, Kept] = field(default_factory=dict)  # by the identity of the prompt
+    kept: dict[int, CachedPrefix] = field(default_factory=dict)  # by the identity of the prompt
     used_bytes: int = 0
 
     def cached(self, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -71,6 +71,6 @@ class KeyValueCache:
             params = {**prompt.params, "prompt": prefix_start(form, self.backbone, tokens)}  # [C, L, W]; a head stays
             header = replace(header, parameterisation=form.name, parameterisation_settings=plain_settings(form))
             exchanged[-1] = Prompt(header, params)
-            self.kept[id(prompt)] = Kept(prompt, exchanged[-1], size, now)
+            self.kept[id(prompt)] = CachedPrefix(prompt, exchanged[-1], size, now)
             self.used_bytes, new = self.used_bytes + size, new + 1
         return exchanged

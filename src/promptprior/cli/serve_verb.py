@@ -49,7 +49,7 @@ class ServePlan:
         except ImportError as error:
             raise SpecError(f"serve needs packages: pip install 'promptprior[serve]' ({error})") from error
         from promptprior.evaluate import prompt_objective
-        from promptprior.serve.metrics import Metrics
+        from promptprior.serve.counters import Metrics
         from promptprior.serve.model_worker import ModelWorker
         from promptprior.serve.prompt_folder import PromptFolder
 
