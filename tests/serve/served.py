@@ -18,9 +18,9 @@ from promptprior.evaluate import prompt_objective
 from promptprior.fit import fit
 from promptprior.methods import make_method
 from promptprior.serve.app import Server
+from promptprior.serve.counters import Metrics
 from promptprior.serve.gate import Gate
 from promptprior.serve.limits import Limits
-from promptprior.serve.counters import Metrics
 from promptprior.serve.model_worker import ModelWorker
 from promptprior.serve.prompt_folder import PromptFolder
 from promptprior.tasks.task import Task

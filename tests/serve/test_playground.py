@@ -99,8 +99,8 @@ def test_keyboard_alone_compares_prompts(browser: Any, listening: Listening, tmp
     assert {url.removeprefix(listening.url) for url in asked if not url.startswith("data:")} == {
         "", "v1/models", "v1/predict"
     }  # fmt: skip
-    assert [line for line in said if "401" not in line] == []
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
+    assert [line for line in said if "401" not in line] == []
     page.context.close()
 
 
@@ -112,11 +112,11 @@ def test_a_phone_in_the_dark(browser: Any, listening: Listening, tmp_path: Path)
     page.click("#ask")
     until(page, CARDS.format(3))
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
     page.fill("#text", "a" * 500)
     page.click("#ask")
     until(page, "document.querySelectorAll('.card .error').length === 3")
     assert "do not fit into the 128" in page.inner_text(".card .error")
-    page.screenshot(path=tmp_path / "phone.png", full_page=True)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         names = ["ink", "muted", "accent", "worse", "edge", "paper", "raised", "on-accent"]

@@ -23,9 +23,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
 from promptprior.errors import PromptpriorError
+from promptprior.serve.counters import Metrics
 from promptprior.serve.gate import GATE, NOTES, Gate
 from promptprior.serve.limits import Limits, Refusal
-from promptprior.serve.counters import Metrics
 from promptprior.serve.model_worker import Answered, Job, ModelWorker, Piece
 from promptprior.serve.prompt_folder import NAME, PromptFolder, ServedPrompt
 

@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptprior.errors import SpecError
-from promptprior.serve.limits import OVERLOADED, Limits, Refusal
 from promptprior.serve.counters import Metrics
+from promptprior.serve.limits import OVERLOADED, Limits, Refusal
 from promptprior.untrusted import read_utf8
 
 OPEN = ("/", "/health")  # what needs no key: the page, which holds no data, and whether the server lives

@@ -27,9 +27,9 @@ from promptprior.heads.fitted import without_head
 from promptprior.notation import Params
 from promptprior.objectives.objective import PromptObjective, copies_of
 from promptprior.preflight import check_lengths, length_of_prompt
+from promptprior.serve.counters import Metrics
 from promptprior.serve.key_value_cache import KeyValueCache
 from promptprior.serve.limits import OVERLOADED, Limits, Refusal
-from promptprior.serve.counters import Metrics
 from promptprior.tasks.metrics import Prediction
 from promptprior.tasks.sampling.batch import Tokens, collate
 
