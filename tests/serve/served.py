@@ -14,6 +14,7 @@ from promptprior.adapt import adapt, make_episode
 from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import blended
 from promptprior.backbone import Backbone
+from promptprior.config.training import Training
 from promptprior.evaluate import prompt_objective
 from promptprior.fit import fit
 from promptprior.methods import make_method
@@ -70,8 +71,8 @@ def make_prompts(folder: Path) -> Path:
         made[name.replace("_", "-")] = adapted(name, choice)
     sources = [choice_task("a", always(0)), choice_task("b", always(1))]
     for name in ("tpt", "attempt"):
-        method = make_method(name)
-        made[name] = adapted(name, choice, prior=fit(method, sources, backbone(), short()))
+        prior = fit(make_method(name), sources, backbone(), short(source=Training(steps=2, batch_size=4)))
+        made[name] = adapted(name, choice, prior=prior)
     members = [made["plain-13"], made["linear-probe"], made["zero-shot"]]
     made["blend"] = blended(members[0].header, members, (0.5, 0.3, 0.2), (1.0, 2.0, 0.5))
     made |= {f"writer-{seed}": adapted("prompt_tuning", free, seed) for seed in (13, 21)}

@@ -27,7 +27,7 @@ from tests.serve.served import Running, backbone, running
 
 WORDS = ("apple", "zebra", "moon and stars", "night", "a")
 ALONE = tuple((word,) for word in WORDS)
-PAIRS = (("apple", "zebra"), ("a", "night"))
+PAIRS = (("a", "night"),)
 TOLERANCE = 1e-6  # transformers computes norms and softmax in float32
 
 
@@ -96,8 +96,8 @@ def eventually(condition: Callable[[], bool]) -> None:
 def test_a_thousand_mixed_requests_answer_as_single_calls_do(folder: Path) -> None:
     draw, names = random.Random(0), sorted(path.name for path in folder.iterdir())
     assert len(names) == 16
-    asked = [(draw.choice(names), draw.choice(ALONE + PAIRS)) for _ in range(1000)]
-    with running(folder, queue=1000) as server:
+    asked = [(draw.choice(names), draw.choice(ALONE[:3] + PAIRS)) for _ in range(1000)]
+    with running(folder, queue=1000, batch_texts=256) as server:
         bodies = [{"model": name, "texts": [*texts]} for name, texts in asked]
         responses = asyncio.run(ask_all(server, bodies))
         shared = server.server.metrics.batch_requests
