@@ -13,7 +13,7 @@ import torch
 
 from promptprior.backbone.identity import BackboneCard
 from promptprior.config.mapping import from_mapping, shorten
-from promptprior.errors import ArtifactError, SpecError
+from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
 
@@ -73,6 +73,25 @@ class Header:
     head_settings: Mapping[str, object] = field(default_factory=dict, metadata={"omit_from_hash_if_default": True})
     choices: tuple[str, ...] = field(default=(), metadata={"omit_from_hash_if_default": True})
     format_version: int = FORMAT_VERSION
+
+    def find_target(self, where: Path, data: Path | None) -> tuple[str, TaskCard] | None:
+        """What loads the target, and what the header says of it; None where it names none. `where` is the artifact.
+
+        That is a task folder of its name in `data`, else the file or folder that it was loaded from, else its name.
+        Raises DataError where its file or folder has gone.
+        """
+        cards = [card for card in self.tasks if card.role == "target"]
+        if not cards:
+            return None
+        card = cards[0]
+        if not card.path or (data is not None and (data / card.name).is_dir()):
+            return card.name, card
+        if not Path(card.path).exists():
+            raise DataError(
+                f"{where} was adapted to task {card.name!r} of {card.path}, which is not there any more: say where it "
+                "is (--target FILE; serve: --data FOLDER with a task folder of this name)"
+            )
+        return card.path, card
 
 
 @cache

@@ -9,6 +9,7 @@ has them, the keys and values of every layer (`KeyValues`): a prefix, which cost
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypedDict, Unpack
@@ -21,7 +22,7 @@ from promptprior.backbone.forward.dispatch import States, chosen_route, kept_per
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
-from promptprior.backbone.generate import GenerationOptions, generate_texts
+from promptprior.backbone.generate import GenerationOptions, Steps, generate_texts, token_steps
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
@@ -264,6 +265,22 @@ class Backbone:
             self.meter.count(chunk, computed_tokens(prompts))
             texts += generate_texts(self.frozen, prompts, chunk, options, hidden)
         return texts
+
+    @torch.no_grad()
+    def token_steps(
+        self, prompts: Prompts, batch: Batch, max_new_tokens: int, hidden: Bool[Tensor, "P L"] | None = None
+    ) -> Steps:
+        """The greedy tokens of `generate` as they are made, chunk after chunk; see backbone/generate.py."""
+        first, options = 0, GenerationOptions(max_new_tokens)
+        for chunk in self.split(batch, computed_tokens(prompts)):
+            self.meter.count(chunk, computed_tokens(prompts))
+            steps = token_steps(self.frozen, prompts, chunk, options, hidden)
+            ended: list[int] | None = None  # nothing can be sent to steps that have not begun
+            with suppress(StopIteration):
+                while True:
+                    new = steps.send(ended)
+                    ended = [x - first for x in (yield {first + x: ids for x, ids in new.items()}) or ()]
+            first += chunk.texts
 
 
 def text_costs(batch: Batch) -> list[int]:

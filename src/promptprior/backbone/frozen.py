@@ -68,6 +68,12 @@ class Frozen:
         return min(known, default=None)
 
     @property
+    def end_ids(self) -> set[int]:
+        """Tokens after which greedy text ends."""
+        named = self.model.generation_config.eos_token_id
+        return {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id} - {None}
+
+    @property
     def vocabulary_embeddings(self) -> Float[Tensor, "V D"]:
         """Input embeddings of the whole vocabulary, in the prompts' dtype; rows without a token are left out."""
         table = self.model.get_input_embeddings().weight

@@ -5,6 +5,8 @@ which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and
 Beams, and encoder-decoders without a prefix, go through the model's own `generate`.
 """
 
+from collections.abc import Collection, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +33,24 @@ class GenerationOptions:
     first_line: bool = False
 
 
-def generate_texts(
+Steps = Generator[dict[int, list[int]], Collection[int] | None, None]
+"""New token ids of texts by their places in the batch, step by step. It may be sent the places of texts that need no
+more; a text's last id is one of `Frozen.end_ids` where the model ended it."""
+
+
+def token_steps(
     frozen: Frozen,
     prompts: Prompts,
     batch: Batch,
     options: GenerationOptions,
     hidden: Bool[Tensor, "P L"] | None = None,
-) -> list[str]:
-    """The text generated after each of the batch's texts, with its prompt in front; nothing attends to prompt tokens
-    (or positions of a prefix) that are `hidden`. Raises SpecError where the model cannot hide them, and for beams after
-    a prefix."""
+) -> Steps:
+    """Token ids [n] after each of the batch's texts, with its prompt in front, as they are made; nothing attends to
+    prompt tokens (or positions of a prefix) that are `hidden`.
+
+    What goes through the model's own `generate` comes in one step. Raises SpecError where the model cannot hide tokens,
+    and for beams after a prefix.
+    """
     if isinstance(prompts, KeyValues):
         if options.beams > 1:
             raise SpecError("beam search after a prefix of keys and values: generate with one beam")
@@ -48,12 +58,16 @@ def generate_texts(
         # one length at a time
         config = frozen.model.config.get_text_config(decoder=True)
         lengths = batch.text_lengths.cpu() if getattr(config, "sliding_window", None) else torch.zeros(batch.texts)
-        generated: dict[int, str] = {}
         for length in lengths.unique():
             texts = (lengths == length).nonzero().flatten()
-            generated |= zip(texts.tolist(), _greedy(frozen, prompts, batch.take(texts), options, hidden), strict=True)
-        return [generated[x] for x in range(batch.texts)]
-    if frozen.card.is_encoder_decoder or options.beams > 1:
+            steps, places = _greedy(frozen, prompts, batch.take(texts), options.max_new_tokens, hidden), texts.tolist()
+            ended: list[int] | None = None  # nothing can be sent to steps that have not begun
+            with suppress(StopIteration):
+                while True:
+                    new = steps.send(ended)
+                    sent = (yield {places[x]: ids for x, ids in new.items()}) or ()
+                    ended = [places.index(x) for x in sent]
+    elif frozen.card.is_encoder_decoder or options.beams > 1:
         if frozen.card.is_encoder_decoder:
             encoded, mask = encode(frozen, prompts, batch, hidden)
             inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded), "attention_mask": mask}
@@ -70,13 +84,34 @@ def generate_texts(
             do_sample=False,
             pad_token_id=end if pad is None else pad,
         )
-        return [frozen.decode(row) for row in ids.tolist()]
-    return _greedy(frozen, prompts, batch, options, hidden)
+        yield dict(enumerate(ids.tolist()))
+    else:
+        yield from _greedy(frozen, prompts, batch, options.max_new_tokens, hidden)
+
+
+def generate_texts(
+    frozen: Frozen,
+    prompts: Prompts,
+    batch: Batch,
+    options: GenerationOptions,
+    hidden: Bool[Tensor, "P L"] | None = None,
+) -> list[str]:
+    """The text of `token_steps` after each of the batch's texts. Raises as it does."""
+    steps = token_steps(frozen, prompts, batch, options, hidden)
+    ended: list[int] | None = None
+    ids: list[list[int]] = [[] for _ in range(batch.texts)]
+    with suppress(StopIteration):
+        while True:
+            new = steps.send(ended)
+            for x, more in new.items():
+                ids[x] += more
+            ended = [x for x in new if options.first_line and "\n" in frozen.decode(ids[x]).lstrip()]
+    return [frozen.decode(row) for row in ids]
 
 
 def _greedy(
-    frozen: Frozen, prompts: Prompts, batch: Batch, options: GenerationOptions, hidden: Bool[Tensor, "P L"] | None
-) -> list[str]:
+    frozen: Frozen, prompts: Prompts, batch: Batch, max_new_tokens: int, hidden: Bool[Tensor, "P L"] | None
+) -> Steps:
     """The most likely token, again and again; rows leave the batch when they end. An encoder-decoder's decoder starts
     behind its prefix."""
     is_encoder_decoder = frozen.card.is_encoder_decoder
@@ -103,19 +138,13 @@ def _greedy(
         mask = torch.cat([seen, mask], dim=1)
         if not is_encoder_decoder:
             beside["position_ids"] = beside["position_ids"] + prompts.length
-    named = frozen.model.generation_config.eos_token_id
-    ends = {*(named if isinstance(named, list) else [named]), frozen.tokenizer.eos_token_id} - {None}
-    cache_name = cache_argument(decoder)
-    texts: list[list[int]] = [[] for _ in range(batch.texts)]
-    alive = list(range(batch.texts))
-    for _ in range(options.max_new_tokens):
+    cache_name, end_ids, alive = cache_argument(decoder), frozen.end_ids, list(range(batch.texts))
+    for _ in range(max_new_tokens):
         out = decoder(**inputs, **beside, attention_mask=mask, **{cache_name: cache}, use_cache=True)
         ids = logits(frozen.model, out.last_hidden_state[:, -1]).argmax(-1)  # [rows alive]
-        going_on = []
-        for place, (row, token) in enumerate(zip(alive, ids.tolist(), strict=True)):
-            texts[row].append(token)
-            if token not in ends and not (options.first_line and "\n" in frozen.decode(texts[row]).lstrip()):
-                going_on.append(place)
+        tokens = dict(zip(alive, ids.tolist(), strict=True))
+        ended = {*((yield {row: [token] for row, token in tokens.items()}) or ())}
+        going_on = [p for p, (row, token) in enumerate(tokens.items()) if token not in end_ids and row not in ended]
         if not going_on:
             break
         keep = torch.tensor(going_on, device=mask.device)
@@ -127,7 +156,6 @@ def _greedy(
         if not is_encoder_decoder:
             beside["position_ids"] = beside["position_ids"][:, -1:] + 1
         inputs = {"input_ids": ids[keep, None]}
-    return [frozen.decode(row) for row in texts]
 
 
 def left_pad(

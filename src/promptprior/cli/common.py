@@ -11,7 +11,7 @@ from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr
 from promptprior.cost_estimate import tokens_per_second
-from promptprior.errors import ArtifactError, DataError, SpecError
+from promptprior.errors import ArtifactError, SpecError
 from promptprior.tasks import Task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.sampling.batch import Batch
@@ -58,22 +58,13 @@ def warn_of_conflicts(tasks: Iterable[Task]) -> None:
 def target_of_prompt(prompt: Path, data: Path | None) -> tuple[str, TaskCard]:
     """What loads the task that a prompt was adapted to, and what the prompt remembers of it.
 
-    That is a task folder of its name in `data`, else the file or folder that it was loaded from, else its name. Raises
-    SpecError where the prompt names no task, DataError where its file or folder has gone.
+    Raises SpecError where the prompt names no task, and as `Header.find_target` does.
     """
     header = header_at({"prompt": prompt}, "prompt")
-    cards = [card for card in header.tasks if card.role == "target"] if header is not None else []
-    if not cards:
+    found = header.find_target(prompt, data) if header is not None else None
+    if found is None:
         raise SpecError(f"target (--target) is missing: {prompt} does not say which task it is for; name the task")
-    card = cards[0]
-    if not card.path or (data is not None and (data / card.name).is_dir()):
-        return card.name, card
-    if not Path(card.path).exists():
-        raise DataError(
-            f"{prompt} was adapted to task {card.name!r} of {card.path}, which is not there any more: say where it is "
-            "(--target FILE)"
-        )
-    return card.path, card
+    return found
 
 
 @dataclass

@@ -27,6 +27,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "adapt": ("turn a prior and a few examples of a target into a prompt", "promptprior.cli.verbs.adapt_verb"),
     "evaluate": ("score a prompt on a task", "promptprior.cli.verbs.evaluate_verb"),
     "predict": ("answer the rows of a file with a prompt", "promptprior.cli.verbs.predict_verb"),
+    "serve": ("answer over HTTP, with many prompts behind one model", "promptprior.cli.serve_verb"),
     "compare": ("compare methods on targets, seeds and shots, and report", "promptprior.cli.verbs.compare_verb"),
     "queue": ("run several plans of compare, one after the other", "promptprior.cli.verbs.queue_verb"),
     "report": ("write the report of a results.jsonl again", "promptprior.cli.verbs.report_verb"),

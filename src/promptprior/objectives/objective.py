@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from promptprior.backbone import Backbone, Site, backing_off, own_share
+from promptprior.backbone.generate import Steps
 from promptprior.backbone.key_values import Prompts, computed_tokens
 from promptprior.notation import Bool, Float, Params, Tensor
 from promptprior.parameterisations.parameterisation import Masking, Offsetting, Parameterisation, Penalised
@@ -68,6 +69,11 @@ class PromptObjective:
         """The first line of greedy text after each text."""
         backbone, prompts, read, hidden = self.reading(params, batch)
         return backbone.generate(prompts, read, max_new_tokens, first_line=True, hidden=hidden)
+
+    def token_steps(self, params: Params, batch: Batch, max_new_tokens: int) -> Steps:
+        """Greedy tokens after each text as they are made, in whole lines and beyond (backbone/generate.py)."""
+        backbone, prompts, read, hidden = self.reading(params, batch)
+        return backbone.token_steps(prompts, read, max_new_tokens, hidden)
 
     def split(self, params: Params, batch: Batch, share: float = 1.0) -> Iterable[Batch]:
         """Pieces within a share of the backbone's memory budget, whichever prompts the texts turn out to read."""

@@ -7,6 +7,7 @@ a score: correlations and F1 are 0 where their definition divides by zero.
 Another package adds a metric by an entry point of the group ``promptprior.metrics`` that names a `Metric`.
 """
 
+import math
 import re
 import string
 import warnings
@@ -43,6 +44,13 @@ class Prediction:
     choice: int | None = None
     choice_nll: tuple[float, ...] = ()
     choice_tokens: tuple[int, ...] = ()
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Of every choice, normalised over the choices; [] for free text."""
+        least = min(self.choice_nll, default=0.0)
+        shares = [math.exp(least - nll) for nll in self.choice_nll]
+        return [share / sum(shares) for share in shares]
 
 
 @dataclass(frozen=True)

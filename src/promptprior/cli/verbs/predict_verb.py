@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +92,7 @@ def answers_text(
     for i, (example, prediction) in answered.items():
         answers[i] = {ANSWER: prediction.text}
         if prediction.choice_nll:
-            least = min(prediction.choice_nll)
-            total = least - log(sum(exp(least - nll) for nll in prediction.choice_nll))  # minus the log of the sum
-            shares = [exp(total - nll) for nll in prediction.choice_nll]
-            answers[i][PROBABILITIES] = dict(zip(example.choices, shares, strict=True))
+            answers[i][PROBABILITIES] = dict(zip(example.choices, prediction.probabilities, strict=True))
     if as_csv:
         is_one_set = len({tuple(answer.get(PROBABILITIES, ())) for answer in answers.values()}) <= 1
         for answer in answers.values():

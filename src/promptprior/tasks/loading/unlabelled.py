@@ -31,7 +31,12 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
     no columns: its rows hold `text`, written as `promptprior tasks show` shows it. Raises SpecError for an unknown
     task, DataError for a missing column.
     """
-    # The spec that `load_task` would render rows with; a whole task where there is none.
+    return rendered_rows(row_reader(name_or_path, data), rows)
+
+
+def row_reader(name_or_path: str, data: Path | None = None) -> Task | TaskSpec:
+    """What renders rows of a task: the spec that `load_task` would render them with, or the whole task where there is
+    none. Raises SpecError for an unknown task, DataError for a file that cannot be read."""
     path, text, name = Path(name_or_path), name_or_path.removeprefix("builtin:"), name_or_path.removeprefix("hub:")
     is_path, in_data = looks_like_path(name_or_path), data is not None and path_kind(data / text) == "folder"
     folder = data / name_or_path if data is not None and path_kind(data / name_or_path) == "folder" else path
@@ -50,7 +55,12 @@ def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> 
         task = None if is_path else plugin_task(name)
     if task is None:
         raise DataError(f"task {name_or_path!r} (--target): expected a task's name, file or folder")
+    return task
 
+
+def rendered_rows(task: Task | TaskSpec, rows: Rows) -> tuple[Task, list[int]]:
+    """Rows as the test split of a task, by what `row_reader` found, and the indices of those that are in it. Raises
+    DataError for a missing column."""
     examples, indices = [], []
     for i, row in enumerate(rows.values):
         where = rows.place(i)

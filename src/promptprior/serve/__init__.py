@@ -1,0 +1,1 @@
+"""Many prompts behind one frozen model, over HTTP: `promptprior serve`."""
