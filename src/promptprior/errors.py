@@ -16,6 +16,10 @@ class DataError(PromptpriorError):
     """Rows of a data set do not fit their task spec."""
 
 
+class InputError(DataError, ValueError):
+    """What an estimator was given does not fit; scikit-learn's callers expect a ValueError."""
+
+
 class ArtifactError(PromptpriorError):
     """A saved prior or prompt is damaged or belongs to another backbone."""
 

@@ -1,9 +1,12 @@
 """Recipes that learn nothing themselves, and choose among others: their protocol, and the candidates they have."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Protocol, runtime_checkable
 
 from promptprior.artifacts.header import Header
+from promptprior.config.mapping import from_mapping
+from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods import Recipe, make_method
 
@@ -44,6 +47,12 @@ def candidates_of(method: Choosing, prior: Header | None = None) -> list[Recipe]
     if prior is not None and not any(recipe.needs_sources and recipe.starts_from(prior) for recipe in recipes):
         recipes.append(make_method(prior.method, options_of_prior(prior)))
     return recipes
+
+
+def settings_of_prior(header: Header, where: str) -> Settings:
+    """The settings that fitted a prior, by today's names. Raises SpecError, naming `where`, for what is none."""
+    shared = {item.name: header.settings[item.name] for item in fields(Settings) if item.name in header.settings}
+    return from_mapping(Settings, shared, where)
 
 
 def options_of_prior(header: Header) -> dict[str, object]:

@@ -7,6 +7,7 @@ a score: correlations and F1 are 0 where their definition divides by zero.
 Another package adds a metric by an entry point of the group ``promptprior.metrics`` that names a `Metric`.
 """
 
+import math
 import re
 import string
 import warnings
@@ -43,6 +44,17 @@ class Prediction:
     choice: int | None = None
     choice_nll: tuple[float, ...] = ()
     choice_tokens: tuple[int, ...] = ()
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """The probability of every choice, normalised over them; none for free text.
+
+        >>> Prediction("1", "yes", 0, (0.0, math.log(3))).probabilities
+        (0.75, 0.25)
+        """
+        least = min(self.choice_nll, default=0.0)
+        shares = [math.exp(least - nll) for nll in self.choice_nll]
+        return tuple(share / sum(shares) for share in shares)
 
 
 @dataclass(frozen=True)
