@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+QUIET = "PROMPTPRIOR_QUIET"  # a variable of the environment: no progress, notes or warnings (--quiet sets it)
+
 
 class PromptpriorError(Exception):
     """Base of every error this library raises on purpose; the command line prints it and exits 2."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.cli.output import format_table, score_lines
+from promptprior.cli.output import format_table, score_lines, show
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, load_backbone, with_steps
 from promptprior.config.mapping import check_bounds, merge_settings, to_mapping
@@ -119,9 +119,20 @@ class AdaptPlan:
         if adapted.dev_score is not None:
             lines.append(f"{where} {adapted.dev_score:.3f}{error} at step {adapted.best_step}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
-        lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
-        print(*lines, sep="\n")
-        return print(self.output)
+        lines.append(score_lines(scores, f"of {tested} test rows", tested) if tested else "not tested (--test-limit 0)")
+        report = {
+            "prompt": self.output,
+            "method": header.method,
+            "task": task.name,
+            "dev_score": adapted.dev_score,
+            "dev_error": adapted.dev_error,
+            "best_step": adapted.best_step,
+            "test": test_scores,
+            "test_examples": tested,
+            "examples": len(episode.shots.train) + len(episode.shots.dev),
+            **({"auto": header.scores["auto"]} if "auto" in header.scores else {}),
+        }
+        return show("\n".join([*lines, str(self.output)]), report)
 
 
 def leaderboard_lines(auto: Any) -> list[str]:

@@ -99,10 +99,7 @@ class EvaluatePlan:
             write_outputs(plan, plan_beside(self.output), "evaluate", writers)
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
         of_rows = f"of {count} {self.split} rows"
-        lines.append(score_lines({**results.scores, **confident}, of_rows))
-        if "accuracy_interval" in report:
-            low, high = report["accuracy_interval"]
-            lines.append(f"accuracy of all such rows: 95% interval {low:.3f} to {high:.3f} (Wilson)")
+        lines.append(score_lines({**results.scores, **confident}, of_rows, count))
         if confusion and len(confusion) <= MOST_CLASSES:
             rows = [[name, *map(str, row)] for name, row in zip(labels, confusion, strict=True)]
             lines += ["", format_table(["right \\ answered", *labels], rows)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
@@ -69,14 +70,17 @@ class ExportPlan:
         if self.format != "vocabulary":
             export_prompt(artifacts[0], self.format, self.output)
             save_plan(self, plan_beside(self.output), "export", [self.output])
-            return print(self.output)
+            return show(str(self.output), {"output": self.output, "format": self.format})
         frozen = load_frozen(name, stored_dtype(name) if self.dtype == "stored" else self.dtype, "cpu")
         named = dict(zip(self.token_names, artifacts, strict=True))
-        for added in export_vocabulary(named, frozen, self.output, self.keep_tied):
+        baked, lines = export_vocabulary(named, frozen, self.output, self.keep_tied), list[str]()
+        for added in baked:
             rounding = f"rounding {added.rounding:.2g} x scale"
-            print(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
+            lines.append(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
         save_plan(self, plan_beside(self.output), "export", [self.output])
-        return print(self.output)
+        prompts = {added.name: {"tokens": added.length, "text": added.text} for added in baked}
+        said = {"output": self.output, "format": self.format, "prompts": prompts}
+        return show("\n".join([*lines, str(self.output)]), said)
 
 
 VERB = Verb(
