@@ -51,6 +51,11 @@ def _load_once(name: str, dtype: str, device: str | None) -> Backbone:
         return load(name, dtype=dtype, device=device)
 
 
+def _is_missing(value: object) -> bool:
+    # None, NaN, or the missing value of pandas, which answers every comparison with itself.
+    return not isinstance(value, str) and (value is None or repr(value) == "<NA>" or value != value)
+
+
 @dataclass(eq=False, repr=False)
 class PromptEstimator(BaseEstimator):  # type: ignore[misc]
     """What PromptClassifier and PromptGenerator share: parameters, how rows become texts, adapting, save and load.
@@ -97,10 +102,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
                     )
                 is_renamed = len(columns) == 1 and self.template == LABELLED
                 return memory_rows(X.set_axis(["text"], axis="columns") if is_renamed else X, "X")
-            if hasattr(X, "notna"):  # a pandas Series; its kinds of missing become None
-                values = X.astype(object).where(X.notna(), None).tolist()
-            else:
-                values = X.tolist() if isinstance(X, np.ndarray) else list(X)
+            values = X.tolist() if hasattr(X, "tolist") else list(X)
             if not values:
                 raise InputError("X holds no texts (0 samples); expected at least 1")
             if all(isinstance(value, Mapping) for value in values):
@@ -111,7 +113,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         for place, value in enumerate(values, 1):
             if isinstance(value, list | tuple) and len(value) == 1:  # of an array with one column
                 [value] = value
-            if value is None or value != value:
+            if _is_missing(value):
                 raise InputError(f"X row {place}: the text is missing ({value}); fill it in or leave the row out")
             if not isinstance(value, str):
                 what = f"{shorten(repr(value), 60)} ({type(value).__name__})"
@@ -193,14 +195,15 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
     def save(self, folder: Path | str) -> None:
         """Write the fitted prompt as a folder that `load` and `promptprior predict --prompt` read.
 
-        Its header says how rows become text, and the labels of a classifier, as JSON; a prior or backbone that was
-        given as a value is left out. Raises NotFittedError before `fit`, ArtifactError for a folder that holds other
-        files.
+        Its header says how rows become text, and the labels of a classifier, as JSON. The device is left out, and a
+        prior or backbone that was given as a value. Raises NotFittedError before `fit`, ArtifactError for a folder that
+        holds other files.
         """
         check_is_fitted(self, "prompt_")
-        given, params = {item.name: getattr(self, item.name) for item in fields(self)}, {}
-        for name, value in given.items():
-            if isinstance(value, Settings) or value is None or isinstance(value, str | bool | int | float | Path):
+        params = {}
+        for name in (item.name for item in fields(self) if item.name != "device"):
+            value = getattr(self, name)
+            if value is None or isinstance(value, Settings | Path | str | bool | int | float):
                 params[name] = to_mapping(value)
         if isinstance(self.method, Recipe):
             params["method"] = self.method.name
@@ -231,9 +234,14 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
                 params["settings"] = from_mapping(Settings, settings, str(folder))
             made = cls(**{name: value for name, value in params.items() if name in known})
             made.backbone = backbone if backbone is not None else params.get("backbone", header.backbone.name)
+            if not isinstance(made.backbone, Backbone | str | Path):
+                raise ValueError(f"backbone {made.backbone!r}")
             made.spec_, made.n_examples_ = spec_from(cards[0].spec, str(folder)), int(said["n_examples"])
             if "classes" in said:
-                vars(made)["classes_"] = np.array(said["classes"], dtype=np.dtype(said["classes_dtype"]))
+                kind = np.dtype(said["classes_dtype"])
+                if kind.kind not in "OUbiuf" or kind.shape:
+                    raise ValueError(f"classes_dtype {kind}")
+                vars(made)["classes_"] = np.array(said["classes"], dtype="U" if kind.kind == "U" else kind)
                 if made.classes_.shape != (len(made.spec_.fixed_choices),):
                     raise ValueError(f"{made.classes_.shape} classes for {len(made.spec_.fixed_choices)} choices")
                 if list(map(str, made.classes_)) != list(made.spec_.fixed_choices):
@@ -293,10 +301,9 @@ class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
         rows, labels = self._rows(X), column_or_1d(y, warn=True)
         if len(rows) != len(labels):
             raise InputError(f"X has {len(rows)} rows and y has {len(labels)} labels; expected one label for each")
-        is_missing = np.array([label is None or bool(label != label) for label in labels.tolist()])
-        if is_missing.any():
-            place = int(is_missing.argmax()) + 1
-            raise InputError(f"y row {place}: the label is missing (None or NaN); fill it in or leave the row out")
+        for place, label in enumerate(labels.tolist(), 1):
+            if _is_missing(label):
+                raise InputError(f"y row {place}: the label is missing ({label}); fill it in or leave the row out")
         check_classification_targets(labels)
         classes, indices = np.unique(labels, return_inverse=True)
         counts = np.bincount(indices)
