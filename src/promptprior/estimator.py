@@ -84,13 +84,20 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
     random_state: Any = 13
     verbose: bool = False
 
-    def _rows(self, X: Any) -> Rows:
-        # The rows of texts, of a one-column array, of mappings or of a DataFrame; all of them mappings.
+    def _rows(self, X: Any, reset: bool = False) -> Rows:
+        # The rows of texts, of a one-column array, of mappings or of a DataFrame; all of them mappings. `fit` resets
+        # what is remembered of columns.
+        frame, named = X, getattr(X, "columns", None)
+        if reset:
+            for name in ("feature_names_in_", "n_features_in_"):
+                self.__dict__.pop(name, None)
+            if named is not None:
+                self.feature_names_in_ = np.array(list(map(str, named)), dtype=object)
+                self.n_features_in_ = len(self.feature_names_in_)
         if hasattr(X, "toarray"):  # a sparse matrix; scikit-learn wants a TypeError
             raise TypeError(f"{type(self).__name__} reads texts, and X is sparse: give a list of texts")
         if isinstance(X, str | bytes) or not isinstance(X, Iterable):
             raise InputError(f"X is {shorten(repr(X), 60)} ({type(X).__name__}); expected a list of texts")
-        named = getattr(X, "columns", None)
         values: Any
         try:
             if named is not None:
@@ -101,7 +108,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
                         f'template="{{{{ {columns[0]} }}}} {{{{ {columns[1]} }}}}"'
                     )
                 is_renamed = len(columns) == 1 and self.template == LABELLED
-                return memory_rows(X.set_axis(["text"], axis="columns") if is_renamed else X, "X")
+                return memory_rows(frame.set_axis(["text"], axis="columns") if is_renamed else X, "X")
             values = X.tolist() if hasattr(X, "tolist") else list(X)
             if not values:
                 raise InputError("X holds no texts (0 samples); expected at least 1")
@@ -128,7 +135,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         except DataError as error:
             raise InputError(str(error)) from None
 
-    def _adapt(self, X: Any, spec: TaskSpec, examples: Sequence[Example]) -> Self:
+    def _adapt(self, spec: TaskSpec, examples: Sequence[Example]) -> Self:
         # Adapts to all examples; what `fit` learned stands in attributes that end in "_".
         if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < LEAST_FOLDS:
             raise SpecError(f"folds {self.folds!r}: expected a whole number, at least {LEAST_FOLDS}")
@@ -170,11 +177,6 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         [adapted] = adapt(method, [episode], backbone, prior, settings, control)
         self.prompt_, self.backbone_, self.spec_, self.n_examples_ = adapted.prompt, backbone, spec, len(examples)
         self.dev_score_, self.dev_error_ = adapted.dev_score, adapted.dev_error
-        for name in ("feature_names_in_", "n_features_in_"):  # of an earlier fit
-            vars(self).pop(name, None)
-        if hasattr(X, "columns"):
-            self.feature_names_in_ = np.array(list(map(str, X.columns)), dtype=object)
-            self.n_features_in_ = len(self.feature_names_in_)
         return self
 
     def _answers(self, X: Any) -> list[Prediction]:
@@ -241,16 +243,16 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
                 kind = np.dtype(said["classes_dtype"])
                 if kind.kind not in "OUbiuf" or kind.shape:
                     raise ValueError(f"classes_dtype {kind}")
-                vars(made)["classes_"] = np.array(said["classes"], dtype="U" if kind.kind == "U" else kind)
+                made.__dict__["classes_"] = np.array(said["classes"], dtype="U" if kind.kind == "U" else kind)
                 if made.classes_.shape != (len(made.spec_.fixed_choices),):
                     raise ValueError(f"{made.classes_.shape} classes for {len(made.spec_.fixed_choices)} choices")
                 if list(map(str, made.classes_)) != list(made.spec_.fixed_choices):
                     words = zip(made.classes_.tolist(), made.spec_.fixed_choices, strict=True)
-                    vars(made)["label_words"] = dict(words)
+                    made.__dict__["label_words"] = dict(words)
         except (TypeError, ValueError, KeyError, SpecError) as error:
             raise ArtifactError(f"{folder}: its settings.{SAVED_AS} was edited ({error}); save it again") from error
-        is_name = isinstance(made.backbone, str | Path)
-        made.backbone_ = _load_once(str(made.backbone), made.dtype, made.device) if is_name else made.backbone
+        own: Any = made.backbone
+        made.backbone_ = own if isinstance(own, Backbone) else _load_once(str(own), made.dtype, made.device)
         made.prompt_ = Prompt.from_pretrained(folder, made.backbone_.card)
         dev: Any = made.prompt_.header.scores.get("dev", {})
         made.dev_score_, made.dev_error_ = dev.get("dev_score"), dev.get("dev_error")
@@ -259,8 +261,8 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
     def __sklearn_clone__(self) -> Self:
         # Backbones and priors are values: a copy of a model for every fold of a cross-validation would fill the memory.
         shared = (Backbone, Prior, Settings, Recipe)
-        params = self.get_params(deep=False)
-        return type(self)(**{n: v if isinstance(v, shared) else clone(v, safe=False) for n, v in params.items()})
+        given: dict[str, Any] = self.get_params(deep=False)
+        return type(self)(**{n: v if isinstance(v, shared) else clone(v, safe=False) for n, v in given.items()})
 
     def __getstate__(self) -> Any:
         # Parameters alone may go to another process (n_jobs); a model may not, and reading a pickle may run any code.
@@ -298,7 +300,7 @@ class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
         """
         if y is None:
             raise InputError(f"{type(self).__name__} requires y to be passed, but the target y is None: give labels")
-        rows, labels = self._rows(X), column_or_1d(y, warn=True)
+        rows, labels = self._rows(X, reset=True), column_or_1d(y, warn=True)
         if len(rows) != len(labels):
             raise InputError(f"X has {len(rows)} rows and y has {len(labels)} labels; expected one label for each")
         for place, label in enumerate(labels.tolist(), 1):
@@ -319,13 +321,15 @@ class PromptClassifier(ClassifierMixin, PromptEstimator):  # type: ignore[misc]
             words.append(str(own[value] if own else value).strip())
         if len(set(words)) < len(words) or "" in words:
             raise InputError(f"labels read as {words}; expected a different word for each: say label_words")
-        keys = {"task": type(self).__name__, "doc_to_text": self.template, "doc_to_target": "label"}
-        keys |= {"doc_to_choice": words, "metric_list": ["accuracy", "macro_f1"]}
+        keys: dict[str, object] = {"task": type(self).__name__, "doc_to_text": self.template}
+        keys |= {"doc_to_target": "label", "doc_to_choice": words, "metric_list": ["accuracy", "macro_f1"]}
         spec, examples = spec_from(keys, "template"), []
+        seen = Counter[str]()  # equal examples count as often as they come
         for text, label in zip(self._questions(spec, rows), indices.tolist(), strict=True):
-            name = content_id({"text": text, "label": label})  # equal examples fall into one fold
+            seen[text] += 1
+            name = content_id({"text": text, "label": label, "n": seen[text]})
             examples.append(Example(name, text, words[label], tuple(words), label))
-        self._adapt(X, spec, examples)
+        self._adapt(spec, examples)
         self.classes_ = classes
         return self
 
@@ -352,33 +356,35 @@ class PromptGenerator(PromptEstimator):
     metric: str = "exact_match"
     max_tokens: int = 32
 
-    def _pairs(self, X: Any, y: Any) -> tuple[TaskSpec, list[Example]]:
+    def _pairs(self, X: Any, y: Any, reset: bool = False) -> tuple[TaskSpec, list[Example]]:
         # The examples of rows and completions. Raises InputError for what they cannot be.
         if y is None:
             raise InputError(f"{type(self).__name__} requires y to be passed, but the target y is None: completions")
-        rows, answers = self._rows(X), y.tolist() if hasattr(y, "tolist") else list(y)
+        rows, answers = self._rows(X, reset), y.tolist() if hasattr(y, "tolist") else list(y)
         if len(rows) != len(answers):
             raise InputError(f"X has {len(rows)} rows and y has {len(answers)} completions; expected one for each")
         metric(self.metric)  # an unknown name is said here
         keys = {"task": type(self).__name__, "doc_to_text": self.template, "doc_to_target": "completion"}
         length = {"generation_kwargs": {"max_gen_toks": self.max_tokens}, "metric_list": [self.metric]}
         spec, examples = spec_from({**keys, **length}, "template"), []
+        seen = Counter[str]()
         for place, (text, answer) in enumerate(zip(self._questions(spec, rows), answers, strict=True), 1):
+            seen[text] += 1
             accepted = tuple(answer) if isinstance(answer, list | tuple) else (answer,)
             if not accepted or not all(isinstance(one, str) and one.strip() for one in accepted):
                 raise InputError(f"y row {place}: expected a text, or a list of accepted ones, got {answer!r}")
             accepted = tuple(one.strip() for one in accepted)
-            name = content_id({"text": text, "completion": accepted})
+            name = content_id({"text": text, "completion": accepted, "n": seen[text]})
             examples.append(Example(name, text, accepted[0], references=accepted))
         return spec, examples
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Adapt to all pairs of texts and completions, at least 2. Raises InputError and SpecError as PromptClassifier
         does."""
-        spec, examples = self._pairs(X, y)
+        spec, examples = self._pairs(X, y, reset=True)
         if len(examples) < 2:
             raise InputError("X holds 1 sample; expected at least 2: one teaches, one is held out")
-        return self._adapt(X, spec, examples)
+        return self._adapt(spec, examples)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """What the model writes after each text [n], its first line."""

@@ -54,7 +54,8 @@ class Prediction:
         """
         least = min(self.choice_nll, default=0.0)
         shares = [math.exp(least - nll) for nll in self.choice_nll]
-        return tuple(share / sum(shares) for share in shares)
+        total = sum(shares)
+        return tuple(share / total for share in shares)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,11 @@ def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
     if target:
         return load_task(target, data)
     name, card = target_of_prompt(prompt, data)
+    if card.spec and not card.path:
+        raise SpecError(
+            f"target (--target) is missing: {prompt} was adapted to rows in memory; name a file of labelled rows, with "
+            "the labels as the model reads them"
+        )
     try:
         task = load_task(Path(name) if card.path == name else name, data)
     except (SpecError, DataError) as error:

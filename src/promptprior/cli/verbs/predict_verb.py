@@ -135,12 +135,12 @@ class PredictPlan:
         from promptprior.tasks.loading.spec import spec_from
         from promptprior.tasks.loading.unlabelled import reading_spec, unlabelled_task
 
-        target, read_as = self.target, None
+        target, own_spec = self.target, None
         if not target:
             target, card = target_of_prompt(self.prompt, self.data)
             if card.spec and not card.path:
-                target, read_as = "", spec_from(card.spec, str(self.prompt))
-        read_as = read_as or reading_spec(target, self.data)
+                target, own_spec = "", spec_from(card.spec, str(self.prompt))
+        read_as = reading_spec(target, self.data) if own_spec is None else own_spec
         if self.output is not None:
             inputs = (self.input, self.prompt, target or None, self.data, self.backbone)
             check_output(self.output, "predict", inputs, force=self.force)
