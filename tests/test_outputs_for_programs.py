@@ -245,6 +245,7 @@ def test_every_verb_speaks_json_and_may_be_quiet(cli: Cli, own: Path, prompt: Pa
     assert (report["cells"], report["failed"]) == (3, 0)
     [best] = report["best"]
     assert (best["method"], best["baseline"], best["targets"]) == ("zero_shot", "prompt_tuning", 1)
-    out = cli("compare", *grid, "--output", "grid", *shared[:-2])[1]  # nothing is left to run: the same summary
-    assert out.splitlines() == [best["says"], "grid/report.html"]
+    _, out, err = cli("compare", *grid, "--output", "grid", *shared[:-2])  # nothing is left to run: the same summary
+    assert out == "grid/report.html\n"
+    assert err.splitlines()[-1] == best["says"]
     assert json.loads(cli("report", "grid", "--json")[1])["best"] == [best]

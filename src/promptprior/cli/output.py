@@ -91,9 +91,9 @@ def score_lines(scores: Mapping[str, float], of: str = "", rows: int = 0) -> str
     lines = []
     width = max(map(len, scores), default=0)
     for name, value in scores.items():
-        line = f"{name:{width}}  {value:.4f}  {of}".rstrip()
+        between = ""
         if rows and name.removeprefix("test ") == "accuracy":
             low, high = wilson_interval(value, rows)
-            line += f" (95% interval {low:.3f} to {high:.3f})"
-        lines.append(line)
+            between = f" (95% interval {low:.3f} to {high:.3f})"
+        lines.append(f"{name:{width}}  {value:.4f}{between}  {of}".rstrip())
     return "\n".join(lines)

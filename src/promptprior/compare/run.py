@@ -177,6 +177,8 @@ def run_plan(
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
     if errors:
         say(f"{len(errors)} of {len(wanted)} cells failed; the same command tries them again. The first: {errors[0]}")
+    for best in report.best:
+        say(best["says"])
     return ComparisonOutcome(plan.output / PAGE, len(wanted), errors, tuple(report.best))
 
 

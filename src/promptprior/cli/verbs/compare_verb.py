@@ -21,9 +21,8 @@ def run_comparison(plan: Plan, dry_run: bool) -> int:
         print(preview(plan))
         return 0
     outcome = run_plan(plan, command=command_line())
-    lines = [best["says"] for best in outcome.best] or ["no other method shares a target and a seed with the baseline"]
     report = {"page": str(outcome.page), "cells": outcome.cells, "failed": len(outcome.errors), "best": outcome.best}
-    show("\n".join([*lines, str(outcome.page)]), report)
+    show(str(outcome.page), report)
     return 0 if not outcome.errors else 2 if len(outcome.errors) == outcome.cells else 1
 
 
