@@ -261,8 +261,10 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
     def __sklearn_clone__(self) -> Self:
         # Backbones and priors are values: a copy of a model for every fold of a cross-validation would fill the memory.
         shared = (Backbone, Prior, Settings, Recipe)
-        given: dict[str, Any] = self.get_params(deep=False)
-        return type(self)(**{n: v if isinstance(v, shared) else clone(v, safe=False) for n, v in given.items()})
+        params: dict[str, Any] = {}
+        for name, value in self.get_params(deep=False).items():
+            params[name] = value if isinstance(value, shared) else clone(value, safe=False)
+        return type(self)(**params)
 
     def __getstate__(self) -> Any:
         # Parameters alone may go to another process (n_jobs); a model may not, and reading a pickle may run any code.
