@@ -8,9 +8,10 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ import transformers as tf
 from peft import PeftModel
 
 import promptprior.adapt
-import promptprior.fit  # noqa: F401
+import promptprior.estimator
+import promptprior.fit
 from promptprior import files, untrusted
 from promptprior.artifacts import import_prompt
 from promptprior.backbone import frozen
@@ -51,8 +53,37 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def python_of_the_readme() -> list[str]:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_estimator_on_the_first_screen_of_the_readme_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    block, _ = python_of_the_readme()
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    assert block in "\n".join((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()[:30])
+    monkeypatch.chdir(tmp_path)
+    adapt = promptprior.estimator.adapt
+
+    def quick(*given: Any) -> Any:  # the same with two steps
+        *first, settings, control = given
+        return adapt(*first, replace(settings, target=Training(steps=2)), control)
+
+    monkeypatch.setattr(promptprior.estimator, "adapt", quick)
+    tiny = block.replace('pp.PromptClassifier("smollm2")', f'pp.PromptClassifier("{model}", dtype="float32")')
+    assert tiny != block
+    exec(tiny, {})
+    assert "['bad' 'good'] [[" in capsys.readouterr().out
+    (tmp_path / "new.csv").write_text("text\nI liked it\n")
+    [command] = re.findall(r"# promptprior (predict .*)", block)  # as its comment says
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out.startswith("text,answer,probability bad,probability good\nI liked it,")
+
+
 def test_the_python_of_the_readme_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    [block] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    _, block = python_of_the_readme()
     assert len([line for line in block.splitlines() if line.strip()]) <= 12
     monkeypatch.chdir(tmp_path)
     short = Settings(source=Training(steps=2), target=Training(steps=2))

@@ -11,6 +11,8 @@ from .compare.plan import Plan as Plan
 from .compare.run import compare as compare
 from .config.training import Settings as Settings
 from .config.training import Training as Training
+from .estimator import PromptClassifier as PromptClassifier
+from .estimator import PromptGenerator as PromptGenerator
 from .evaluate import evaluate as evaluate
 from .evaluate import predict as predict
 from .fit import RunControl as RunControl
@@ -21,3 +23,4 @@ from .methods import make_method as make_method
 from .report.page import write_report as write_report
 from .tasks import Task as Task
 from .tasks import load_task as load_task
+from .tasks.loading.load import task_from_rows as task_from_rows

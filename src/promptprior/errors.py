@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+QUIET = "PROMPTPRIOR_QUIET"  # a variable of the environment: no progress, notes or warnings (--quiet sets it)
+
 
 class PromptpriorError(Exception):
     """Base of every error this library raises on purpose; the command line prints it and exits 2."""
@@ -14,6 +16,10 @@ class SpecError(PromptpriorError):
 
 class DataError(PromptpriorError):
     """Rows of a data set do not fit their task spec."""
+
+
+class InputError(DataError, ValueError):
+    """What an estimator was given does not fit; scikit-learn's callers expect a ValueError."""
 
 
 class ArtifactError(PromptpriorError):
@@ -39,7 +45,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     "unknown method 'spott'; did you mean 'spot'? (known: multitask, spot)"
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    bare = {known_name.lstrip("-"): known_name for known_name in names}  # flags are not alike for their dashes
+    near = [bare[each] for each in get_close_matches(name.lstrip("-"), bare, n=3, cutoff=0.5)]
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
     listed = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
     return f"unknown {kind} {name!r}{hint} (known: {listed})"

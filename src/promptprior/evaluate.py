@@ -7,7 +7,7 @@ Several prompts of one target can answer as an ensemble, the posterior predictiv
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -90,6 +90,17 @@ class PromptAnswers:
             total += right_nll(example, values, tuple(map(len, tokens.targets)))
         scores = score(e.task, e.examples, self.predictions) if self.predictions else {}
         return EvalResult(scores, total / len(e.examples))
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """How many examples of each class (row) got each answer (column), in label order; [] where classes differ by
+        example, and for free text."""
+        examples = self.eval_set.examples
+        if not self.eval_set.task.is_choice or len({example.choices for example in examples}) > 1:
+            return []
+        counts = Counter((e.label, p.choice) for e, p in zip(examples, self.predictions, strict=True))
+        labels = range(len(examples[0].choices))
+        return [[counts[right, answered] for answered in labels] for right in labels]
 
 
 def make_eval_set(
@@ -474,9 +485,57 @@ def abstention(
     if not task.is_choice:
         raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
     examples = task.split(split)[:limit]
-    curve = abstention_curve(examples, predict(prompt, task, backbone, examples))
+    return abstention_tenths(examples, predict(prompt, task, backbone, examples))
+
+
+def abstention_tenths(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[tuple[float, float]]:
+    """`abstention_curve` at the most confident tenth of the examples, at two tenths, … and at all."""
+    curve = abstention_curve(examples, predictions)
     counts = sorted({max(1, round(len(curve) * tenth / 10)) for tenth in range(1, 11)})
     return [curve[count - 1] for count in counts]
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Loss on plain text in nats per token, behind a prompt and without it, over so many tokens of so many passages."""
+
+    behind_prompt: float
+    without: float
+    tokens: int
+    passages: int
+
+
+def forgetting(prompt: Prompt, backbone: Backbone, text: str) -> Forgetting:
+    """What a prompt costs the model on plain text: the loss of the second half of each passage, given the first.
+
+    Passages are paragraphs, cut after 80 words; those of fewer than 8 are left out. A head plays no part. Raises
+    DataError for a text without a passage, and for a blend, which holds several prompts.
+    """
+    header = prompt.header
+    if header.parameterisation == BLEND:
+        raise DataError(
+            "a blend answers by several prompts, and none of them reads plain text alone: adapt one method (--method), "
+            "or leave --forgetting out"
+        )
+    words = [paragraph.split() for paragraph in text.split("\n\n")]
+    passages = [own[start : start + 80] for own in words for start in range(0, len(own), 80)]
+    passages = [passage for passage in passages if len(passage) >= 8]
+    if not passages:
+        raise DataError("the text for --forgetting has no paragraph of 8 words or more; give a longer one")
+    examples = []
+    for i, passage in enumerate(passages):
+        half, rest = " ".join(passage[: len(passage) // 2]), " ".join(passage[len(passage) // 2 :])
+        examples.append(Example(str(i), half, rest, (rest,), 0))  # one choice: its likelihood, and no end after it
+    task = Task("plain text", "multiple_choice", ("accuracy",), {"test": tuple(examples)})
+    width = backbone.width
+    plain = replace(header, head="", head_settings={}, choices=())
+    empty = replace(plain, parameterisation="direct", parameterisation_settings={"length": 0, "width": width})
+    none = torch.zeros(1, 0, width, dtype=backbone.frozen.prompt_dtype)
+    both = [Prompt(plain, without_head(prompt.params)), Prompt(empty, {"prompt": none})]
+    answers = answer_requests(backbone, [PromptRequest(one, task, task.split("test")) for one in both])
+    tokens = sum(len(t.targets[0]) for t in answers[0].eval_set.tokens)
+    losses = [sum(nll for [nll] in answer.nll) / tokens for answer in answers]
+    return Forgetting(losses[0], losses[1], tokens, len(passages))
 
 
 def abstention_curve(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[tuple[float, float]]:

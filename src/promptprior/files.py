@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,34 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, text.encode())
+
+
+@contextmanager
+def written_in_parts(path: Path, parts: Iterable[str]) -> Iterator[Path]:
+    """UTF-8 text in a hidden file beside `path`, written part by part, in memory one at a time; inside, move it there.
+
+    Every process makes the parts, the first writes them. What is not moved is removed. Raises DiskError.
+    """
+    partial = _partial_sibling(path)
+    try:
+        with ExitStack() as stack:
+            file = None
+            if is_first():
+                with disk_errors(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _clear_partials(path.parent, path.name, older_than=ABANDONED)
+                    file = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
+            for part in parts:
+                with disk_errors(path, len(part)):
+                    if file is not None:
+                        file.write(part)
+            with disk_errors(path):
+                if file is not None:
+                    file.flush()
+                    os.fsync(file.fileno())
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -248,7 +248,7 @@ class FinishedRun:
             parameterisation=form.name,
             parameterisation_settings=plain_settings(form),
             backbone=backbone.card,
-            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids, task.path),),
+            tasks=(TaskCard(task.name, task.version, task.fingerprint, "target", ids, task.path, task.spec),),
             scores={"dev": {**variant, "learning_rate": rate, "best_step": step, "dev_score": score}},
             versions=versions(),
         )

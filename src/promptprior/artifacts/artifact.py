@@ -246,6 +246,12 @@ def load_any(folder: Path | str, backbone: BackboneCard | None = None) -> Prior 
     return Prior.from_pretrained(folder, backbone)
 
 
+def artifact_folder(path: Path) -> Path:
+    """A prior's or prompt's folder; what `promptprior fit` wrote holds it as prior/."""
+    inside = path / "prior"
+    return inside if not (path / HEADER_FILE).exists() and (inside / HEADER_FILE).exists() else path
+
+
 def is_foreign(folder: Path) -> bool:
     """Whether a folder is an adapter that PEFT wrote and this library did not."""
     return (folder / peft.CONFIG_FILE).exists() and not (folder / HEADER_FILE).exists()

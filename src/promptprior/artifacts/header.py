@@ -27,7 +27,8 @@ Origin = Literal["promptprior", "peft", "npy", "pt", "safetensors"]
 class TaskCard:
     """A task an artifact was learned from. `example_ids` are the drawn examples; empty means all of train.
 
-    `path` is the file or folder that the target was loaded from, absolute, where it was one.
+    `path` is the file or folder that the target was loaded from, absolute, where it was one. `spec` are the keys of the
+    spec that its rows are read by, where they came from no file: then the prompt alone says how new rows are read.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TaskCard:
     role: Literal["source", "target"]
     example_ids: tuple[str, ...] = ()
     path: str = field(default="", metadata={"omit_from_hash_if_default": True})
+    spec: Mapping[str, object] = field(default_factory=dict, metadata={"omit_from_hash_if_default": True})
 
 
 @dataclass(frozen=True)

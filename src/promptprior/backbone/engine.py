@@ -74,6 +74,10 @@ class Backbone:
     max_tokens: int
     meter: Meter = field(default_factory=Meter)
 
+    def __repr__(self) -> str:  # the model's own fills a screen
+        card, frozen = self.card, self.frozen
+        return f"<Backbone {card.name}: {card.architecture} {card.fingerprint}, {frozen.dtype} on {frozen.device}>"
+
     @property
     def card(self) -> BackboneCard:
         """What artifacts remember of this backbone."""

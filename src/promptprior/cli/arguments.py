@@ -25,12 +25,16 @@ class EveryVerb:
     config: Path | None = setting(None, f"YAML file of settings; flags win over it (as well as {PLAN_FILE})")
     dry_run: bool = setting(False, "say what would run and what it would cost, and stop")
     debug: bool = setting(False, "show the traceback of an error")
+    quiet: bool = setting(False, "no progress, notes or warnings: only results and errors")
+    json: bool = setting(False, "print one JSON object instead of text")
     preset: str | None = setting(None, "a plan that comes with the library, or list; a file and flags win over it")
 
 
 def common_settings(verb: Verb) -> list[Setting]:
     """The flags of EveryVerb that a verb has."""
-    return [s for s in list_settings(EveryVerb) if s.key != "preset" or verb.presets is not None]
+    own = {s.key for s in list_settings(verb.settings)}  # some verbs have a setting json of their own
+    common = [s for s in list_settings(EveryVerb) if s.key not in own]
+    return [s for s in common if s.key != "preset" or verb.presets is not None]
 
 
 def read_words(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, str | Mapping[str, str]]]:

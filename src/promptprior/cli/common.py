@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from promptprior.artifacts.artifact import artifact_folder as artifact_folder
 from promptprior.artifacts.artifact import is_foreign
-from promptprior.artifacts.header import HEADER_FILE, Header, Kind, TaskCard, read_header
+from promptprior.artifacts.header import Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.compare.progress import ProgressDisplay, duration, say_to_stderr
@@ -21,12 +22,6 @@ def cost_line(backbone: Backbone, task: Task, length: int, tokens: float) -> str
     """Tokens, and the time they take here, measured on two small steps."""
     pace = tokens_per_second(backbone, task, length)
     return f"about {tokens:,.0f} tokens, {duration(tokens / pace)} at {pace:,.0f} tokens a second"
-
-
-def artifact_folder(path: Path) -> Path:
-    """A prior's or prompt's folder; what fit wrote holds it as prior/."""
-    inside = path / "prior"
-    return inside if not (path / HEADER_FILE).exists() and (inside / HEADER_FILE).exists() else path
 
 
 def holds_own(folder: Path, kind: Kind) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from promptprior import plugins
-from promptprior.cli.arguments import DESCRIPTION, EXAMPLE, EveryVerb, read_words, verb_parser
-from promptprior.cli.output import only_own_lines
+from promptprior.cli.arguments import DESCRIPTION, EXAMPLE, EveryVerb, common_settings, read_words, verb_parser
+from promptprior.cli.output import AS_JSON, only_own_lines
 from promptprior.cli.verb import PLAN_FILE, PLUGINS, VERBS, Verb, find_verb
 from promptprior.config.mapping import apply_overrides, from_mapping, merge_settings
 from promptprior.config.presets import LIST, read_presets
@@ -21,6 +21,7 @@ from promptprior.interruptions import raise_if_interrupted
 
 FAILED = 2
 LONGEST_MESSAGE = 3000  # characters
+TO_CHANGE = r"(?<![\w-])--[a-z][\w.-]*( [A-Z]{2,}\b)?|did you mean '[^']*'( or '[^']*')*|pip install [\w'\[\], .-]+"
 
 
 def run_command(words: Sequence[str]) -> int:
@@ -37,7 +38,7 @@ def run_command(words: Sequence[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # LANG=C knows few letters
     try:
-        with only_own_lines(debug="--debug" in words):
+        with only_own_lines(debug="--debug" in words, quiet="--quiet" in words):
             code = run(words)
         sys.stdout.flush()
         return code or 0
@@ -61,7 +62,15 @@ def run_command(words: Sequence[str]) -> int:
             half = LONGEST_MESSAGE // 2
             message = f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
         printable = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)
-        print(f"{start}promptprior: {printable}", file=sys.stderr)
+        if sys.stderr.isatty():  # what to change stands out; a terminal without bold, or NO_COLOR, shows it plain
+            from rich.console import Console
+            from rich.text import Text
+
+            text = Text(f"{start}promptprior: {printable}")
+            text.highlight_regex(TO_CHANGE, "bold")
+            Console(stderr=True, soft_wrap=True).print(text)
+        else:
+            print(f"{start}promptprior: {printable}", file=sys.stderr)
         if not is_own:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return FAILED
@@ -117,6 +126,7 @@ def run(words: Sequence[str]) -> int | None:
     plans, commons = zip(*(read_settings(verb, own, flags) for own in of_each), strict=True)
     for plan in plans:
         check_outputs(verb, plan)
+    AS_JSON.set(commons[0].json or bool(getattr(plans[0], "json", False)))
     with all_processes(verb):
         return verb.run(dict(zip(positional, plans, strict=True)) if verb.is_queue else plans[0], commons[0].dry_run)
 
@@ -130,7 +140,7 @@ def read_settings(
     is wrong.
     """
     flags = dict(given)
-    names = [name for name in EveryVerb.__dataclass_fields__ if name in flags]
+    names = [s.key for s in common_settings(verb) if s.key in flags]
     common = from_mapping(EveryVerb, apply_overrides({}, {n: flags.pop(n) for n in names}), "command line", flags="--")
 
     if len(positional) > len(verb.positional):

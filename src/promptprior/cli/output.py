@@ -1,14 +1,16 @@
 """What verbs print. Needs no torch."""
 
+import json
 import logging
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
-from promptprior.errors import PromptpriorWarning
+from promptprior.errors import QUIET, PromptpriorWarning
 
 # What other libraries read when they are imported, which is later; a user who sets one is not overruled
 SILENCE = {
@@ -20,30 +22,40 @@ SILENCE = {
 }
 
 
+AS_JSON = ContextVar("AS_JSON", default=False)  # whether `show` prints JSON
+
+
+def show(text: str, report: object) -> None:
+    """Print what a verb found: the text, or with --json the report as one line of JSON."""
+    print(json.dumps(report, ensure_ascii=False, default=str) if AS_JSON.get() else text)
+
+
 @contextmanager
-def only_own_lines(debug: bool = False) -> Iterator[None]:
+def only_own_lines(debug: bool = False, quiet: bool = False) -> Iterator[None]:
     """Keep what other libraries log, warn of or draw from our lines; our own warnings are a line each on stderr.
 
-    With `debug` everything is shown as Python shows it.
+    With `debug` everything is shown as Python shows it, with `quiet` no warning and no progress.
     """
-    if debug:
-        yield
-        return
-    for name, value in SILENCE.items():
-        os.environ.setdefault(name, value)
+    with ExitStack() as stack:
+        if quiet and not os.environ.get(QUIET):
+            os.environ[QUIET] = "1"
+            stack.callback(os.environ.pop, QUIET, None)
+        if debug:
+            yield
+            return
+        for name, value in SILENCE.items():
+            os.environ.setdefault(name, value)
 
-    def show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if issubclass(category, PromptpriorWarning):
-            print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
+        def show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+            if issubclass(category, PromptpriorWarning) and not os.environ.get(QUIET):
+                print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
 
-    silent = logging.NullHandler()  # while the root has no handler at all, Python prints what libraries log
-    with warnings.catch_warnings():
+        silent = logging.NullHandler()  # while the root has no handler at all, Python prints what libraries log
+        stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = show_own_warning  # filters would not do: libraries add filters of their own
         logging.getLogger().addHandler(silent)
-        try:
-            yield
-        finally:
-            logging.getLogger().removeHandler(silent)
+        stack.callback(logging.getLogger().removeHandler, silent)
+        yield
 
 
 def command_line() -> str:
@@ -63,7 +75,25 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def score_lines(scores: Mapping[str, float], of: str = "") -> str:
-    """Scores by name, a line each; `of` says what they are means of."""
+def wilson_interval(share: float, count: int) -> list[float]:
+    """The ends of the 95% interval of a share of `count` rows (Wilson 1927): of few rows it is wide.
+
+    >>> [round(end, 2) for end in wilson_interval(5 / 6, 6)]
+    [0.44, 0.97]
+    """
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5
+    return [(centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)]
+
+
+def score_lines(scores: Mapping[str, float], of: str = "", rows: int = 0) -> str:
+    """Scores by name, a line each; `of` says what they are means of. An accuracy of so many `rows` has its interval."""
+    lines = []
     width = max(map(len, scores), default=0)
-    return "\n".join(f"{name:{width}}  {value:.4f}  {of}".rstrip() for name, value in scores.items())
+    for name, value in scores.items():
+        between = ""
+        if rows and name.removeprefix("test ") == "accuracy":
+            low, high = wilson_interval(value, rows)
+            between = f" (95% interval {low:.3f} to {high:.3f})"
+        lines.append(f"{name:{width}}  {value:.4f}{between}  {of}".rstrip())
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from promptprior.artifacts.header import HEADER_FILE
 from promptprior.backbone import Backbone
@@ -38,7 +39,7 @@ from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import DataError, DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
-from promptprior.report.page import write_report
+from promptprior.report.page import Report, make_report
 from promptprior.report.results import read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, Task, load_task
@@ -56,11 +57,12 @@ REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
 @dataclass(frozen=True)
 class ComparisonOutcome:
-    """The report of a comparison, how many cells it has, and the errors of those that failed."""
+    """The report of a comparison, how many cells it has, the errors of those that failed, and `Report.best`."""
 
     page: Path
     cells: int
     errors: tuple[str, ...]
+    best: tuple[dict[str, Any], ...] = ()
 
 
 def compare(plan: Plan, backbone: Backbone | None = None, say: Say = say_to_stderr, command: str = "") -> Path:
@@ -95,13 +97,12 @@ def run_plan(
     left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
     left_out += dict.fromkeys(line for run in runs for line in unserved(run.context.plan, tasks))
 
-    def write() -> Path:
+    def write() -> Report:
         """The report of what is on disk of these cells, in their order: good rows, and the last error of the others."""
         rows = read_rows(plan.output / RESULTS)
         by_cell = {row.cell: row for row in rows} | {row.cell: row for row in rows if row.is_ok}
-        return write_report(
+        report = make_report(
             [by_cell[cell.key] for cell in wanted if cell.key in by_cell],
-            plan.output / PAGE,
             "promptprior comparison",
             expected=len(wanted),
             command=command,
@@ -111,6 +112,8 @@ def run_plan(
             published=plan.published,
             sweep=tuple(plan.swept()),
         )
+        report.write_page(plan.output / PAGE)
+        return report
 
     cluster: AbstractContextManager[object] = nullcontext()
     if plan.engine == "ray" and plan.address:  # before anything is written; one of this machine starts with its work
@@ -175,11 +178,13 @@ def run_plan(
             remove_folder(cost.parent / "checkpoints")
         with suppress(OSError):  # not empty, or not there
             (plan.output / WORK).rmdir()
-        page = write()
+        report = write()
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
     if errors:
         say(f"{len(errors)} of {len(wanted)} cells failed; the same command tries them again. The first: {errors[0]}")
-    return ComparisonOutcome(page, len(wanted), errors)
+    for best in report.best:
+        say(best["says"])
+    return ComparisonOutcome(plan.output / PAGE, len(wanted), errors, tuple(report.best))
 
 
 def preview(plan: Plan, backbone: Backbone | None = None) -> str:
@@ -336,7 +341,7 @@ def _finished_keys(plan: Plan) -> set[str]:
     return {row.cell for row in read_rows(plan.output / RESULTS) if row.is_ok}
 
 
-def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], Path], progress: ProgressDisplay) -> None:
+def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], object], progress: ProgressDisplay) -> None:
     """Do all work that is left, save what comes of it, and keep the report up to date."""
     output, say = context.plan.output, progress.say
     queue = Queue(left, context.plan.retries)

@@ -1,10 +1,11 @@
 """Recipes that learn nothing themselves, and choose among others: their protocol, and the candidates they have."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Protocol, runtime_checkable
 
 from promptprior.artifacts.header import Header
+from promptprior.config.mapping import from_mapping
 from promptprior.config.training import Settings
 from promptprior.errors import SpecError
 from promptprior.methods import Method, Recipe, make_method
@@ -54,6 +55,12 @@ def candidate_settings(method: Choosing, candidate: Method, settings: Settings) 
     """What a candidate adapts with: where the settings name no folds, those that the method has for it."""
     folds = settings.folds or (method.trained_folds if candidate.trains else method.folds)
     return replace(settings, folds=folds)
+
+
+def settings_of_prior(header: Header, where: str) -> Settings:
+    """The settings that fitted a prior, by today's names. Raises SpecError, naming `where`, for what is none."""
+    shared = {item.name: header.settings[item.name] for item in fields(Settings) if item.name in header.settings}
+    return from_mapping(Settings, shared, where)
 
 
 def options_of_prior(header: Header) -> dict[str, object]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from promptprior import plugins
 from promptprior.errors import DataError, SpecError
@@ -248,6 +248,29 @@ class Report:
             at = {t: [f"{m}, k{NO_BREAK}={NO_BREAK}{list_words(ks)}" for m, ks in worse[t].items()] for t in worst}
             on = "clearly worse on " + list_words([f"{target} ({'; '.join(at[target])})" for target in worst])
         return [*sentences, f"Negative transfer: {on}."]
+
+    @property
+    def best(self) -> list[dict[str, Any]]:
+        """For each k, the method with the largest mean difference to the baseline; positive is better, whatever the
+        metric.
+
+        `gap` has a 95% interval from `low` to `high`, n `runs` on so many `targets`; `says` is all that in a sentence.
+        """
+        found = []
+        for k in self.grid.ks:
+            top = max((c for c in self.comparisons if c.k == k), key=lambda c: c.difference.estimate, default=None)
+            if top is None:
+                continue
+            gap, baseline = top.difference, self.grid.baseline
+            doubt = "no interval of one run" if gap.low is None else f"95% interval {gap.low:+.3f} to {gap.high:+.3f}"
+            verdict = {"unclear": "no clear difference"}.get(top.verdict, top.verdict)
+            first = "best is" if gap.estimate > 0 else f"{baseline} is best, next"
+            says = f"k = {k}: {first} {top.method}, {gap.estimate:+.3f} against {baseline} ({doubt}; {gap.n} runs on "
+            says += f"{len(top.targets)} target{'s' if len(top.targets) > 1 else ''}): {verdict}"
+            numbers = {"gap": gap.estimate, "low": gap.low, "high": gap.high, "runs": gap.n}
+            about = {"k": k, "method": top.method, "baseline": baseline, "targets": len(top.targets)}
+            found.append({**about, **numbers, "verdict": top.verdict, "says": says})
+        return found
 
     @property
     def facts(self) -> dict[str, str]:

@@ -19,9 +19,9 @@ from promptprior.errors import ArtifactError, DataError, PromptpriorError
 from promptprior.evaluate import PromptRequest
 from promptprior.parameterisations.registry import form_class
 from promptprior.tasks.loading.readers import rows_of
-from promptprior.tasks.loading.spec import TaskSpec
+from promptprior.tasks.loading.spec import TaskSpec, spec_from
 from promptprior.tasks.loading.template import as_text
-from promptprior.tasks.loading.unlabelled import NEVER_READ, rendered_rows, row_reader
+from promptprior.tasks.loading.unlabelled import NEVER_READ, reading_spec, unlabelled_task
 from promptprior.tasks.task import Example, Task
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -92,7 +92,7 @@ class ServedPrompt:
             plain = [as_text(row["text"], named.place(i), "text") for i, row in enumerate(rows)]
             task, asked = FREE_TEXT, tuple(Example(str(i), text, NEVER_READ) for i, text in enumerate(plain))
         else:
-            task, indices = rendered_rows(self.reader, named)
+            task, indices = unlabelled_task(self.reader, named)
             if left_out := sorted({*range(len(rows))} - {*indices}):
                 raise DataError(f"{named.place(left_out[0])}: the task of {self.name!r} leaves it out (doc_filter)")
             asked = task.examples["test"]
@@ -188,4 +188,9 @@ class PromptFolder:
         prompt = Prompt.from_pretrained(path, self.card)
         self.check(prompt)
         found = prompt.header.find_target(path, self.data)
-        return ServedPrompt(path.name, prompt, None if found is None else row_reader(found[0], self.data), stamp)
+        reader = None
+        if found is not None:
+            name, card = found
+            has_rows = card.spec and not card.path  # of a task that was made in Python
+            reader = spec_from(card.spec, str(path)) if has_rows else reading_spec(name, self.data)
+        return ServedPrompt(path.name, prompt, reader, stamp)

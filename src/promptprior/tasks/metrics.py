@@ -46,11 +46,16 @@ class Prediction:
     choice_tokens: tuple[int, ...] = ()
 
     @property
-    def probabilities(self) -> list[float]:
-        """Of every choice, normalised over the choices; [] for free text."""
+    def probabilities(self) -> tuple[float, ...]:
+        """The probability of every choice, normalised over them; none for free text.
+
+        >>> Prediction("1", "yes", 0, (0.0, math.log(3))).probabilities
+        (0.75, 0.25)
+        """
         least = min(self.choice_nll, default=0.0)
         shares = [math.exp(least - nll) for nll in self.choice_nll]
-        return [share / sum(shares) for share in shares]
+        total = sum(shares)
+        return tuple(share / total for share in shares)
 
 
 @dataclass(frozen=True)

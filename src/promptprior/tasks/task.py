@@ -38,7 +38,8 @@ class Task:
 
     `target_delimiter` stands between text and answer for causal models (lm-eval's word). `version` changes
     whenever the rendered text would. `origin` and `licence` say where the examples come from, `path` which file or
-    folder they were loaded from, absolute, where it was one.
+    folder they were loaded from, absolute, where it was one; `spec` the keys of the spec that rows in memory were read
+    by.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     origin: str = ""
     licence: str = ""
     path: str = ""
+    spec: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The examples of one split. Raises DataError when the task has no such split or it is empty."""

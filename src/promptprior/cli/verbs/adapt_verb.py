@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptprior.cli.output import format_table, score_lines
+from promptprior.cli.output import format_table, score_lines, show
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, load_backbone, with_steps
-from promptprior.config.mapping import check_bounds, from_mapping, merge_settings, to_mapping
+from promptprior.config.mapping import check_bounds, merge_settings, to_mapping
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import SEED_BOUNDS, SHOT_BOUNDS, STEP_BOUNDS, Settings, setting
 from promptprior.errors import SpecError
@@ -120,9 +120,20 @@ class AdaptPlan:
         if adapted.dev_score is not None:
             lines.append(f"{where} {adapted.dev_score:.3f}{error} at step {adapted.best_step}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
-        lines.append(score_lines(scores, f"of {tested} test rows") if tested else "not tested (--test-limit 0)")
-        print(*lines, sep="\n")
-        return print(self.output)
+        lines.append(score_lines(scores, f"of {tested} test rows", tested) if tested else "not tested (--test-limit 0)")
+        report = {
+            "prompt": self.output,
+            "method": header.method,
+            "task": task.name,
+            "dev_score": adapted.dev_score,
+            "dev_error": adapted.dev_error,
+            "best_step": adapted.best_step,
+            "test": test_scores,
+            "test_examples": tested,
+            "examples": len(episode.shots.train) + len(episode.shots.dev),
+            **({"auto": header.scores["auto"]} if "auto" in header.scores else {}),
+        }
+        return show("\n".join([*lines, str(self.output)]), report)
 
 
 def leaderboard_lines(auto: Any) -> list[str]:
@@ -155,18 +166,17 @@ def shots_line(episode: "Episode", folds: int = 0) -> str:
     return line + (f"; fewer than {episode.k} of a class were there to draw: {', '.join(fewer)}" if fewer else "")
 
 
-def settings_of_prior(given: Mapping[str, object]) -> dict[str, object]:
+def with_settings_of_prior(given: Mapping[str, object]) -> dict[str, object]:
     """The settings with method, options, backbone and settings of the prior that is named; what is given wins."""
     if given.get("prior") is None:
         return dict(given)
     from promptprior.cli.common import header_at
-    from promptprior.methods.choosing import options_of_prior
+    from promptprior.methods.choosing import options_of_prior, settings_of_prior
 
     header = header_at(given, "prior")
     if header is None:
         return dict(given)
-    shared = {item.name: header.settings[item.name] for item in fields(Settings) if item.name in header.settings}
-    settings = to_mapping(from_mapping(Settings, shared, str(given["prior"])))  # under the names of this version
+    settings = to_mapping(settings_of_prior(header, str(given["prior"])))
     options = options_of_prior(header)
     is_same = given.get("method", header.method) == header.method
     own = {"method": header.method, "backbone": header.backbone.name, "settings": settings}
@@ -178,6 +188,6 @@ VERB = Verb(
     AdaptPlan,
     AdaptPlan.run,
     "promptprior adapt --prior runs/prior --target adjective_polarity --shots 8 --output runs/prompt",
-    defaults=settings_of_prior,
+    defaults=with_settings_of_prior,
     is_parallel=True,
 )

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from promptprior.cli.output import command_line
+from promptprior.cli.output import command_line, show
 from promptprior.cli.verb import Verb, tasks_of_partition
 from promptprior.compare.plan import Plan
 
@@ -21,7 +21,8 @@ def run_comparison(plan: Plan, dry_run: bool) -> int:
         print(preview(plan))
         return 0
     outcome = run_plan(plan, command=command_line())
-    print(outcome.page)
+    report = {"page": str(outcome.page), "cells": outcome.cells, "failed": len(outcome.errors), "best": outcome.best}
+    show(str(outcome.page), report)
     return 0 if not outcome.errors else 2 if len(outcome.errors) == outcome.cells else 1
 
 

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.cli.output import score_lines
+from promptprior.cli.output import format_table, score_lines, wilson_interval
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.mapping import check_bounds, merge_settings
 from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import LIMIT_BOUNDS, setting
 from promptprior.errors import DataError, SpecError
+from promptprior.untrusted import read_utf8
 
 if TYPE_CHECKING:  # help must not wait for torch
     from promptprior.tasks import Task
+
+
+MOST_CLASSES = 30  # of a confusion matrix that is printed; the JSON has any
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class EvaluatePlan:
     quantize: str | None = setting(None, QUANTIZE)
     compile: bool = setting(False, COMPILE)
     abstention: bool = setting(False, "also accuracy on the most confident tenth of answers, two tenths, … all")
+    forgetting: Path | None = setting(
+        None, "plain text (.txt): also the loss on it, in nats per token, behind the prompt and without it"
+    )
     json: bool = setting(False, "print one JSON object instead of a table")
     output: Path | None = setting(None, "write the JSON object to this file as well")
     force: bool = setting(False, FORCE)
@@ -44,27 +51,30 @@ class EvaluatePlan:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
         from promptprior.cli.common import ProgressMeter
-        from promptprior.evaluate import abstention, evaluate
+        from promptprior.evaluate import PromptRequest, abstention_tenths, answer_requests, forgetting
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of
         from promptprior.preflight import check_lengths, length_of_prompt
 
         task = load_target(self.prompt, self.target, self.data)
         if self.output is not None:
-            inputs = (self.prompt, task.path or None, self.data, self.backbone)
+            inputs = (self.prompt, task.path or None, self.data, self.backbone, self.forgetting)
             check_output(self.output, "evaluate", inputs, force=self.force)
         examples = task.split(self.split)[: self.limit]
-        count = len(examples)
+        count, text = len(examples), "" if self.forgetting is None else read_utf8(self.forgetting)
+        if self.abstention and not task.is_choice:
+            raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
         check_lengths(backbone, task, examples, length_of_prompt(prompt))
         if dry_run:
             return print(f"score {self.prompt} on {count} examples of {task.name}, split {self.split}")
-        passes = 1 + self.abstention if task.is_choice else 2  # free text is scored and generated
-        texts = passes * count * copies_of(prompt.params)
-        backbone = replace(backbone, meter=ProgressMeter(label=f"scoring {count} rows", total=texts))
-        results = evaluate(prompt, task, backbone, self.split, self.limit)
-        report = {
+        passes = 1 if task.is_choice else 2  # free text is scored and generated
+        meter = ProgressMeter(label=f"scoring {count} rows", total=passes * count * copies_of(prompt.params))
+        [answers] = answer_requests(replace(backbone, meter=meter), [PromptRequest(prompt, task, examples)])
+        results, confusion = answers.result, answers.confusion
+        meter.display.close()
+        report: dict[str, Any] = {
             "prompt": str(self.prompt),
             "task": task.name,
             "split": self.split,
@@ -72,16 +82,31 @@ class EvaluatePlan:
             "scores": dict(results.scores),
             "answer_nll": results.nll,
         }
-        curve = abstention(prompt, task, backbone, self.split, self.limit) if self.abstention else []
-        if curve:
+        curve, lines = [], [f"{task.name}, {count} of {self.split}"]
+        if "accuracy" in results.scores:
+            report["accuracy_interval"] = wilson_interval(results.scores["accuracy"], count)
+        if confusion:
+            labels = list(examples[0].choices)
+            report["confusion"] = {"labels": labels, "counts": confusion}
+        if self.abstention:
+            curve = abstention_tenths(examples, answers.predictions)
             report["abstention"] = [list(point) for point in curve]
+        if self.forgetting is not None:
+            forgot = forgetting(prompt, backbone, text)
+            report["forgetting"] = {"text": str(self.forgetting), **asdict(forgot)}
         if self.output is not None:
             plan, writers = replace(self, target=task.path or task.name), {self.output: lambda p: write_json(p, report)}
             write_outputs(plan, plan_beside(self.output), "evaluate", writers)
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
         of_rows = f"of {count} {self.split} rows"
-        table = f"{task.name}, {count} of {self.split}\n{score_lines({**results.scores, **confident}, of_rows)}"
-        return print(json.dumps(report) if self.json else table)
+        lines.append(score_lines({**results.scores, **confident}, of_rows, count))
+        if confusion and len(confusion) <= MOST_CLASSES:
+            rows = [[name, *map(str, row)] for name, row in zip(labels, confusion, strict=True)]
+            lines += ["", format_table(["right \\ answered", *labels], rows)]
+        if self.forgetting is not None:
+            lost = f"{forgot.behind_prompt:.4f} nats per token behind the prompt, {forgot.without:.4f} without"
+            lines += ["", f"plain text: {lost}; {forgot.tokens} tokens of {forgot.passages} passages"]
+        return print(json.dumps(report) if self.json else "\n".join(lines))
 
 
 def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
@@ -95,6 +120,11 @@ def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
     if target:
         return load_task(target, data)
     name, card = target_of_prompt(prompt, data)
+    if card.spec and not card.path:
+        raise SpecError(
+            f"target (--target) is missing: {prompt} was adapted to rows in memory; name a file of labelled rows, with "
+            "the labels as the model reads them"
+        )
     try:
         task = load_task(Path(name) if card.path == name else name, data)
     except (SpecError, DataError) as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
@@ -79,21 +80,25 @@ class ExportPlan:
             return print(f"write {sum(lengths)} vectors of {names} as {self.format} to {self.output}")
         if self.format in ENGINES:
             engine, called = cast(Engine, self.format), self.token_names[0]
-            for note in export_for_engine(artifacts[0], engine, self.output, called, name, self.dtype):
-                print(f"note: {note}")
+            notes = export_for_engine(artifacts[0], engine, self.output, called, name, self.dtype)
             save_plan(self, plan_beside(self.output), "export", [self.output])
-            return print(self.output)
+            said = {"output": self.output, "format": self.format, "notes": notes}
+            return show("\n".join([*(f"note: {note}" for note in notes), str(self.output)]), said)
         if self.format not in BAKED:
             export_prompt(artifacts[0], cast(Literal["peft", "npy", "safetensors"], self.format), self.output)
             save_plan(self, plan_beside(self.output), "export", [self.output])
-            return print(self.output)
+            return show(str(self.output), {"output": self.output, "format": self.format})
         frozen = load_frozen(name, stored_dtype(name) if self.dtype == "stored" else self.dtype, "cpu")
         named = dict(zip(self.token_names, artifacts, strict=True))
-        for added in export_vocabulary(named, frozen, self.output, self.keep_tied, self.format == "llama.cpp"):
+        to_gguf, lines = self.format == "llama.cpp", list[str]()
+        baked = export_vocabulary(named, frozen, self.output, self.keep_tied, to_gguf)
+        for added in baked:
             rounding = f"rounding {added.rounding:.2g} x scale"
-            print(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
+            lines.append(f"{added.name}: {added.length} tokens, {rounding}; before a text write\n  {added.text}")
         save_plan(self, plan_beside(self.output), "export", [self.output])
-        return print(self.output)
+        prompts: dict[str, object] = {added.name: {"tokens": added.length, "text": added.text} for added in baked}
+        about: dict[str, object] = {"output": self.output, "format": self.format, "prompts": prompts}
+        return show("\n".join([*lines, str(self.output)]), about)
 
 
 VERB = Verb(

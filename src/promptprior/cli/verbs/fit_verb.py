@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.choices import Shared
@@ -86,7 +87,7 @@ class FitPlan:
         with claimed(self.output):
             fit(method, sources, backbone, settings, self.seed, RunControl(self.output, watch))
             save_plan(replace(self, settings=settings, steps=None), plan_file, "fit")
-        return print(prior)
+        return show(str(prior), {"prior": prior, "method": self.method, "sources": self.sources})
 
 
 VERB = Verb(

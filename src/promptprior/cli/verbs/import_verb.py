@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import BACKBONE, DATA, FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
@@ -42,7 +43,8 @@ class ImportPlan:
             return print(f"{line}, for {card.name}, to {self.output}")
         prompt.save_pretrained(self.output)
         save_plan(self, plan_beside(self.output), "import", [self.output])
-        return print(f"{line}\n{self.output}")
+        said = {"output": self.output, "length": length, "width": width, "origin": found.origin}
+        return show(f"{line}\n{self.output}", said)
 
 
 VERB = Verb(

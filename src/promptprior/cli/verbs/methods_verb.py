@@ -5,7 +5,7 @@ import re
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
-from promptprior.cli.output import format_table
+from promptprior.cli.output import format_table, show
 from promptprior.cli.verb import Verb
 from promptprior.config.mapping import list_settings
 from promptprior.config.training import setting
@@ -45,6 +45,7 @@ class MethodsPlan:
         from promptprior.methods import METHODS
         from promptprior.methods.options import option_fields
 
+        heads = ["method", "sources", "paper", "what it does"]
         if self.action == "list":
             rows = []
             for name, recipe in METHODS.items():
@@ -52,24 +53,25 @@ class MethodsPlan:
                 authors = paper.split(", ")
                 paper = f"{authors[0]} et al. {paper[-4:]}" if len(authors) > 2 else paper
                 rows.append([name, "yes" if recipe.needs_sources else "no", paper, line])
-            return print(format_table(["method", "sources", "paper", "what it does"], rows))
+            return show(format_table(heads, rows), [dict(zip(heads, row, strict=True)) for row in rows])
         if self.name not in METHODS:
             raise SpecError(unknown_name("method", self.name, METHODS) + " (promptprior methods list)")
         method = METHODS[self.name]
-        line, _, about = describe_method(method)
+        line, paper, about = describe_method(method)
         learns = "learns a prior from source tasks" if method.needs_sources else "needs no sources"
         shots = "uses the target's shots" if method.uses_shots else "uses no shots"
-        print(f"{self.name}: {line}\n{learns}; {shots}\n\n{about}\n")
+        lines, listed = [f"{self.name}: {line}\n{learns}; {shots}\n\n{about}\n"], dict[str, dict[str, str]]()
         options = list(list_settings(type(method), default=method))
-        if not options:
-            return print("It has no options.")
-        print(f"options (fit and adapt: --options.KEY; compare: --options.{self.name}.KEY)")
+        at = f"options (fit and adapt: --options.KEY; compare: --options.{self.name}.KEY)"
+        lines.append(at if options else "It has no options.")
         for option, item in zip(options, option_fields(method), strict=True):
             least, above = item.metadata.get("least"), item.metadata.get("above")
             expected = option.kind + ("" if least is None else f", at least {least:g}")
             expected += "" if above is None else f", more than {above:g}"
-            print(f"  {option.key.replace('_', '-')} = {option.default}\n      {option.help} ({expected})")
-        return None
+            lines.append(f"  {option.key.replace('_', '-')} = {option.default}\n      {option.help} ({expected})")
+            listed[option.key] = {"default": str(option.default), "help": str(option.help), "expected": expected}
+        said = {"method": self.name, "sources": method.needs_sources, "shots": method.uses_shots, "paper": paper}
+        return show("\n".join(lines), {**said, "what it does": line, "about": about, "options": listed})
 
 
 VERB = Verb("methods", MethodsPlan, MethodsPlan.run, "promptprior methods show spot", positional=("action", "name"))

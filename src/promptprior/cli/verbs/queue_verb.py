@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
-from promptprior.cli.output import command_line
+from promptprior.cli.output import AS_JSON, command_line, show
 from promptprior.cli.verb import Verb, tasks_of_partition
 from promptprior.compare.plan import Plan
 
@@ -12,7 +12,10 @@ def run_plans(plans: Mapping[str, Plan], dry_run: bool) -> int:
     """Run what is missing of each plan, or say what that is. The exit code is 1 where one failed, or cells of one."""
     from promptprior.compare.study_queue import run_queue
 
-    return 0 if run_queue(plans, dry_run, command=command_line()) else 1
+    is_done = run_queue(plans, dry_run, command=command_line())
+    if AS_JSON.get():  # what happens is told meanwhile, on stderr
+        show("", {"plans": {name: plan.output for name, plan in plans.items()}, "failed": not is_done})
+    return 0 if is_done else 1
 
 
 VERB = Verb(

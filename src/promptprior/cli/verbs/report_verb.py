@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from promptprior.cli.output import command_line
+from promptprior.cli.output import command_line, show
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, is_plan_of, plan_beside, write_outputs
 from promptprior.config.training import setting
@@ -96,7 +96,8 @@ class ReportPlan:
         if self.csv:
             writers = {path: partial(write_text, text=text) for path, text in tables.items()}
             write_outputs(self, plan_beside(self.csv), "report", writers)
-        return print(page, *([self.markdown] if self.markdown else []), *tables, sep="\n")
+        written = [page, *([self.markdown] if self.markdown else []), *tables]
+        return show("\n".join(map(str, written)), {"written": written, "best": report.best})
 
 
 VERB = Verb(

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from promptprior import plugins
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks import builtin
 from promptprior.tasks.loading.check import check_raise
 from promptprior.tasks.loading.inferred_spec import read_card, spec_from_card, spec_from_columns
-from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file, rows_of
+from promptprior.tasks.loading.readers import SUFFIXES, Rows, memory_rows, read_data_file, rows_of
 from promptprior.tasks.loading.spec import CATALOGUE, TaskSpec, read_spec, render, spec_from
 from promptprior.tasks.loading.splits import complete_splits
 from promptprior.tasks.task import SPLITS, Example, Split, Task
@@ -73,6 +74,28 @@ def load_task(name_or_path: str | Path, data: Path | None = None, split_limits: 
     if data is not None:
         raise DataError(f"{data}: {unknown_name('task', text, [*folders(data), *others])}")
     raise SpecError(unknown_name("task", text, [*catalogue_names(), *others]))
+
+
+def task_from_rows(rows: Any, spec: Mapping[str, object] | None = None, name: str = "rows") -> Task:
+    """A task of rows in memory: a pandas DataFrame, a sequence of mappings, or a mapping of splits to either.
+
+    `spec` has the keys of a spec file (`doc_to_text: "{{ subject }}: {{ body }}"`); without it the columns are text and
+    label, or prompt and completion, as in a file. Missing splits are carved out of train. A prompt that is adapted to
+    such a task remembers how rows are read, so `predict` needs no file of it. Raises SpecError and DataError as
+    `load_task` does, with the number of the row.
+
+    >>> labels = ("good", "bad") * 10
+    >>> task_from_rows([{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]).label_names
+    ('bad', 'good')
+    """
+    named = rows if isinstance(rows, Mapping) else {"train": rows}
+    if unknown := [split for split in named if split not in SPLITS]:
+        raise DataError(f"{name}: {unknown_name('split', str(unknown[0]), SPLITS)}")
+    if "train" not in named:
+        raise DataError(f"{name}: no split 'train' among {', '.join(named) or 'none'}; examples are learned from it")
+    splits: SplitRows = {split: memory_rows(named[split], f"{name}:{split}") for split in SPLITS if split in named}
+    read = spec_from_columns(splits["train"], name) if spec is None else spec_from({"task": name, **spec}, name)
+    return replace(_build(read, splits, "rows in memory", {}), spec=read.keys())
 
 
 def missing_tasks(names: Sequence[str], data: Path | None = None) -> tuple[str, ...]:

@@ -4,9 +4,11 @@ import csv
 import io
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from promptprior.errors import DataError
 from promptprior.untrusted import MOST_BYTES, check_memory, check_regular, parse_json, path_kind, read_utf8
@@ -15,6 +17,7 @@ Row = Mapping[str, object]
 UNPACKED = 6  # bytes of memory for a byte of text: the text, its lines, and the rows as dictionaries
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
 MOST_FIELD = 2**31 - 1  # characters of a CSV field: what of it is read as text has a bound of its own
+MOST_STREAMED = 2**50  # bytes of a file that is read in blocks
 PARQUET_ROWS = 256  # read at once
 MOST_UNFOLDED, UNFOLDING = 2**28, 200  # bytes of a Parquet file's rows, if that is so many times its own size
 
@@ -51,6 +54,28 @@ class Rows:
 def rows_of(values: Sequence[Row], source: str) -> Rows:
     """Rows that are already in memory, numbered from 1."""
     return Rows(source, tuple(values), tuple(range(1, len(values) + 1)), "row")
+
+
+def memory_rows(rows: Any, source: str) -> Rows:
+    """The rows of a pandas DataFrame, whose missing values become null, or of a sequence of mappings, from 1.
+
+    Raises DataError for anything else, for no rows, and for two columns of one name.
+    """
+    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):  # without importing pandas
+        names = [str(column) for column in rows.columns]
+        if len(set(names)) < len(names):
+            raise DataError(f"{source}: two columns have one name: {', '.join(names)}")
+        plain = rows.astype(object).where(rows.notna(), None)
+        values = [dict(zip(names, row, strict=True)) for row in plain.itertuples(index=False, name=None)]
+    else:
+        values = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else [rows]
+        for place, row in enumerate(values, 1):
+            if not isinstance(row, Mapping):
+                what = f"expected a mapping of columns to values, got {type(row).__name__}; or give a DataFrame"
+                raise DataError(f"{source} row {place}: {what}")
+    if not values:
+        raise DataError(f"{source}: there are no rows")
+    return rows_of(values, source)
 
 
 def read_data_file(path: Path) -> Rows:
@@ -122,37 +147,80 @@ def _read_parquet(path: Path) -> Rows:
     return rows_of(values, str(path))
 
 
+def stream_rows(path: Path, size: int, source: str = "") -> Iterator[Rows]:
+    """The rows of a data file as `read_data_file` gives them, at most `size` at a time, in memory for as many.
+
+    CSV and JSONL files may be larger than memory; of the other formats the whole file is read first. `source` is what
+    errors call the file. Raises DataError as `read_data_file` does, when it comes to the row.
+    """
+    source = source or str(path)
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        rows = read_data_file(path)
+        for start in range(0, len(rows), size):
+            end = start + size
+            yield Rows(rows.source, rows.values[start:end], rows.lines[start:end], rows.unit)
+        return
+    check_regular(path, most=MOST_STREAMED)
+    is_csv, count, place = path.suffix.lower() == ".csv", 0, 0
+
+    def checked_lines() -> Iterator[str]:
+        nonlocal place
+        for line in file:
+            place += 1
+            if "\0" in line:
+                raise DataError(f"{source} line {place}: a NUL character; this is UTF-16 or no text at all")
+            yield line
+
+    with path.open(encoding="utf-8-sig", newline="" if is_csv else "\n") as file:
+        objects = ((n, parse_object(line, source, n)) for n, line in enumerate(checked_lines(), 1) if line.strip())
+        numbered = _csv_records(checked_lines(), source) if is_csv else objects
+        try:
+            while block := list(islice(numbered, size)):
+                count += len(block)
+                yield Rows(source, tuple(row for _, row in block), tuple(line for line, _ in block))
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
+            raise DataError(f"{source} after line {place}: not UTF-8 ({byte}); save the file as UTF-8") from None
+    if not count:
+        raise DataError(f"{source}: the file holds no rows")
+
+
 def _read_csv(path: Path) -> Rows:
     # a header line, then records; every value stays a string, blank records are skipped
-    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
-    numbered, start = [], 1
+    numbered = list(_csv_records(io.StringIO(read_utf8(path), newline=""), str(path)))
+    return Rows(str(path), tuple(row for _, row in numbered), tuple(line for line, _ in numbered))
+
+
+def _csv_records(lines: Iterable[str], source: str) -> Iterator[tuple[int, Row]]:
+    # the records below the header, each with the line that it starts at: a quoted field may span lines
+    reader, header, start = csv.reader(lines, strict=True), list[str](), 1
     longest = csv.field_size_limit(MOST_FIELD)
     try:
         for record in reader:
-            if record:
-                numbered.append((start, record))  # a quoted field may span lines: where the record starts
-            start = reader.line_num + 1
+            line, start = start, reader.line_num + 1
+            if not record:
+                continue
+            if header and len(record) != len(header):
+                raise DataError(
+                    f"{source} line {line}: {len(record)} fields, but the header has {len(header)} "
+                    f"({', '.join(header)}); text with commas or line breaks must stand in double quotes"
+                )
+            if header:
+                yield line, dict(zip(header, record, strict=True))
+                continue
+            header = record
+            if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+                name = "a tab" if other[0] == "\t" else repr(other[0])
+                raise DataError(
+                    f"{source} line 1: fields seem to be separated by {name}; expected commas: save it as CSV with "
+                    "commas"
+                )
+            if len(set(header)) < len(header):
+                raise DataError(f"{source} line 1: the header names a column twice: {', '.join(header)}")
     except csv.Error as error:
         if "end of data" in str(error):
-            raise DataError(f"{path} line {start}: bad CSV (a double quote opens a field and none closes it)") from None
-        raise DataError(f"{path} line {reader.line_num}: bad CSV ({error})") from None
+            reason = "a double quote opens a field and none closes it"
+            raise DataError(f"{source} line {start}: bad CSV ({reason})") from None
+        raise DataError(f"{source} line {reader.line_num}: bad CSV ({error})") from None
     finally:
         csv.field_size_limit(longest)
-    if not numbered:
-        raise DataError(f"{path}: the file holds no rows")
-    (_, header), *body = numbered
-    if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
-        name = "a tab" if other[0] == "\t" else repr(other[0])
-        raise DataError(
-            f"{path} line 1: fields seem to be separated by {name}; expected commas: save it as CSV with commas"
-        )
-    if len(set(header)) < len(header):
-        raise DataError(f"{path} line 1: the header names a column twice: {', '.join(header)}")
-    for line, record in body:
-        if len(record) != len(header):
-            raise DataError(
-                f"{path} line {line}: {len(record)} fields, but the header has {len(header)} "
-                f"({', '.join(header)}); text with commas or line breaks must stand in double quotes"
-            )
-    values = tuple(dict(zip(header, record, strict=True)) for _, record in body)
-    return Rows(str(path), values, tuple(line for line, _ in body))

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from promptprior.config.mapping import from_mapping
+from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks.loading.readers import Row, Rows
@@ -101,6 +101,27 @@ class TaskSpec:
             compile_template(self.doc_to_target, self.where),
             *(None if source is None else compile_template(source, self.where) for source in optional),
         )
+
+    def question(self, row: Row, where: str) -> str:
+        """The text of one row that a model reads. Raises DataError for an empty one, and as `Template.value` does."""
+        template = self.templates.text
+        text, columns = template.text(row, where, "doc_to_text"), template.columns
+        # A template of words around empty columns is as silent as a blank one.
+        blank = [v is None or v == [] or (isinstance(v, str) and not v.strip()) for v in map(row.get, columns)]
+        if not text.strip() or (blank and all(blank)):
+            named = ", ".join(map(repr, columns)) or "none"
+            raise DataError(f"{where}: doc_to_text gives an empty text (columns: {named})")
+        return text
+
+    def keys(self) -> dict[str, object]:
+        """What this spec says beside defaults, as `spec_from` reads it again."""
+        said = {name: value for name, value in to_mapping(self).items() if name not in ("where", "metadata")}
+        plain = {f.name: to_mapping(f.default) for f in fields(self) if f.default is not MISSING}
+        keys = {name: value for name, value in said.items() if value != plain.get(name) and value != {}}
+        length = {"generation_kwargs": {"max_gen_toks": self.max_gen_toks}} if "max_gen_toks" in keys else {}
+        keys = {("metric_list" if name == "metrics" else name): value for name, value in keys.items()} | length
+        keys.pop("max_gen_toks", None)
+        return keys
 
     @property
     def fixed_choices(self) -> tuple[str, ...]:
@@ -246,12 +267,7 @@ def render(spec: TaskSpec, rows: Rows) -> tuple[Example, ...]:
         where = rows.place(i)
         if not keeps_row(spec, row, where):
             continue
-        text, columns = templates.text.text(row, where, "doc_to_text"), templates.text.columns
-        # A template of words around empty columns is as silent as a blank one.
-        blank = [v is None or v == [] or (isinstance(v, str) and not v.strip()) for v in map(row.get, columns)]
-        if not text.strip() or (blank and all(blank)):
-            named = ", ".join(map(repr, columns)) or "none"
-            raise DataError(f"{where}: doc_to_text gives an empty text (columns: {named})")
+        text = spec.question(row, where)
         name = content_id(row) if templates.id is None else templates.id.text(row, where, "doc_to_id")
         group = "" if templates.group is None else templates.group.text(row, where, "doc_to_group")
         target = templates.target.value(row, where, "doc_to_target")

@@ -24,43 +24,14 @@ from promptprior.untrusted import path_kind
 NEVER_READ = "?"  # an example must have a target; prediction reads none
 
 
-def unlabelled_task(name_or_path: str, rows: Rows, data: Path | None = None) -> tuple[Task, list[int]]:
+def unlabelled_task(read_as: str | Task | TaskSpec, rows: Rows, data: Path | None = None) -> tuple[Task, list[int]]:
     """A task whose test split is these rows, which need no answer columns, and the indices of the rows in it.
 
-    Rows that the spec's doc_filter refuses are left out. `name_or_path` is what `load_task` takes. A built-in task has
-    no columns: its rows hold `text`, written as `promptprior tasks show` shows it. Raises SpecError for an unknown
-    task, DataError for a missing column.
+    Rows that the spec's doc_filter refuses are left out. `read_as` is what `load_task` takes, or what `reading_spec`
+    gives. A built-in task has no columns: its rows hold `text`, written as `promptprior tasks show` shows it. Raises
+    SpecError for an unknown task, DataError for a missing column.
     """
-    return rendered_rows(row_reader(name_or_path, data), rows)
-
-
-def row_reader(name_or_path: str, data: Path | None = None) -> Task | TaskSpec:
-    """What renders rows of a task: the spec that `load_task` would render them with, or the whole task where there is
-    none. Raises SpecError for an unknown task, DataError for a file that cannot be read."""
-    path, text, name = Path(name_or_path), name_or_path.removeprefix("builtin:"), name_or_path.removeprefix("hub:")
-    is_path, in_data = looks_like_path(name_or_path), data is not None and path_kind(data / text) == "folder"
-    folder = data / name_or_path if data is not None and path_kind(data / name_or_path) == "folder" else path
-    task: Task | TaskSpec | None
-    if not in_data and not is_path and text in builtin.names():
-        task = builtin.make_task(text)
-    elif path.suffix in (".yaml", ".yml"):
-        task = read_spec(path)
-    elif is_path and path.suffix.lower() in SUFFIXES:
-        task = spec_from_columns(read_data_file(path), path.stem)
-    elif path_kind(folder) == "folder":
-        task = folder_spec(folder, read_folder(folder))
-    elif not is_path and name in catalogue_names():
-        task = catalogue_spec(name)
-    else:
-        task = None if is_path else plugin_task(name)
-    if task is None:
-        raise DataError(f"task {name_or_path!r} (--target): expected a task's name, file or folder")
-    return task
-
-
-def rendered_rows(task: Task | TaskSpec, rows: Rows) -> tuple[Task, list[int]]:
-    """Rows as the test split of a task, by what `row_reader` found, and the indices of those that are in it. Raises
-    DataError for a missing column."""
+    task = reading_spec(read_as, data) if isinstance(read_as, str) else read_as
     examples, indices = [], []
     for i, row in enumerate(rows.values):
         where = rows.place(i)
@@ -82,3 +53,26 @@ def rendered_rows(task: Task | TaskSpec, rows: Rows) -> tuple[Task, list[int]]:
     if isinstance(task, Task):
         return replace(task, examples={"test": tuple(examples)}), indices
     return replace(task_of(task, {"test": tuple(examples)}, rows.source), licence=""), indices
+
+
+def reading_spec(name_or_path: str, data: Path | None = None) -> Task | TaskSpec:
+    """The spec that `load_task` would render rows with; a whole task where there is none, as of the built-in suite.
+
+    Raises SpecError and DataError for an unknown task.
+    """
+    path, text, name = Path(name_or_path), name_or_path.removeprefix("builtin:"), name_or_path.removeprefix("hub:")
+    is_path, in_data = looks_like_path(name_or_path), data is not None and path_kind(data / text) == "folder"
+    folder = data / name_or_path if data is not None and path_kind(data / name_or_path) == "folder" else path
+    if not in_data and not is_path and text in builtin.names():
+        return builtin.make_task(text)
+    if path.suffix in (".yaml", ".yml"):
+        return read_spec(path)
+    if is_path and path.suffix.lower() in SUFFIXES:
+        return spec_from_columns(read_data_file(path), path.stem)
+    if path_kind(folder) == "folder":
+        return folder_spec(folder, read_folder(folder))
+    if not is_path and name in catalogue_names():
+        return catalogue_spec(name)
+    if not is_path and (plugged_in := plugin_task(name)) is not None:
+        return plugged_in
+    raise DataError(f"task {name_or_path!r} (--target): expected a task's name, file or folder")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
 from promptprior.config.training import setting
@@ -42,7 +43,8 @@ class FetchPlan:
         replace_folder(self.output, write)
         [(commit, what)] = said
         save_plan(replace(self, revision=commit), plan_beside(self.output), "fetch", [self.output])
-        return print(f"{what}, {self.repo} at {commit}\n{self.output}")
+        said_of = {"output": self.output, "repo": self.repo, "commit": commit, "what": what}
+        return show(f"{what}, {self.repo} at {commit}\n{self.output}", said_of)
 
 
 VERB = Verb(

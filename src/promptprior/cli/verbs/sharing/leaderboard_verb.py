@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.cli.output import command_line
+from promptprior.cli.output import command_line, show
 from promptprior.cli.verb import FORCE, Verb
 from promptprior.config.plan_file import check_output, plan_beside, write_outputs
 from promptprior.config.training import setting
@@ -35,7 +35,7 @@ class LeaderboardPlan:
             return print(f"read {', '.join(map(str, files))}, write {self.output}")
         board = make_leaderboard(entries, self.title, self.baseline, command_line())
         write_outputs(self, plan_beside(self.output), "leaderboard", {self.output: board.write_page})
-        return print(self.output)
+        return show(str(self.output), {"output": self.output})
 
 
 VERB = Verb(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import Verb
 from promptprior.config.training import setting
 
@@ -64,7 +65,7 @@ class SharePlan:
             if dry_run:
                 return print(f"share the {artifact.kind} of {self.folder} as the model {self.repo}")
             commit = artifact.push_to_hub(self.repo, self.private, self.license, self.widget)
-        return print(f"{self.repo} at {commit}")
+        return show(f"{self.repo} at {commit}", {"repo": self.repo, "commit": commit})
 
 
 VERB = Verb(
