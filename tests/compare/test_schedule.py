@@ -181,14 +181,14 @@ def test_a_disk_without_room_is_told_before_the_first_step(
 def test_a_disk_without_room_for_an_early_report_stops_nothing(
     plan: Plan, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, heard = run.write_report, list[str]()
+    real, heard = run.make_report, list[str]()
 
     def refused(rows, *args, **kwargs):
         if len(rows) < 9:
             raise DiskError("cannot write report.html")
         return real(rows, *args, **kwargs)
 
-    monkeypatch.setattr(run, "write_report", refused)
+    monkeypatch.setattr(run, "make_report", refused)
     assert run.compare(plan, backbone, heard.append).exists()
     assert "no report yet: cannot write report.html" in heard
 

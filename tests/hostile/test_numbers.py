@@ -24,6 +24,7 @@ REQUIRED = {
     "evaluate": {"target": "t", "prompt": "p"},
     "fit": {"sources": "s"},
     "inspect": {"folders": "p"},
+    "serve": {"folder": "p"},
     "similar": {"target": "t", "sources": "s"},
 }
 WRONG = ("nan", ".nan", "inf", ".inf", "-.inf", "1e400", "1" + "0" * 400, "-1e308", "zebra", "1,zebra", "[]]", "true")

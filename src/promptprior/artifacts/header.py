@@ -91,7 +91,7 @@ class Header:
         if not Path(card.path).exists():
             raise DataError(
                 f"{where} was adapted to task {card.name!r} of {card.path}, which is not there any more: say where it "
-                "is (--target FILE; serve: --data FOLDER with a task folder of this name)"
+                "is (--target FILE), or to serve, name a folder with a task folder of this name (--data FOLDER)"
             )
         return card.path, card
 

@@ -180,7 +180,9 @@ def stream_rows(path: Path, size: int, source: str = "") -> Iterator[Rows]:
                 yield Rows(source, tuple(row for _, row in block), tuple(line for line, _ in block))
         except UnicodeDecodeError as error:
             byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
-            raise DataError(f"{source} after line {place}: not UTF-8 ({byte}); save the file as UTF-8") from None
+            with path.open("rb") as raw:  # text is decoded some kilobytes ahead of its lines
+                line = next(n for n, part in enumerate(raw, 1) if part.decode("utf-8", "ignore").encode() != part)
+            raise DataError(f"{source} line {line}: not UTF-8 ({byte}); save the file as UTF-8") from None
     if not count:
         raise DataError(f"{source}: the file holds no rows")
 
