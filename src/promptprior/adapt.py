@@ -17,13 +17,14 @@ import torch
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate, held_out_of
-from promptprior.adaptation.refit import adapt_as_copies
+from promptprior.adaptation.refit import adapt_as_copies, counted
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, load, training_tokens
 from promptprior.backbone.quiet_loading import quiet_loading
 from promptprior.config.choices import TestRows
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
+from promptprior.cost import Cost
 from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, PromptRequest, answer_requests
@@ -186,7 +187,10 @@ def _adapt_and_choose(
                 control.inside(candidate.name),
             )
             for place, one in zip(served, given, strict=True):
-                adapted[place].append(replace(one, out_of_fold=held_out_of(backbone, one)))
+                asking: list[Cost] = []
+                with counted(backbone, asking):
+                    answers = held_out_of(backbone, one)
+                adapted[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
             if not decision.seconds:  # a candidate that had ended before is not counted again
                 decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
         decisions.append(decision)

@@ -50,6 +50,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "context_tuning_prompt": {},
     "lora": {"rank": 2},
     "bitfit": {},
+    "fine_tuning": {},
     "prompt_tuning": {},
     "linear_probe": {},
     "knn": {},
