@@ -1,5 +1,6 @@
 """The proving ground: its exact answers against brute force, its model, its particles against a grid, its resume."""
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -266,3 +267,11 @@ def test_tables_have_every_contrast(name: str):
     made = tables.TABLES[claim.kind](claim, records)
     assert len(made) == (2 if claim.contrasts else 1)
     assert len(made[-1].rows) == len(claim.conditions) * max(1, len(claim.contrasts))
+
+
+def test_the_tables_of_what_was_measured_are_those_of_its_rows(tmp_path: Path) -> None:
+    measured = Path(__file__).parents[1] / "docs/studies/results/proving_ground"
+    lines = [json.loads(line) for line in (measured / "rows.jsonl").read_text().splitlines()]
+    assert len(lines) == sum(len(claim.conditions) for claim in claims.CLAIMS.values())
+    tables.write_tables(lines, tmp_path)
+    assert (tmp_path / "tables.md").read_text() == (measured / "tables.md").read_text()
