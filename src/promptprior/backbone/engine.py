@@ -9,7 +9,6 @@ has them, the keys and values of every layer (`KeyValues`): a prefix, which cost
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypedDict, Unpack
@@ -22,7 +21,7 @@ from promptprior.backbone.forward.dispatch import States, chosen_route, kept_per
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
-from promptprior.backbone.generate import GenerationOptions, Steps, generate_texts, token_steps
+from promptprior.backbone.generate import GenerationOptions, Steps, generate_texts, renumbered, token_steps
 from promptprior.backbone.identity import BackboneCard
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
@@ -279,11 +278,7 @@ class Backbone:
         for chunk in self.split(batch, computed_tokens(prompts)):
             self.meter.count(chunk, computed_tokens(prompts))
             steps = token_steps(self.frozen, prompts, chunk, options, hidden)
-            ended: list[int] | None = None  # nothing can be sent to steps that have not begun
-            with suppress(StopIteration):
-                while True:
-                    new = steps.send(ended)
-                    ended = [x - first for x in (yield {first + x: ids for x, ids in new.items()}) or ()]
+            yield from renumbered(steps, range(first, first + chunk.texts))
             first += chunk.texts
 
 

@@ -5,7 +5,7 @@ which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and
 Beams, and encoder-decoders without a prefix, go through the model's own `generate`.
 """
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -60,13 +60,8 @@ def token_steps(
         lengths = batch.text_lengths.cpu() if getattr(config, "sliding_window", None) else torch.zeros(batch.texts)
         for length in lengths.unique():
             texts = (lengths == length).nonzero().flatten()
-            steps, places = _greedy(frozen, prompts, batch.take(texts), options.max_new_tokens, hidden), texts.tolist()
-            ended: list[int] | None = None  # nothing can be sent to steps that have not begun
-            with suppress(StopIteration):
-                while True:
-                    new = steps.send(ended)
-                    sent = (yield {places[x]: ids for x, ids in new.items()}) or ()
-                    ended = [places.index(x) for x in sent]
+            steps = _greedy(frozen, prompts, batch.take(texts), options.max_new_tokens, hidden)
+            yield from renumbered(steps, texts.tolist())
     elif frozen.card.is_encoder_decoder or options.beams > 1:
         if frozen.card.is_encoder_decoder:
             encoded, mask = encode(frozen, prompts, batch, hidden)
@@ -87,6 +82,15 @@ def token_steps(
         yield dict(enumerate(ids.tolist()))
     else:
         yield from _greedy(frozen, prompts, batch, options.max_new_tokens, hidden)
+
+
+def renumbered(steps: Steps, places: Sequence[int]) -> Steps:
+    """The same steps, where text x is called places[x]."""
+    ended: list[int] | None = None  # nothing can be sent to steps that have not begun
+    with suppress(StopIteration):
+        while True:
+            new = steps.send(ended)
+            ended = [places.index(x) for x in (yield {places[x]: ids for x, ids in new.items()}) or ()]
 
 
 def generate_texts(
