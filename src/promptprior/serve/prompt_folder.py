@@ -90,15 +90,14 @@ class ServedPrompt:
             if missing := [named.place(i) for i, row in enumerate(rows) if "text" not in row]:
                 raise DataError(f"{missing[0]}: prompt {self.name!r} reads 'text'")
             plain = [as_text(row["text"], named.place(i), "text") for i, row in enumerate(rows)]
+            if empty := [named.place(i) for i, text in enumerate(plain) if not text.strip()]:
+                raise DataError(f"{empty[0]}: the text is empty; send some words")
             task, asked = FREE_TEXT, tuple(Example(str(i), text, NEVER_READ) for i, text in enumerate(plain))
         else:
-            task, indices = unlabelled_task(self.reader, named)
+            task, indices = unlabelled_task(self.reader, named, refuse_empty=True)
             if left_out := sorted({*range(len(rows))} - {*indices}):
                 raise DataError(f"{named.place(left_out[0])}: the task of {self.name!r} leaves it out (doc_filter)")
             asked = task.examples["test"]
-        for i, example in enumerate(asked):
-            if not example.text.strip():
-                raise DataError(f"{named.place(i)}: the text is empty; send some words")
         return PromptRequest(self.prompt, task, asked)
 
 

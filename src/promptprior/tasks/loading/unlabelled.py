@@ -24,12 +24,14 @@ from promptprior.untrusted import path_kind
 NEVER_READ = "?"  # an example must have a target; prediction reads none
 
 
-def unlabelled_task(read_as: str | Task | TaskSpec, rows: Rows, data: Path | None = None) -> tuple[Task, list[int]]:
+def unlabelled_task(
+    read_as: str | Task | TaskSpec, rows: Rows, data: Path | None = None, refuse_empty: bool = False
+) -> tuple[Task, list[int]]:
     """A task whose test split is these rows, which need no answer columns, and the indices of the rows in it.
 
     Rows that the spec's doc_filter refuses are left out. `read_as` is what `load_task` takes, or what `reading_spec`
     gives. A built-in task has no columns: its rows hold `text`, written as `promptprior tasks show` shows it. Raises
-    SpecError for an unknown task, DataError for a missing column.
+    SpecError for an unknown task, DataError for a missing column, and with `refuse_empty` for a row that gives no text.
     """
     task = reading_spec(read_as, data) if isinstance(read_as, str) else read_as
     examples, indices = [], []
@@ -44,7 +46,7 @@ def unlabelled_task(read_as: str | Task | TaskSpec, rows: Rows, data: Path | Non
             indices.append(i)
         elif keeps_row(task, row, where):
             templates = task.templates
-            question = templates.text.text(row, where, "doc_to_text")
+            question = task.question(row, where) if refuse_empty else templates.text.text(row, where, "doc_to_text")
             has_id = templates.id is not None and all(column in row for column in templates.id.columns)
             own_id = templates.id.text(row, where, "doc_to_id") if templates.id and has_id else content_id(row)
             choices = task.fixed_choices if templates.choices is None else row_choices(task, row, where)
