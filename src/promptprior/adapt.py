@@ -162,8 +162,9 @@ def _adapt_and_choose(
     on_record = {decision.candidate: decision for decision in read_decisions(control.folder, key)}
     sizes = {e.task.fingerprint: target_size(backbone, e.task) for e in episodes} if method.seconds is not None else {}
     decisions, adapted = list[Decision](), [list[Adapted]() for _ in episodes]
+    cannot = [{c.name: reason for c in candidates if (reason := c.serves(e.task))} for e in episodes]
     for candidate in candidates:
-        served = [place for place, episode in enumerate(episodes) if candidate.serves(episode.task) is None]
+        served = [place for place, reasons in enumerate(cannot) if candidate.name not in reasons]
         if not served:
             continue
         own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
@@ -202,11 +203,10 @@ def _adapt_and_choose(
                 f"{episode.task.name!r} (--options.candidates)"
             )
     not_run = {d.candidate: d.expected or 0.0 for d in decisions if not d.starts}
-    chosen = []
-    for episode, given in zip(episodes, adapted, strict=True):
-        cannot = {c.name: reason for c in candidates if (reason := c.serves(episode.task))}
-        chosen.append(choose_candidate(method.name, given, method.blend, not_run, cannot))
-    return chosen
+    return [
+        choose_candidate(method.name, given, method.blend, not_run, reasons)
+        for given, reasons in zip(adapted, cannot, strict=True)
+    ]
 
 
 def _checked_priors(

@@ -196,9 +196,9 @@ def mixing_weights(log_right: Float[Tensor, "M n"], prior: Float[Tensor, " M"]) 
 
     sum over examples of log(sum over m of w_m p_m(right answer)) + PULL * M * sum over m of prior_m log w_m
     """
-    weights = prior
+    weights, pull = prior, PULL * len(prior) * prior
     for _ in range(EM_STEPS):
-        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + PULL * len(prior) * prior
+        counts = torch.softmax(log_right + weights.log()[:, None], dim=0).sum(1) + pull
         weights = counts / counts.sum()
     return weights
 
