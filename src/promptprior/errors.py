@@ -1,9 +1,15 @@
 """Errors that name the value, what was expected, and what to change."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 QUIET = "PROMPTPRIOR_QUIET"  # a variable of the environment: no progress, notes or warnings (--quiet sets it)
+
+
+def is_quiet() -> bool:
+    """Whether nothing but results and errors is to be said."""
+    return bool(os.environ.get(QUIET))
 
 
 class PromptpriorError(Exception):

@@ -528,10 +528,10 @@ def forgetting(prompt: Prompt, backbone: Backbone, text: str) -> Forgetting:
         examples.append(Example(str(i), half, rest, (rest,), 0))  # one choice: its likelihood, and no end after it
     task = Task("plain text", "multiple_choice", ("accuracy",), {"test": tuple(examples)})
     width = backbone.width
-    plain = replace(header, head="", head_settings={}, choices=())
-    empty = replace(plain, parameterisation="direct", parameterisation_settings={"length": 0, "width": width})
+    plain = prompt.headless
+    empty = replace(plain.header, parameterisation="direct", parameterisation_settings={"length": 0, "width": width})
     none = torch.zeros(1, 0, width, dtype=backbone.frozen.prompt_dtype)
-    both = [Prompt(plain, without_head(prompt.params)), Prompt(empty, {"prompt": none})]
+    both = [plain, Prompt(empty, {"prompt": none})]
     answers = answer_requests(backbone, [PromptRequest(one, task, task.split("test")) for one in both])
     tokens = sum(len(t.targets[0]) for t in answers[0].eval_set.tokens)
     losses = [sum(nll for [nll] in answer.nll) / tokens for answer in answers]

@@ -37,6 +37,7 @@ from promptprior.files import (
     write_tensors,
     write_text,
 )
+from promptprior.heads.fitted import without_head
 from promptprior.notation import Float, Params, Tensor
 
 __all__ = ["Header", "Prior", "Prompt", "TaskCard", "check_saveable", "load_any", "versions"]
@@ -169,6 +170,12 @@ class _Artifact:
         check_tensors(params, recorded, folder)
         return cls(header, params)
 
+    @property
+    def headless(self) -> Self:
+        """The same without its head, which reads behind it: answers come from the likelihood."""
+        header = replace(self.header, head="", head_settings={}, choices=())
+        return type(self)(header, without_head(self.params))
+
     def push_to_hub(
         self, repo: str, private: bool | None = None, license: str | None = None, widget: Sequence[str] = ()
     ) -> str:
@@ -178,8 +185,6 @@ class _Artifact:
         shared unless you name them. What the header says of places on this machine stays here. Raises ArtifactError
         when the Hub refuses or cannot be reached.
         """
-        texts = [{"text": text} for text in widget]
-        card = [("license", license), ("license_name", None)] if license else []
         tasks = tuple(replace(task, path="") for task in self.header.tasks)
         name = self.header.backbone.name
         backbone = replace(self.header.backbone, name=Path(name).name if Path(name).is_absolute() else name)
@@ -187,7 +192,7 @@ class _Artifact:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "artifact"
             shared.save_pretrained(path)
-            return push_folder(path, repo, "model", private, card + ([("widget", texts)] if texts else []))
+            return push_folder(path, repo, "model", private, license, widget)
 
     @classmethod
     def from_hub(cls, repo: str, revision: str | None = None, backbone: BackboneCard | None = None) -> Self:

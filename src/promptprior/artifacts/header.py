@@ -39,6 +39,11 @@ class TaskCard:
     path: str = field(default="", metadata={"omit_from_hash_if_default": True})
     spec: Mapping[str, object] = field(default_factory=dict, metadata={"omit_from_hash_if_default": True})
 
+    @property
+    def is_of_memory(self) -> bool:
+        """Whether its rows came from no file, so that `spec` alone says how rows are read."""
+        return bool(self.spec) and not self.path
+
 
 @dataclass(frozen=True)
 class TensorRecord:

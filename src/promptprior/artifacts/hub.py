@@ -28,14 +28,20 @@ REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 def push_folder(
-    folder: Path, repo: str, repo_type: RepoType, private: bool | None = None, card: Sequence[tuple[str, Any]] = ()
+    folder: Path,
+    repo: str,
+    repo_type: RepoType,
+    private: bool | None = None,
+    license: str | None = None,
+    widget: Sequence[str] = (),
 ) -> str:
     """Make the repository `repo`, OWNER/NAME, where it is not there, and commit a folder's shared files to it.
 
     Other files of the folder stay here; shared files of an earlier push that this folder has not are deleted there, for
-    they would be read along with the new ones. `private` is None for what the account makes by default. `card` are keys
-    and values for the front matter of its README.md. The token is that of `hf auth login`, or HF_TOKEN. Returns the
-    hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or cannot be reached.
+    they would be read along with the new ones. `private` is None for what the account makes by default. The card says
+    `license` in place of "other", and shows the texts of `widget` as examples. The token is that of `hf auth login`, or
+    HF_TOKEN. Returns the hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or cannot be
+    reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 
@@ -44,8 +50,10 @@ def push_folder(
         paths = {name: str(folder / name) if name != README else (folder / name).read_bytes() for name in names}
         if README in paths:
             text = ModelCard((folder / README).read_text(encoding="utf-8"))
-            for key, value in card:
-                text.data[key] = value
+            if license:
+                text.data["license"], text.data["license_name"] = license, None
+            if widget:
+                text.data["widget"] = [{"text": example} for example in widget]
             paths[README] = str(text).encode()
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
         stale = {*api.list_repo_files(repo, repo_type=repo_type)} & {*SHARED[repo_type]} - {*names}

@@ -5,7 +5,6 @@ Nearest tokens: Lester et al. 2021 (arXiv 2104.08691, section 7) read prompts so
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -131,10 +130,8 @@ def similarities(artifacts: Mapping[str, Prior | Prompt]) -> list[dict[str, Any]
     """
     matrices, pairs = dict[str, Tensor | str](), []
     for name, artifact in artifacts.items():
-        header = replace(artifact.header, head="", head_settings={}, choices=())  # a head reads behind its prompt
-        params = {key: value for key, value in artifact.params.items() if not key.startswith("head.")}
         try:
-            matrices[name] = single_prompt(type(artifact)(header, params), name)
+            matrices[name] = single_prompt(artifact.headless, name)
         except ArtifactError as error:
             matrices[name] = str(error)
     for a, b in combinations(artifacts, 2):

@@ -3,9 +3,8 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
-from statistics import NormalDist
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -14,6 +13,7 @@ from promptprior.backbone import SMOLLM2
 from promptprior.backbone.added_tokens import BakedPrompt
 from promptprior.backbone.identity import BackboneCard
 from promptprior.notation import Params
+from promptprior.tasks.metrics import wilson_interval
 
 AUTO_CLASS = {False: "AutoModelForCausalLM", True: "AutoModelForSeq2SeqLM"}  # by is_encoder_decoder
 BEFORE_TEXT = "\n```\n\nIt goes before the embeddings of the text, a begin token included."
@@ -61,10 +61,8 @@ def model_card(header: Header, params: Params, is_adapter: bool, exported_as: st
         if not isinstance(value, float | int) or not isfinite(value):
             continue
         known: dict[str, object] = {"rows": rows}
-        if isinstance(rows, int) and rows > 0 and metric in PROPORTIONS:  # Wilson's interval of a share of rows
-            z = NormalDist().inv_cdf(0.975)
-            centre, half = value + z**2 / (2 * rows), z * sqrt(value * (1 - value) / rows + z**2 / (4 * rows**2))
-            ends = [round((centre + sign * half) / (1 + z**2 / rows), 4) for sign in (-1, 1)]
+        if isinstance(rows, int) and rows > 0 and metric in PROPORTIONS:
+            ends = [round(end, 4) for end in wilson_interval(value, rows)]
             known |= {"interval": ends, "level": 0.95, "interval_of": "other test rows (Wilson)"}
         task = targets[0].name
         results.append(

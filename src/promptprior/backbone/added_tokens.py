@@ -62,11 +62,7 @@ def write_baked(
             raise ArtifactError(f"prompt name {name!r} (--names): expected letters, digits, _, . and - only")
         if token(name, 0) in frozen.tokenizer.get_vocab():
             raise ArtifactError(f"the vocabulary already has {token(name, 0)!r}: choose another name (--names)")
-        if not torch.isfinite(prompt.to(frozen.dtype)).all():
-            raise ArtifactError(
-                f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {dtype}: "
-                "bake in another dtype (--dtype float32)"
-            )
+        check_holds(dtype, name, prompt, "bake")
     if getattr(model, "is_quantized", False):
         raise ArtifactError(
             f"{type(model).__name__} was loaded with packed weights, which take no new rows: bake into the model it "
@@ -86,6 +82,15 @@ def write_baked(
         write_json(settings, {**read_json(settings), "add_bos_token": False})
     written = load_frozen(str(folder), dtype, str(frozen.device))
     return tuple(_check_baked(frozen, written, name, prompt) for name, prompt in prompts.items())
+
+
+def check_holds(dtype: str, name: str, prompt: Float[Tensor, "_ D"], verb: str) -> None:
+    """Raise ArtifactError for a prompt with numbers that a dtype does not hold, saying what to do in another one."""
+    if not torch.isfinite(prompt.to(DTYPES[dtype])).all():
+        raise ArtifactError(
+            f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {dtype}: {verb} in another "
+            "dtype (--dtype float32)"
+        )
 
 
 def token(name: str, number: int) -> str:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.artifacts.artifact import artifact_folder as artifact_folder
-from promptprior.artifacts.artifact import is_foreign
+from promptprior.artifacts.artifact import artifact_folder, is_foreign
 from promptprior.artifacts.header import Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter

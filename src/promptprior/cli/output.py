@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
-from promptprior.errors import QUIET, PromptpriorWarning
+from promptprior.errors import QUIET, PromptpriorWarning, is_quiet
 
 # What other libraries read when they are imported, which is later; a user who sets one is not overruled
 SILENCE = {
@@ -27,7 +27,7 @@ AS_JSON = ContextVar("AS_JSON", default=False)  # whether `show` prints JSON
 
 def show(text: str, report: object) -> None:
     """Print what a verb found: the text, or with --json the report as one line of JSON."""
-    print(json.dumps(report, ensure_ascii=False, default=str) if AS_JSON.get() else text)
+    print(json.dumps(report, default=str) if AS_JSON.get() else text)  # in ASCII, which every terminal can show
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def only_own_lines(debug: bool = False, quiet: bool = False) -> Iterator[None]:
     With `debug` everything is shown as Python shows it, with `quiet` no warning and no progress.
     """
     with ExitStack() as stack:
-        if quiet and not os.environ.get(QUIET):
+        if quiet and not is_quiet():
             os.environ[QUIET] = "1"
             stack.callback(os.environ.pop, QUIET, None)
         if debug:
@@ -47,7 +47,7 @@ def only_own_lines(debug: bool = False, quiet: bool = False) -> Iterator[None]:
             os.environ.setdefault(name, value)
 
         def show_own_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-            if issubclass(category, PromptpriorWarning) and not os.environ.get(QUIET):
+            if issubclass(category, PromptpriorWarning) and not is_quiet():
                 print(f"promptprior: warning: {message}", file=sys.stderr, flush=True)
 
         silent = logging.NullHandler()  # while the root has no handler at all, Python prints what libraries log
@@ -75,19 +75,10 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def wilson_interval(share: float, count: int) -> list[float]:
-    """The ends of the 95% interval of a share of `count` rows (Wilson 1927): of few rows it is wide.
-
-    >>> [round(end, 2) for end in wilson_interval(5 / 6, 6)]
-    [0.44, 0.97]
-    """
-    z = 1.959964
-    centre, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5
-    return [(centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)]
-
-
 def score_lines(scores: Mapping[str, float], of: str = "", rows: int = 0) -> str:
     """Scores by name, a line each; `of` says what they are means of. An accuracy of so many `rows` has its interval."""
+    from promptprior.tasks.metrics import wilson_interval
+
     lines = []
     width = max(map(len, scores), default=0)
     for name, value in scores.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
-from promptprior.config.mapping import check_bounds, merge_settings
+from promptprior.config.mapping import check_bounds
 from promptprior.config.training import setting
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.interruptions import Interrupted
@@ -117,17 +117,18 @@ def say_in_json(event: str, level: str = "info", **values: object) -> None:
 
 def settings_of_folder(given: Mapping[str, object]) -> dict[str, object]:
     """The settings with backbone and dtype of the first prompt of the folder that is named; what is given wins."""
-    from promptprior.artifacts.header import HEADER_FILE, read_header
+    from promptprior.cli.common import header_at
+    from promptprior.cli.verbs.evaluate_verb import with_backbone_of
+    from promptprior.serve.prompt_folder import prompt_folders
 
     folder = Path(str(given.get("folder", "")))
-    headers = [folder / HEADER_FILE, *sorted(folder.glob(f"*/{HEADER_FILE}"))] if "folder" in given else []
-    for file in headers:
+    for path in prompt_folders(folder) if "folder" in given and folder.is_dir() else []:
         try:
-            header = read_header(file.parent)[0]
+            header = header_at({"folder": path}, "folder")
         except ArtifactError:  # the server says so when it reads it
             continue
-        dtype = str(header.settings.get("dtype", "auto")).removeprefix("torch.")
-        return merge_settings(given, {"backbone": header.backbone.name, "dtype": dtype})
+        if header is not None:
+            return with_backbone_of(header, given)
     return dict(given)
 
 

@@ -1,14 +1,13 @@
 """How far work is, on stderr: bars on a terminal (rich), elsewhere a plain line every few seconds."""
 
 import atexit
-import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from promptprior.errors import QUIET
+from promptprior.errors import is_quiet
 from promptprior.rules.rule import Info
 from promptprior.watch import WatchStage, combine_watchers, tensorboard
 
@@ -17,7 +16,7 @@ Say = Callable[[str], None]
 
 def say_to_stderr(line: str) -> None:
     """One line on stderr, unless all is to be quiet; while bars are shown there, rich puts it above them."""
-    if not os.environ.get(QUIET):
+    if not is_quiet():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -30,9 +29,7 @@ class ProgressDisplay:
     def __init__(self, say: Say, total: float = 1.0) -> None:
         self.say, self.total, self.done, self.within, self.later = say, max(total, 1.0), 0.0, 0.0, 0.0
         self.start, self.last_line, self.bars = time.monotonic(), -1e9, None
-        if (
-            say is say_to_stderr and sys.stderr.isatty() and not os.environ.get(QUIET)
-        ):  # rich is imported only where it is used
+        if say is say_to_stderr and sys.stderr.isatty() and not is_quiet():  # rich is imported only where it is used
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

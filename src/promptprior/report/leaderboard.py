@@ -12,11 +12,11 @@ from pathlib import Path
 
 from promptprior.errors import DataError
 from promptprior.report.page import Report, make_report
-from promptprior.report.results import Grid, Row, read_rows
+from promptprior.report.results import RESULTS_FILE, Grid, Row, read_rows
 from promptprior.report.section import Section, Table, Value, columns, make_table
 from promptprior.report.statistics import TIE
 
-RESULTS_FILE, PLAN_FILE = "results.jsonl", "plan.yaml"
+PLAN_FILE = "plan.yaml"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from promptprior.report.statistics import UNBOUNDED, Interval, interval
 from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
+RESULTS_FILE = "results.jsonl"  # what a comparison writes its rows to
 LARGEST = 1e30  # of the numbers in a row: sums and squares of them are still numbers
 NO_LESS = {"least": 0}  # than nothing
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
@@ -377,7 +378,12 @@ class Server:
         return PlainTextResponse(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
     def page(self) -> Response:
-        """The playground: one file that asks this server and nothing else."""
+        """The playground."""
+        return self.playground
+
+    @cached_property
+    def playground(self) -> Response:
+        """One file that asks this server and nothing else."""
         text = files("promptprior.serve").joinpath("page/playground.html").read_text(encoding="utf-8")
         style, script = (text.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("style", "script"))
         hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)]

@@ -118,6 +118,13 @@ class Contents:
     missing: frozenset[str] = frozenset()
 
 
+def prompt_folders(folder: Path) -> list[Path]:
+    """A folder where it is a prompt's own, else the prompts' folders in it, by name."""
+    whole, inside = folder.resolve(), sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [p for p in (whole, *inside) if (p / HEADER_FILE).is_file() or (p / CONFIG_FILE).is_file()]
+    return found[:1] if whole in found else found
+
+
 @dataclass
 class PromptFolder:
     """A folder of prompt folders, or one prompt folder; `contents` is replaced as a whole by `look`.
@@ -141,11 +148,7 @@ class PromptFolder:
     def _look(self) -> None:
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such folder; a server reads prompts from a folder of prompt folders")
-        inside = sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
-        paths = [path for path in inside if (path / HEADER_FILE).is_file() or (path / CONFIG_FILE).is_file()]
-        if (self.folder / HEADER_FILE).is_file() or (self.folder / CONFIG_FILE).is_file():
-            paths = [self.folder.resolve()]
-        last = self.contents
+        last, paths = self.contents, prompt_folders(self.folder)
         prompts: dict[str, ServedPrompt] = {}
         broken: dict[str, Broken] = {}
         for path in paths:
@@ -190,6 +193,5 @@ class PromptFolder:
         reader = None
         if found is not None:
             name, card = found
-            has_rows = card.spec and not card.path  # of a task that was made in Python
-            reader = spec_from(card.spec, str(path)) if has_rows else reading_spec(name, self.data)
+            reader = spec_from(card.spec, str(path)) if card.is_of_memory else reading_spec(name, self.data)
         return ServedPrompt(path.name, prompt, reader, stamp)

@@ -403,6 +403,17 @@ def squad_normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
+def wilson_interval(share: float, count: int) -> list[float]:
+    """The ends of the 95% interval of a share of `count` rows (Wilson 1927): of few rows it is wide.
+
+    >>> [round(end, 2) for end in wilson_interval(5 / 6, 6)]
+    [0.44, 0.97]
+    """
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5
+    return [(centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)]
+
+
 # --- ranked choices ---------------------------------------------------------------------------------------
 
 

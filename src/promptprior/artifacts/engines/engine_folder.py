@@ -24,7 +24,7 @@ from promptprior.artifacts.artifact import README, Prior, Prompt
 from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.artifacts.header import versions
 from promptprior.artifacts.model_card import describe
-from promptprior.backbone.added_tokens import TextFrame
+from promptprior.backbone.added_tokens import TextFrame, check_holds
 from promptprior.backbone.frozen import DTYPES
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.files import replace_folder, write_bytes, write_json, write_text
@@ -75,11 +75,7 @@ def export_for_engine(
         )
     if kind not in DTYPES:
         raise SpecError(f"dtype {kind!r} (--dtype): expected one of stored, {', '.join(DTYPES)}")
-    if not torch.isfinite(prompt.to(getattr(torch, kind))).all():
-        raise ArtifactError(
-            f"prompt {name!r} has entries up to {prompt.abs().max():.3g}, too large for {kind}: serve in another dtype "
-            "(--dtype float32)"
-        )
+    check_holds(kind, name, prompt, "serve")
     told = {"name": name, "length": length, **asdict(frame), "dtype": kind, "engine": NEEDS[engine]}
     told |= {"backbone": asdict(header.backbone), "versions": versions()}
     serve, notes = "", []

@@ -10,6 +10,7 @@ import json
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class TextClient:
     server: str = "http://localhost:8000"
     dtype: str = "bfloat16"
 
+    @cached_property
+    def begin(self) -> str:
+        """What the model's tokenizer puts before every text; it stands between vectors and text."""
+        return TextFrame.of(self.backbone.card.name, MARKER).begin
+
     @torch.no_grad()
     def prompts(self, texts: Sequence[str]) -> Float[Tensor, "X L D"]:
         """The prompt of each text. Raises ArtifactError for what is more, or other, than vectors before a text."""
@@ -46,8 +52,7 @@ class TextClient:
         header.backbone.check(self.backbone.card, f"the prompt of {header.method}")
         form = parameterisation(header.parameterisation, header.parameterisation_settings, self.backbone)
         copies = next(iter(self.prompt.params.values())).shape[0]
-        is_plain = not isinstance(form, AnsweringForm | Masking | Offsetting | Prefix)
-        if isinstance(form, AnsweringForm) or not is_plain or header.head or copies != 1:
+        if isinstance(form, AnsweringForm | Masking | Offsetting | Prefix) or header.head or copies != 1:
             raise ArtifactError(
                 f"a prompt of {header.method} ({header.parameterisation}) with {header.head or 'no'} head and {copies} "
                 "copies is more than vectors before a text: it is served by promptprior itself"
@@ -60,9 +65,8 @@ class TextClient:
     def request_body(self, text: str, labels: Sequence[str] = (), max_tokens: int = 16) -> dict[str, Any]:
         """The JSON of one chat request: the text's vectors, [L, D] in base64, and the text; with `labels` the server
         chooses one of them."""
-        begin = TextFrame.of(self.backbone.card.name, MARKER).begin
         data = base64.b64encode(encoded(self.prompts([text])[0], self.dtype)).decode()
-        content = [{"type": "prompt_embeds", "data": data}, {"type": "text", "text": begin + text.rstrip()}]
+        content = [{"type": "prompt_embeds", "data": data}, {"type": "text", "text": self.begin + text.rstrip()}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
         body |= {"temperature": 0, "add_generation_prompt": False, "add_special_tokens": False}
         return body | ({"structured_outputs": {"choice": [" " + label for label in labels]}} if labels else {})

@@ -54,8 +54,8 @@ class AdaptPlan:
     def run(self, dry_run: bool) -> None:
         """Adapt to one episode with checkpoints beside the output, test the prompt, save it with its plan."""
         from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
-        from promptprior.artifacts.artifact import Prior, check_saveable
-        from promptprior.cli.common import artifact_folder, cost_line, header_at, holds_own, warn_of_conflicts
+        from promptprior.artifacts.artifact import Prior, artifact_folder, check_saveable
+        from promptprior.cli.common import cost_line, header_at, holds_own, warn_of_conflicts
         from promptprior.compare.progress import watch_steps
         from promptprior.cost_estimate import adapting_cost, target_size
         from promptprior.files import claimed, remove_folder

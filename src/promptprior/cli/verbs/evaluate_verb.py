@@ -1,12 +1,11 @@
 """promptprior evaluate: scores of a prompt on a task."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from promptprior.cli.output import format_table, score_lines, wilson_interval
+from promptprior.cli.output import format_table, score_lines, show
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.mapping import check_bounds, merge_settings
@@ -16,6 +15,7 @@ from promptprior.errors import DataError, SpecError
 from promptprior.untrusted import read_utf8
 
 if TYPE_CHECKING:  # help must not wait for torch
+    from promptprior.artifacts.header import Header
     from promptprior.tasks import Task
 
 
@@ -55,6 +55,7 @@ class EvaluatePlan:
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of
         from promptprior.preflight import check_lengths, length_of_prompt
+        from promptprior.tasks.metrics import wilson_interval
 
         task = load_target(self.prompt, self.target, self.data)
         if self.output is not None:
@@ -106,7 +107,7 @@ class EvaluatePlan:
         if self.forgetting is not None:
             lost = f"{forgot.behind_prompt:.4f} nats per token behind the prompt, {forgot.without:.4f} without"
             lines += ["", f"plain text: {lost}; {forgot.tokens} tokens of {forgot.passages} passages"]
-        return print(json.dumps(report) if self.json else "\n".join(lines))
+        return show("\n".join(lines), report)
 
 
 def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
@@ -120,7 +121,7 @@ def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
     if target:
         return load_task(target, data)
     name, card = target_of_prompt(prompt, data)
-    if card.spec and not card.path:
+    if card.is_of_memory:
         raise SpecError(
             f"target (--target) is missing: {prompt} was adapted to rows in memory; name a file of labelled rows, with "
             "the labels as the model reads them"
@@ -149,6 +150,11 @@ def settings_of_prompt(given: Mapping[str, object]) -> dict[str, object]:
     header = header_at(given, "prompt")
     if header is None:
         return dict(given)
+    return with_backbone_of(header, given)
+
+
+def with_backbone_of(header: "Header", given: Mapping[str, object]) -> dict[str, object]:
+    """The settings with backbone and dtype of a prompt; what is given wins."""
     dtype = str(header.settings.get("dtype", "auto")).removeprefix("torch.")
     return merge_settings(given, {"backbone": header.backbone.name, "dtype": dtype})
 

@@ -57,13 +57,12 @@ class ExportPlan:
 
     def run(self, dry_run: bool) -> None:
         """Read the prompts, write them in the format asked for, and say how tokens are used."""
-        from promptprior.artifacts.artifact import is_foreign, load_any
+        from promptprior.artifacts.artifact import artifact_folder, is_foreign, load_any
         from promptprior.artifacts.as_matrix import single_prompt
         from promptprior.artifacts.engines.engine_folder import Engine, export_for_engine
         from promptprior.artifacts.export_prompt import export_prompt, export_vocabulary
         from promptprior.backbone.added_tokens import stored_dtype
         from promptprior.backbone.frozen import load_frozen
-        from promptprior.cli.common import artifact_folder
 
         for path in self.prompts:
             if is_foreign(path) or path.is_file():

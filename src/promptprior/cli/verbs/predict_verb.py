@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
+from promptprior.cli.output import show
 from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, Verb
 from promptprior.cli.verbs.evaluate_verb import settings_of_prompt
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
@@ -138,7 +139,7 @@ class PredictPlan:
         target, own_spec = self.target, None
         if not target:
             target, card = target_of_prompt(self.prompt, self.data)
-            if card.spec and not card.path:
+            if card.is_of_memory:
                 target, own_spec = "", spec_from(card.spec, str(self.prompt))
         read_as = reading_spec(target, self.data) if own_spec is None else own_spec
         if self.output is not None:
@@ -183,7 +184,7 @@ class PredictPlan:
                 writers = {output: lambda path: os.replace(written, path)}
                 write_outputs(replace(self, target=target), plan_beside(output), "predict", writers)
         said = {"output": str(output), "rows": row_count, "answered": count, "answers": dict(sorted(counts.items()))}
-        return print(json.dumps(said, ensure_ascii=False) if self.json else output)
+        return show(str(output), said)
 
     @contextmanager
     def input_file(self) -> "Iterator[tuple[Path, str]]":

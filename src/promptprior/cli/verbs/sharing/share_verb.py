@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from promptprior.cli.output import show
 from promptprior.cli.verb import Verb
 from promptprior.config.training import setting
 
-RESULTS = "results.jsonl"
 CARD = """---
 license: other
 license_name: of-the-tasks-and-the-backbone
@@ -42,24 +40,22 @@ class SharePlan:
         """Check the folder, commit what may be shared of it, and say where it is."""
         from tempfile import TemporaryDirectory
 
-        from promptprior.artifacts.artifact import load_any
+        from promptprior.artifacts.artifact import artifact_folder, load_any
         from promptprior.artifacts.hub import README, SHARED, push_folder
-        from promptprior.cli.common import artifact_folder
         from promptprior.files import read_bytes, write_bytes
-        from promptprior.report.results import read_rows
+        from promptprior.report.results import RESULTS_FILE, read_rows
 
-        if (self.folder / RESULTS).is_file():
-            rows = read_rows(self.folder / RESULTS)
+        if (self.folder / RESULTS_FILE).is_file():
+            rows = read_rows(self.folder / RESULTS_FILE)
             if dry_run:
                 return print(f"share {len(rows)} rows of {self.folder} as the data set {self.repo}")
-            card: list[tuple[str, Any]] = [("license", self.license), ("license_name", None)] if self.license else []
             with TemporaryDirectory() as temporary:
                 for name in SHARED["dataset"]:
                     if (self.folder / name).is_file():
                         write_bytes(Path(temporary) / name, read_bytes(self.folder / name))
                 if not (self.folder / README).is_file():
                     write_bytes(Path(temporary) / README, CARD.format(repo=self.repo).encode())
-                commit = push_folder(Path(temporary), self.repo, "dataset", self.private, card)
+                commit = push_folder(Path(temporary), self.repo, "dataset", self.private, self.license)
         else:
             artifact = load_any(artifact_folder(self.folder))
             if dry_run:
