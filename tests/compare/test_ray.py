@@ -1,6 +1,5 @@
 """Comparisons on a Ray cluster of two machines: killed, stopped and resumed, to the same files as in one process."""
 
-import hashlib
 import json
 import os
 import signal
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers as tf
 
 from promptprior.backbone import load
 from promptprior.compare import execute, run
@@ -24,59 +21,10 @@ from promptprior.compare.executors.ray_driver import WorkerHandle, worker_shares
 from promptprior.compare.plan import Plan, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Work, WorkerContext, remaining_work
-from promptprior.config.training import Settings, Training
 from promptprior.errors import SpecError
 from promptprior.report.results import read_rows
-from tests.backbone.tiny import config, tokenizer
 from tests.compare.fake_ray import FakeRay, RayError
-
-SETTINGS = Settings(
-    length=3, source=Training(steps=6, batch_size=4), target=Training(steps=4, batch_size=2, eval_every=2)
-)
-SPLITS = {"train": 24, "validation": 6, "test": 8}
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A small grid of a saved tiny model and tasks in files, as every machine would read them."""
-    home = tmp_path_factory.mktemp("ray")
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(home / "model")
-    tokenizer().save_pretrained(home / "model")
-    for name, letters in {"vowels": "ae", "sounds": "st", "edges": "xz", "other": "kl"}.items():
-        write_task(home / "data" / name, letters)
-    return Plan(
-        methods=("zero_shot", "prompt_tuning", "multitask", "spot"),
-        sources=("vowels", "sounds"),
-        targets=("edges", "other"),
-        shots=(2,),
-        seeds=(13, 21),
-        data=home / "data",
-        backbone=str(home / "model"),
-        dtype="float32",
-        device="cpu",
-        settings=SETTINGS,
-        cells_per_run=1,
-        output=home / "local",
-    )
-
-
-def write_task(folder: Path, letters: str) -> None:
-    """Which of two letters a row's text holds."""
-    folder.mkdir(parents=True)
-    for split, count in SPLITS.items():
-        rows = [
-            {"id": f"{split}-{i}", "text": f"{split} {letters[i % 2] * 3} {i}", "label": ("low", "high")[i % 2]}
-            for i in range(count)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-
-
-@pytest.fixture(scope="module")
-def local(plan: Plan) -> Plan:
-    """The same, run in this process."""
-    run.compare(plan, say=lambda _: None)
-    return plan
+from tests.compare.grid import artifacts_of, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -111,21 +59,6 @@ def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 def on(cluster: Any, plan: Plan, name: str) -> Plan:
     return replace(plan, engine="ray", address=cluster.address, output=plan.output.with_name(name))
-
-
-def rows_of(plan: Plan) -> dict[str, str]:
-    """Every row as its bytes, without what depends on the clock, by cell."""
-    rows = [json.loads(line) for line in (plan.output / run.RESULTS).read_text().splitlines()]
-    for row in rows:
-        del row["cost"]["seconds"], row["cost"]["source_seconds"]
-    assert len({row["cell"] for row in rows}) == len(rows), "a cell stands there twice"
-    return {row["cell"]: json.dumps(row) for row in rows}
-
-
-def artifacts_of(plan: Plan) -> dict[str, str]:
-    """Digests of all tensors that are kept."""
-    files = plan.output.glob("*/**/*.safetensors")
-    return {str(f.relative_to(plan.output)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(

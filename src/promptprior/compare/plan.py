@@ -111,7 +111,12 @@ class Plan:
     )
     published: str | None = setting(None, "the preset whose published rows the report shows beside the results")
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
-    engine: Literal["local", "ray"] = setting("local", "local: in this process; ray: on a Ray cluster")
+    engine: Literal["local", "processes", "ray"] = setting(
+        "local", "local: in this process; processes: in several of this machine; ray: on a Ray cluster"
+    )
+    workers: int = setting(
+        2, "processes of --engine processes; they share cores, memory and GPU of this machine", least=1, most=1024
+    )
     address: str | None = setting(None, "of the Ray cluster; by default one of this machine, started if there is none")
     ray_cpus: float = setting(1.0, "CPU cores, and threads, of each worker of --engine ray", above=0, most=10**4)
     ray_gpus: float = setting(

@@ -40,7 +40,7 @@ from promptprior.errors import DataError, DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
 from promptprior.report.page import Report, make_report
-from promptprior.report.results import read_rows
+from promptprior.report.results import RESULTS_FILE, read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, Task, load_task
 from promptprior.tasks.loading.check import conflicts
@@ -50,7 +50,7 @@ from promptprior.tasks.task import normalised
 from promptprior.train import read_checkpoint
 from promptprior.watch import tensorboard
 
-RESULTS, PLAN, PAGE = "results.jsonl", "plan.yaml", "report.html"
+RESULTS, PLAN, PAGE = RESULTS_FILE, "plan.yaml", "report.html"
 ROW_BYTES = 16_384  # roughly, of a cell's row, and of its prompt's header and card
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
@@ -348,6 +348,8 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], obje
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":
         from promptprior.compare.executors.ray_driver import run_on_ray as executor
+    elif context.plan.engine == "processes":
+        from promptprior.compare.executors.process_pool import run_in_processes as executor
     with closing(progress), closing(executor(context, queue, progress)) as results:
         for work, result in results:
             queue.running.remove(work)

@@ -12,15 +12,13 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from promptprior.artifacts.artifact import versions
 from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.ray_worker import Worker, WorkerInit, WorkerTask
+from promptprior.compare.executors.worker import Worker, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
-from promptprior.compare.schedule import Group, Queue, Work, WorkerContext, work_folder
+from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
 from promptprior.files import write_text
 from promptprior.interruptions import keeping_handlers
@@ -93,7 +91,7 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
 
     Raises SpecError when there is no cluster, when a worker would fit on none of its machines, or cannot start.
     """
-    plan, frozen = context.plan, context.backbone.frozen
+    plan = context.plan
     with ray_connection(plan.address) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not worker_shares(ray.nodes(), plan.ray_cpus, plan.ray_gpus):
@@ -106,12 +104,8 @@ def run_on_ray(context: WorkerContext, queue: Queue, progress: ProgressDisplay) 
             progress.say("the cluster has GPUs and none is asked for: workers use CPUs (--ray-gpus 1 for one GPU each)")
         token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
         write_text(token, "")
-        # Absolute paths mean the same in every process of a machine, whatever its working folder.
-        folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
-        backbone = str(folder) if folder.exists() else plan.backbone
-        there = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
-        dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
-        init = WorkerInit(there, context.tasks, dtype, frozen.card, version, token)
+        device = plan.device or ("cuda" if plan.ray_gpus else "cpu")
+        init = WorkerInit.of(context, token, device, max(1, int(plan.ray_cpus)))
         try:
             yield from _run_on_cluster(ray, ray.put(init), context, queue, progress)
         finally:
@@ -174,13 +168,9 @@ def _run_on_cluster(
 
 def start_work(context: WorkerContext, worker: WorkerHandle, work: Work) -> None:
     """Give work to an idle worker, with the prior that it starts from."""
-    fitted, sent, keys = None, work, tuple[str, ...]()
-    if isinstance(work, Group):
-        fitted = load_prior(work.prior, context.backbone.card)
-        sent, keys = replace(work, cells=()), tuple(cell.key for cell in work.cells)
-    task = WorkerTask(sent, keys, work_folder(context.plan.output.absolute(), work).absolute())
+    fitted = load_prior(work.prior if isinstance(work, Group) else None, context.backbone.card)
     worker.work, worker.progress = work, ("starting", 0.0)
-    worker.answer = worker.actor.do.remote(task, fitted)
+    worker.answer = worker.actor.do.remote(WorkerTask.of(context, work), fitted)
 
 
 def show_progress(ray: Any, workers: list[WorkerHandle], progress: ProgressDisplay) -> None:
@@ -193,9 +183,4 @@ def show_progress(ray: Any, workers: list[WorkerHandle], progress: ProgressDispl
         except ray.exceptions.RayError:
             continue  # its death is noticed where its result is waited for
     shown = [(worker.work, *worker.progress) for worker in busy.values() if worker.work is not None]
-    progress.within = sum(share * work.tokens for work, _, share in shown)
-    text, share = "waiting for workers", 0.0
-    if shown:
-        work, text, share = shown[0]
-        text = f"{work.label} · {text}"
-    progress.tell(f"{len(busy)} of {len(workers)} workers busy · {text}", share)
+    show_busy(shown, len(workers), progress)

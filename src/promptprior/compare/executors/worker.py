@@ -1,8 +1,8 @@
-"""A worker process of the Ray executor: loads the backbone once, then does one piece of work at a time."""
+"""A worker process of an executor: loads the backbone once, then does one piece of work at a time."""
 
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import torch
 
 from promptprior.artifacts.artifact import versions
 from promptprior.backbone import BackboneCard
-from promptprior.compare.execute import Failure, FittedPrior, Result, do_work
+from promptprior.compare.execute import Failure, FittedPrior, OnProgress, Result, do_work
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
-from promptprior.compare.schedule import Group, Work, WorkerContext
+from promptprior.compare.progress import ProgressDisplay
+from promptprior.compare.schedule import Group, Work, WorkerContext, work_folder
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.files import remove_folder
 
@@ -20,7 +21,8 @@ from promptprior.files import remove_folder
 @dataclass(frozen=True)
 class WorkerInit:
     """What a worker gets once. `dtype`, `card` and `version` are those of the driver, the process that the user
-    started; `token` is a file that stands there: a worker that sees it shares the output folder."""
+    started; `device` and CPU `threads` are the worker's own; `token` is a file that stands at the driver: a worker that
+    sees it shares the output folder."""
 
     plan: Plan
     tasks: Tasks
@@ -28,6 +30,18 @@ class WorkerInit:
     card: BackboneCard
     version: str
     token: Path
+    device: str
+    threads: int
+
+    @classmethod
+    def of(cls, context: WorkerContext, token: Path, device: str, threads: int) -> "WorkerInit":
+        """What the workers of a driver get, its paths absolute: they mean the same in every process of a machine."""
+        plan, frozen = context.plan, context.backbone.frozen
+        folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
+        backbone = str(folder) if folder.exists() else plan.backbone
+        there = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
+        dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
+        return cls(there, context.tasks, dtype, frozen.card, version, token, device, threads)
 
 
 @dataclass(frozen=True)
@@ -39,12 +53,21 @@ class WorkerTask:
     cells: tuple[str, ...]
     folder: Path
 
+    @classmethod
+    def of(cls, context: WorkerContext, work: Work) -> "WorkerTask":
+        """A piece of work as it is sent to a worker."""
+        folder = work_folder(context.plan.output.absolute(), work).absolute()
+        if isinstance(work, Group):
+            return cls(replace(work, cells=()), tuple(cell.key for cell in work.cells), folder)
+        return cls(work, (), folder)
+
 
 class Worker:
-    """One process with a backbone. Ray calls `progress` while `do` runs."""
+    """One process with a backbone, which may use a share of the machine's memory. While `do` runs, `tell` hears what it
+    does, and Ray calls `progress`."""
 
-    def __init__(self, init: WorkerInit, memory_share: float) -> None:
-        self.init, self.memory_share = init, memory_share
+    def __init__(self, init: WorkerInit, memory_share: float, tell: OnProgress | None = None) -> None:
+        self.init, self.memory_share, self.tell = init, memory_share, tell
         self.context: WorkerContext | None = None
         self.cells: Mapping[str, Cell] = {}
         self.last_progress = ("starting", 0.0)
@@ -58,7 +81,7 @@ class Worker:
         try:
             if here != init.version:
                 raise SpecError(f"promptprior is {here} here and {init.version} where the comparison was started")
-            backbone = load_backbone(plan, init.dtype, plan.device or ("cuda" if plan.ray_gpus else "cpu"))
+            backbone = load_backbone(plan, init.dtype, init.device)
             if backbone.card.fingerprint != init.card.fingerprint:
                 raise SpecError(
                     f"backbone {plan.backbone!r} (--backbone) has fingerprint {backbone.card.fingerprint} here and "
@@ -75,7 +98,7 @@ class Worker:
     def do(self, task: WorkerTask, fitted: FittedPrior | None) -> Result:
         """Do a piece of work."""
         assert self.context is not None
-        torch.set_num_threads(max(1, int(self.init.plan.ray_cpus)))  # here, since each thread has its own number
+        torch.set_num_threads(self.init.threads)  # here, since each thread has its own number
         work, folder = task.work, task.folder
         if isinstance(work, Group):
             work = replace(work, cells=tuple(self.cells[key] for key in task.cells))
@@ -86,6 +109,8 @@ class Worker:
 
         def on_progress(text: str, share: float) -> None:
             self.last_progress = (text, share)
+            if self.tell is not None:
+                self.tell(text, share)
 
         result = do_work(self.context, work, fitted, folder, on_progress)
         if not is_shared and not isinstance(result, Failure):  # a shared folder is the driver's to tidy
@@ -95,3 +120,13 @@ class Worker:
     def progress(self) -> tuple[str, float]:
         """What the work does at the moment, and which share of it is done."""
         return self.last_progress
+
+
+def show_busy(busy: Sequence[tuple[Work, str, float]], workers: int, progress: ProgressDisplay) -> None:
+    """Show how far workers are, each with its work, what it does and the share that is done."""
+    progress.within = sum(share * work.tokens for work, _, share in busy)
+    text, share = "waiting for workers", 0.0
+    if busy:
+        work, text, share = busy[0]
+        text = f"{work.label} · {text}"
+    progress.tell(f"{len(busy)} of {workers} workers busy · {text}", share)
