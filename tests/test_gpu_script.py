@@ -21,6 +21,6 @@ def test_every_slice_that_is_named_exists() -> None:
     script = (REPOSITORY / "experiments/gpu.sh").read_text()
     named = [line.split()[1] for line in script.splitlines() if line.startswith("#   ") and line.split()[1].islower()]
     slices = [name for name in named if f"\n{name}() {{" in script]
-    assert slices == ["check", "equal", "sizes", "bars", "study"]
-    assert "${@:-check equal sizes bars study}" in script
+    assert slices == ["check", "equal", "methods", "sizes", "bars", "study"]
+    assert "${@:-check equal methods sizes bars study}" in script
     assert (REPOSITORY / "experiments/core.yaml").exists()
