@@ -152,6 +152,7 @@ def test_lora_is_left_out_where_its_package_is_missing(monkeypatch: pytest.Monke
 # The budget ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_candidate_that_would_end_too_late_is_not_started(tmp_path: Path, clock: Callable[[float], None]) -> None:
     run_auto(tmp_path / "free")
     took = seconds_of(tmp_path / "free")

@@ -283,6 +283,7 @@ def test_a_damaged_cost_of_a_prior_stops_before_any_work(cli: Cli, data: Path, m
         assert not (output / "results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_address_of_ray_is_told_at_once(cli: Cli, data: Path, model: Path, tmp_path: Path):
     pytest.importorskip("ray")
     output, said = tmp_path / "out", "no Ray cluster could be reached at"

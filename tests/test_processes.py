@@ -158,6 +158,7 @@ def test_a_verb_that_is_not_split_refuses_several_processes(monkeypatch: pytest.
         pass
 
 
+@pytest.mark.slow
 def test_torchrun_fits_the_same_prior_and_prints_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -343,7 +343,7 @@ while True:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the atomic exchange is a Linux call")
-@pytest.mark.parametrize("wait", [0.0, 0.02])
+@pytest.mark.parametrize("wait", [0.0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_sigkill_during_a_save_leaves_a_whole_artifact(tmp_path, wait):
     command = [sys.executable, "-c", SAVES_FOREVER, str(tmp_path / "prior")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent) as process:

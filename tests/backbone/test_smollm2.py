@@ -174,7 +174,11 @@ def test_the_file_is_unpacked_once(smollm2: Backbone, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [["zero_shot"], ["prompt_tuning", "--length", 4, "--target.steps", 2, "--target.batch-size", 4]]
+    "method",
+    [
+        pytest.param(["zero_shot"], marks=pytest.mark.slow),
+        ["prompt_tuning", "--length", 4, "--target.steps", 2, "--target.batch-size", 4],
+    ],
 )
 def test_adapt_on_eight_rows(
     method: list[object], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

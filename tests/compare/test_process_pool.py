@@ -73,6 +73,7 @@ def test_a_piece_that_kills_three_workers_is_given_up(
     assert outcome.errors == ("its worker died 3 times: exit code -9",)
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why(local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is gone when the workers come to load it."""
     plan, folder = several(local, tmp_path / "out"), tmp_path / "model"

@@ -61,6 +61,7 @@ def on(cluster: Any, plan: Plan, name: str) -> Plan:
     return replace(plan, engine="ray", address=cluster.address, output=plan.output.with_name(name))
 
 
+@pytest.mark.slow
 def test_stopped_on_a_cluster_and_gone_on_with_in_one_process(
     cluster: Any, local: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

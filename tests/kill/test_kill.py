@@ -27,7 +27,10 @@ def environment(**more: str) -> Mapping[str, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the runner forks")
-@pytest.mark.parametrize("verb", PIECES)
+# all share the harness; the others are for --thorough
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=() if verb == "compare" else pytest.mark.slow) for verb in PIECES]
+)
 def test_a_disturbed_command_given_again_comes_to_the_same_bytes(verb: str, is_thorough: bool) -> None:
     counts = {kind: int(count) for kind, count in (piece.split(":") for piece in PIECES[verb])}
     least = {kind: count if is_thorough else -(-count // SHARE) for kind, count in counts.items()}

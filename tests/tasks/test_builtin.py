@@ -136,6 +136,7 @@ def fresh() -> list[dict[str, Any]]:
     return [json.loads(process.communicate(timeout=120)[0]) for process in started]
 
 
+@pytest.mark.slow
 def test_the_same_whatever_the_hash_seed(fresh: list[dict[str, Any]]) -> None:
     first, second = (run["prints"] for run in fresh)
     assert first == second == [builtin.make_task(name).fingerprint for name in NAMES]
