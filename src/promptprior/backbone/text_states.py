@@ -3,7 +3,7 @@
 Only texts are read, no targets, and only up to the highest layer that is asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.forward.causal import concatenated_states, gradient_checkpointing, packed_states
 from promptprior.backbone.forward.dispatch import States
+from promptprior.backbone.forward.llama import llama_layer_states, llama_states
 from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.packing import plan, ragged_arange
@@ -90,26 +91,15 @@ def pooled_states(
     """Each text's states behind its prompt at every site, in the prompts' dtype; zeros for an empty text.
 
     `route` is the engine's, which says whether tokens are packed, what is kept for the backward pass and which prompt
-    tokens are hidden. Blocks written by hand hand out no states: transformers' own take their place. Raises SpecError
-    for a layer that the model does not have.
+    tokens are hidden. T5's blocks written by hand hand out no states: transformers' own take their place. Raises
+    SpecError for a layer that the model does not have.
     """
     blocks = len(layers_of(frozen.model)[1])
     if wrong := [site.layer for site in sites if not 0 <= site.layer <= blocks]:
         raise SpecError(f"layer {wrong[0]} of {frozen.card.name}: expected 0 (embeddings) to {blocks} (the last block)")
-    keep, hidden, length = True, None, computed_tokens(prompts)  # a prefix is no token of the states
-    if isinstance(route, partial):
-        keep, hidden, route = route.keywords.get("keep", True), route.keywords.get("hidden"), route.func
-    texts = batch.texts_only()
-    is_packed = not frozen.card.is_encoder_decoder and route is not concatenated_states
-
-    with layer_states(frozen.model, {site.layer for site in sites}) as states:
-        if frozen.card.is_encoder_decoder:
-            with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
-                encode(frozen, prompts, texts, hidden)
-        elif is_packed:
-            packed_states(frozen, prompts, texts, keep, hidden)
-        else:
-            concatenated_states(frozen, prompts, texts, keep, hidden)
+    texts, length = batch.texts_only(), computed_tokens(prompts)  # a prefix is no token of the states
+    states = states_by_layer(frozen, route, prompts, texts, {site.layer for site in sites})
+    is_packed = not frozen.card.is_encoder_decoder and plain_route(route) is not concatenated_states
 
     lengths = texts.text_lengths.cpu()
     if is_packed:
@@ -122,10 +112,34 @@ def pooled_states(
     count = lengths.to(frozen.device)[:, None]  # [X, 1]
     pooled = []
     for site in sites:
-        flat = states[site.layer].flatten(0, 1).to(frozen.prompt_dtype)  # [N, D]
+        flat = states[site.layer].reshape(-1, states[site.layer].shape[-1]).to(frozen.prompt_dtype)  # [N, D]
         if site.pooling == "mean":
             total = flat.new_zeros(texts.texts, flat.shape[1]).index_add(0, text_of_token, flat.index_select(0, tokens))
             pooled.append(total / count.clamp(min=1))
         else:
             pooled.append(flat.index_select(0, ends).masked_fill(count == 0, 0))
     return torch.stack(pooled, dim=1)
+
+
+def plain_route(route: States) -> States:
+    """The function of a route, without what it is to keep or hide."""
+    return route.func if isinstance(route, partial) else route
+
+
+def states_by_layer(
+    frozen: Frozen, route: States, prompts: Prompts, texts: Batch, layers: set[int]
+) -> Mapping[int, Float[Tensor, "*n W"]]:
+    """The states of these layers, as the route has them: packed [N, D], or in rows with padding [X, L + T, D]."""
+    options: dict[str, Any] = dict(route.keywords) if isinstance(route, partial) else {}
+    if plain_route(route) is llama_states:
+        return llama_layer_states(frozen, prompts, texts, layers, **options)
+    keep, hidden = options.get("keep", True), options.get("hidden")
+    with layer_states(frozen.model, layers) as states:
+        if frozen.card.is_encoder_decoder:
+            with gradient_checkpointing(frozen.model, nullcontext, enabled=not keep):
+                encode(frozen, prompts, texts, hidden)
+        elif plain_route(route) is concatenated_states:
+            concatenated_states(frozen, prompts, texts, keep, hidden)
+        else:
+            packed_states(frozen, prompts, texts, keep, hidden)
+    return states

@@ -1,6 +1,9 @@
 """Llama, Mistral and Qwen2 over a packed batch, block by hand-written block."""
 
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -8,7 +11,7 @@ from transformers import PreTrainedModel
 
 from promptprior.backbone.forward.causal import packed_inputs
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import NO_PREFIX, StagePlan, causal_plans, packed_model
+from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, StagePlan, causal_plans, packed_model
 from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
 from promptprior.backbone.kernels.packing import Layout
 from promptprior.backbone.key_values import Prompts
@@ -48,11 +51,46 @@ def llama_states(
 ) -> Float[Tensor, "V D"]:
     """The final state that predicts each target token, row after row. Of the last layer only the states that predict
     something are computed. No text attends to the positions of its prefix that are `hidden`."""
-    model, decoder = frozen.model, frozen.model.model
     layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, hidden)
-    x = torch.cat([tokens, words])  # [N, D]
+    runs = list(block_runs(frozen, layout, words, prefixes, keep, kernels))
+    runs[-1] = replace(runs[-1], rows=layout.predicting)
+    x = run_blocks(torch.cat([tokens, words]), runs)
+    return frozen.model.model.norm(x).index_select(0, layout.place_of_prediction)
 
-    cos, sin = decoder.rotary_emb(x, position_ids=layout.position_ids[None])  # [1, N, d]
+
+def llama_layer_states(
+    frozen: Frozen,
+    prompts: Prompts,
+    batch: Batch,
+    layers: Collection[int],
+    keep: bool = True,
+    kernels: Kernels = EAGER,
+    hidden: Bool[Tensor, "P L"] | None = None,
+) -> dict[int, Float[Tensor, "N D"]]:
+    """The states of all packed tokens after so many blocks each, 0 what enters the first; behind the last block they
+    are normed. Blocks above the highest are not run."""
+    layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, hidden)
+    x, blocks = torch.cat([tokens, words]), frozen.model.config.num_hidden_layers
+    states = {0: x}
+    runs = block_runs(frozen, layout, words, prefixes, keep, kernels)
+    for number, run in enumerate(islice(runs, max(layers)), start=1):
+        x = states[number] = run_blocks(x, [run])
+    if blocks in states:
+        states[blocks] = frozen.model.model.norm(x)
+    return {number: states[number] for number in layers}
+
+
+def block_runs(
+    frozen: Frozen,
+    layout: Layout,
+    words: Float[Tensor, "n D"],
+    prefixes: Mapping[int, LayerPrefix],
+    keep: bool,
+    kernels: Kernels,
+) -> Iterator[BlockRun]:
+    """What each block needs to run over a packed batch, whose `words` stand behind its prompts."""
+    model, decoder = frozen.model, frozen.model.model
+    cos, sin = decoder.rotary_emb(words, position_ids=layout.position_ids[None])  # [1, N, d]
     half = cos.shape[-1] // 2
     key_rotary = (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
     scale = decoder.layers[0].self_attn.scaling
@@ -64,27 +102,23 @@ def llama_states(
     inputs = SharedInputs(trained=None if words.requires_grad else layout.prompt_tokens)
     # Masks, once for all layers with the same sliding window that have, or have no, prefix
     plans: dict[tuple[int | None, bool], list[StagePlan]] = {}
-    runs = []
     for number, layer in enumerate(layers):
         window = model.config.sliding_window if is_mistral else getattr(layer.self_attn, "sliding_window", None)
         prefix = prefixes.get(number)
         kind = (window, prefix is not None)
         if kind not in plans:
             plans[kind] = causal_plans(layout, *kind)
-        run = BlockRun(
+        yield BlockRun(
             block=llama_block(layer, model),
             plans=plans[kind],
             inputs=SharedInputs() if number else inputs,
             query_rotary=query_rotary,
             key_rotary=key_rotary,
-            rows=layout.predicting if number == len(layers) - 1 else None,
             keep=keep,
             plain=partial(_plain_layer, layer=layer, model=model, layout=layout, rotary=(cos, sin)),
             kernels=kernels,
             prefix=prefix,
         )
-        runs.append(run)
-    return decoder.norm(run_blocks(x, runs)).index_select(0, layout.place_of_prediction)
 
 
 def _plain_layer(
