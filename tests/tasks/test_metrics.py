@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from promptprior.errors import DataError, SpecError
-from promptprior.tasks.metrics import METRICS, Prediction, best_constant, score, squad_normalised
+from promptprior.tasks.metrics import METRICS, Prediction, best_constant, resampled_score, score, squad_normalised
 from promptprior.tasks.task import Example, Task
 
 
@@ -277,6 +277,17 @@ def test_nll_and_brier_are_scikit_learns(ranked_three):
     p = softmax(-nll, axis=1)
     assert got["nll"] == pytest.approx(log_loss(y, p))
     assert got["brier"] == pytest.approx(brier_score_loss(y, p, scale_by_half=True))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "matthews_correlation", "f1_against_favor", "nll", "ece"])
+def test_a_resample_scores_what_these_examples_score(name, ranked_three):
+    y, nll = ranked_three
+    task = choice_task(y, (name,), ("none", "against", "favor"))
+    examples, predictions = task.split("test"), chosen(task, nll.argmin(1).tolist(), nll.tolist())
+    of_places = resampled_score(task, examples, predictions)
+    for places in np.random.default_rng(0).integers(0, len(y), (3, 100)).tolist():
+        some = [examples[p] for p in places], [predictions[p] for p in places]
+        assert of_places(places) == pytest.approx(score(task, *some)[name], abs=1e-12)
 
 
 def test_ece_is_torchmetrics(ranked_three):

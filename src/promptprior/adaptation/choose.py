@@ -26,7 +26,7 @@ from promptprior.artifacts.blending import blended
 from promptprior.backbone import Backbone
 from promptprior.evaluate import PromptRequest, answer_requests, mean_probability
 from promptprior.notation import Float, Tensor
-from promptprior.tasks.metrics import AnswerSet, Prediction, merit, metric
+from promptprior.tasks.metrics import Prediction, merit, resampled_score
 from promptprior.tasks.task import Example, Task
 
 TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
@@ -128,15 +128,8 @@ def paired_gap(chosen: Candidate, other: Candidate, by_nll: bool | None = None) 
 
 def score_lead(task: Task, examples: Sequence[Example], own: Sequence[Prediction], other: Sequence[Prediction]) -> Lead:
     """By how much `own` predictions are ahead of others in the task's first metric."""
-    first = metric(task.metrics[0])
-
-    def lead(places: Sequence[int]) -> float:
-        resample = [examples[p] for p in places]
-        answers = (AnswerSet(task, resample, [of[p] for p in places]) for of in (own, other))
-        mine, others = (merit(task.metrics[0], float(first.function(answer))) for answer in answers)
-        return mine - others
-
-    return lead
+    mine, others = (resampled_score(task, examples, of) for of in (own, other))
+    return lambda places: merit(task.metrics[0], mine(places)) - merit(task.metrics[0], others(places))
 
 
 def with_interval(lead: Lead, size: int) -> tuple[float, float, float]:
@@ -144,7 +137,7 @@ def with_interval(lead: Lead, size: int) -> tuple[float, float, float]:
     sides judged on the same ones."""
     resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
     low, high = np.quantile([lead(places) for places in resamples], (0.025, 0.975)).tolist()
-    return lead(range(size)), low, high
+    return lead(list(range(size))), low, high
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from promptprior.evaluate import eval_set_losses, make_eval_set
 from promptprior.methods import Episode
 from promptprior.notation import Params
 from promptprior.objectives.weight_objective import Answering
-from promptprior.tasks.metrics import score
+from promptprior.tasks.metrics import resampled_score
 from promptprior.tasks.sampling.draws import Shots, class_of, generator
 from promptprior.tasks.task import Example, Task
 
@@ -92,10 +92,8 @@ def jackknife_error(task: Task, answers: Sequence[HeldOut]) -> float | None:
     groups = min(len(answers), GROUPS)
     if not task.is_choice or groups < 2:
         return None
-    predictions, values = held_out_predictions(task, answers), []
-    for group in range(groups):
-        rest = [place for place in range(len(answers)) if place % groups != group]
-        scores = score(task, [answers[p].example for p in rest], [predictions[p] for p in rest])
-        values.append(float(scores[task.metrics[0]]))
+    score_of = resampled_score(task, [answer.example for answer in answers], held_out_predictions(task, answers))
+    places = range(len(answers))
+    values = [score_of([place for place in places if place % groups != group]) for group in range(groups)]
     mean = sum(values) / groups
     return ((groups - 1) / groups * sum((value - mean) ** 2 for value in values)) ** 0.5

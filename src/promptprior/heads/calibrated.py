@@ -95,38 +95,48 @@ def fit_offsets(
 
         sum over shots of weight * NLL of the label + strength / 2 * (sum of squared offsets + (scale - 1)^2)
 
-    which is strictly convex: Newton's method, all folds at once, each halving its steps until the sum falls."""
+    which is strictly convex: Newton's method, all folds at once, each halving its steps until the sum falls. Folds that
+    leave out a shot or a few end near what all shots give, so that is found first and is where they start."""
     choices = logs.shape[1]
     right = torch.nn.functional.one_hot(labels, choices).to(logs)  # [n, K]
-    start = torch.cat([logs.new_zeros(choices), logs.new_ones(1)])
-    theta = start.repeat(len(weights), 1)  # [F, K + 1]: offsets, scale
+    pulled_to = torch.cat([logs.new_zeros(choices), logs.new_ones(1)])
+    identity = torch.eye(choices + 1, dtype=logs.dtype)
 
-    def objective(theta: Float[Tensor, "F K1"]) -> Float[Tensor, " F"]:
-        table = torch.log_softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)  # [F, n, K]
-        return strength / 2 * (theta - start).square().sum(1) - (weights * (table * right).sum(-1)).sum(1)
+    def objective(theta: Float[Tensor, "F K1"], weights: Float[Tensor, "F n"]) -> tuple[Tensor, Tensor]:
+        """The sums [F], and the log-probabilities [F, n, K] that they are of."""
+        table = torch.log_softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)
+        fit = (weights * table.gather(2, labels.expand(len(theta), -1)[..., None])[..., 0]).sum(1)
+        return strength / 2 * (theta - pulled_to).square().sum(1) - fit, table
 
-    value = objective(theta)
-    for _ in range(NEWTON_STEPS):
-        p = torch.softmax(theta[:, -1, None, None] * logs + theta[:, None, :-1], dim=-1)  # [F, n, K]
-        error, weighted = weights[..., None] * (p - right), weights[..., None] * p
-        gradient = torch.cat([error.sum(1), (error * logs).sum((1, 2))[:, None]], dim=1) + strength * (theta - start)
-        mean = (p * logs).sum(-1, keepdim=True)  # [F, n, 1]
-        cross = (weighted * (logs - mean)).sum(1)  # [F, K]
-        hessian = strength * torch.eye(choices + 1, dtype=logs.dtype).repeat(len(weights), 1, 1)
-        hessian[:, :-1, :-1] += torch.diag_embed(weighted.sum(1)) - weighted.transpose(1, 2) @ p
-        hessian[:, :-1, -1] += cross
-        hessian[:, -1, :-1] += cross
-        hessian[:, -1, -1] += (weighted * (logs - mean).square()).sum((1, 2))
-        step = -torch.linalg.solve(hessian, gradient)
-        if float((step.abs() / (1 + theta.abs())).max()) < CONVERGED:
-            break
-        size = torch.ones_like(value)
-        for _ in range(30):
-            new = objective(theta + size[:, None] * step)
-            if not (worse := new > value + 1e-12 * value.abs()).any():
+    def minimised(theta: Float[Tensor, "F K1"], weights: Float[Tensor, "F n"]) -> Float[Tensor, "F K1"]:
+        value, table = objective(theta, weights)
+        for _ in range(NEWTON_STEPS):
+            p = table.exp()  # [F, n, K]
+            error, weighted = weights[..., None] * (p - right), weights[..., None] * p
+            of_scale = (error * logs).sum((1, 2))[:, None]
+            gradient = torch.cat([error.sum(1), of_scale], dim=1) + strength * (theta - pulled_to)
+            spread = logs - (p * logs).sum(-1, keepdim=True)  # [F, n, K]
+            around = weighted * spread
+            cross = around.sum(1)  # [F, K]
+            hessian = (strength * identity).repeat(len(weights), 1, 1)
+            hessian[:, :-1, :-1] += torch.diag_embed(weighted.sum(1)) - weighted.transpose(1, 2) @ p
+            hessian[:, :-1, -1] += cross
+            hessian[:, -1, :-1] += cross
+            hessian[:, -1, -1] += (around * spread).sum((1, 2))
+            step = -torch.linalg.solve(hessian, gradient)
+            if float((step.abs() / (1 + theta.abs())).max()) < CONVERGED:
                 break
-            size = torch.where(worse, size / 2, size)
-        theta, value = theta + size[:, None] * step, new
+            size = torch.ones_like(value)
+            for _ in range(30):
+                new, table = objective(theta + size[:, None] * step, weights)
+                if not (worse := new > value + 1e-12 * value.abs()).any():
+                    break
+                size = torch.where(worse, size / 2, size)
+            theta, value = theta + size[:, None] * step, new
+        return theta
+
+    of_all = minimised(pulled_to[None], torch.ones_like(weights[:1]))
+    theta = minimised(of_all.repeat(len(weights), 1), weights)  # [F, K + 1]: offsets, scale
     return theta[:, :-1], theta[:, -1]
 
 

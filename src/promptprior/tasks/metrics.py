@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,14 @@ class AnswerSet:
     task: Task
     examples: Sequence[Example]
     predictions: Sequence[Prediction]
+
+    def take(self, places: Sequence[int]) -> "AnswerSet":
+        """The examples at these places, maybe one several times, and what is computed already. Classes stay."""
+        some = AnswerSet(self.task, [self.examples[p] for p in places], [self.predictions[p] for p in places])
+        known = vars(self)
+        taken = {name: known[name][places] for name in ("labels", "guesses", "log_probabilities") if name in known}
+        vars(some).update(taken | {"classes": self.classes})
+        return some
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -155,13 +163,27 @@ class Metric:
     """A metric, its direction and its range. Whoever compares values of metrics compares their `merit`.
 
     `needs_ranking` says that it is computed from the likelihood of every choice; such metrics are reported for all
-    tasks with ranked choices.
+    tasks with ranked choices. `each` gives a value for every example where the metric is the mean of these.
     """
 
     function: Callable[[AnswerSet], float]
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     needs_ranking: bool = False
+    each: Callable[[AnswerSet], NDArray[Any]] | None = None
+
+
+def resampled_score(
+    task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> Callable[[Sequence[int]], float]:
+    """The first metric of a task as a function of places among the examples: what `score` gives of just these."""
+    first, answers = metric(task.metrics[0]), AnswerSet(task, examples, predictions)
+    if first.each is not None:
+        values = first.each(answers)
+        return lambda places: float(values[places].mean())
+    if task.is_choice:
+        _ = answers.labels, answers.guesses  # once, for all resamples
+    return lambda places: float(first.function(answers.take(places)))
 
 
 def score(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -442,7 +464,7 @@ def ranked_score(answers: AnswerSet, name: Literal["acc_norm", "nll", "brier", "
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(partial(class_score, name="accuracy_score")),
+    "accuracy": Metric(partial(class_score, name="accuracy_score"), each=lambda a: a.labels == a.guesses),
     "acc_norm": Metric(partial(ranked_score, name="acc_norm"), needs_ranking=True),
     "macro_f1": Metric(partial(class_score, name="f1_score", over="seen")),
     "f1": Metric(partial(class_score, name="f1_score", over="last")),
@@ -454,7 +476,7 @@ METRICS: dict[str, Metric] = {
     "pearson": Metric(partial(correlation, name="pearsonr"), bounds=(-1.0, 1.0)),
     "spearman": Metric(partial(correlation, name="spearmanr"), bounds=(-1.0, 1.0)),
     "number_match": Metric(partial(text_score, name="number_match")),
-    "exact_match": Metric(partial(text_score, name="exact_match")),
+    "exact_match": Metric(partial(text_score, name="exact_match"), each=lambda a: a.exact_matches),
     "squad_f1": Metric(partial(text_score, name="squad_f1")),
     "rougeL": Metric(partial(text_score, name="rougeL")),
     "bleu": Metric(partial(text_score, name="bleu")),
