@@ -210,6 +210,11 @@ def test_a_report_needs_no_model_and_plotly_only_for_the_page(tmp_path):
     assert done.stdout.split("\n")[:3] == ["False", "True", "[]"]
 
 
+def test_the_report_of_the_demonstration_is_under_two_megabytes(tmp_path):
+    rows = Path(__file__).parents[2] / "docs" / "studies" / "results" / "demo.jsonl"
+    assert make_report(rows).write_page(tmp_path / "report.html").stat().st_size < 2e6
+
+
 # In a real browser --------------------------------------------------------------------------------------
 
 chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium on the path")
