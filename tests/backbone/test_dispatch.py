@@ -1,6 +1,7 @@
 """The choice of a route: it proves itself, falls back with one warning, and halves what does not fit."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from promptprior.backbone.forward.dispatch import kept_per_token
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.reference import reference_losses
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.block_vjp import saved_entries
+from promptprior.backbone.kernels.block_vjp import KEYS, saved_entries
 from promptprior.notation import Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 
@@ -123,6 +124,25 @@ def test_the_memory_of_a_hand_written_route_is_counted_right(family: str, layers
     counted = saved_entries(block, keys=length + size) * tokens * layers
     assert 0.7 * counted <= found <= 1.35 * counted  # beside: the last norm, decoder and head
     assert kept_per_token(backbone.frozen, backbone.states) == saved_entries(block)
+
+
+@pytest.mark.parametrize("at", [0, 10, 20])
+def test_one_long_text_makes_no_chunk_of_short_ones_long(at: int) -> None:
+    """Attention pads texts to the longest of their chunk, so memory goes with its square; losses stay."""
+    backbone = tiny("llama", torch.float32)
+    sizes = [3] * 20
+    sizes.insert(at, 90)
+    batch, prompts = collate([Tokens(tuple(range(2, 2 + n)), ((5,),)) for n in sizes]), random_prompts(backbone, 1, 4)
+    whole = backbone.losses(prompts.float(), batch)
+    cut = replace(backbone, max_tokens=180)
+    chunks = list(cut.split(batch, 4))
+    assert [size for chunk in chunks for size in chunk.text_lengths.tolist()] == sizes
+    assert sum(sizes) + len(sizes) + 4 < cut.max_tokens, "tokens alone would cut nothing"
+    assert 2 <= len(chunks) <= 3
+    for chunk in chunks:
+        longest = int(chunk.text_lengths.max())
+        assert chunk.texts * longest * (4 + longest) <= KEYS * cut.max_tokens
+    torch.testing.assert_close(cut.losses(prompts.float(), batch), whole)
 
 
 class Int8(torch.nn.Module):

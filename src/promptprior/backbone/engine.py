@@ -23,6 +23,7 @@ from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen, OffsetFrozen, load_frozen
 from promptprior.backbone.generate import GenerationOptions, Steps, generate_texts, renumbered, token_steps
 from promptprior.backbone.identity import BackboneCard
+from promptprior.backbone.kernels.block_vjp import KEYS
 from promptprior.backbone.kernels.lm_head import row_means, state_losses, token_divergence
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.backbone.text_states import Site, layers_of, pooled_states
@@ -235,14 +236,16 @@ class Backbone:
         return replace(self, frozen=reader), replace(batch, text_ids=own_ids)
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
-        """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens."""
-        start, used, prompts = 0, 0, set[int]()
-        reads = batch.prompt_index.tolist()
+        """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens, and within KEYS
+        attention scores for each of these: one long text among short ones makes them all as long."""
+        start, used, tall, wide, prompts = 0, 0, 0, 0, set[int]()
+        reads, widths = batch.prompt_index.tolist(), (batch.text_lengths + batch.target_ids.shape[1] + length).tolist()
         for x, cost in enumerate(text_costs(batch)):
-            more = cost + (0 if reads[x] in prompts else length)
-            if x > start and used + more > self.max_tokens:
+            more, tall, wide = cost + (0 if reads[x] in prompts else length), max(tall, cost), max(wide, widths[x])
+            scores = (x + 1 - start) * tall * wide
+            if x > start and (used + more > self.max_tokens or scores > KEYS * self.max_tokens):
                 yield batch.take(torch.arange(start, x))
-                start, used, prompts = x, 0, set()
+                start, used, tall, wide, prompts = x, 0, cost, widths[x], set()
                 more = cost + length
             used += more
             prompts.add(reads[x])

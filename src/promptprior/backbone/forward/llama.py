@@ -63,15 +63,13 @@ def llama_layer_states(
     prompts: Prompts,
     batch: Batch,
     layers: Collection[int],
-    keep: bool = True,
-    kernels: Kernels = EAGER,
-    hidden: Bool[Tensor, "P L"] | None = None,
+    **options: Any,
 ) -> dict[int, Float[Tensor, "N D"]]:
     """The states of all packed tokens after so many blocks each, 0 what enters the first; behind the last block they
-    are normed. Blocks above the highest are not run."""
-    layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, hidden)
+    are normed. Blocks above the highest are not run. `options` are those of `llama_states`."""
+    layout, tokens, words, prefixes = packed_inputs(frozen, prompts, batch, options.get("hidden"))
     x, blocks = torch.cat([tokens, words]), frozen.model.config.num_hidden_layers
-    states = {0: x}
+    states, keep, kernels = {0: x}, options.get("keep", True), options.get("kernels", EAGER)
     runs = block_runs(frozen, layout, words, prefixes, keep, kernels)
     for number, run in enumerate(islice(runs, max(layers)), start=1):
         x = states[number] = run_blocks(x, [run])

@@ -23,6 +23,7 @@ from promptprior.backbone.kernels.attention_vjp import SavedAttention, attention
 from promptprior.notation import Float, Int, Tensor
 
 Rotary = tuple[Float[Tensor, "N half"], Float[Tensor, "N half"]]  # cosines and sines
+KEYS = 512  # that a token may see on average: what chunks are cut by
 gelu_tanh = partial(F.gelu, approximate="tanh")  # as T5 1.1 has it
 gelu_tanh_backward = partial(torch.ops.aten.gelu_backward, approximate="tanh")
 
@@ -115,7 +116,7 @@ class SavedActivations(NamedTuple):
     attention: SavedAttention
 
 
-def saved_entries(block: Block, keys: int = 512) -> int:
+def saved_entries(block: Block, keys: int = KEYS) -> int:
     """How many numbers `SavedActivations` and the input hold per token, where a token sees this many keys."""
     widths = [linear.out_features for linear in block.linears if linear not in (block.o, block.down)]
     return 2 * len(block.norm) + sum(widths) + block.heads * keys
