@@ -19,7 +19,7 @@ WORDS = 30_000  # ids of random texts are below: every model here knows them
 
 @dataclass(frozen=True)
 class Case:
-    """One workload: `text` is "even" (32 random tokens, 3 label tokens) or a task whose texts are drawn."""
+    """One workload: `text` is "even" (32 random tokens, 3 label tokens), "long" (2,048), or a task to draw texts of."""
 
     model: str
     dtype: str
@@ -55,7 +55,8 @@ def t5_small(dtype: str) -> Backbone:
 
 def made_batch(case: Case) -> Batch:
     """The rows of a case, all reading prompt 0."""
-    return collate(even_tokens(case.rows) if case.text == "even" else drawn_tokens(case))
+    sizes = {"even": 32, "long": 2048}
+    return collate(even_tokens(case.rows, sizes[case.text]) if case.text in sizes else drawn_tokens(case))
 
 
 def even_tokens(rows: int, size: int = 32, choices: int = 1, answer: int = 3, seed: int = 0) -> list[Tokens]:

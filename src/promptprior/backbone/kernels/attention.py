@@ -64,11 +64,13 @@ def unpack(x: Float[Tensor, "H B S *g d"], stage: Stage) -> Float[Tensor, "H n *
 @dataclass(frozen=True)
 class Part:
     """Keys that a stage's queries see: those of stage `source` (or PREFIX), less what is hidden. `prompt_of` says which
-    prompt's keys each group reads, where several groups read one prompt."""
+    prompt's keys each group reads, where several groups read one prompt. `is_past`: they are the stage's own, and just
+    those of later tokens are hidden."""
 
     source: int
     hidden: Bool[Tensor, "#B #S 1 K"] | None
     prompt_of: Int[Tensor, " G"] | None = None
+    is_past: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ def causal_plans(layout: Layout, window: int | None = None, has_prefix: bool = F
 
         parts = []
         for source, key_at, hidden, prompt_of in seen:
+            is_past = source == len(plans)
             if window is not None and stage.last_position >= window:
+                is_past = False
                 far = stage.positions[:, :, None] - key_at[:, None, :] >= window  # [B, S, K]
                 hidden = far if hidden is None else far | hidden
-            parts.append(Part(source, None if hidden is None else hidden[:, :, None, :], prompt_of))
+            parts.append(Part(source, None if hidden is None else hidden[:, :, None, :], prompt_of, is_past))
         start = plans[-1].end if plans else 0
         plans.append(StagePlan(start, start + stage.tokens, stage, tuple(parts)))
     return plans

@@ -2,7 +2,7 @@
 
 The same mathematics as `packed_attention`, which stays the definition (any family, differentiable twice). Here the
 plans, and so the masks, are made once per pass instead of once per layer, and the backward pass is five products and
-one fused softmax per stage.
+one fused softmax per stage. Long texts see their own past through a fused kernel (long_attention.py).
 
     S = Q K' + bias      W = softmax(S)      O = W V
     dW = dO V'      dS = W (dW - rowsum(dW W))      dQ = dS K      dK = dS' Q      dV = W' dO
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from promptprior.backbone.kernels.attention import LayerPrefix, Part, StagePlan, unpack
+from promptprior.backbone.kernels.long_attention import attends_long, causal, causal_backward
 from promptprior.notation import Float, Tensor
 
 Blocks = Float[Tensor, "H _ _ d"]  # of one stage: [H, B, S, d]
@@ -20,12 +21,14 @@ Blocks = Float[Tensor, "H _ _ d"]  # of one stage: [H, B, S, d]
 
 class SavedAttention(NamedTuple):
     """What the backward pass reads, stage by stage: blocks of queries, keys and values, and the softmax weights. The
-    keys and values of a prefix stand behind those of the last stage."""
+    keys and values of a prefix stand behind those of the last stage. Of a stage with long texts the weights are those
+    of what is not its own past, and `wholes` has its output and the log of its sum of exponentials."""
 
     queries: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
     weights: list[Tensor]
+    wholes: list[tuple[Tensor, Tensor] | None]
 
 
 def attention_forward(
@@ -38,27 +41,43 @@ def attention_forward(
     """Attention of every stage, behind the prefix that plans have seen; `q` is scaled already."""
     before: tuple[list[Tensor], list[Tensor]] = ([], []) if prefix is None else ([prefix[0]], [prefix[1]])
     keys, values = ([*(p.blocks(x) for p in plans), *own] for x, own in zip((k, v), before, strict=True))
-    activations = SavedAttention([p.blocks(q) for p in plans], keys, values, [])
+    activations = SavedAttention([p.blocks(q) for p in plans], keys, values, [], [])
     outputs = []
     for plan, query in zip(plans, activations.queries, strict=True):
+        parts, past = _parts(plan, query)
         scores = []
-        for part in plan.parts:
+        for part in parts:
             key = _part_blocks(part, activations.keys)
             score = (_product_rows(query, key) @ key.transpose(-1, -2)).view(*query.shape[:4], -1)  # [H, B, S, g, K]
             if plan.bias is not None:
                 score += plan.bias
             scores.append(score if part.hidden is None else score.masked_fill_(part.hidden, float("-inf")))
-        all_scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
-        weights = torch.softmax(all_scores.flatten(2, 3), dim=-1)  # [H, B, S g, K], over all parts at once
-        activations.weights.append(weights)
-        out: Tensor | None = None
-        for part, weight in zip(plan.parts, weights.split([score.shape[-1] for score in scores], dim=-1), strict=True):
+        all_scores = torch.cat([query[..., :0], *scores], dim=-1) if len(scores) != 1 else scores[0]
+        out, log_sum = None, None
+        if past is None:
+            weights = torch.softmax(all_scores.flatten(2, 3), dim=-1)  # [H, B, S g, K], over all parts at once
+        else:
+            own, of_own = causal(query, activations.keys[past.source], activations.values[past.source])
+            wide = all_scores.to(of_own.dtype)
+            log_sum = torch.logaddexp(of_own, wide.logsumexp(-1))  # [H, B, S, g], of all there is
+            weights = (wide - log_sum[..., None]).exp_().to(query.dtype).flatten(2, 3)
+            out = own * (of_own - log_sum).exp_()[..., None].to(own.dtype)
+        for part, weight in zip(parts, weights.split([score.shape[-1] for score in scores], dim=-1), strict=True):
             value = _part_blocks(part, activations.values)
             more = _product_rows(weight, value) @ value
             out = more if out is None else out.add_(more.view(out.shape))
         assert out is not None
         outputs.append(out.view(query.shape))
+        activations.weights.append(weights)
+        activations.wholes.append(None if log_sum is None else (outputs[-1], log_sum))
     return _as_tokens(outputs, plans), activations
+
+
+def _parts(plan: StagePlan, query: Float[Tensor, "H B S g d"]) -> tuple[tuple[Part, ...], Part | None]:
+    """The parts of a stage that scores are written out for, and its own past where the fused kernel reads it."""
+    *others, last = plan.parts
+    is_long = last.is_past and plan.bias is None and attends_long(plan.stage.size, query)
+    return (tuple(others), last) if is_long else (plan.parts, None)
 
 
 def attention_backward(
@@ -69,25 +88,36 @@ def attention_backward(
     key_grads, value_grads = (
         [torch.zeros_like(x) for x in blocks] for blocks in (activations.keys, activations.values)
     )
-    for plan, query, weights in zip(plans, activations.queries, activations.weights, strict=True):
+    for plan, query, weights, whole in zip(
+        plans, activations.queries, activations.weights, activations.wholes, strict=True
+    ):
+        parts, past = _parts(plan, query)
         out = plan.blocks(gradient)  # dO [H, B, S, g, d]
         if not plan.stage.is_full:  # pads repeat a token; as gradients they are zero
             out.mul_(plan.stage.filled.view(plan.stage.blocks, -1, 1, 1))
 
         # dW, then dS = W (dW - rowsum(dW W)) in one kernel
-        pieces = []
-        for part in plan.parts:
+        pieces = [weights[..., :0]]
+        for part in parts:
             value = _part_blocks(part, activations.values)
             piece = _product_rows(out, value) @ value.transpose(-1, -2)
             pieces.append(piece.view(*weights.shape[:3], -1))
-        weight_grad = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)  # [H, B, S g, K]
-        score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
+        weight_grad = pieces[1] if len(pieces) == 2 else torch.cat(pieces, dim=-1)  # [H, B, S g, K]
+        query_grad: Tensor | None = None
+        if past is None or whole is None:
+            score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
+        else:
+            along = torch.linalg.vecdot(*(x.to(whole[1].dtype) for x in (out, whole[0])))  # [H, B, S, g]
+            score_grad = weights * (weight_grad - along.flatten(2, 3)[..., None]).to(weights.dtype)
+            keys_and_values = activations.keys[past.source], activations.values[past.source]
+            query_grad, key_grad, value_grad = causal_backward(out, query, *keys_and_values, whole)
+            key_grads[past.source].add_(key_grad)
+            value_grads[past.source].add_(value_grad)
 
         # dQ sums over parts; dK and dV go back to the stage whose keys they were
-        query_grad: Tensor | None = None
-        sizes = [piece.shape[-1] for piece in pieces]
+        sizes = [piece.shape[-1] for piece in pieces[1:]]
         for part, weight, score in zip(
-            plan.parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
+            parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
         ):
             key = _part_blocks(part, activations.keys)
             score = _product_rows(score, key)
