@@ -1,6 +1,6 @@
 """Whether a prompt helps a linear head: a meta-learned one against none, an untrained one and a multi-task one.
 
-    python benchmarks/ridge_prior.py --data FOLDER [--steps N] [--only PROMPT ...] [--json FILE] [--folder FOLDER]
+    python benchmarks/ridge_prior.py --data FOLDER [--steps N] [--only PROMPT|PRIOR ...] [--json FILE] [--folder FOLDER]
 
 Every head is `linear` and reads the site that ridge_prior trains for, the mean of the middle layer. It is fitted to all
 2k shots of each class of the library's draws. Accuracy is over 200 balanced test rows, the mean over draws. Sources and
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from promptprior.adapt import make_episode
+from promptprior.artifacts.artifact import Prior, artifact_folder
 from promptprior.backbone import Site, load, training_tokens
 from promptprior.config.training import Settings, Training
 from promptprior.fit import RunControl, fit, make_run_context
@@ -92,7 +93,9 @@ def main() -> None:
     for name in given.only:
         begin, diagnostics = time.process_time(), dict[str, Any]()
         control = RunControl(given.folder and given.folder / f"{name}-{given.seed}", watch)
-        if name == "none":
+        if Path(name).is_dir():
+            prompt = Prior.from_pretrained(artifact_folder(Path(name)), backbone.card).params["prompt"][0]
+        elif name == "none":
             prompt = torch.zeros(0, backbone.width)
         elif name == "one_token":  # the end-of-text token alone: a place for attention to go to
             ids = torch.tensor([backbone.frozen.tokenizer.eos_token_id])
@@ -135,7 +138,8 @@ def main() -> None:
         line = "  ".join(f"{task}/{k} {mean(a for a, _ in values):.3f}" for (task, k), values in cells.items())
         seconds = f"CPU: {fitted:.0f} s fit, {time.process_time() - begin:.0f} s heads"
         print(
-            f"{name:12} {mean(a for a, _ in every):.3f} nll {mean(n for _, n in every):.3f}  {line}  ({seconds})",
+            f"{Path(name).name:12} {mean(a for a, _ in every):.3f} nll {mean(n for _, n in every):.3f}",
+            f"{line}  ({seconds})",
             flush=True,
         )
         if diagnostics:

@@ -18,6 +18,11 @@ import venv
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+TICKETS = {
+    "billing": ("my invoice is wrong", "you charged me twice", "please refund me", "the price went up"),
+    "technical": ("the app crashes", "login shows an error", "the page stays white", "sync never ends"),
+}
+MINUTES = 2  # from a CSV to its answers, with the prior that comes with the library
 ROWS = REPOSITORY / "tests" / "fixtures" / "before" / "results" / "results.jsonl"
 
 
@@ -84,6 +89,14 @@ def main() -> None:
         for words, text in expected.items():
             if text not in use(*words):
                 sys.exit(f"promptprior {' '.join(words)}: expected {text!r} in its output")
+        rows = [f"{text},{label}" for label, texts in TICKETS.items() for text in texts]
+        (empty / "tickets.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+        started = time.monotonic()
+        prior = ("--prior", "smollm2/classification", "--target", "tickets.csv", "--shots", "1", "--test-limit", "0")
+        use("adapt", *prior, "--output", "tickets")
+        use("predict", "--prompt", "tickets", "--input", "tickets.csv", "--output", "answers.csv")
+        if (seconds := time.monotonic() - started) > MINUTES * 60:
+            sys.exit(f"from a CSV to answers: {seconds:.0f} s, expected at most {MINUTES} minutes")
         page = (empty / "report.html").read_text(encoding="utf-8")
         if "<html" not in page or "prompt_tuning" not in page:
             sys.exit("report.html is no report")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 from promptprior.artifacts import peft_format as peft
 from promptprior.artifacts.header import (
@@ -43,6 +43,7 @@ from promptprior.notation import Float, Params, Tensor
 __all__ = ["Header", "Prior", "Prompt", "TaskCard", "check_saveable", "load_any", "versions"]
 
 README = "README.md"
+READY = Path(__file__).parents[1] / "ready"  # what comes with the library: priors/ and prompts/, each BACKBONE/NAME
 TENSORS: dict[Kind, str] = {"prior": "prior.safetensors", "prompt": "prompt.safetensors"}
 OURS = frozenset({HEADER_FILE, README, peft.CONFIG_FILE, peft.TENSORS_FILE, *TENSORS.values()})
 
@@ -130,9 +131,10 @@ class _Artifact:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, backbone: BackboneCard | None = None) -> Self:
-        """Read a folder; as a prompt also one that only PEFT wrote (which needs `backbone`). Raises ArtifactError when
-        it is damaged, of the other kind, no artifact, or not of `backbone`."""
-        folder, kind = Path(folder), cls.kind
+        """Read a folder, or what comes with the library by its name (`smollm2/classification`); as a prompt also a
+        folder that only PEFT wrote (which needs `backbone`). Raises ArtifactError when it is damaged, of the other
+        kind, no artifact, or not of `backbone`."""
+        folder, kind = artifact_folder(Path(folder)), cls.kind
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; a {kind} is read from the folder it was saved to")
         if is_foreign(folder):
@@ -252,9 +254,19 @@ def load_any(folder: Path | str, backbone: BackboneCard | None = None) -> Prior 
 
 
 def artifact_folder(path: Path) -> Path:
-    """A prior's or prompt's folder; what `promptprior fit` wrote holds it as prior/."""
+    """A prior's or prompt's folder: what `promptprior fit` wrote holds it as prior/. What is no folder may be the name
+    of an artifact that comes with the library (`ready_names`)."""
+    if not path.exists():
+        for side in ("priors", "prompts"):
+            if path.as_posix() in ready_names(side):
+                return READY / side / path
     inside = path / "prior"
     return inside if not (path / HEADER_FILE).exists() and (inside / HEADER_FILE).exists() else path
+
+
+def ready_names(side: Literal["priors", "prompts"]) -> list[str]:
+    """Names of the priors or prompts that come with the library, each BACKBONE/NAME."""
+    return sorted(file.parent.relative_to(READY / side).as_posix() for file in READY.glob(f"{side}/*/*/{HEADER_FILE}"))
 
 
 def is_foreign(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptprior.artifacts.artifact import artifact_folder, is_foreign
+from promptprior.artifacts.artifact import artifact_folder, is_foreign, ready_names
 from promptprior.artifacts.header import Header, Kind, TaskCard, read_header
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
@@ -38,7 +38,8 @@ def header_at(given: Mapping[str, object], key: str) -> Header | None:
         return None
     folder = artifact_folder(Path(str(given[key])))
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} (--{key}): no such folder")
+        ready = ", ".join(ready_names("priors" if key == "prior" else "prompts"))
+        raise ArtifactError(f"{folder} (--{key}): no such folder; with the library come {ready}")
     return None if is_foreign(folder) else read_header(folder)[0]
 
 

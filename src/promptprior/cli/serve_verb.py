@@ -24,7 +24,8 @@ _LINE = threading.Lock()
 class ServePlan:
     """The settings of `promptprior serve`. The backbone is that of the first prompt unless given."""
 
-    folder: Path = field(metadata={"help": "folder of prompt folders, or one prompt folder; it is watched"})
+    folder: Path | None = setting(None, "folder of prompt folders, or one prompt folder; it is watched")
+    demo: bool = setting(False, "serve the prompts that come with the library, for a first look at the playground")
     host: str = setting("127.0.0.1", "address to listen on; other machines are let in only with --keys")
     port: int = setting(8000, "port to listen on", least=0, most=65535)
     keys: Path | None = setting(None, 'file of keys, lines of "NAME KEY"; without, whoever reaches the port is let in')
@@ -38,6 +39,15 @@ class ServePlan:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.demo == (self.folder is not None):
+            raise SpecError("name a folder of prompt folders, or --demo for those that come with the library")
+
+    @property
+    def prompts(self) -> Path:
+        """The folder that is served."""
+        from promptprior.artifacts.artifact import READY
+
+        return READY / "prompts" / "smollm2" if self.folder is None else self.folder
 
     def run(self, dry_run: bool) -> None:
         """Serve until a signal; then answer what was accepted, and end."""
@@ -62,13 +72,13 @@ class ServePlan:
         keys = {} if self.keys is None else read_keys(self.keys)
         if not keys and not is_local:
             raise SpecError(f"host {self.host} (--host) lets other machines in: name a file of keys (--keys FILE)")
-        if not self.folder.is_dir():
-            raise ArtifactError(f"{self.folder}: no such folder; name a folder of prompt folders")
+        if not self.prompts.is_dir():
+            raise ArtifactError(f"{self.prompts}: no such folder; name a folder of prompt folders")
         backbone = load_backbone(self)
         limits, metrics = self.limits, Metrics()
         worker = ModelWorker(backbone, limits, metrics, say_in_json)
         folder = PromptFolder(
-            self.folder,
+            self.prompts,
             backbone.card,
             lambda prompt: worker.call(lambda: prompt_objective(prompt, backbone)),
             say_in_json,
