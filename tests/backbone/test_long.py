@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptprior.backbone import Site
 from promptprior.backbone.forward.reference import reference_losses
@@ -13,9 +14,7 @@ from promptprior.tasks.sampling.batch import Tokens, collate
 
 from .test_engine import assert_equal_to_reference, random_batch, random_prompts
 from .test_prefix import assert_equal, random_prefixes
-from .tiny import TrueFloat64, tiny
-
-FAMILIES = ("llama", "qwen2", "mistral")
+from .tiny import CAUSAL, TrueFloat64, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +30,7 @@ def true_float64() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("true_float64")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("choices", [1, 3])
 @pytest.mark.parametrize(("prompts", "length"), [(1, 5), (3, 5), (6, 2), (1, 0)])
 def test_losses_and_gradients_equal_the_reference(family: str, choices: int, prompts: int, length: int) -> None:
@@ -40,11 +39,25 @@ def test_losses_and_gradients_equal_the_reference(family: str, choices: int, pro
 
 
 @pytest.mark.usefixtures("true_float64")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gpt2"])
 def test_prefixes_do_too(family: str) -> None:
     backbone, batch = tiny(family), random_batch(6, 2, 3)
     prefix = random_prefixes(backbone, 3)
     assert_equal(backbone.losses(prefix, batch), reference_losses(backbone.frozen, prefix, batch), prefix, batch)
+
+
+@pytest.mark.usefixtures("true_float64")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_second_derivatives_go_through_the_definition(family: str) -> None:
+    backbone, batch = tiny(family), random_batch(4, 2, 2)
+    vector = torch.randn(2, 3, backbone.width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    products = []
+    for losses in (backbone.for_second_order().losses, lambda at, b: reference_losses(backbone.frozen, at, b)):
+        prompts = random_prompts(backbone, 2, 3)
+        with sdpa_kernel(SDPBackend.MATH):
+            [gradient] = torch.autograd.grad(losses(prompts, batch).sum(), prompts, create_graph=True)
+            products.append(torch.autograd.grad((gradient * vector).sum(), prompts)[0])
+    assert (products[0] - products[1]).norm() < 1e-7 * products[1].norm()
 
 
 def test_the_kernel_is_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:

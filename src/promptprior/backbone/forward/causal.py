@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, packed_model
+from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix
+from promptprior.backbone.kernels.packed_model import packed_model
 from promptprior.backbone.kernels.packing import Layout, on_device, plan, ragged_arange
 from promptprior.backbone.key_values import KeyValues, Prompts, cache_argument, filled_cache
 from promptprior.errors import SpecError

@@ -1,29 +1,22 @@
 """Attention over a packed batch (packing.py): who sees whom, and attention in plain tensor operations.
 
-`packed_attention` is the definition: exact, differentiable twice, on any device. transformers calls it through its
-attention interface, so one function serves every family that uses the interface. attention_vjp.py computes the same
-from the same plans, with its gradient written by hand.
+`attend` is the definition: exact, differentiable twice, on any device. attention_vjp.py computes the same from the same
+plans, with its gradient written by hand; packed_model.py hands either to transformers.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_utils import PreTrainedModel
 
 from promptprior.backbone.kernels.packing import Layout, Stage
 from promptprior.notation import Bool, Float, Int, Tensor
 
-NAME = "promptprior_packed"
 LayerPrefix = tuple[
     Float[Tensor, "H prefixes L d"], Float[Tensor, "H prefixes L d"]
 ]  # keys and values before the texts of one layer
 NO_PREFIX: Mapping[int, LayerPrefix] = {}
-LAYOUT: ContextVar[tuple[Layout, Mapping[int, LayerPrefix]]] = ContextVar("layout")  # with the prefix of each layer
 PREFIX = -1  # the source of keys that are not the batch's own: behind those of all stages
 
 
@@ -127,75 +120,40 @@ def causal_plans(layout: Layout, window: int | None = None, has_prefix: bool = F
     return plans
 
 
-def packed_attention(
-    module: torch.nn.Module,
-    query: Float[Tensor, "1 heads N d"],
-    key: Float[Tensor, "1 H N d"],
-    value: Float[Tensor, "1 H N d"],
-    attention_mask: Tensor | None,  # noqa: ARG001  the layout says who sees whom
-    **options: Any,
-) -> tuple[Float[Tensor, "1 N heads d"], None]:
-    """Attention of the packed sequence, of shape [1, N, heads, d]: each stage over the keys it may see, those of the
-    layer's prefix included.
-
-    `heads` query heads share H key heads. Of the interface's options it reads scaling, sliding_window and softcap.
-    Raises NotImplementedError for score terms it does not know (attention sinks, learned position biases): the engine
-    then falls back to plain concatenation.
-    """
-    if options.get("s_aux") is not None or options.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases have no packed form")
-    (layout, prefixes), softcap, scaling = LAYOUT.get(), options.get("softcap"), options.get("scaling")
-    prefix = prefixes.get(cast(int, module.layer_idx)) if prefixes else None
-    heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[-1]
-    scaling = scaling if scaling is not None else width**-0.5
-    # [H, N, g, d]: the g queries that share a key head stand together
-    queries = query[0].view(kv_heads, heads // kv_heads, -1, width).transpose(1, 2)
-    plans = causal_plans(layout, options.get("sliding_window"), prefix is not None)
-    keys, values = ([plan.blocks(x) for plan in plans] for x in (key[0], value[0]))  # of each stage [H, B, S, d]
+def attend(
+    q: Float[Tensor, "H N g d"],
+    k: Float[Tensor, "H N d"],
+    v: Float[Tensor, "H N d"],
+    plans: list[StagePlan],
+    prefix: LayerPrefix | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "H N g d"]:
+    """Attention of the packed sequence: each stage over the keys it may see, those of the layer's prefix included. `q`
+    is scaled already; scores are bent to within `softcap` where there is one."""
+    keys, values = ([plan.blocks(x) for plan in plans] for x in (k, v))  # of each stage [H, B, S, d]
     if prefix is not None:
         keys, values = [*keys, prefix[0]], [*values, prefix[1]]
-    prompt_keys, prompt_values = (x[0 if prefix is None else PREFIX] for x in (keys, values))
-    if layout.group_prompt is not None and (layout.prompt_tokens or prefix is not None):
-        # copied only where several groups read one prompt
-        prompt_keys, prompt_values = (x.index_select(1, layout.group_prompt) for x in (prompt_keys, prompt_values))
+    shared = next((part for plan in plans for part in plan.parts if part.prompt_of is not None), None)
+    if shared is not None and shared.prompt_of is not None:  # copied only where several groups read one prompt
+        prompt_keys, prompt_values = (x[shared.source].index_select(1, shared.prompt_of) for x in (keys, values))
 
     outputs = []
     for plan in plans:
-        q = plan.blocks(queries) * scaling  # [H, B, S, g, d]
+        own = plan.blocks(q)  # [H, B, S, g, d]
         scores, seen = [], []
         for part in plan.parts:
-            shared = part.prompt_of is not None
-            k, v = (prompt_keys, prompt_values) if shared else (keys[part.source], values[part.source])
-            rows = q.reshape(kv_heads, k.shape[1], -1, width)  # blocks that share keys are the rows of one product
-            score = (rows @ k.transpose(-1, -2)).view(*q.shape[:4], -1)  # [H, B, S, g, K]
+            is_shared = part.prompt_of is not None
+            key, value = (prompt_keys, prompt_values) if is_shared else (keys[part.source], values[part.source])
+            rows = own.reshape(len(q), key.shape[1], -1, q.shape[-1])  # blocks that share keys: rows of one product
+            score = (rows @ key.transpose(-1, -2)).view(*own.shape[:4], -1)  # [H, B, S, g, K]
             score = score if softcap is None else torch.tanh(score / softcap) * softcap
             scores.append(score if part.hidden is None else score.masked_fill(part.hidden, float("-inf")))
-            seen.append(v)
+            seen.append(value)
         wide = torch.promote_types(q.dtype, torch.float32)
         weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=wide).to(q.dtype)  # over all parts at once
-        out = torch.zeros_like(q)
-        for weight, v in zip(weights.split([v.shape[2] for v in seen], dim=-1), seen, strict=True):
-            rows = weight.reshape(kv_heads, v.shape[1], -1, v.shape[2])
-            out = out + (rows @ v).view(out.shape)
+        out = torch.zeros_like(own)
+        for weight, value in zip(weights.split([x.shape[2] for x in seen], dim=-1), seen, strict=True):
+            rows = weight.reshape(len(q), value.shape[1], -1, value.shape[2])
+            out = out + (rows @ value).view(out.shape)
         outputs.append(unpack(out, plan.stage))
-    return torch.cat(outputs, dim=1).permute(1, 0, 2, 3).reshape(1, -1, heads, width), None
-
-
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-
-
-@contextmanager
-def packed_model(
-    model: PreTrainedModel, layout: Layout, prefixes: Mapping[int, LayerPrefix] = NO_PREFIX
-) -> Iterator[None]:
-    """Run the model's attention on a packed sequence, behind the prefixes of its layers; the attention it was loaded
-    with is restored after."""
-    before = model.config._attn_implementation
-    token = LAYOUT.set((layout, prefixes))
-    model.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-        LAYOUT.reset(token)
+    return torch.cat(outputs, dim=1)

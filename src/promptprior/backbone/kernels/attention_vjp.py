@@ -1,6 +1,6 @@
 """Attention over a packed batch with its gradient written by hand: first order only, nothing copied to be shared.
 
-The same mathematics as `packed_attention`, which stays the definition (any family, differentiable twice). Here the
+The same mathematics as `attend`, which stays the definition (any family, differentiable twice). Here the
 plans, and so the masks, are made once per pass instead of once per layer, and the backward pass is five products and
 one fused softmax per stage. Long texts see their own past through a fused kernel (long_attention.py).
 
@@ -44,7 +44,7 @@ def attention_forward(
     activations = SavedAttention([p.blocks(q) for p in plans], keys, values, [], [])
     outputs = []
     for plan, query in zip(plans, activations.queries, strict=True):
-        parts, past = _parts(plan, query)
+        parts, past = split_parts(plan, query)
         scores = []
         for part in parts:
             key = _part_blocks(part, activations.keys)
@@ -73,7 +73,7 @@ def attention_forward(
     return _as_tokens(outputs, plans), activations
 
 
-def _parts(plan: StagePlan, query: Float[Tensor, "H B S g d"]) -> tuple[tuple[Part, ...], Part | None]:
+def split_parts(plan: StagePlan, query: Float[Tensor, "*n d"]) -> tuple[tuple[Part, ...], Part | None]:
     """The parts of a stage that scores are written out for, and its own past where the fused kernel reads it."""
     *others, last = plan.parts
     is_long = last.is_past and plan.bias is None and attends_long(plan.stage.size, query)
@@ -91,7 +91,7 @@ def attention_backward(
     for plan, query, weights, whole in zip(
         plans, activations.queries, activations.weights, activations.wholes, strict=True
     ):
-        parts, past = _parts(plan, query)
+        parts, past = split_parts(plan, query)
         out = plan.blocks(gradient)  # dO [H, B, S, g, d]
         if not plan.stage.is_full:  # pads repeat a token; as gradients they are zero
             out.mul_(plan.stage.filled.view(plan.stage.blocks, -1, 1, 1))
