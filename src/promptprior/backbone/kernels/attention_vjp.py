@@ -85,9 +85,8 @@ def attention_backward(
 ) -> tuple[Float[Tensor, "H N g d"], Float[Tensor, "H N d"], Float[Tensor, "H N d"], LayerPrefix | None]:
     """The gradients of queries, keys and values, and of the prefix where there is one, from that of the output."""
     query_grads = []
-    key_grads, value_grads = (
-        [torch.zeros_like(x) for x in blocks] for blocks in (activations.keys, activations.values)
-    )
+    key_grads: list[Tensor | None] = [None] * len(activations.keys)
+    value_grads: list[Tensor | None] = [None] * len(activations.values)
     for plan, query, weights, whole in zip(
         plans, activations.queries, activations.weights, activations.wholes, strict=True
     ):
@@ -111,8 +110,8 @@ def attention_backward(
             score_grad = weights * (weight_grad - along.flatten(2, 3)[..., None]).to(weights.dtype)
             keys_and_values = activations.keys[past.source], activations.values[past.source]
             query_grad, key_grad, value_grad = causal_backward(out, query, *keys_and_values, whole)
-            key_grads[past.source].add_(key_grad)
-            value_grads[past.source].add_(value_grad)
+            _add(key_grads, past, activations.keys, key_grad)
+            _add(value_grads, past, activations.values, value_grad)
 
         # dQ sums over parts; dK and dV go back to the stage whose keys they were
         sizes = [piece.shape[-1] for piece in pieces[1:]]
@@ -125,16 +124,27 @@ def attention_backward(
             query_grad = more if query_grad is None else query_grad.add_(more.view(query_grad.shape))
             key_grad = score.transpose(-1, -2) @ _product_rows(query, key)
             value_grad = _product_rows(weight, key).transpose(-1, -2) @ _product_rows(out, key)
-            for total, grad in ((key_grads[part.source], key_grad), (value_grads[part.source], value_grad)):
-                if part.prompt_of is None:
-                    total.add_(grad)
-                else:
-                    total.index_add_(1, part.prompt_of, grad)
+            _add(key_grads, part, activations.keys, key_grad)
+            _add(value_grads, part, activations.values, value_grad)
         assert query_grad is not None
         query_grads.append(query_grad.view(query.shape))
     has_prefix = len(key_grads) > len(plans)
-    own = (_as_tokens(grads[: len(plans)], plans) for grads in (query_grads, key_grads, value_grads))
-    return (*own, (key_grads[-1], value_grads[-1]) if has_prefix else None)  # type: ignore[return-value]  # three
+    of_q, of_k, of_v = (
+        _as_tokens([x for x in grads[: len(plans)] if x is not None], plans)  # each stage sees itself: none is None
+        for grads in (query_grads, key_grads, value_grads)
+    )
+    of_prefix = (key_grads[-1], value_grads[-1]) if has_prefix else None
+    return of_q, of_k, of_v, of_prefix  # type: ignore[return-value]  # nor is that of a prefix
+
+
+def _add(totals: list[Tensor | None], part: Part, blocks: list[Blocks], gradient: Blocks) -> None:
+    """Add the gradient of a part's keys (or values) to that of the stage whose they are; the first one is the total."""
+    total = totals[part.source]
+    if part.prompt_of is not None:
+        total = torch.zeros_like(blocks[part.source]) if total is None else total
+        totals[part.source] = total.index_add_(1, part.prompt_of, gradient)
+    else:
+        totals[part.source] = gradient if total is None else total.add_(gradient)
 
 
 def _part_blocks(part: Part, blocks: list[Blocks]) -> Blocks:
