@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import Worker, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -30,7 +30,6 @@ from promptprior.interruptions import Interrupted, interruptible
 
 POLL = 1.0  # seconds between two words of a worker on how far it is
 PATIENCE = 30.0  # seconds that a worker may take to write its checkpoint before it is killed
-MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import Worker, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -25,7 +25,6 @@ from promptprior.interruptions import keeping_handlers
 
 CONNECT_SECONDS = 10.0  # that the head of a cluster may take to answer
 POLL = 2.0  # seconds between two looks at workers and machines
-MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
 
 
 def worker_shares(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> list[float]:

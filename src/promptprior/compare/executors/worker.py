@@ -17,6 +17,8 @@ from promptprior.compare.schedule import Group, Work, WorkerContext, work_folder
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.files import remove_folder
 
+MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
+
 
 @dataclass(frozen=True)
 class WorkerInit:
