@@ -17,7 +17,8 @@ import pytest
 from promptprior.backbone import load
 from promptprior.compare import execute, run
 from promptprior.compare.executors import ray_driver
-from promptprior.compare.executors.ray_driver import WorkerHandle, worker_shares
+from promptprior.compare.executors.ray_driver import worker_shares
+from promptprior.compare.executors.worker import WorkerHandle
 from promptprior.compare.plan import Plan, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Work, WorkerContext, remaining_work

@@ -13,15 +13,13 @@ import uuid
 from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 import torch
 
 from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -30,17 +28,6 @@ from promptprior.interruptions import Interrupted, interruptible
 
 POLL = 1.0  # seconds between two words of a worker on how far it is
 PATIENCE = 30.0  # seconds that a worker may take to write its checkpoint before it is killed
-
-
-@dataclass(eq=False)
-class WorkerProcess:
-    """A worker as the driver sees it: its process, the pipe to it, and the work it holds."""
-
-    process: BaseProcess
-    pipe: Connection
-    is_ready: bool = False
-    work: Work | None = None
-    progress: tuple[str, float] = ("starting", 0.0)
 
 
 def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDisplay) -> Generator[tuple[Work, Result]]:
@@ -54,7 +41,7 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
     count, deaths, lost = min(plan.workers, len(queue.waiting)), Counter[str](), list[Work]()
     threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
     init = WorkerInit.of(context, token, str(context.backbone.frozen.device), threads)
-    workers: list[WorkerProcess] = []
+    workers: list[WorkerHandle] = []
     try:
         while queue.waiting or queue.running:
             while len(workers) < count:
@@ -62,23 +49,23 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
                 process = spawn.Process(target=answer_tasks, args=(init, 1 / count, theirs), daemon=True)
                 process.start()
                 theirs.close()  # so that its end is seen here
-                workers.append(WorkerProcess(process, ours))
+                workers.append(WorkerHandle(process, ours))
             for worker in workers:
                 if worker.is_ready and worker.work is None and (work := lost.pop(0) if lost else queue.take()):
                     fitted = load_prior(work.prior if isinstance(work, Group) else None, context.backbone.card)
                     worker.work, worker.progress = work, ("starting", 0.0)
                     with suppress(OSError):  # it died: seen below
-                        worker.pipe.send_bytes(pickle.dumps((WorkerTask.of(context, work), fitted)))
-            show_busy([(w.work, *w.progress) for w in workers if w.work is not None], len(workers), progress)
-            for pipe in wait([worker.pipe for worker in workers], POLL):
-                [worker] = [worker for worker in workers if worker.pipe is pipe]
+                        worker.answer.send_bytes(pickle.dumps((WorkerTask.of(context, work), fitted)))
+            show_busy(workers, progress)
+            for pipe in wait([worker.answer for worker in workers], POLL):
+                [worker] = [worker for worker in workers if worker.answer is pipe]
                 held = worker.work
                 try:
-                    kind, answer = pickle.loads(worker.pipe.recv_bytes())
+                    kind, answer = pickle.loads(worker.answer.recv_bytes())
                 except (EOFError, OSError):
                     workers.remove(worker)
-                    worker.process.join()
-                    reason = f"exit code {worker.process.exitcode}"
+                    worker.actor.join()
+                    reason = f"exit code {worker.actor.exitcode}"
                     if not worker.is_ready:
                         raise SpecError(f"a worker cannot start: {reason} (--workers {plan.workers})") from None
                     if held is None:
@@ -101,10 +88,10 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
                     yield held, answer
     finally:
         for worker in workers:
-            worker.process.terminate()  # it writes its checkpoint
+            worker.actor.terminate()  # it writes its checkpoint
         for worker in workers:
-            worker.process.join(PATIENCE)
-            worker.process.kill()
+            worker.actor.join(PATIENCE)
+            worker.actor.kill()
         token.unlink(missing_ok=True)
 
 

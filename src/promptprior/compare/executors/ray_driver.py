@@ -12,11 +12,10 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -36,17 +35,6 @@ def worker_shares(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> list
         fits = min(int(resources.get(name, 0) / need + 1e-6) for name, need in needs)
         shares += [1 / max(1, round(1 / gpus) if gpus else fits)] * fits
     return shares
-
-
-@dataclass(eq=False)
-class WorkerHandle:
-    """A worker as the driver sees it: its actor, the answer it owes, and the work it holds."""
-
-    actor: Any
-    answer: Any
-    is_ready: bool = False
-    work: Work | None = None
-    progress: tuple[str, float] = ("starting", 0.0)
 
 
 @contextmanager
@@ -181,5 +169,4 @@ def show_progress(ray: Any, workers: list[WorkerHandle], progress: ProgressDispl
             busy[answer].progress = ray.get(answer)
         except ray.exceptions.RayError:
             continue  # its death is noticed where its result is waited for
-    shown = [(worker.work, *worker.progress) for worker in busy.values() if worker.work is not None]
-    show_busy(shown, len(workers), progress)
+    show_busy(workers, progress)

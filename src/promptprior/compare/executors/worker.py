@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -124,11 +125,24 @@ class Worker:
         return self.last_progress
 
 
-def show_busy(busy: Sequence[tuple[Work, str, float]], workers: int, progress: ProgressDisplay) -> None:
-    """Show how far workers are, each with its work, what it does and the share that is done."""
+@dataclass(eq=False)
+class WorkerHandle:
+    """A worker as a driver sees it: what runs it (a Ray actor, a process), where its answer comes from (what Ray
+    promised, a pipe), and the work it holds."""
+
+    actor: Any
+    answer: Any
+    is_ready: bool = False
+    work: Work | None = None
+    progress: tuple[str, float] = ("starting", 0.0)
+
+
+def show_busy(workers: Sequence[WorkerHandle], progress: ProgressDisplay) -> None:
+    """Show how far workers are, as they last said."""
+    busy = [(worker.work, *worker.progress) for worker in workers if worker.work is not None]
     progress.within = sum(share * work.tokens for work, _, share in busy)
     text, share = "waiting for workers", 0.0
     if busy:
         work, text, share = busy[0]
         text = f"{work.label} · {text}"
-    progress.tell(f"{len(busy)} of {workers} workers busy · {text}", share)
+    progress.tell(f"{len(busy)} of {len(workers)} workers busy · {text}", share)
