@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from promptprior.backbone.forward.causal import concatenated_states, gradient_checkpointing, packed_states
-from promptprior.backbone.forward.dispatch import States
+from promptprior.backbone.forward.dispatch import States, plain_route
 from promptprior.backbone.forward.llama import llama_layer_states, llama_states
 from promptprior.backbone.forward.seq2seq import encode
 from promptprior.backbone.frozen import Frozen
@@ -119,11 +119,6 @@ def pooled_states(
         else:
             pooled.append(flat.index_select(0, ends).masked_fill(count == 0, 0))
     return torch.stack(pooled, dim=1)
-
-
-def plain_route(route: States) -> States:
-    """The function of a route, without what it is to keep or hide."""
-    return route.func if isinstance(route, partial) else route
 
 
 def states_by_layer(

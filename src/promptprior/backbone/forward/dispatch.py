@@ -76,9 +76,14 @@ def chosen_route(frozen: Frozen, recompute: bool, check: bool, fused: bool = Fal
     return partial(route, keep=False) if recompute else route
 
 
+def plain_route(route: States) -> States:
+    """The function of a route, without what it is to keep or hide."""
+    return route.func if isinstance(route, partial) else route
+
+
 def kept_per_token(frozen: Frozen, states: States) -> int:
     """How many numbers a route keeps of each token in one layer, for the backward pass."""
-    model, route = frozen.model, states.func if isinstance(states, partial) else states
+    model, route = frozen.model, plain_route(states)
     if route is llama.llama_states:
         return saved_entries(llama.llama_block(model.model.layers[0], model))
     if route is t5.t5_states:

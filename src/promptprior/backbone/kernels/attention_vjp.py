@@ -44,7 +44,8 @@ def attention_forward(
     activations = SavedAttention([p.blocks(q) for p in plans], keys, values, [], [])
     outputs = []
     for plan, query in zip(plans, activations.queries, strict=True):
-        parts, past = split_parts(plan, query)
+        past = plan.parts[-1] if attends_long(plan, query) else None
+        parts = plan.parts if past is None else plan.parts[:-1]
         scores = []
         for part in parts:
             key = _part_blocks(part, activations.keys)
@@ -52,7 +53,7 @@ def attention_forward(
             if plan.bias is not None:
                 score += plan.bias
             scores.append(score if part.hidden is None else score.masked_fill_(part.hidden, float("-inf")))
-        all_scores = torch.cat([query[..., :0], *scores], dim=-1) if len(scores) != 1 else scores[0]
+        all_scores = _joined(scores, query)
         out, log_sum = None, None
         if past is None:
             weights = torch.softmax(all_scores.flatten(2, 3), dim=-1)  # [H, B, S g, K], over all parts at once
@@ -73,13 +74,6 @@ def attention_forward(
     return _as_tokens(outputs, plans), activations
 
 
-def split_parts(plan: StagePlan, query: Float[Tensor, "*n d"]) -> tuple[tuple[Part, ...], Part | None]:
-    """The parts of a stage that scores are written out for, and its own past where the fused kernel reads it."""
-    *others, last = plan.parts
-    is_long = last.is_past and plan.bias is None and attends_long(plan.stage.size, query)
-    return (tuple(others), last) if is_long else (plan.parts, None)
-
-
 def attention_backward(
     gradient: Float[Tensor, "H N g d"], activations: SavedAttention, plans: list[StagePlan]
 ) -> tuple[Float[Tensor, "H N g d"], Float[Tensor, "H N d"], Float[Tensor, "H N d"], LayerPrefix | None]:
@@ -90,31 +84,32 @@ def attention_backward(
     for plan, query, weights, whole in zip(
         plans, activations.queries, activations.weights, activations.wholes, strict=True
     ):
-        parts, past = split_parts(plan, query)
+        parts = plan.parts if whole is None else plan.parts[:-1]
         out = plan.blocks(gradient)  # dO [H, B, S, g, d]
         if not plan.stage.is_full:  # pads repeat a token; as gradients they are zero
             out.mul_(plan.stage.filled.view(plan.stage.blocks, -1, 1, 1))
 
         # dW, then dS = W (dW - rowsum(dW W)) in one kernel
-        pieces = [weights[..., :0]]
+        pieces = []
         for part in parts:
             value = _part_blocks(part, activations.values)
             piece = _product_rows(out, value) @ value.transpose(-1, -2)
             pieces.append(piece.view(*weights.shape[:3], -1))
-        weight_grad = pieces[1] if len(pieces) == 2 else torch.cat(pieces, dim=-1)  # [H, B, S g, K]
+        weight_grad = _joined(pieces, weights)  # [H, B, S g, K]
         query_grad: Tensor | None = None
-        if past is None or whole is None:
+        if whole is None:
             score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
         else:
             along = torch.linalg.vecdot(*(x.to(whole[1].dtype) for x in (out, whole[0])))  # [H, B, S, g]
             score_grad = weights * (weight_grad - along.flatten(2, 3)[..., None]).to(weights.dtype)
+            past = plan.parts[-1]
             keys_and_values = activations.keys[past.source], activations.values[past.source]
             query_grad, key_grad, value_grad = causal_backward(out, query, *keys_and_values, whole)
             _add(key_grads, past, activations.keys, key_grad)
             _add(value_grads, past, activations.values, value_grad)
 
         # dQ sums over parts; dK and dV go back to the stage whose keys they were
-        sizes = [piece.shape[-1] for piece in pieces[1:]]
+        sizes = [piece.shape[-1] for piece in pieces]
         for part, weight, score in zip(
             parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
         ):
@@ -135,6 +130,11 @@ def attention_backward(
     )
     of_prefix = (key_grads[-1], value_grads[-1]) if has_prefix else None
     return of_q, of_k, of_v, of_prefix  # type: ignore[return-value]  # nor is that of a prefix
+
+
+def _joined(pieces: list[Tensor], like: Float[Tensor, "*n _"]) -> Float[Tensor, "*n K"]:
+    """Pieces side by side; without any, no columns."""
+    return pieces[0] if len(pieces) == 1 else torch.cat([like[..., :0], *pieces], dim=-1)
 
 
 def _add(totals: list[Tensor | None], part: Part, blocks: list[Blocks], gradient: Blocks) -> None:

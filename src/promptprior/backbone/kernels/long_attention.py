@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
+from promptprior.backbone.kernels.attention import StagePlan
 from promptprior.notation import Float, Tensor
 
 LONG = 384  # slots of a text from which on it is faster on a CPU with AMX (docs/performance.md)
 DEVICES = {"cpu"}  # where the kernels below were tested
 
 
-def attends_long(size: int, x: Float[Tensor, "*n"]) -> bool:
-    """Whether texts of so many slots go through the fused kernel where x lies."""
-    return size >= LONG and x.device.type in DEVICES
+def attends_long(plan: StagePlan, x: Float[Tensor, "*n"]) -> bool:
+    """Whether a stage's own past, the last of its parts, goes through the fused kernel where x lies."""
+    return plan.parts[-1].is_past and plan.bias is None and plan.stage.size >= LONG and x.device.type in DEVICES
 
 
 def causal(
@@ -33,12 +34,10 @@ def causal(
 ) -> tuple[Float[Tensor, "H B S g d"], Float[Tensor, "H B S g"]]:
     """What each token sees of its own past, and the log of its sum of exponentials; `q` is scaled already."""
     rows, shape = _heads_apart(q), q.shape
-    if q.device.type == "cpu":
-        flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, log_sum = flash(rows, _spread(k, shape[3]), _spread(v, shape[3]), 0.0, True, scale=1.0)
-    else:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        out, log_sum = flash(rows, _spread(k, shape[3]), _spread(v, shape[3]), 0.0, True, scale=1.0)[:2]
+    aten: Any = torch.ops.aten
+    on_cpu, on_gpu = aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention
+    flash = on_cpu if q.device.type == "cpu" else on_gpu
+    out, log_sum, *_ = flash(rows, _spread(k, shape[3]), _spread(v, shape[3]), 0.0, True, scale=1.0)
     return _blocks(out, shape), _blocks(log_sum[..., None], shape)[..., 0]
 
 

@@ -11,7 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import PreTrainedModel
 
 from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, StagePlan, attend, causal_plans
-from promptprior.backbone.kernels.attention_vjp import attention_backward, attention_forward, split_parts
+from promptprior.backbone.kernels.attention_vjp import attention_backward, attention_forward
+from promptprior.backbone.kernels.long_attention import attends_long
 from promptprior.backbone.kernels.packing import Layout
 from promptprior.notation import Float, Tensor
 
@@ -71,7 +72,7 @@ def packed_attention(
     # [H, N, g, d]: the g queries that share a key head stand together
     queries = query[0].view(kv_heads, heads // kv_heads, -1, width).transpose(1, 2)
     plans = causal_plans(layout, options.get("sliding_window"), prefix is not None)
-    if softcap is None and any(split_parts(plan, query)[1] for plan in plans):
+    if softcap is None and any(attends_long(plan, query) for plan in plans):
         out = LongAttention.apply(queries * scaling, key[0], value[0], plans, *(prefix or ()))  # type: ignore[no-untyped-call]
     else:
         out = attend(queries * scaling, key[0], value[0], plans, prefix, softcap)
