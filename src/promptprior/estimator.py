@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from promptprior.adapt import adapt
 from promptprior.adaptation.folds import fold_episodes
-from promptprior.artifacts.artifact import Prior, Prompt, artifact_folder
+from promptprior.artifacts.artifact import Prior, Prompt
 from promptprior.artifacts.header import read_header
 from promptprior.backbone import Backbone, load
 from promptprior.backbone.quiet_loading import quiet_loading
@@ -146,7 +146,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         backbone = _load_once(str(self.backbone), self.dtype, self.device) if is_name else self.backbone
         prior, settings = self.prior, self.settings
         if isinstance(prior, str | Path):
-            prior = Prior.from_pretrained(artifact_folder(Path(prior)), backbone.card)
+            prior = Prior.from_pretrained(prior, backbone.card)
         if prior is not None:
             if not method.needs_sources and not isinstance(method, Choosing):
                 raise SpecError(

@@ -137,7 +137,7 @@ def with_interval(lead: Lead, size: int) -> tuple[float, float, float]:
     sides judged on the same ones."""
     resamples = np.random.default_rng(0).integers(0, size, (RESAMPLES, size)).tolist()
     low, high = np.quantile([lead(places) for places in resamples], (0.025, 0.975)).tolist()
-    return lead(list(range(size))), low, high
+    return lead(range(size)), low, high
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,8 @@ def resampled_score(
     if first.each is not None:
         values = first.each(answers)
         return lambda places: float(values[places].mean())
-    if task.is_choice:
-        _ = answers.labels, answers.guesses  # once, for all resamples
+    if task.is_choice:  # once, for all resamples
+        _ = answers.log_probabilities if first.needs_ranking else (answers.labels, answers.guesses)
     return lambda places: float(first.function(answers.take(places)))
 
 
