@@ -93,8 +93,8 @@ def main() -> None:
     for name in given.only:
         begin, diagnostics = time.process_time(), dict[str, Any]()
         control = RunControl(given.folder and given.folder / f"{name}-{given.seed}", watch)
-        if Path(name).is_dir():
-            prompt = Prior.from_pretrained(artifact_folder(Path(name)), backbone.card).params["prompt"][0]
+        if artifact_folder(Path(name)).is_dir():
+            prompt = Prior.from_pretrained(name, backbone.card).params["prompt"][0]
         elif name == "none":
             prompt = torch.zeros(0, backbone.width)
         elif name == "one_token":  # the end-of-text token alone: a place for attention to go to
