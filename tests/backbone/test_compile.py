@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from promptprior.backbone.forward import dispatch
 from promptprior.backbone.forward.llama import llama_states
 from promptprior.backbone.forward.t5 import t5_states
-from promptprior.backbone.kernels.block_vjp import compile_kernels
+from promptprior.backbone.kernels.elementwise import compile_kernels
 
 from .test_engine import random_batch, random_prompts
 from .tiny import tiny

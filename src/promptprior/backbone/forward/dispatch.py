@@ -12,7 +12,8 @@ from promptprior.backbone.forward.causal import concatenated_states, packed_stat
 from promptprior.backbone.forward.reference import reference_losses
 from promptprior.backbone.forward.seq2seq import encoder_decoder_states
 from promptprior.backbone.frozen import Frozen
-from promptprior.backbone.kernels.block_vjp import ACTIVATIONS, compile_kernels, saved_entries
+from promptprior.backbone.kernels.block_vjp import saved_entries
+from promptprior.backbone.kernels.elementwise import ACTIVATIONS, compile_kernels
 from promptprior.backbone.kernels.lm_head import state_losses
 from promptprior.backbone.key_values import KeyValues, Prompts, cached_key_values
 from promptprior.errors import PromptpriorWarning

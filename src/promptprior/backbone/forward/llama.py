@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from promptprior.backbone.forward.causal import packed_inputs
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, StagePlan, causal_plans
-from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
+from promptprior.backbone.kernels.block_vjp import Block, BlockRun, SharedInputs, run_blocks
+from promptprior.backbone.kernels.elementwise import EAGER, Kernels
 from promptprior.backbone.kernels.packed_model import packed_model
 from promptprior.backbone.kernels.packing import Layout
 from promptprior.backbone.key_values import Prompts

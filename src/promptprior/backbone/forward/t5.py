@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from promptprior.backbone.forward.seq2seq import decoder_inputs
 from promptprior.backbone.frozen import Frozen
 from promptprior.backbone.kernels.attention import NO_PREFIX, LayerPrefix, Part, StagePlan, pack, unpack
-from promptprior.backbone.kernels.block_vjp import EAGER, Block, BlockRun, Kernels, SharedInputs, run_blocks
+from promptprior.backbone.kernels.block_vjp import Block, BlockRun, SharedInputs, run_blocks
+from promptprior.backbone.kernels.elementwise import EAGER, Kernels
 from promptprior.backbone.kernels.packing import Stage, on_device, ragged_arange, ragged_stage, rows_of_texts
 from promptprior.backbone.key_values import KeyValues, Prompts, computed_tokens
 from promptprior.notation import Bool, Float, Int, Tensor

@@ -114,11 +114,11 @@ def attention_backward(
             parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
         ):
             key = _part_blocks(part, activations.keys)
-            score = _product_rows(score, key)
+            score, weight = (_turnable(_product_rows(x, key)) for x in (score, weight))
             more = score @ key
             query_grad = more if query_grad is None else query_grad.add_(more.view(query_grad.shape))
             key_grad = score.transpose(-1, -2) @ _product_rows(query, key)
-            value_grad = _product_rows(weight, key).transpose(-1, -2) @ _product_rows(out, key)
+            value_grad = weight.transpose(-1, -2) @ _product_rows(out, key)
             _add(key_grads, part, activations.keys, key_grad)
             _add(value_grads, part, activations.values, value_grad)
         assert query_grad is not None
@@ -156,6 +156,12 @@ def _part_blocks(part: Part, blocks: list[Blocks]) -> Blocks:
 def _product_rows(x: Tensor, keys: Blocks) -> Float[Tensor, "H Bk n last"]:
     """Query blocks that share keys as the rows of one product."""
     return x.reshape(x.shape[0], keys.shape[1], -1, x.shape[-1])
+
+
+def _turnable(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """A part of a wider table as the transposed operand of a product. In half precision on a CPU the product would copy
+    it, and more slowly than here."""
+    return x.contiguous() if x.is_cpu and x.itemsize == 2 else x
 
 
 def _as_tokens(blocks: list[Tensor], plans: list[StagePlan]) -> Float[Tensor, "H N *g d"]:

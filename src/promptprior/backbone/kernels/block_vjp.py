@@ -10,22 +10,18 @@ second derivative is asked for.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Linear
-from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from promptprior.backbone.kernels.attention import LayerPrefix, StagePlan
 from promptprior.backbone.kernels.attention_vjp import SavedAttention, attention_backward, attention_forward
+from promptprior.backbone.kernels.elementwise import ACTIVATIONS, Kernels, Rotary
 from promptprior.notation import Float, Int, Tensor
 
-Rotary = tuple[Float[Tensor, "N half"], Float[Tensor, "N half"]]  # cosines and sines
 KEYS = 512  # that a token may see on average: what chunks are cut by
-gelu_tanh = partial(F.gelu, approximate="tanh")  # as T5 1.1 has it
-gelu_tanh_backward = partial(torch.ops.aten.gelu_backward, approximate="tanh")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +94,7 @@ class BlockRun:
     inputs: SharedInputs
     plain: Callable[..., Float[Tensor, "N D"]]
     keep: bool
-    kernels: "Kernels"
+    kernels: Kernels
     query_rotary: Rotary | None = None
     key_rotary: Rotary | None = None
     rows: Int[Tensor, " V"] | None = None
@@ -176,8 +172,8 @@ class BlockFunction(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # below the first prefix nothing is trained
             return (None, None, *(of_prefix or ()))
 
-        h = collect(_by_token(_rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
-        h.addmm_(collect(_by_token(_rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
+        h = collect(_by_token(kernels.rotate(q, run.query_rotary, back=True))) @ block.q.weight  # [n, D]
+        h.addmm_(collect(_by_token(kernels.rotate(k[:, :, None], run.key_rotary, back=True))), block.k.weight)
         h.addmm_(collect(_by_token(v[:, :, None])), block.v.weight)
         if run.rows is not None:
             middle = middle.new_zeros(tokens, middle.shape[1]).index_copy_(0, run.rows, middle)
@@ -191,8 +187,10 @@ def block_forward(x: Float[Tensor, "S D"], run: BlockRun) -> tuple[Float[Tensor,
     """The block's output and what its gradient needs."""
     block, spread, kernels = run.block, run.inputs.spread, run.kernels
     h, scale = kernels.rms(x, block.norm, block.eps)  # [S, D], [S, 1]
-    q = _rotate(_by_head(spread(block.q(h)), block.heads, block.kv_heads), run.query_rotary)  # [H, N, g, d]
-    k = _rotate(_by_head(spread(block.k(h)), block.kv_heads, block.kv_heads), run.key_rotary)[:, :, 0]  # [H, N, d]
+    q = kernels.rotate(_by_head(spread(block.q(h)), block.heads, block.kv_heads), run.query_rotary)  # [H, N, g, d]
+    k = kernels.rotate(_by_head(spread(block.k(h)), block.kv_heads, block.kv_heads), run.key_rotary)[
+        :, :, 0
+    ]  # [H, N, d]
     v = _by_head(spread(block.v(h)), block.kv_heads, block.kv_heads)[:, :, 0].contiguous()
     out, attention = attention_forward(q, k, v, run.plans, run.prefix)
     attended, residual = _by_token(out), spread(x)  # [N, H g d], [N, D]
@@ -217,87 +215,7 @@ def _by_token(x: Float[Tensor, "H N g d"]) -> Float[Tensor, "N hd"]:
     return x.permute(1, 0, 2, 3).reshape(x.shape[1], -1)
 
 
-def _rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = False) -> Float[Tensor, "H N g d"]:
-    """Rotary positions: each pair (x_i, x_{i + d/2}) turned by its angle, written in head order in the same pass.
-    `back`: the transpose, which turns by the opposite angle and writes token after token."""
-    if rotary is None:
-        return x if back else x.contiguous()
-    cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
-    if back:
-        sin = -sin
-        out = torch.empty_like(x.permute(1, 0, 2, 3), memory_format=torch.contiguous_format).permute(1, 0, 2, 3)
-    else:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out_b).addcmul_(a, sin)
-    return out
-
-
 def _add_product(x: Float[Tensor, "N D"], inner: Float[Tensor, "N F"], linear: Linear) -> Float[Tensor, "N D"]:
     """x + linear(inner), the addition inside the product."""
     x = x if linear.bias is None else x + linear.bias
     return torch.addmm(x, inner, linear.weight.t())
-
-
-def rms(x: Float[Tensor, "N D"], weight: Float[Tensor, " D"], eps: float) -> tuple[Tensor, Float[Tensor, "N 1"]]:
-    """The norm y = x s w with s = 1 / sqrt(mean(x^2) + eps), rounded where transformers rounds; and s."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.linalg.vecdot(wide, wide)[:, None].div_(x.shape[-1]).add_(eps).rsqrt_()  # s [N, 1]
-    return (wide * scale).to(x.dtype).mul_(weight), scale
-
-
-def rms_backward(
-    gradient: Float[Tensor, "N D"], x: Tensor, weight: Tensor, scale: Float[Tensor, "N 1"], residual: Tensor
-) -> Float[Tensor, "N D"]:
-    """The gradient [N, D] of the norm's input, plus the residual's: s w dy - x s^3 sum(w dy x) / D + residual."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    weighted = (gradient * weight).to(wide.dtype)  # w dy
-    along = torch.linalg.vecdot(weighted, wide)[:, None] * scale.pow(3).div_(-x.shape[-1])
-    return weighted.mul_(scale).addcmul_(wide, along).add_(residual).to(x.dtype)
-
-
-# By name: the activation, and its gradient [*n] from (gradient, input). ReLU's is in place and takes its output as well
-# as its input: both are positive where it passes
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu_new": (gelu_tanh, gelu_tanh_backward),
-    "relu": (F.relu, lambda dy, x: torch.ops.aten.threshold_backward.grad_input(dy, x, 0, grad_input=dy)),
-}
-
-
-def activate(gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"] | None, activation: str) -> Float[Tensor, "V F"]:
-    """What enters the last product of a feed-forward layer: act(gate) * up, or act(gate) without a gate (`up` None).
-    ReLU without a gate overwrites its input, which its gradient can do without."""
-    if up is None and activation == "relu":
-        return gate.relu_()
-    inner = ACTIVATIONS[activation][0](gate)
-    return inner if up is None else inner.mul_(up)
-
-
-def activate_backward(
-    inner: Float[Tensor, "V F"], gate: Float[Tensor, "V F"], up: Float[Tensor, "V F"], activation: str
-) -> tuple[Float[Tensor, "V F"], Float[Tensor, "V F"]]:
-    """The gradients of `up` and `gate`: act(gate) * inner and act'(gate) * inner * up."""
-    act, act_backward = ACTIVATIONS[activation]
-    return act(gate) * inner, act_backward(inner * up, gate)
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The elementwise work between a block's products."""
-
-    rms: Callable[..., tuple[Tensor, Tensor]] = rms
-    rms_backward: Callable[..., Tensor] = rms_backward
-    activate: Callable[..., Tensor] = activate
-    activate_backward: Callable[..., tuple[Tensor, Tensor]] = activate_backward
-
-
-EAGER = Kernels()
-
-
-@cache
-def compile_kernels(backend: str | Callable[..., Any] = "inductor") -> Kernels:
-    """The same, each fused by torch.compile: once for all row counts, since every size is left open."""
-    fuse: Callable[..., Any] = partial(torch.compile, dynamic=True, backend=backend)
-    return Kernels(fuse(rms), fuse(rms_backward), fuse(activate), fuse(activate_backward))
