@@ -402,4 +402,4 @@ class PromptGenerator(PromptEstimator):
         spec, examples = self._pairs(X, y)
         answers = [replace(a, example_id=e.id) for a, e in zip(self._answers(X), examples, strict=True)]
         task = Task(spec.task, spec.output_type, spec.metrics, {"test": tuple(examples)})
-        return float(score(task, examples, answers)[self.metric])
+        return float(score(task, examples, answers, [self.metric])[self.metric])

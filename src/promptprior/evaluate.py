@@ -84,11 +84,16 @@ class PromptAnswers:
 
     @property
     def result(self) -> EvalResult:
-        """The scores of these answers, none without predictions; and the mean of `right_nll`."""
+        """The scores of these answers by every metric, and their mean loss."""
+        return self.scored()
+
+    def scored(self, names: Sequence[str] = ()) -> EvalResult:
+        """The scores by the metrics of these names (by default all), none without predictions; and the mean of
+        `right_nll`."""
         e, total = self.eval_set, 0.0  # not sum(), which adds up in another way from Python 3.12 on
         for example, values, tokens in zip(e.examples, self.nll, e.tokens, strict=True):
             total += right_nll(example, values, tuple(map(len, tokens.targets)))
-        scores = score(e.task, e.examples, self.predictions) if self.predictions else {}
+        scores = score(e.task, e.examples, self.predictions, names) if self.predictions else {}
         return EvalResult(scores, total / len(e.examples))
 
     @property
@@ -273,9 +278,10 @@ def dev_scores(
 
     Free text is selected by NLL alone.
     """
-    results = [answers.result for answers in evaluate_requests(objective, params, eval_sets, generate=False)]
-    firsts = [(e.task.metrics[0], r.scores) for e, r in zip(eval_sets, results, strict=True)]
-    values = [merit(name, scores[name]) if scores else 0.0 for name, scores in firsts]
+    answers = evaluate_requests(objective, params, eval_sets, generate=False)
+    firsts = [e.task.metrics[0] for e in eval_sets]
+    results = [of.scored([name]) for of, name in zip(answers, firsts, strict=True)]
+    values = [merit(name, r.scores[name]) if r.scores else 0.0 for name, r in zip(firsts, results, strict=True)]
     return torch.tensor(values, dtype=torch.float64), torch.tensor([r.nll for r in results], dtype=torch.float64)
 
 

@@ -44,4 +44,5 @@ def held_out_predictions(task: Task, answers: Sequence[HeldOut]) -> tuple[Predic
 def held_out_score(task: Task, answers: Sequence[HeldOut]) -> float | None:
     """The task's first metric of these answers; None for free text, and without answers."""
     predictions = held_out_predictions(task, answers)
-    return score(task, [a.example for a in answers], predictions)[task.metrics[0]] if predictions else None
+    first = task.metrics[0]
+    return score(task, [a.example for a in answers], predictions, [first])[first] if predictions else None

@@ -186,13 +186,16 @@ def resampled_score(
     return lambda places: float(first.function(answers.take(places)))
 
 
-def score(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Every metric of `task.metrics`; for ranked choices also acc_norm, nll, brier and ece.
+def score(
+    task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], names: Sequence[str] = ()
+) -> dict[str, float]:
+    """The metrics of these names, by default every one of `task.metrics`, and for ranked choices acc_norm, nll, brier
+    and ece.
 
     Predictions stand in the order of their examples. Scores lie in [0, 1] (correlations in [-1, 1], nll in
     nats). Raises SpecError for an unknown metric and DataError where predictions do not fit the examples.
     """
-    metrics = {name: metric(name) for name in task.metrics}
+    metrics = {name: metric(name) for name in names or task.metrics}
     if not examples:
         raise DataError(f"task {task.name!r}: no examples to score")
     if len(examples) != len(predictions):
@@ -209,7 +212,7 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
                 f"{len(example.choices)} choices; an unknown answer is None"
             )
     answers = AnswerSet(task, examples, predictions)
-    if answers.have_nll:
+    if not names and answers.have_nll:
         metrics |= {name: value for name, value in METRICS.items() if value.needs_ranking}
     return {name: float(value.function(answers)) for name, value in metrics.items()}
 
