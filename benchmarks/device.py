@@ -30,7 +30,7 @@ import torch
 from engine import causal_inputs
 from measure import machine, synchronise
 from peft import PromptTuningConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from workloads import even_tokens
 
 from promptprior.backbone import Backbone, load
@@ -53,15 +53,14 @@ SHAPES = {
 BATCHES = ((32, 32), (256, 32), (32, 512), (8, 2048))  # texts, tokens of each
 
 
-@cache
-def backbone(shape: str, device: str) -> Backbone:
-    """A random model of a shape, with our engine around it."""
-    kind, hidden, wide, layers, heads, key_heads, vocabulary = SHAPES[shape]
+def make_model(shape: str, device: str, layers: int | None = None) -> PreTrainedModel:
+    """A random model of a shape in bfloat16, with all its layers or so many."""
+    kind, hidden, wide, whole, heads, key_heads, vocabulary = SHAPES[shape]
     config = kind(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=wide,
-        num_hidden_layers=layers,
+        num_hidden_layers=layers or whole,
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
         max_position_embeddings=4096,
@@ -72,8 +71,14 @@ def backbone(shape: str, device: str) -> Backbone:
     with torch.device(device):
         model = (Qwen2ForCausalLM if kind is Qwen2Config else LlamaForCausalLM)(config)
     torch.set_default_dtype(torch.float32)
+    return model.eval()
+
+
+@cache
+def backbone(shape: str, device: str) -> Backbone:
+    """A random model of a shape, with our engine around it."""
     tokenizer = load("smollm2", device="cpu", check=False).frozen.tokenizer  # never read
-    return as_backbone(freeze(model.eval(), tokenizer, shape), max_tokens=10**9)
+    return as_backbone(freeze(make_model(shape, device), tokenizer, shape), max_tokens=10**9)
 
 
 def own_step(base: Backbone, batch: Batch, prompt: Tensor, fused: bool) -> Callable[[], None]:
