@@ -11,13 +11,14 @@ TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench demo docs release-check test test-thorough test-lowest torture help
+.PHONY: bench demo docs prose release-check test test-thorough test-lowest torture help
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
 	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (16 minutes on 2 cores)"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
 	@echo "make docs     build the documentation site into site/VERSION (open site/index.html)"
+	@echo "make prose    check spelling, grammar and style of documents and docstrings (half a minute)"
 	@echo "make bench    seconds of short cases of all that must be fast; AGAINST=COMMIT compares, and fails where this is slower"
 	@echo "make release-check  build wheel and sdist into dist/, and use the wheel from an empty folder"
 	@echo "make torture  kill fit, adapt and compare at the 252 moments of tests/kill and 500 more (15 minutes), write torture.json"
@@ -34,6 +35,9 @@ docs: .venv/.docs
 
 bench: .venv/.test
 	.venv/bin/python benchmarks/bench.py $(if $(AGAINST),--against $(AGAINST))
+
+prose: .venv/.test
+	.venv/bin/python tools/prose.py
 
 release-check: .venv/.release
 	.venv/bin/python tools/release_check.py
