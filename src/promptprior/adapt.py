@@ -1,9 +1,9 @@
 """Prior and a few labelled examples to a prompt.
 
 All episodes (target x k x seed) of a method, and all ways to adapt each (variants of the method x learning rates), are
-copies in one training run; dev shots pick the step and the way of each, and test examples are seen only by
-`score_on_test`, when all is decided. With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, and
-then in a refit of what was chosen.
+copies in one training run. Dev shots pick the step and the way of each. Test examples are seen only by `score_on_test`,
+when all is decided. With `Settings.folds` dev shots teach as well (folds.py): in fold episodes, and then in a refit of
+what was chosen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,8 +111,8 @@ def adapt(
     A method that chooses among others (`auto`) has the prior's method as one more candidate. Its prompts' headers say
     in `scores["auto"]` what each candidate would have given.
 
-    Raises what preflight.py finds before any work; SpecError when the method is no recipe, when it needs a prior and
-    there is none, when it cannot answer an episode's task, and when what it returns does not fit together;
+    Raises what preflight.py finds before any work. Raises SpecError when the method is no recipe, when it needs a prior
+    and there is none, when it cannot answer an episode's task, and when what it returns does not fit together. Raises
     ArtifactError for a prior of another backbone.
     """
     settings, control = settings or Settings(), control or RunControl()

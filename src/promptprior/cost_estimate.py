@@ -42,9 +42,9 @@ def source_cost(method: Method, tokens: float, sources: int, settings: Settings)
 class TargetSize:
     """What an estimate needs to know of a target.
 
-    Mean tokens of a text with its answer, as training reads it; with all its choices, as ranking does; the number of
-    training examples of each class, and of all validation examples; and the tokens that the context has for
-    demonstrations, None where it has no end.
+    `text_tokens` are the mean tokens of a text with its answer, as training reads it, and `ranked_tokens` with all its
+    choices, as ranking does. `class_sizes` has the training examples of each class, `validation` counts all validation
+    examples. `room` is how many tokens the context has for demonstrations, None where it has no end.
     """
 
     text_tokens: float

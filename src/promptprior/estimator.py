@@ -355,7 +355,7 @@ class PromptGenerator(PromptEstimator):
     """Answer texts with free text by a soft prompt on a frozen language model, with scikit-learn's interface.
 
     `fit(X, completions)` learns from pairs, `predict` gives the first line that the model writes, `score` the mean of
-    `metric` (exact_match, rougeL, bleu, …). `max_tokens` bounds an answer. All else: PromptEstimator.
+    `metric` (`exact_match`, `rougeL`, `bleu`, …). `max_tokens` bounds an answer. All else: PromptEstimator.
     """
 
     method: Any = "prompt_tuning"

@@ -138,11 +138,11 @@ def replace_folder(path: Path, write: Callable[[Path], None], may_delete: Collec
 def make_folder(path: Path, write: Callable[[Path], None], may_delete: Collection[str] = frozenset()) -> None:
     """Make or replace a folder in one step: `write` fills a temporary sibling, which then takes its place.
 
-    Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one
-    (without an atomic exchange, as on Windows or some network disks, a kill between two renames leaves the old
-    folder as `.NAME.swapped-out`, which the next claim puts back). Raises DiskError when the disk refuses, and
-    ArtifactError when the old folder holds files that the new one does not and that are not named in
-    `may_delete`: saving never deletes what it did not write.
+    Whatever goes wrong, and whenever the process dies, `path` is the whole old folder or the whole new one. Windows and
+    some network disks have no atomic exchange: there a kill between two renames leaves the old folder as
+    `.NAME.swapped-out`, which the next claim puts back. Raises DiskError when the disk refuses, and ArtifactError when
+    the old folder holds files that the new one does not and that are not named in `may_delete`: saving never deletes
+    what it did not write.
     """
     path = path.resolve()
     partial = _partial_sibling(path)

@@ -1,7 +1,7 @@
 """The negative-transfer guard: a prior is kept only where the dev shots speak for it.
 
 Its prompt stands against scratch (prompt tuning on the same budget) and against no prompt, on the episode's dev shots
-and nothing else: the better score wins, at equal scores the lower NLL, and what is equal in both stays with the prior.
+and nothing else. The better score wins, at equal scores the lower NLL, and what is equal in both stays with the prior.
 Dev shots are few, so the gap comes with an interval; and they chose steps and rates of the two trained candidates,
 which flatters those beside no prompt.
 """

@@ -10,8 +10,8 @@ Axes (capital letters in shapes):
 A *text* is a tokenised input with the prompt it reads; a *row* is one target scored after a text.
 In training every text has one row; when C answer choices are ranked, one text has C rows.
 
-Scale: a backbone's embedding entries have a standard deviation, its `scale`.  Learning rates, noise,
-bandwidths and prior widths are written in units of that scale unless a name ends in `_absolute`.
+Scale: a backbone's embedding entries have a standard deviation, its `scale`. Learning rates, noise, bandwidths and
+prior widths are written in units of that scale unless a name ends in `_absolute`.
 """
 
 from collections.abc import Callable, Mapping

@@ -22,8 +22,8 @@ BYTES_PER_TOKEN = 1000  # no tokenizer makes one token of more bytes; a text of 
 
 
 def check_start(backbone: Backbone, settings: Settings) -> None:
-    """Raise SpecError when no prompt can start as the settings say: too long a prompt, a start text without tokens, a
-    prefix in layers that the backbone does not have."""
+    """Raise SpecError when no prompt can start as the settings say: a prompt that is too long, a start text without
+    tokens, a prefix in layers that the backbone does not have."""
     if settings.form == "prefix":
         prefix_form(backbone, settings.length, settings.layers)
     start_prompt(backbone, settings.start, settings.length, generator("preflight"), settings.start_text)

@@ -44,7 +44,8 @@ def add_up(tensors: "Sequence[Tensor]") -> None:
 
 
 def all_decide(answer: bool, signum: int) -> tuple[bool, int]:
-    """The first process's answer, for what depends on a clock, and the highest signal of any; the same in every one."""
+    """The first process's answer, for what depends on a clock, and the highest signal of any; the same in all
+    processes."""
     if processes() == 1:
         return answer, signum
     import torch

@@ -17,7 +17,7 @@ class Adapted:
     `curve` has train loss and dev score by step, `cost` is this episode's share of the run; `trainable` counts the
     numbers that adaptation learned. `dev_score` is the task's first metric, NLL is in nats, `cost` in seconds, rows and
     tokens that the backbone read. With folds `dev_score` is the mean over them, `curve` that of the first one with
-    these means; `dev_error` is the score's standard error over examples, and `out_of_fold` has every example (with one
+    these means. `dev_error` is the score's standard error over examples. `out_of_fold` has every example (with one
     fold, and of a head without folds: every dev shot) as answered without having learned from it.
     """
 

@@ -92,7 +92,7 @@ def judged(adapted: Adapted, answers: Sequence[HeldOut]) -> Candidate:
 class Gap:
     """By how much the chosen candidate is ahead of another in what decided, with a 95% interval over examples.
 
-    Ahead is positive whatever the metric: with NLL, by how much the chosen one's is lower.
+    Ahead is positive whatever the metric: with NLL, by how much that of the chosen one is lower.
     """
 
     of: str
@@ -260,10 +260,10 @@ def choose_candidate(
 ) -> Adapted:
     """The best candidate of one episode, or their blend, as the prompt of method `name`.
 
-    Candidates stand in order of cost; `held_out_choice` decides. The header has `scores.auto`: what was chosen; a
+    Candidates stand in order of cost; `held_out_choice` decides. The header has `scores.auto`: what was chosen, and a
     leaderboard of held-out score (None for free text) with its standard error, NLL in nats, seconds and weight in the
-    blend; the seconds that candidates which were `not_run` would have taken; why others `cannot` answer; and the gap
-    (paired_gap) between what was chosen and the best of the others.
+    blend. It also says how many seconds candidates that were `not_run` would have taken, why others `cannot` answer,
+    and the gap (`paired_gap`) between what was chosen and the best of the others.
     """
     task = candidates[0].episode.task
     given = [{answer.example.id: answer for answer in a.out_of_fold} for a in candidates]

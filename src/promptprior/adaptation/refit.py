@@ -188,7 +188,7 @@ def _run_fold_by_fold(
     """The folds of one episode, each in a run of its own, as one run of which dev says the mean over folds.
 
     The best step of each copy is found in their histories (dev scores and NLL of six digits), by score, then NLL, until
-    `patience` evaluations in a row were no better; a fold cannot know that, so it is applied when all are known.
+    `patience` evaluations in a row were no better. A fold cannot know that, so it is applied when all are known.
     `best.params` and `params` are the first fold's alone.
     """
     target, patience = context.settings.target, context.settings.target.patience

@@ -18,8 +18,8 @@ def blended(
 ) -> Prompt:
     """Members as one prompt under a header of its own, whose parameterisation becomes `blend`.
 
-    A member's probabilities are those of its NLL over its temperature; the blend's are their mean under the weights,
-    which sum to one.
+    A member's probabilities are those of its NLL over its temperature; those of the blend are the mean of its members'
+    under the weights, which sum to one.
     """
     settings = {"members": [to_mapping(member.header) for member in members]}
     numbers = {"weight": weights, "temperature": temperatures}

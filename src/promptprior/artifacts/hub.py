@@ -37,11 +37,11 @@ def push_folder(
 ) -> str:
     """Make the repository `repo`, OWNER/NAME, where it is not there, and commit a folder's shared files to it.
 
-    Other files of the folder stay here; shared files of an earlier push that this folder has not are deleted there, for
-    they would be read along with the new ones. `private` is None for what the account makes by default. The card says
-    `license` in place of "other", and shows the texts of `widget` as examples. The token is that of `hf auth login`, or
-    HF_TOKEN. Returns the hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or cannot be
-    reached.
+    Other files of the folder stay here; shared files of an earlier push that this folder has not are deleted there,
+    since they would be read along with the new ones. `private` is None for what the account makes by default. The card
+    says `license` in place of "other", and shows the texts of `widget` as examples. The token is that of `hf auth
+    login`, or HF_TOKEN. Returns the hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or
+    cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 

@@ -115,8 +115,8 @@ def import_prompt(
 ) -> Prompt:
     """A prompt that another tool wrote, as one of this library, for a backbone whose prompt it is said to be.
 
-    Other formats keep no fingerprint: that the prompt was trained on this very model is the caller's word, and only
-    widths are compared. Raises ArtifactError as `find_prompt` does.
+    Other formats keep no fingerprint: that the prompt was trained on this model is the caller's word, and only widths
+    are compared. Raises ArtifactError as `find_prompt` does.
     """
     folder = Path(path)
     if is_foreign(folder) and peft.read_adapter(folder)[0]["peft_type"] == peft.PREFIX:

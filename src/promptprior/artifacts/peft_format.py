@@ -71,7 +71,7 @@ def write_prefix(
 
 
 def read_layers(depth: int) -> list[int]:
-    """For each layer of a decoder that has an encoder, the layer whose keys and values PEFT gives it: it doubles its
+    """For each layer of a decoder that has an encoder, the layer whose keys and values PEFT gives it. PEFT doubles its
     list of layers, for the cross-attention, and cuts it into as many pieces as there were, each with two layers."""
     return [2 * layer % depth for layer in range(depth)]
 

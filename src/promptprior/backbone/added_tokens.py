@@ -6,7 +6,7 @@
     head        n outputs more that are never the best, while all others stay as they are
 
 The head of a tied model is untied. A head with a bias masks the new outputs by it. Every other head gets the mean of
-its rows for each new output: a mean of logits is below their maximum, so no decoding by argmax ever picks it, and by
+its rows for each new output. A mean of logits is below their maximum, so no decoding by argmax ever picks it. By
 Jensen's inequality its probability is at most one over the vocabulary. `suppress_tokens` in generation_config.json
 makes that exactly zero wherever transformers generates. `keep_tied` leaves a tied head tied, for engines that know an
 architecture only so; then the new outputs are arbitrary, and the engine must forbid them.

@@ -295,11 +295,11 @@ def text_costs(batch: Batch) -> list[int]:
 class EngineOptions(TypedDict, total=False):
     """How a backbone computes; results are the same.
 
-    max_tokens   tokens computed at once; by default what fits into 40 % of the free memory
-    recompute    keep only what enters each layer for the backward pass: a third more time for less memory
-    check        compare the fast route with plain concatenation on a small batch, and fall back, with a warning, where
-                 they differ (on by default)
-    compile      fuse the elementwise work of hand-written blocks by torch.compile
+    - `max_tokens`: tokens computed at once; by default what fits into 40 % of the free memory.
+    - `recompute`: keep only what enters each layer for the backward pass. A third more time for less memory.
+    - `check`: compare the fast route with plain concatenation on a small batch, and fall back, with a warning, where
+      they differ (on by default).
+    - `compile`: fuse the elementwise work of hand-written blocks by `torch.compile`.
     """
 
     max_tokens: int | None

@@ -1,8 +1,8 @@
 """Free text after a soft prompt.
 
-Greedy text of causal models is our own loop: transformers' `generate` sends a strided slice of states through the head,
-which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and minutes for a hundred rows of SmolLM2).
-Beams, and encoder-decoders without a prefix, go through the model's own `generate`.
+Greedy text of causal models is our own loop. The `generate` of transformers sends a slice with strides through the
+head, which on a CPU in bfloat16 copies the whole head once per row and step (6 GB and minutes for a hundred rows of
+SmolLM2). Beams, and encoder-decoders without a prefix, go through the model's own `generate`.
 """
 
 from collections.abc import Collection, Generator, Sequence

@@ -9,10 +9,9 @@ from promptprior.errors import ArtifactError
 class BackboneCard:
     """Identity of a frozen backbone.
 
-    `name` is the Hub id, folder or package it was loaded from; `architecture` the transformers class;
-    `fingerprint` sixteen hex digits over its weights and vocabulary, equal on every machine and for every
-    dtype it is loaded in; `scale` the standard deviation of its embedding entries (the unit of
-    every learning rate and noise); `width` D.
+    `name` is the Hub id, folder or package it was loaded from, `architecture` the transformers class, `width` D.
+    `fingerprint` is sixteen hex digits over its weights and vocabulary, equal on every machine and for every dtype it
+    is loaded in. `scale` is the standard deviation of its embedding entries, the unit of every learning rate and noise.
     """
 
     name: str

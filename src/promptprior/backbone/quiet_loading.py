@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Neither "Loading weights" bars nor FutureWarnings inside; afterwards bars are as they were."""
+    """Neither "Loading weights" bars nor a FutureWarning inside; afterwards bars are as they were."""
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

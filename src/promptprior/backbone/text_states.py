@@ -49,7 +49,7 @@ def layers_of(model: PreTrainedModel) -> tuple[Module, list[Module]]:
 def layer_states(
     model: PreTrainedModel, layers: set[int], normed: bool = True
 ) -> Iterator[dict[int, Float[Tensor, "*n W"]]]:
-    """The states of these layers, filled in while the model runs inside; it stops after the highest. `normed`: those
+    """The states of these layers, filled while the model runs inside; it stops after the highest. `normed`: those
     behind the last block are taken after the final norm."""
     reader, blocks = layers_of(model)
     states: dict[int, Tensor] = {}

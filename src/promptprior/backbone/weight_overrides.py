@@ -1,7 +1,7 @@
 """A model some of whose weights come from outside, by name: LoRA, BitFit and fine-tuning.
 
 The backbone is never written to. Weights replace the model's for the length of one call (torch's `functional_call`);
-LoRA's layers stand in a shared-weight copy, which has modules of its own and the very same weights.
+LoRA's layers stand in a shared-weight copy, which has modules of its own and the same weights in memory.
 """
 
 import copy

@@ -160,7 +160,7 @@ def _adapt_group(
 def failed_row(context: WorkerContext, cell: Cell, error: str) -> Row:
     """The row of a cell that failed: everything but a score.
 
-    `settings["prior"]` is the id of the prior it would start from: the name of its folder, method-seedN-hash.
+    `settings["prior"]` is the id of the prior it would start from: the name of its folder, `METHOD-seedN-HASH`.
     """
     plan, card, target, method = context.plan, context.backbone.card, cell.target, cell.method
     settings = {

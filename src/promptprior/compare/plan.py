@@ -288,7 +288,8 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Cell:
-    """One result to be: a method on a target with k shots of a seed; both 0 where a method uses no shots."""
+    """One result to be: a method on a target with k shots of a seed; k and the seed are 0 where a method uses no
+    shots."""
 
     key: str
     method: "Method"

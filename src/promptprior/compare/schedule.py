@@ -1,7 +1,7 @@
 """A comparison in pieces that can run anywhere: fits of priors, and groups of cells that adapt together.
 
 What runs together is decided by the plan alone, never by who runs it or by what is done already, so every executor and
-every resumed run computes the same batches: a group of which some cells are missing runs whole again.
+every resumed run computes the same batches. A group of which some cells are missing runs whole again.
 """
 
 from collections import Counter

@@ -197,10 +197,10 @@ def from_mapping(
     """A config from plain values, every key known and every value of its type.
 
     `where` names the file or "command line" in errors, or gives that name for a dotted key; `key` is the dotted place
-    of the mapping in it. `flags` is what stands before a key where it is a flag: "--", "--options.". What is not given
-    is as in the config `default`, without one as in the defaults of the fields; of a nested config too. Whole numbers
-    pass as floats and whole floats as integers; numbers are finite; lists become tuples. Of a union the first type that
-    fits counts. Raises SpecError naming the place, the key, its flag and what was expected.
+    of the mapping in it. `flags` is what stands before a key where it is a flag: `--` or `--options.`. What is not
+    given is as in the config `default`, without one as in the defaults of the fields; of a nested config too. Whole
+    numbers pass as floats and whole floats as integers; numbers are finite; lists become tuples. Of a union the first
+    type that fits counts. Raises SpecError naming the place, the key, its flag and what was expected.
     """
     (known, newer), place, values, missing = _known_fields(cls), _Place(where, key, flags), {}, []
     if newer:  # files may use the name that a field had first, unless they use the newer one too

@@ -36,7 +36,7 @@ class Calibrated(Head):
     name: str = "calibrated"
 
     def extra_texts(self, texts: Sequence[str]) -> list[str]:
-        """What all texts begin and end with, the template, around nothing, "N/A" and "[MASK]"."""
+        """What all texts begin and end with, the template, around nothing, around `N/A` and around `[MASK]`."""
         if self.by != "content_free":
             return []
         before, after = template_ends(texts)

@@ -30,10 +30,10 @@ class Linear(Head):
     sites' probabilities.
 
     Strength (in units of the mean squared length of the standardised states) and scale of the scores are those of the
-    best leave-one-out log-likelihood, site by site; that likelihood also weighs the sites (`site_shares`), and sites
-    of next to no weight are not read when answering. With a single shot of some label, which leaves nothing to leave
-    out, the middle site alone and fixed values are taken. `layers`: as Site counts them; by default nine over the
-    whole depth.
+    best leave-one-out log-likelihood, site by site. That likelihood also weighs the sites (`site_shares`), and sites of
+    next to no weight are not read when answering. With a single shot of some label, which leaves nothing to leave out,
+    the middle site alone and fixed values are taken. `layers`: as Site counts them; by default nine over the whole
+    depth.
     """
 
     layers: tuple[int, ...] = ()

@@ -17,10 +17,9 @@ FACTS = ("name", "needs_sources", "uses_shots", "prior_of", "is_ensemble", "revi
 class Choosing(Protocol):
     """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py).
 
-    `candidates` are names of methods, in order of cost; `folds` those that held-out answers come from, where the
-    settings name none, and `trained_folds` the same for candidates that train (0: from dev shots); `blend`: whether
-    candidates may answer together; no further candidate starts that would end after so many `seconds` (None for no
-    limit).
+    `candidates` are names of methods, in order of cost. Held-out answers come from so many `folds` where the settings
+    name none, and from `trained_folds` for candidates that train (0: from dev shots). `blend`: whether candidates may
+    answer together. No further candidate starts that would end after so many `seconds` (None for no limit).
     """
 
     name: str

@@ -27,10 +27,10 @@ class FitResult:
 class AdaptationInit:
     """Where adaptation starts: one copy of the parameters per episode.
 
-    `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one: with V of them
-    params, penalty and multipliers of elements have copies e * V + v, episode e in variant v. Of an episode's variants
-    each of `ensemble_size` equal parts gives a prompt, picked on dev within its part; they answer by their mean
-    probability.
+    `variants` are ways to adapt each episode, described as a header keeps them, of which dev picks one. With V of them,
+    params, penalty and multipliers of elements have copies `e * V + v`, one for episode `e` in variant `v`. Of an
+    episode's variants each of `ensemble_size` equal parts gives a prompt, picked on dev within its part; they answer by
+    their mean probability.
 
     `lr_multipliers` multiply the learning rate of single parameters by name (0 freezes one), or of every element of
     one. `learning_rates` are rates to try in absolute units, for params that are no prompt; without them the settings'

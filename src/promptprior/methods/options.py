@@ -26,8 +26,8 @@ def fact(default: Any, *, init: bool = True, omit_from_hash_if: Callable[[Any], 
 class OptionRules(Bounds, total=False):
     """What an option's value must be (its bounds), and when it is left out of hashes.
 
-    omit_from_hash_if_default    the option came later than results: at its default it is no part of their hashes
-    omit_from_hash_if            the same, where this is true of the recipe
+    - `omit_from_hash_if_default`: the option came later than results: at its default it is no part of their hashes.
+    - `omit_from_hash_if`: the same, where this is true of the recipe.
     """
 
     omit_from_hash_if_default: bool

@@ -2,18 +2,18 @@
 
 Learning rates of the papers are absolute; ours are in units of the backbone's embedding scale, so `scale` divides them.
 
-maml, fomaml, reptile   Qin et al. 2023, from their launch scripts: 100 tokens, Adafactor at 0.5. Source: 5,000 updates.
-    Target: 3,000 steps of batch 16 (8 on each of 2 GPUs), rates 0.5, 0.4, 0.3 and 0.2, dev evaluated every 50. Its
-    prompts stood after the text and dropout was on; ours stand before it, without. Its inner rate, 3e-5, is left out on
-    purpose: T5's prompts have entries of about 15, whose float32 spacing is 9.5e-7, so that gradients below 0.016 an
-    entry move nothing; rules refuse it. What rate would have matched the paper's intent cannot be recovered: ours
-    stands instead. Nor can its 32 + 32 examples of free-text tasks be had with one number of shots (ours: 16 + 16).
-mpt   Wang et al. 2023: 100 tokens, AdamW at 0.3 (0.4 for u and v), 5 epochs on the sources, 20 on a target (what the
-    public code family has for small tasks), batch 32, sources drawn by their size capped at 2^18. Recalled, or from the
-    code family, not from the paper itself: see docs/rivals.md.
-dept   Shi and Lipani 2024, the released script: AdamW at 0.3 and 0.4, 40,000 steps of 32, 500 warm-up; 40 tokens and
-    rank 45 over 256 positions (DEPT_RANKS has the others); 5e-3 for the low-rank parts (they search 5e-3, 0.3 and
-    5e-4). It asks for a weight decay of 1e-5, but makes its own optimiser, which has none.
+- `maml`, `fomaml`, `reptile`: Qin et al. 2023, from their launch scripts: 100 tokens, Adafactor at 0.5. Source: 5,000
+  updates. Target: 3,000 steps of batch 16 (8 on each of 2 GPUs), rates 0.5, 0.4, 0.3 and 0.2, dev evaluated every 50.
+  Its prompts stood after the text and dropout was on; ours stand before it, without. Its inner rate, 3e-5, is left out
+  on purpose: T5's prompts have entries of about 15, whose float32 spacing is 9.5e-7, so that gradients below 0.016 an
+  entry move nothing; rules refuse it. What rate would have matched the paper's intent cannot be recovered: ours stands
+  instead. Nor can its 32 + 32 examples of free-text tasks be had with one number of shots (ours: 16 + 16).
+- `mpt`: Wang et al. 2023: 100 tokens, AdamW at 0.3 (0.4 for u and v), 5 epochs on the sources, 20 on a target (what the
+  public code family has for small tasks), batch 32, sources drawn by their size capped at 2^18. Recalled, or from the
+  code family, not from the paper itself: see docs/rivals.md.
+- `dept`: Shi and Lipani 2024, the released script: AdamW at 0.3 and 0.4, 40,000 steps of 32, 500 warm-up; 40 tokens and
+  rank 45 over 256 positions (DEPT_RANKS has the others); 5e-3 for the low-rank parts (they search 5e-3, 0.3 and 5e-4).
+  It asks for a weight decay of 1e-5, but makes its own optimiser, which has none.
 """
 
 from collections.abc import Mapping

@@ -11,10 +11,10 @@ class Workload:
     the texts of `multitask`: a text that is read with a gradient counts 1, without one `cost.SCORED`, in a Hessian
     product `cost.SECOND_ORDER`.
 
-    On a target, `steps_before` are the steps on its shots before its own training, those of probes and of joint stages;
-    `adaptation_copies`, in how many ways each episode adapts for each learning rate; `answering_prompts`, how many
-    prompts answer the test examples by their mean probability; `head_depth`, the share of the layers that a head reads
-    while it is fitted.
+    On a target, `steps_before` are the steps on its shots before its own training, those of probes and of joint stages.
+    `adaptation_copies` says in how many ways each episode adapts for each learning rate, `answering_prompts` how many
+    prompts answer the test examples by their mean probability. `head_depth` is the share of the layers that a head
+    reads while it is fitted.
     """
 
     source_texts: int

@@ -5,7 +5,7 @@
     loss = - log softmax(exp(a) (W z + b)) of the right class                 of each query text, in nats
 
 Gradients pass through the solution (R2D2: Bertinetto et al. 2019, arXiv 1805.08136; with a hinge loss and a quadratic
-program MetaOptNet: Lee et al. 2019, arXiv 1904.03758), into the prompt, s and a. The head that a target fits to its
+program MetaOptNet: Lee et al. 2019, arXiv 1904.03758), into the prompt, `s` and `a`. The head that a target fits to its
 shots, `heads.linear`, standardises states and solves in the same way.
 """
 

@@ -7,9 +7,9 @@ moves its params. It is one of two things:
     Parameterisation   its params become prompts; the engine shares one computation among texts that read one prompt
     AnsweringForm      its params are no prompt (weights, masks, a probe): they answer texts by themselves, copy by copy
 
-and may have more to offer, each thing by a method of its own: a term of the loss (`Penalised`), offsets of the texts'
-embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a plain prompt
-that it comes to when trained (`Foldable`).
+and may have more to offer, each thing by a method of its own. These are a term of the loss (`Penalised`), offsets of
+the texts' embeddings (`Offsetting`), prompt tokens that texts do not see (`Masking`), diagnostics (`Diagnosable`), a
+plain prompt that it comes to when trained (`Foldable`).
 
 What artifacts keep of a form are its name and its dataclass fields (`registry.plain_settings`): plain values only; a
 field called `backbone` is filled in at load. `form_check.check_form` tests a form and its params before training.

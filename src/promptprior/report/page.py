@@ -58,11 +58,11 @@ class ReportOptions(TypedDict, total=False):
     """What a report can be told beside its rows and title.
 
     `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
-    report of fewer says so), `command` what made the results, `task_similarity` how similar sources and targets are,
-    where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the
-    pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
-    whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in:
-    a section shows all values, the others those with the last ones. `leading` are sections that come before all others.
+    report of fewer says so), `command` what made the results. `task_similarity` says how similar sources and targets
+    are, where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are
+    the pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
+    whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in: a section
+    shows all values, the others those with the last ones. `leading` are sections that come before all others.
     """
 
     baseline: str

@@ -1,4 +1,4 @@
-"""Methods ranked on every target: Friedman's test, Nemenyi's critical difference, and who beats whom (Demsar 2006).
+"""Methods ranked on every target: Friedman's test, Nemenyi's critical difference, and who beats whom (Demšar 2006).
 
 A target is one observation here, whatever its metric and number of seeds: ranks need no common scale, and the tests
 ask about other targets like these.

@@ -32,7 +32,7 @@ MEAN_TARGET = ""  # stands for the mean over targets among the targets of the fe
 
 @dataclass(frozen=True)
 class Overall:
-    """What all methods come to at one k on the targets and seeds that every one has finished; no ranking of few.
+    """What all methods come to at one k on the targets and seeds that each has finished; no ranking of few.
 
     `aggregates` has, for each method, its "mean", "iqm" and "median" over these targets.
     """

@@ -241,13 +241,13 @@ def hierarchical_bootstrap(
 ) -> Interval:
     """The mean over fits of differences `gaps[target][draw]`, its interval for other fits, draws, targets and rows.
 
-    `fits` names the fit of each draw; every target has all draws. Fits are drawn again, and draws within them; targets
-    apart from these, for all draws share them (the pigeonhole bootstrap, Owen 2007: of two crossed layers it counts the
-    noise of single cells up to three times, so it errs on the safe side). Of n units n - 1 are drawn, which makes the
-    variance of a mean s^2 / n and not s^2 (n - 1) / n^2 (Rao, Wu 1988). `row_errors` has the standard error of each
-    target's difference over test rows, which all draws share; normal noise stands for it. The interval is Student's t
-    times the standard deviation of 4,000 means, with as many degrees of freedom as the smaller layer has. Of one fit it
-    is unknown; one target stays as it is. Raises ValueError where a target lacks a draw.
+    `fits` names the fit of each draw; every target has all draws. Fits are drawn again, and draws within them. Targets
+    are drawn apart from these, since all draws share them (the pigeonhole bootstrap, Owen 2007: of two crossed layers
+    it counts the noise of single cells up to three times, so it errs on the safe side). Of n units n - 1 are drawn,
+    which makes the variance of a mean s^2 / n and not s^2 (n - 1) / n^2 (Rao, Wu 1988). `row_errors` has the standard
+    error of each target's difference over test rows, which all draws share; normal noise stands for it. The interval is
+    Student's t times the standard deviation of 4,000 means, with as many degrees of freedom as the smaller layer has.
+    Of one fit it is unknown; one target stays as it is. Raises ValueError where a target lacks a draw.
     """
     from scipy.stats import t
 

@@ -30,7 +30,7 @@ logged: set[str] = set()  # backbones whose slower attention has been reported
 
 
 def hessian_product(objective: Objective, params: Params, batch: Batch, vector: Params) -> Params:
-    """H v for every copy's weighted mean loss on a batch and its penalty: d/dparams <dloss/dparams[n], v[n]>, n in v.
+    """H v for every copy's weighted mean loss on a batch and its penalty: `d/dparams <dloss/dparams[n], v[n]>`, n in v.
 
     The result has every name of `params`. Exact (Pearlmutter 1994): the gradient is differentiated once more, piece by
     piece, so memory is that of one piece.
@@ -75,7 +75,7 @@ def hessian_product(objective: Objective, params: Params, batch: Batch, vector: 
 def conjugate_gradients(
     apply: Callable[[Params], Params], right: Params, steps: int, tolerance: float = 1e-6
 ) -> tuple[Params, Float[Tensor, " C"]]:
-    """Solve A x = right for every copy, A symmetric positive definite; and each copy's relative residual.
+    """Solve `A x = right` for every copy, `A` symmetric positive definite; and each copy's relative residual.
 
     A copy stops once its residual is below `tolerance` of its first one, or once it meets a direction of no positive
     curvature (the local Hessian of a language model need not be positive definite). Where that is the first direction,

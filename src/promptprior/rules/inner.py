@@ -207,7 +207,7 @@ class Inner:
         return cotangent, of_multipliers
 
     def distance(self, trajectory: Trajectory, check: bool) -> Float[Tensor, " U"]:
-        """How far the inner steps really moved each unit: root mean square over entries, in units of the scale.
+        """How far the inner steps moved each unit: root mean square over entries, in units of the scale.
 
         Taken from the params, not from the displacement: what rounding swallowed did not move. With `check` it raises
         TrainingError when a unit moved by next to nothing, because the meta-gradient would be a plain one.

@@ -1,9 +1,9 @@
 """Optimisers as pure functions of params with a leading copies axis: every copy moves as if it trained by itself.
 
-Learning rates are in units of the backbone's embedding scale s. AdamW and Adafactor, whose steps have the size of the
-rate, move an entry by about rate * s, their absolute rate; SGD descends in p / s, so its step is rate * s^2 * gradient.
-Weight decay is decoupled, as AdamW's in torch and Adafactor's in transformers: a step takes rate * s * decay of p
-away, so that a published decay is the same number here. Memory stays in the params' dtype.
+Learning rates are in units of the backbone's embedding scale, `s` below. AdamW and Adafactor, whose steps have the size
+of the rate, move an entry by about rate * s, their absolute rate. SGD descends in p / s, so its step is rate * s^2 *
+gradient. Weight decay is decoupled, as AdamW's in torch and Adafactor's in transformers: a step takes rate * s * decay
+of p away, so that a published decay is the same number here. Memory stays in the params' dtype.
 """
 
 import math
@@ -24,7 +24,7 @@ from promptprior.rules.rule import Info, State
 class Rate:
     """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
 
-    `lr_multipliers` multiply the rate of single parameters by name (decomposed prompts have two speeds), or of every
+    `lr_multipliers` multiply the rate of single parameters by name (decomposed prompts have two rates), or of every
     element of one (Meta-SGD); `scale` is the embedding scale.
     """
 

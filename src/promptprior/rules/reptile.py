@@ -1,8 +1,8 @@
 """Reptile (Nichol, Achiam, Schulman 2018): the params follow where inner training leads, without any query.
 
 The pseudo-gradient is minus the inner displacement over the inner step's unit, averaged over the units of the
-meta-batch: for inner SGD the sum of the K gradients met on the way, so that one inner step is plain SGD. Cost: K engine
-calls and K backward passes, whatever the number of units.
+meta-batch. For inner SGD it is the sum of the K gradients met on the way, so that one inner step is plain SGD. Cost: K
+engine calls and K backward passes, whatever the number of units.
 """
 
 from dataclasses import dataclass

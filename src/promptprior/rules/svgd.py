@@ -68,9 +68,9 @@ class Svgd(OptimiserRule):
         """One step of every particle on one batch, all of whose texts must be of copy 0.
 
         Logged, to tell whether the particles are more than separate chains and whether they have collapsed:
-        `repulsion_ratio`, the norm of all repulsion over that of all attraction; `kernel`, the mean off-diagonal value;
-        `distance`, the mean distance of two particles, and `spread`, the standard deviation of an entry across
-        particles, both in units of the embedding scale.
+        `repulsion_ratio`, the norm of all repulsion over that of all attraction, and `kernel`, the mean off-diagonal
+        value. Also `distance`, the mean distance of two particles, and `spread`, the standard deviation of an entry
+        across particles, both in units of the embedding scale.
         """
         read = reweighted(batch, self.task_weights).tile(copies_of(state.params))
         loss, gradient = loss_and_gradient(objective, state.params, read)

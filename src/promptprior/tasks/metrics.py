@@ -176,7 +176,7 @@ class Metric:
 def resampled_score(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> Callable[[Sequence[int]], float]:
-    """The first metric of a task as a function of places among the examples: what `score` gives of just these."""
+    """The first metric of a task as a function of places among the examples: what `score` gives of these alone."""
     first, answers = metric(task.metrics[0]), AnswerSet(task, examples, predictions)
     if first.each is not None:
         values = first.each(answers)
@@ -189,11 +189,11 @@ def resampled_score(
 def score(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], names: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The metrics of these names, by default every one of `task.metrics`, and for ranked choices acc_norm, nll, brier
-    and ece.
+    """The metrics of these names, by default every one of `task.metrics`, and for ranked choices `acc_norm`,
+    `nll`, `brier` and `ece`.
 
-    Predictions stand in the order of their examples. Scores lie in [0, 1] (correlations in [-1, 1], nll in
-    nats). Raises SpecError for an unknown metric and DataError where predictions do not fit the examples.
+    Predictions stand in the order of their examples. Scores lie in [0, 1] (correlations in [-1, 1], `nll` in nats).
+    Raises SpecError for an unknown metric and DataError where predictions do not fit the examples.
     """
     metrics = {name: metric(name) for name in names or task.metrics}
     if not examples:
@@ -284,8 +284,8 @@ def class_score(answers: AnswerSet, name: str, over: Literal["seen", "true", "la
     """A score of scikit-learn over true and predicted classes.
 
     F1 and recall are averaged `over` the classes that are true or predicted somewhere, those that are true, the last
-    of two (GLUE's "equivalent", "duplicate"), or AGAINST and FAVOR (SemEval-2016 task 6); a class that is neither true
-    nor predicted has 0. Raises SpecError where a task lacks these classes.
+    of two (GLUE's "equivalent", "duplicate"), or `AGAINST` and `FAVOR` (SemEval-2016 task 6); a class that is neither
+    true nor predicted has 0. Raises SpecError where a task lacks these classes.
     """
     from sklearn import metrics
 
@@ -385,10 +385,10 @@ def last_number(text: str) -> float | None:
 def text_score(answers: AnswerSet, name: Literal["exact_match", "number_match", "squad_f1", "rougeL", "bleu"]) -> float:
     """A score of free text against its references.
 
-    "exact_match" is the share of `exact_matches`; "number_match" that of answers whose last number equals the last
-    number of the target (GSM8K); "squad_f1" the mean F1 of two bags of normalised words, with the best reference, as in
-    SQuAD 1.1's evaluation script; "rougeL" the mean ROUGE-L F1 with the best reference (rouge-score, unstemmed; it
-    reads ASCII only); "bleu" BLEU over all answers together (sacrebleu's defaults), divided by 100.
+    "exact_match" is the share of `exact_matches`, "number_match" that of answers whose last number equals the last
+    number of the target (GSM8K). "squad_f1" is the mean F1 of two bags of normalised words, with the best reference, as
+    in SQuAD 1.1's evaluation script. "rougeL" is the mean ROUGE-L F1 with the best reference (rouge-score, unstemmed;
+    it reads ASCII only). "bleu" is BLEU over all answers together (sacrebleu's defaults), divided by 100.
     """
     pairs = answers.texts_and_references
     if name == "exact_match":
@@ -445,9 +445,9 @@ def wilson_interval(share: float, count: int) -> list[float]:
 def ranked_score(answers: AnswerSet, name: Literal["acc_norm", "nll", "brier", "ece"]) -> float:
     """A score of the likelihoods of all choices.
 
-    "acc_norm" is accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does;
-    "nll" the mean NLL of the right choice in nats; "brier" Brier's score, halved so that it lies in [0, 1] for any
-    number of choices; "ece" the expected calibration error of the likeliest choice, in 15 equal bins of confidence
+    "acc_norm" is accuracy when log-likelihoods are divided by the choice's length in characters, as lm-eval does. "nll"
+    is the mean NLL of the right choice in nats. "brier" is Brier's score, halved so that it lies in [0, 1] for any
+    number of choices. "ece" is the expected calibration error of the likeliest choice, in 15 equal bins of confidence
     (Guo et al. 2017).
     """
     labels, log_p = answers.labels, answers.log_probabilities

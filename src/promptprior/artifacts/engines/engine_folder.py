@@ -53,10 +53,10 @@ def export_for_engine(
 ) -> list[str]:
     """Write a folder that serves one prompt with an engine; returns notes for whoever serves it.
 
-    `name` is what clients call the prompt; `backbone` names the model, of which only tokenizer and config are read, so
-    that it is the prompt's own is checked by its width alone; `dtype` is what the server computes in, by default what
-    the weights are stored in. Raises ArtifactError for what is not one matrix, an encoder-decoder, a tokenizer that
-    cannot be told apart from the vectors, and numbers that the dtype does not hold; nothing is written then.
+    `name` is what clients call the prompt. `backbone` names the model; only its tokenizer and config are read, so
+    whether it is the prompt's own is checked by its width alone. `dtype` is what the server computes in, by default
+    what the weights are stored in. Raises ArtifactError for what is not one matrix, an encoder-decoder, a tokenizer
+    that cannot be told apart from the vectors, and numbers that the dtype does not hold; nothing is written then.
     """
     folder, header = Path(folder), artifact.header
     prompt = single_prompt(artifact, f"prompt {name!r}")  # [L, D]

@@ -40,8 +40,8 @@ def check_convertible(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -
     """The name that llama.cpp has for the tokenizer's way of splitting words.
 
     `config` is a model's config.json, `tokenizer` its tokenizer.json. Raises ArtifactError, before any work, for what
-    `write_gguf` does not write: an architecture other than Llama, biases, scaled positions, a tokenizer that is not
-    byte-level BPE or splits words by a rule that llama.cpp has no name for here, and numbers of another type.
+    `write_gguf` does not write. That is an architecture other than Llama, biases, scaled positions, a tokenizer that is
+    not byte-level BPE or splits words by a rule that llama.cpp has no name for here, and numbers of another type.
     """
     architecture, model = next(iter(config.get("architectures") or ()), "none"), tokenizer.get("model", {})
     rope = config.get("rope_parameters") or {}

@@ -57,8 +57,8 @@ def unpack(x: Float[Tensor, "H B S *g d"], stage: Stage) -> Float[Tensor, "H n *
 @dataclass(frozen=True)
 class Part:
     """Keys that a stage's queries see: those of stage `source` (or PREFIX), less what is hidden. `prompt_of` says which
-    prompt's keys each group reads, where several groups read one prompt. `is_past`: they are the stage's own, and just
-    those of later tokens are hidden."""
+    prompt's keys each group reads, where several groups read one prompt. `is_past`: they are the stage's own, and those
+    of later tokens are hidden."""
 
     source: int
     hidden: Bool[Tensor, "#B #S 1 K"] | None

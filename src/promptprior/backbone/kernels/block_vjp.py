@@ -2,9 +2,9 @@
 
     x -> RMS norm -> q, k, v -> rotary -> attention -> o -> + x -> RMS norm -> gate and up -> down -> +
 
-Autograd would keep some thirty tensors per block and run a hundred elementwise kernels; this keeps eight and runs
-two dozen, adds residuals inside the products, and never computes a weight gradient. It serves Llama, Mistral and
-Qwen2 (llama.py) and the encoders of T5 (t5.py). `plain`, the same block as transformers computes it, takes over where a
+Autograd would keep about thirty tensors per block and run a hundred elementwise kernels; this keeps eight and runs two
+dozen, adds residuals inside the products, and never computes a weight gradient. It serves Llama, Mistral and Qwen2
+(llama.py) and the encoders of T5 (t5.py). `plain`, the same block as transformers computes it, takes over where a
 second derivative is asked for.
 """
 
@@ -56,7 +56,7 @@ class SharedInputs:
     projected once, and below the first attention no gradient is carried to tokens that are never trained.
 
     Without `source` each token is a row of its own, and the first `trained` rows want a gradient (None: all of them).
-    With it token t reads row `source[t]`; the rows are P prompts of L tokens, which want a gradient, then the tokens
+    With it token t reads row `source[t]`; the rows are P prompts of L tokens, which need a gradient, then the tokens
     of the texts. `prompt_tokens` names the tokens that read a prompt, text after text, and `reads[p, x]` is 1 where
     text x reads prompt p.
     """
@@ -83,9 +83,9 @@ class SharedInputs:
 class BlockRun:
     """What one run through a block needs besides its input.
 
-    `inputs` says how tokens read the input's rows, and which of these want a gradient; `plain` is the block as
-    transformers computes it, from what tokens read and the keys and values of `prefix` (where it has one); `keep` says
-    whether to keep activations for the backward pass or compute them again; `query_rotary` carries the score's scale;
+    `inputs` says how tokens read the input's rows, and which of these need a gradient. `plain` is the block as
+    transformers computes it, from what tokens read and the keys and values of `prefix` (where it has one). `keep` says
+    whether to keep activations for the backward pass or compute them again. `query_rotary` carries the score's scale;
     `rows` are the tokens whose output is needed.
     """
 

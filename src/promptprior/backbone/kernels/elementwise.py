@@ -29,7 +29,7 @@ def rms(x: Float[Tensor, "N D"], weight: Float[Tensor, " D"], eps: float) -> tup
 def rms_backward(
     gradient: Float[Tensor, "N D"], x: Tensor, weight: Tensor, scale: Float[Tensor, "N 1"], residual: Tensor
 ) -> Float[Tensor, "N D"]:
-    """The gradient [N, D] of the norm's input, plus the residual's: s w dy - x s^3 sum(w dy x) / D + residual."""
+    """The gradient [N, D] of the norm's input, plus the residual's: `s w dy - x s^3 sum(w dy x) / D + residual`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     weighted = (gradient * weight).to(wide.dtype)  # w dy
     along = torch.linalg.vecdot(weighted, wide)[:, None] * scale.pow(3).div_(-x.shape[-1])

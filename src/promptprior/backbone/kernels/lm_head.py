@@ -16,7 +16,7 @@ LOGITS_AT_ONCE = 2**26  # entries: 256 MiB in float32
 def logits(model: PreTrainedModel, states: Float[Tensor, "V D"]) -> Float[Tensor, "V vocabulary"]:
     """The model's own next-token logits for some final states, in at least float32.
 
-    `states` is made contiguous and two-dimensional: a strided slice would send the product down a slow path that
+    `states` is made contiguous and two-dimensional: a slice with strides would send the product down a slow path that
     copies the whole head (half of a bfloat16 forward pass).
     """
     config = model.config.get_text_config()

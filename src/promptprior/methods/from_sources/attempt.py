@@ -1,7 +1,7 @@
 """ATTEMPT: a prompt for every text, its task's own plus an attention-weighted sum of frozen source prompts.
 
 Asai, Salehi, Peters, Hajishirzi 2022 (EMNLP, arXiv 2205.11961); docs/rivals.md compares their released code with ours.
-Source stage: SPoT's, a prompt for each source. Targets train their own prompt and the attention network, at two speeds.
+Source stage: SPoT's, a prompt for each source. Targets train their own prompt and the attention network, at two rates.
 Parameterisation mixture, rule descent. Released settings are `attempt_as_released`; `attempt` is ours: temperature and
 queries free of the backbone's scale, a rate for the attention network that is applied, and the most similar source as
 the target's start, where they take the first one that is listed.

@@ -3,8 +3,8 @@
 Wu et al. 2023 (Findings of EMNLP 2023, pp. 8734-8746); docs/tpt.md compares their released code with ours. Stage 1
 trains the bank on mixed sources; stage 2 adapts bank and task prompt to a target. Parameterisation bank, rule descent
 (or what `rule` says, with the options of the method it is borrowed from). `tpt_as_released` has the released sizes,
-pooling, scores and parts, but starts from the 5,000 most frequent tokens (theirs: ids 100-999 for the bank, 100-599 for
-the task prompt), keeps retrieved rows in bank order under mean pooling too (theirs: in order of score), and trains
+pooling, scores and parts. But it starts from the 5,000 most frequent tokens (theirs: ids 100-999 for the bank, 100-599
+for the task prompt), keeps retrieved rows in bank order under mean pooling too (theirs: in order of score), and trains
 without dropout. `tpt` is ours: retrieved and task tokens share the length of prompt tuning, queries are centred, keys
 start from source texts, and the task prompt is learned on the sources too. `tpt_static` and `tpt_random` are controls
 that retrieve without regard to what a text says.

@@ -16,7 +16,7 @@ LEAST = 0.1  # of the weight of a task in full agreement: no task is dropped
 def task_cosines(
     objective: Objective, params: Params, batches: Iterable[Batch], tasks: int
 ) -> Float[Tensor, "tasks tasks"]:
-    """Cosines of each two tasks' mean gradients at one copy of the parameters; 0 for tasks that no batch holds.
+    """Cosines of the mean gradients of every two tasks at one copy of the parameters; 0 for tasks that no batch holds.
 
     Every task reads a copy of its own, so that one engine call a batch gives all gradients.
     """

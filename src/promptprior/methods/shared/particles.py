@@ -96,9 +96,9 @@ def penalty(
 def geometry(particles: Float[Tensor, "M L D"], scale: float) -> dict[str, object]:
     """How particles lie, for a header: lengths in units of the embedding scale.
 
-    `distances` of all pairs; `kernel`, the RBF values at the median bandwidth; `spread`, the standard deviation of an
-    entry across particles; `size`, the root mean square of the mean's entries, to compare with; `directions`, how many
-    directions the spread really has: (sum of variances)^2 / sum of squared variances, at most M - 1.
+    It has `distances` of all pairs, `kernel`, the RBF values at the median bandwidth, and `spread`, the standard
+    deviation of an entry across particles. `size` is the root mean square of the mean's entries, to compare with.
+    `directions` is how many directions the spread has: (sum of variances)^2 / sum of squared variances, at most M - 1.
     """
     flat = particles.flatten(1).double()
     centred = flat - flat.mean(0)

@@ -3,9 +3,10 @@
 `linear_probe`: ridge regression on pooled states (Alain, Bengio 2017, arXiv 1610.01644); `knn`: nearest shots;
 `constant`: the most frequent class of the shots, whatever the text. `prompted_linear` and `prompted_mixture` read
 behind an untrained prompt, which takes the attention that a text's own first token gets else (docs/log.md). The others
-rank the choices by their likelihood, corrected for the bias that answers have before any text: `zero_shot_contextual`
-by content-free texts (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315), `zero_shot_batch` by
-unlabelled texts (Zhou et al. 2023, arXiv 2309.17249), `zero_shot_calibrated` by offsets that the labelled shots fit.
+rank the choices by their likelihood, corrected for the bias that answers have before any text. `zero_shot_contextual`
+corrects by content-free texts (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315),
+`zero_shot_batch` by unlabelled texts (Zhou et al. 2023, arXiv 2309.17249), `zero_shot_calibrated` by offsets that the
+labelled shots fit.
 """
 
 from dataclasses import dataclass

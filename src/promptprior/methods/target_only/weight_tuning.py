@@ -64,8 +64,8 @@ class Lora(WeightRecipe):
         return super().serves(task) if find_spec("peft") else "it needs a package: pip install 'promptprior[peft]'"
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """LoRA's own start for every episode, seeded by task and seed: additions of zero. A is uniform within one over
-        the square root of its input, B zero."""
+        """LoRA's own start for every episode, seeded by task and seed: additions of zero. `A` is uniform within one
+        over the square root of its input, `B` zero."""
         form = LoraForm(self.rank, self.alpha, self.modules)
         shapes, starts = form.answers(context.backbone).start, []
         for episode in episodes:

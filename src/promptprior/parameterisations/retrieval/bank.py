@@ -36,11 +36,11 @@ class Bank:
 
     `layers`: states are word embeddings (0, as released), or what that many early layers make of the text alone.
     `scoring`: dot (as released), scaled (dot / sqrt D), cosine; same (every text gets the same rows) and random (a
-    hash of the text) are controls. `selection`: hard passes no gradient to scores; straight_through has hard's prompts
-    and the gradient of each chosen row's log-probability; weighted multiplies rows by K softmax(s_I / temperature);
+    hash of the text) are controls. `selection`: hard passes no gradient to scores. straight_through has hard's prompts
+    and the gradient of each chosen row's log-probability. weighted multiplies rows by K softmax(s_I / temperature).
     soft cuts the bank into K slots of N / K neighbours and mixes each slot by its softmax. `tasks` and `budget`: task t
-    of `tasks` sees only a window of `budget` rows (0: all). `balance` and `spread` weigh the terms of `penalty`.
-    Raises SpecError for numbers that do not fit together.
+    of `tasks` sees only a window of `budget` rows (0: all). `balance` and `spread` weigh the terms of `penalty`. Raises
+    SpecError for numbers that do not fit together.
     """
 
     backbone: Backbone
@@ -152,7 +152,7 @@ class Bank:
         return query
 
     def penalty(self, params: Params, batch: Batch) -> Float[Tensor, " C"] | None:
-        """balance x N sum_n f_n p_n (Fedus et al. 2022, eq. 4) + spread x mean squared cosine of two rows.
+        """balance x N sum_n f_n p_n (Fedus et al. 2022, equation 4) + spread x mean squared cosine of two rows.
 
         f_n is the share of a copy's retrievals that chose row n, p_n its mean softmax: the sum is 1 when use is even,
         and 0 for a copy without texts. Its gradient raises the scores of rows that are used too little, which hard

@@ -33,9 +33,9 @@ def describe_retrieval(
     """How the rows of a bank are used, as plain JSON.
 
     `entropy` of use is in bits, at most log2 N. The overlaps are the mean Jaccard index of the rows of two texts of one
-    task and of two tasks (None without such pairs), beside `overlap_if_random`, what independent draws of K of N rows
-    would give. `map` holds the share of each task's texts that retrieve each row, `tokens` the most used rows with
-    their size in embedding scales and the vocabulary entries of highest cosine.
+    task and of two tasks (None without such pairs). `overlap_if_random` is what independent draws of K of N rows would
+    give. `map` holds the share of each task's texts that retrieve each row, `tokens` the most used rows with their size
+    in embedding scales and the vocabulary entries of highest cosine.
     """
     chosen, task, names, size = retrieval.chosen, retrieval.task, list(retrieval.task_names), retrieval.size
     retrieved = chosen.shape[1]

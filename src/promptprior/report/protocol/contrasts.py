@@ -1,7 +1,7 @@
-"""Contrasts that were written down before any method ran: a test for each, corrected over just these.
+"""Contrasts that were written down before any method ran: a test for each, corrected over these alone.
 
-A fit is the unit. Each gives one number, its mean difference over targets and draws; Student's t over fits is the
-primary test, Holm's correction runs over the contrasts of all k. The hierarchical bootstrap says whether the difference
+A fit is the unit. Each gives one number, its mean difference over targets and draws. Student's t over fits is the
+primary test; Holm's correction runs over the contrasts of all k. The hierarchical bootstrap says whether the difference
 would hold on other targets and test rows too.
 """
 
@@ -50,7 +50,7 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """Yes where `first` is better by the corrected test, no where it is worse, else that it cannot be decided."""
+        """By the corrected test: "yes" where `first` is better, "no" where it is worse, else that it is not decided."""
         if self.p_holm <= SIGNIFICANT:
             return "yes" if self.primary.estimate > 0 else "no"
         fits = len(self.by_fit)

@@ -29,7 +29,7 @@ def is_common(word: str, within: int = 8000) -> bool:
 
 @cache
 def lexicon() -> dict[str, dict[str, Forms]]:
-    """Lemma to part of speech (noun, verb, adj, adv) to inflected forms."""
+    """For each lemma and part of speech (noun, verb, adj, adv) its inflected forms."""
     entries: dict[str, dict[str, Forms]] = defaultdict(dict)
     with gzip.open(LEXICON.file("resources", "infl_lu.csv.gz"), "rt", encoding="utf-8") as lines:
         for line in lines:

@@ -45,11 +45,10 @@ class TaskSummary:
 def load_task(name_or_path: str | Path, data: Path | None = None, split_limits: Limits | None = None) -> Task:
     """A task by path or by name, rendered and checked.
 
-    A path is a spec (.yaml), a data file (.csv, .jsonl, .json, .parquet) or a folder of
-    {train,validation,test} files. A name is a folder of `data`, else a task of the built-in suite, of another package,
-    or (without `data`) a catalogue spec, read from the Hub; `builtin:NAME` and `hub:NAME` say which. `split_limits`
-    takes a fixed sample of that many rows of a split. Raises SpecError or DataError before anything else
-    happens when spec or data are wrong.
+    A path is a spec (.yaml), a data file (.csv, .jsonl, .json, .parquet) or a folder of files named train, validation
+    and test. A name is a folder of `data`, else a task of the built-in suite, of another package, or (without `data`) a
+    catalogue spec, read from the Hub; `builtin:NAME` and `hub:NAME` say which. `split_limits` takes a fixed sample of
+    that many rows of a split. Raises SpecError or DataError before anything else happens when spec or data are wrong.
     """
     limits = split_limits or {}
     text = str(name_or_path)

@@ -81,8 +81,9 @@ def memory_rows(rows: Any, source: str) -> Rows:
 def read_data_file(path: Path) -> Rows:
     """The rows of a .jsonl file (one object a line, blank lines skipped), .csv, .json (a list of objects) or .parquet.
 
-    Raises DataError, with file and line, for a missing, empty or unreadable file, one that is no regular file or too
-    large, broken UTF-8, bad JSON, a row that is no object, or a CSV row that does not fit its header.
+    Raises DataError, with file and line, for a missing, empty or unreadable file, and one that is no regular file or
+    too large. So it does for broken UTF-8, bad JSON, a row that is no object, and a CSV row that does not fit its
+    header.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

@@ -31,11 +31,11 @@ class Batch:
 
     `copy_index` says which copy of the parameters a text trains (particle, episode, inner-loop copy), `task_index`
     which task it comes from; a parameterisation turns both into `prompt_index`, the prompt each text reads. `weight`
-    multiplies a row in its copy's mean loss, which divides by the sum of a copy's weights, or by `weight_total`: where
+    multiplies a row in its copy's mean loss, which divides by the sum of a copy's weights, or by `weight_total`. Where
     weights correct the rates that rows were drawn at, their sum is random too, and dividing by it would undo them.
 
     In training, `example_index` is the place of each text in the pool it was drawn from (-1 in evaluation sets and
-    where unknown), so that a parameterisation recognises its own example; `step` is the training step (else -1) and
+    where unknown), so that a parameterisation recognises its own example. `step` is the training step (else -1) and
     `seeds[c]` the seed of copy c's draw (else empty), so that randomness drawn from (seed, step) resumes exactly.
 
     Texts with one `unit_index` of one copy stand together and are never cut apart, neither for memory nor over

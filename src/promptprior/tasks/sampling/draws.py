@@ -58,7 +58,7 @@ def k_shot(
     split, all of it or `dev_limit` examples spread evenly, and training may have whole classes.
 
     With `dev_limit` dev has at most so many in all, spread evenly over the classes (at least one of each), and a class
-    that is too small for both gives the rest to training: with a large K the draw is then the full data.
+    that is too small for both gives the rest to training. With a large K the draw is then the full data.
 
     A free-text task, or one whose choices differ by example, has one class. No two drawn examples share
     their normalised text, and none stands in the test split. Classes that are too small give what they
