@@ -110,10 +110,35 @@ def test_the_example_of_an_own_csv_runs(model: Path, tmp_path: Path):
     assert (tmp_path / "tickets.csv").read_text().startswith("text,label\n")
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *STUDIES], ids=name_of)
-def test_links_lead_somewhere(path: Path):
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (path.parent / link).exists(), link
+def anchors(path: Path) -> set[str]:
+    """Where links into a page can lead: its headings as GitHub and mkdocs name them, and what has an id."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    names = [re.sub(r"[^\w -]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head)).strip().lower() for head in headings]
+    return {*(name.replace(" ", "-") for name in names), *re.findall(r'id="([^"]+)"', text)}
+
+
+LINKED = [*DOCUMENTS, *sorted(REPOSITORY.glob("docs/studies/*.md")), *sorted(REPOSITORY.glob("docs/notebooks/*.py"))]
+LINKED += sorted(REPOSITORY.glob(".github/**/*.md"))
+
+
+def test_links_lead_somewhere():
+    """To files and folders of the repository, and to headings in pages; nothing is asked of a network."""
+    for path in LINKED:
+        for link in re.findall(r"\]\(\s*([^)\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            if not re.match(r"https://[\w.-]+", link):
+                name, _, anchor = link.partition("#")
+                target = path.parent / name if name else path
+                assert target.exists(), f"{name_of(path)}: {link}: no such file"
+                assert not anchor or anchor in anchors(target), f"{name_of(path)}: {link}: no such heading"
+
+
+def test_the_pages_that_code_names_exist():
+    roots = ("src", "tests", "benchmarks", "tools", "examples", "experiments")
+    files = [p for root in roots for p in (REPOSITORY / root).rglob("*") if p.suffix in (".py", ".yaml", ".sh")]
+    for path in [*files, *(REPOSITORY / name for name in ("Makefile", "pyproject.toml", "mkdocs.yml"))]:
+        for page in re.findall(r"(?<![\w/])(?:docs|examples)/[\w/]+\.md\b", path.read_text(encoding="utf-8")):
+            assert (REPOSITORY / page).exists(), f"{name_of(path)}: no {page}"
 
 
 def test_the_methods_that_documents_name_exist():

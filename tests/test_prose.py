@@ -46,7 +46,7 @@ def test_the_linter_finds(rule: str, text: str, harper: Linter, tmp_path: Path) 
 
 
 def test_code_links_and_decimals_are_no_prose(harper: Linter, tmp_path: Path) -> None:
-    page = "Xyzzq is not read in `xyzzq`, [a page](xyzzq.md), xyzzq_name, --xyzzq or docs/xyzzq.md; .75 is a number.\n"
+    page = "Xyzzq is not read in `xyzzq`, [a page](xyzzq.md), xyzzq_name, --xyzzq or notes/xyzzq.md; .75 is a number.\n"
     (tmp_path / "page.md").write_text(page + "\n```\nxyzzq\n```\n")
     assert [f.words for f in prose.check(tmp_path / "page.md", harper, set())] == ["Xyzzq"]
 
