@@ -398,7 +398,8 @@ class PromptGenerator(PromptEstimator):
         return np.array([answer.text for answer in self._answers(X)], dtype=object)
 
     def score(self, X: Any, y: Any) -> float:
-        """The mean of `metric` over the completions of `predict`; of several accepted ones the best counts."""
+        """The mean of `metric` over the completions of `predict`; of several accepted ones the best counts. Raises
+        InputError where `y` does not fit the texts."""
         spec, examples = self._pairs(X, y)
         answers = [replace(a, example_id=e.id) for a, e in zip(self._answers(X), examples, strict=True)]
         task = Task(spec.task, spec.output_type, spec.metrics, {"test": tuple(examples)})

@@ -90,7 +90,7 @@ class Backbone:
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of embeddings and of prompts."""
         return self.frozen.card.width
 
     def for_second_order(self) -> "Backbone":

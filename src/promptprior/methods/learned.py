@@ -33,11 +33,11 @@ class AdaptationInit:
     their mean probability.
 
     `lr_multipliers` multiply the learning rate of single parameters by name (0 freezes one), or of every element of
-    one. `learning_rates` are rates to try in absolute units, for params that are no prompt; without them the settings'
-    are tried, in units of the embedding scale. `wrap_rule` turns the descent that targets move by into another rule
-    (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns, where that is not the
-    numbers that adaptation may move (what `init` fitted itself). `head`: the recipe's head with settings of this start,
-    such as the sites that a prior was made for; by default as it is registered.
+    one, as a tensor of its shape. `learning_rates` are rates to try in absolute units, for params that are no prompt;
+    without them the settings' are tried, in units of the embedding scale. `wrap_rule` turns the descent that targets
+    move by into another rule (token dropout, SAM, weight averaging). `trainable`: how many numbers an episode learns,
+    where that is not the numbers that adaptation may move (what `init` fitted itself). `head`: the recipe's head with
+    settings of this start, such as the sites that a prior was made for; by default as it is registered.
     """
 
     parameterisation: Form

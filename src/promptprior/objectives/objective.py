@@ -106,7 +106,7 @@ def mean_weights(batch: Batch, copies: int) -> Float[Tensor, " R"]:
 
 
 def copy_losses(losses: Float[Tensor, " R"], weights: Float[Tensor, " R"], batch: Batch, copies: int) -> Tensor:
-    """Each copy's weighted mean loss, Float[C]; 0 for a copy without rows."""
+    """Each copy's weighted mean loss, Float[C], in nats as `losses` are; 0 for a copy without rows."""
     weighted = losses * weights.to(losses)
     return weighted.new_zeros(copies).index_add(0, batch.row_copy.to(losses.device), weighted)
 

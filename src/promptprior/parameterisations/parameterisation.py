@@ -54,7 +54,8 @@ class Answers(Protocol):
         """Prompt-like tokens in front of each text, for the memory budget; 0 for weights."""
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " R"]:
-        """Mean negative log-likelihood of each row's target, in nats per token."""
+        """Mean negative log-likelihood of each row's target, in nats per token; `params` have the shapes they are
+        trained in."""
 
     def generate(self, params: Mapping[str, Tensor], batch: Batch, max_new_tokens: int) -> list[str]:
         """The first line of greedy text after each text; `params` have the shapes they are trained in."""

@@ -25,7 +25,8 @@ NO_LESS = {"least": 0}  # than nothing
 
 @dataclass(frozen=True)
 class Point:
-    """A learning curve at one step: mean loss over the rows of the batch, and the score on dev."""
+    """A learning curve at one step: mean loss over the rows of the batch and NLL on dev, both in nats, and the score on
+    dev."""
 
     step: int
     train_loss: float | None

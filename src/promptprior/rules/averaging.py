@@ -57,7 +57,7 @@ class Averaging:
         return State(after.params, _with_average(after, average), after.step), info
 
     def answer(self, state: State) -> Params:
-        """The average."""
+        """The average of the params, under their own names."""
         return {n.removeprefix(AVERAGE): v for n, v in state.memory.items() if n.startswith(AVERAGE)}
 
 

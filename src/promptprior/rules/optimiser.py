@@ -25,7 +25,7 @@ class Rate:
     """A learning rate over steps: `base` for each copy (one value serves all), warmed up, then scheduled to zero.
 
     `lr_multipliers` multiply the rate of single parameters by name (decomposed prompts have two rates), or of every
-    element of one (Meta-SGD); `scale` is the embedding scale.
+    element of one, as a tensor of its shape (Meta-SGD); `scale` is the embedding scale.
     """
 
     base: tuple[float, ...]
@@ -57,7 +57,7 @@ class Rate:
 def stage_rate(
     stage: Training, base: tuple[float, ...], scale: float, multipliers: Mapping[str, float | Tensor] | None = None
 ) -> Rate:
-    """The rates of copies over a stage's steps; multipliers are as `Rate` has them.
+    """The rates of copies over a stage's steps; `multipliers` are numbers or tensors of a parameter's shape.
 
     `base` is in units of `scale`, unless the stage's rates are absolute (`rate_unit`).
     """
@@ -110,7 +110,7 @@ class AdamW:
     weight_decay: float = 0.0
 
     def init(self, params: Params) -> Memory:
-        """Zero moments."""
+        """Both moments, zero for every entry."""
         return {f"{moment}/{n}": torch.zeros_like(p) for moment in ("mean", "square") for n, p in params.items()}
 
     def update(self, gradient: Params, memory: Memory, params: Params, step: int) -> tuple[Params, Memory]:

@@ -176,7 +176,8 @@ class Metric:
 def resampled_score(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]
 ) -> Callable[[Sequence[int]], float]:
-    """The first metric of a task as a function of places among the examples: what `score` gives of these alone."""
+    """The first metric of a task as a function of places among the examples: what `score` gives of these alone. Raises
+    SpecError for an unknown metric."""
     first, answers = metric(task.metrics[0]), AnswerSet(task, examples, predictions)
     if first.each is not None:
         values = first.each(answers)
@@ -246,7 +247,7 @@ def merit(name: str, value: float) -> float:
 def best_constant(task: Task, examples: Sequence[Example]) -> float | None:
     """The best value of `task.metrics[0]` that one answer for all examples gets; None where there are no classes.
 
-    It is also None for metrics that need the likelihood of every choice.
+    It is also None for metrics that need the likelihood of every choice. Raises SpecError for an unknown metric.
     """
     main = metric(task.metrics[0])
     if not task.is_choice or main.needs_ranking or len({e.choices for e in examples}) != 1:
@@ -260,7 +261,7 @@ def best_constant(task: Task, examples: Sequence[Example]) -> float | None:
 def direction_mark(task: Task) -> list[str]:
     """What a key gains for a task whose first metric is better when lower: before `merit`, dev picked the worst of it.
 
-    Keys of all other tasks stay as they were.
+    Keys of all other tasks stay as they were. Raises SpecError for an unknown metric.
     """
     return [] if metric(task.metrics[0]).higher_is_better else ["lower is better"]
 
@@ -388,7 +389,8 @@ def text_score(answers: AnswerSet, name: Literal["exact_match", "number_match", 
     "exact_match" is the share of `exact_matches`, "number_match" that of answers whose last number equals the last
     number of the target (GSM8K). "squad_f1" is the mean F1 of two bags of normalised words, with the best reference, as
     in SQuAD 1.1's evaluation script. "rougeL" is the mean ROUGE-L F1 with the best reference (rouge-score, unstemmed;
-    it reads ASCII only). "bleu" is BLEU over all answers together (sacrebleu's defaults), divided by 100.
+    it reads ASCII only). "bleu" is BLEU over all answers together (sacrebleu's defaults), divided by 100. Raises
+    DataError where "number_match" meets a target without a number.
     """
     pairs = answers.texts_and_references
     if name == "exact_match":

@@ -44,7 +44,7 @@ class InContext(Recipe):
         return shots if self.most is None else min(shots, self.most)
 
     def init(self, context: RunContext, priors: Sequence[Prior], episodes: Sequence[Episode]) -> AdaptationInit:
-        """The demonstrations of one episode, as a prompt."""
+        """The demonstrations of one episode, as a prompt. Raises DataError when the context has no room for one."""
         [episode] = episodes
         frozen = context.backbone.frozen
         shown, ids = self.demonstrations(context.backbone, episode)

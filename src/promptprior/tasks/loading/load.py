@@ -321,7 +321,8 @@ def available(data: Path | None = None) -> tuple[TaskSummary, ...]:
     """Every task that `load_task` knows by name: the folders of `data`, the built-in suite, packages', the Hub's.
 
     Sizes of a folder are those its task.json tells. Catalogue specs that name no Hub data set are listed only where
-    `data` has their folder. Built-in tasks are listed without making their examples.
+    `data` has their folder. Built-in tasks are listed without making their examples. Raises SpecError for a spec and
+    DataError for a folder that cannot be read.
     """
     summaries = []
     for folder in [] if data is None else [data / name for name in folders(data)]:

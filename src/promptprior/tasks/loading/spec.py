@@ -167,7 +167,8 @@ def read_spec(path: Path) -> TaskSpec:
 
 
 def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
-    """A spec from the keys of its YAML file; `where` names the file in errors."""
+    """A spec from the keys of its YAML file; `where` names the file in errors. Raises SpecError for a key or value that
+    is not lm-eval's or ours, and where keys contradict each other."""
     known = [f.name for f in fields(TaskSpec) if f.name not in ("metrics", "max_gen_toks", "where")]
     known += ["metric_list", "generation_kwargs"]
     # A spec written for lm-eval keeps what lm-eval has no key for in metadata.promptprior, which wins.

@@ -64,12 +64,12 @@ class Batch:
 
     @property
     def texts(self) -> int:
-        """X."""
+        """X, how many texts there are."""
         return self.text_ids.shape[0]
 
     @property
     def rows(self) -> int:
-        """R."""
+        """R, how many rows there are."""
         return self.target_ids.shape[0]
 
     @property

@@ -146,7 +146,8 @@ def select_test(task: Task, limit: int | None = None, rows: TestRows = "first") 
 def mixture_rates(
     sizes: Sequence[int], kind: RateKind = "capped", cap: int = 2**18, temperature: float = 2.0
 ) -> Float[Tensor, " tasks"]:
-    """How often each task is drawn: proportional to its size, to min(size, cap), to size^(1/temperature), or equal.
+    """How often each task is drawn: proportional to its size, to `min(size, cap)`, to `size^(1/temperature)`, or equal.
+    Rates sum to 1. Raises SpecError for another `kind`.
 
     >>> mixture_rates([100, 300], "proportional").tolist()
     [0.25, 0.75]
@@ -183,7 +184,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class MixtureDraws:
-    """Batches of mixed tasks for ONE copy: `batch_size` texts a step, tasks at the given rates.
+    """Batches of mixed tasks for ONE copy: `batch_size` texts a step, tasks at the given `rates`, which are shares of
+    the texts.
 
     Batches are drawn in groups of `BUCKET`, sorted by length inside the group and dealt out in random
     order, so that rows of a batch have like lengths and every text stays as likely.
