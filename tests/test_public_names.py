@@ -1,4 +1,4 @@
-"""What a public name says of itself: shapes of tensors, units of numbers, and the errors that it raises; and where a method comes from.
+"""What a public name says of itself: shapes of tensors, units of numbers, errors; a method says where it is from.
 
 Public are the names of `promptprior` and of the modules that docs/extending.md lists. Files are parsed, not imported.
 """
@@ -109,13 +109,10 @@ def test_it_says_what_it_raises() -> None:
 
 def test_a_method_says_where_it_comes_from() -> None:
     """The docstring of a recipe's module names a paper with its year, or says that the method is ours."""
-    recipes = [
-        p for kind in ("from_sources", "target_only") for p in ROOT.glob(f"promptprior/methods/{kind}/[a-z]*.py")
-    ]
-    assert len(recipes) >= 15
-    assert [
-        p.stem for p in recipes if not re.search(r"\b(19|20)\d\d\b|\bOurs\b", ast.get_docstring(tree(p)) or "")
-    ] == []
+    folders = (ROOT / "promptprior/methods" / name for name in ("from_sources", "target_only"))
+    said = {p.stem: ast.get_docstring(tree(p)) or "" for folder in folders for p in folder.glob("[a-z]*.py")}
+    assert len(said) >= 15
+    assert [name for name, text in said.items() if not re.search(r"\b(19|20)\d\d\b|\bOurs\b", text)] == []
 
 
 def annotated(node: Definition) -> Iterator[tuple[str, str]]:
