@@ -49,7 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def is_left_out(item: pytest.Item) -> bool:
         has_many = cases[item.nodeid.partition("[")[0]] > MANY_CASES
-        return item.get_closest_marker("slow") is not None or (has_many and crc32(item.nodeid.encode()) % 8 > 0)
+        is_sampled = has_many and item.get_closest_marker("every_case") is None
+        return item.get_closest_marker("slow") is not None or (is_sampled and crc32(item.nodeid.encode()) % 8 > 0)
 
     config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
     items[:] = [item for item in items if not is_left_out(item)]

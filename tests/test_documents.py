@@ -35,6 +35,7 @@ from tests.hostile import test_numbers
 from tests.kill import test_kill
 from tests.methods import test_wrong_methods
 
+pytestmark = pytest.mark.every_case
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("*.md", "docs/*.md", "docs/how_to/*.md", "docs/concepts/*.md", "examples/*.md")
 DOCUMENTS = [path for pages in PAGES for path in sorted(REPOSITORY.glob(pages))]
@@ -212,7 +213,7 @@ OTHER_TOOLS = {
 }  # flags of benchmarks and torchrun, earlier flags
 VERBS = (
     "fit", "adapt", "evaluate", "predict", "compare", "report", "similar", "tasks", "import", "export", "inspect",
-    "share", "fetch", "leaderboard",
+    "share", "fetch", "leaderboard", "serve",
 )  # fmt: skip
 EVERYWHERE = frozenset({"--help", "--print-completion"})
 

@@ -76,8 +76,8 @@ def export_for_engine(
     if kind not in DTYPES:
         raise SpecError(f"dtype {kind!r} (--dtype): expected one of stored, {', '.join(DTYPES)}")
     check_holds(kind, name, prompt, "serve")
-    told = {"name": name, "length": length, **asdict(frame), "dtype": kind, "engine": NEEDS[engine]}
-    told |= {"backbone": asdict(header.backbone), "versions": versions()}
+    record = {"name": name, "length": length, **asdict(frame), "dtype": kind, "engine": NEEDS[engine]}
+    record |= {"backbone": asdict(header.backbone), "versions": versions()}
     serve, notes = "", []
     if engine == "vllm":
         serve = "vllm serve {model} --served-model-name {name} --dtype {dtype} --enable-prompt-embeds \\\n"
@@ -92,15 +92,15 @@ def export_for_engine(
     elif engine == "sglang":
         serve = "python -m sglang.launch_server --model-path {model} --served-model-name {name} --dtype {dtype} \\\n"
         serve += "    --disable-radix-cache"
-        told["vectors"] = prompt.to(getattr(torch, kind)).float().tolist()
+        record["vectors"] = prompt.to(getattr(torch, kind)).float().tolist()
     else:  # not 0, which means a word; the same for the same vectors
         digest = hashlib.sha256(prompt.numpy().tobytes()).digest()
-        told["extra_id"] = int.from_bytes(digest[:6], "big") + 1
+        record["extra_id"] = int.from_bytes(digest[:6], "big") + 1
 
     def write(target: Path) -> None:
         assets = files("promptprior.artifacts.engines").joinpath("assets")
         write_text(target / "client.py", assets.joinpath(f"{engine}_client.py.txt").read_text(encoding="utf-8"))
-        write_json(target / "prompt.json", told)
+        write_json(target / "prompt.json", record)
         if serve:
             command = serve.format(model='"$MODEL"', name=shlex.quote(name), dtype=kind)
             model = f'[ -n "$MODEL" ] || MODEL={shlex.quote(frame.model)}'
