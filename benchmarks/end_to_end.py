@@ -1,15 +1,15 @@
-"""Tokens a second of whole jobs against one large training step: what small batches, exams and the rest cost.
+"""Tokens a second of whole jobs against one large training step: what small batches, ranking and the rest cost.
 
     python benchmarks/end_to_end.py --json FILE                        # SmolLM2, float32: about eight minutes
-    python benchmarks/end_to_end.py --dtype bfloat16 --cases small_step,exam
+    python benchmarks/end_to_end.py --dtype bfloat16 --cases small_step,ranking
     python benchmarks/end_to_end.py --backbone FOLDER --cases compare  # another model
 
     large_step   32 texts of 32 tokens behind a prompt of 20, loss and gradient: what all others are measured by
     small_step   the same with 8 texts
     adapt        one target, batches of 8 texts, as the library adapts it: dev looks, checkpoints and all
     episodes     40 episodes of it as copies of one run
-    exam         2,000 short rows, each ranked by two choices, no gradient
-    large_read   32 texts of 32 tokens, no gradient: what an exam is measured by besides
+    ranking      2,000 short rows, each ranked by two choices, no gradient
+    large_read   32 texts of 32 tokens, no gradient: what ranking is measured by besides
     generate     32 texts, 32 greedy tokens each
     compare      two methods, two targets, two draws: from the first step to the report
 
@@ -79,7 +79,7 @@ class Jobs:
         pp.adapt(pp.make_method("prompt_tuning"), draws, self.base, None, settings)
         return 0
 
-    def exam(self) -> int:
+    def ranking(self) -> int:
         """Rows of a task, as `score_on_test` asks them."""
         task = self.task(TARGETS[0])
         texts = (list(task.split("train")) * 100)[:2000]
@@ -123,7 +123,7 @@ def cases(base: Backbone) -> dict[str, Callable[[], int]]:
         "small_step": lambda: jobs.step(8),
         "adapt": lambda: jobs.adapt(1, 20),
         "episodes": lambda: jobs.adapt(40, 2),
-        "exam": jobs.exam,
+        "ranking": jobs.ranking,
         "generate": jobs.generate,
         "compare": jobs.compare,
     }

@@ -38,7 +38,7 @@ OFF = {
     "ExpandControl": "Ctrl-C is a key",
     "ExpandStandardInputAndOutput": "stdin, stdout and stderr are what readers of a command line call them",
     "CompoundNouns": "we write data set, file name and plain text in two words",
-    # Wrong here: every finding, or nearly every one, was read and was none.
+    # Wrong here, by a sample of what each found.
     "SplitWords": "wants 'prompt prior'; what it finds elsewhere is a spelling mistake too",
     "OrthographicConsistency": "wants 'spot' for SPoT and 'attempt' for ATTEMPT",
     "MassNouns": "wants no plural of parameterisation, training and covariance",
