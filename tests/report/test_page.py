@@ -157,11 +157,37 @@ def test_names_cannot_break_out(tmp_path):
         None,
     ]
     assert not [tag for tag, _ in page.tags if tag in ("img", "b", "iframe", "link", "object")]
-    figure = json.loads(page.scripts[0])["figures"]["curves"]
+    figures = whole(json.loads(page.scripts[0]))
+    figure = figures["curves"]
     assert figure["controls"][0]["options"] == [HOSTILE]  # set as text, not as markup
-    (view,) = json.loads(page.scripts[0])["figures"]["scores"]["views"].values()
+    (view,) = figures["scores"]["views"].values()
     assert all(html.escape(HOSTILE, quote=False) in text for text in view["data"][1]["text"])
     assert HOSTILE[:20] not in json.dumps(view)
+
+
+def whole(data):
+    """The figures of a page with what they share in its place, as report.js puts it together."""
+
+    def put_back(value):
+        if isinstance(value, list):
+            return [put_back(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        own = {name: put_back(part) for name, part in value.items() if name != "$"}
+        if "$" not in value:
+            return own
+        shared = put_back(data["parts"][value["$"]])
+        return {**shared, **own} if own else shared
+
+    return put_back(data["figures"])
+
+
+def test_what_figures_share_is_put_back_and_the_page_is_smaller(tmp_path):
+    report = make_report(grid_rows(), "t")
+    (script, *_) = Page(report.write_page(tmp_path / "r.html")).scripts
+    figures = {plot.name: plot.to_json() for section in report.sections for plot in section.plots}
+    assert whole(json.loads(script)) == figures
+    assert len(script) < 0.6 * len(json.dumps(figures))
 
 
 def hostile_rows():
@@ -235,7 +261,7 @@ def report(tmp_path_factory):
     return write_report(rows, tmp_path_factory.mktemp("report") / "report.html", "A title", expected=160)
 
 
-DRAWN = "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace, .main-svg .hm'))"
+DRAWN = "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg .trace'))"
 
 
 def open_page(browser, path, **options):
@@ -302,13 +328,17 @@ def full_report(tmp_path_factory):
 def test_similarity_and_retrieval_are_drawn(browser, full_report):
     page, said, asked = open_page(browser, full_report)
     assert drawn(page).keys() >= {"similarity", "similarity-gain", "map"}
-    cells = "document.querySelector('figure[data-plot={}] .plot').data[0].z"
-    assert page.evaluate(cells.format("similarity"))[0][0] == pytest.approx(0.16 * 4)  # country_of to capital_of
+    cells = "document.querySelector('figure[data-plot={}] .plot').data[1].customdata"
+    assert page.evaluate(cells.format("similarity"))[0] == pytest.approx(0.16 * 4)  # country_of to capital_of
     shares = page.evaluate(cells.format("map"))
-    assert len(shares) == 2 + len(TARGETS)
-    assert sum(r[0] for r in shares) >= sum(r[-1] for r in shares)  # the most used tokens come first
+    tasks, tokens = 2 + len(TARGETS), len(shares) // (2 + len(TARGETS))
+    assert sum(shares[::tokens]) >= sum(shares[tokens - 1 :: tokens])  # the most used tokens come first
+    fields = "[...document.querySelectorAll('figure[data-plot=map] .bars path')].map(p => getComputedStyle(p).{})"
+    opacities = [float(value) for value in page.evaluate(fields.format("opacity"))]
+    assert len(opacities) == len(shares) == tasks * tokens
+    assert opacities == pytest.approx(shares, abs=1e-3)
     page.select_option("figure[data-plot=similarity] select", label="label")
-    until(page, f"{cells.format('similarity')}[0][0] !== {0.16 * 4}")
+    until(page, f"{cells.format('similarity')}[0] !== {0.16 * 4}")
     assert (said, len(asked)) == ([], 1)
     page.context.close()
 

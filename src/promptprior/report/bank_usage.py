@@ -85,7 +85,7 @@ class BankUsage:
         values = [[of_task[token] for token in tokens] for of_task in self.map.values()]
         figure = heatmap([str(token) for token in tokens], list(self.map), values, (0, 1), ", token ")
         figure.update_layout(height=130 + 26 * len(self.map))
-        title = f"tokens, most used first: {len(tokens)} of {self.used} used, of {len(shares)}"
+        title = f"tokens, most used first:<br>{len(tokens)} of {self.used} used, of {len(shares)}"
         figure.update_xaxes(title=title, showticklabels=len(tokens) <= 30)
         return figure
 

@@ -29,7 +29,7 @@ from promptprior.report.curves.learning_curves import learning_curve_section
 from promptprior.report.curves.sweep_curves import Values, split_by_values, sweep_section, values_text
 from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
-from promptprior.report.plots import LAYOUT
+from promptprior.report.plots import LAYOUT, share_parts
 from promptprior.report.protocol.cautions import Caution, cautions
 from promptprior.report.protocol.contrasts import contrast_section, contrasts
 from promptprior.report.published.published_rows import published_section
@@ -304,7 +304,8 @@ class Report:
 
         plots = [plot for section in self.sections for plot in section.plots]
         template = plotly_layout.Template(layout=LAYOUT).to_plotly_json()
-        data = {"figures": {plot.name: plot.to_json() for plot in plots}, "template": template}
+        figures = share_parts({plot.name: plot.to_json() for plot in plots})
+        data = {"figures": figures["whole"], "parts": figures["parts"], "template": template}
         assets = files("promptprior.report").joinpath("assets")
         # Plotly's bundle for lines and points, a quarter of the whole (npm pack plotly.js-basic-dist-min)
         style, script, page, plotly = (
@@ -327,6 +328,7 @@ class Report:
             data=data,
             style=style,
             plotly=plotly,
+        environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
             script=script,
             script_hashes=" ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests),
         )

@@ -4,6 +4,8 @@ Colours are names of variables of report.css, so that dark mode is defined in on
 """
 
 import html
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "pentagon", "hexagon")
 COLOURS = 8  # --m0 to --m7 of report.css
 LONGEST_NAME = 40
+SHARED_FROM = 16  # characters of JSON that are worth a reference
+REFERENCE = "$"
 AXIS = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
 LAYOUT = {
     "autosize": True,
@@ -90,9 +94,10 @@ def heatmap(
     limits: tuple[float, float],
     joint: str,
 ) -> "Figure":
-    """A table of numbers as colours: white at 0, the other colours at both limits.
+    """A table of numbers as colours: the ground at 0, the other colours at both limits.
 
-    Hovering tells the number and its place, row and column with `joint` between them.
+    Hovering tells the number and its place, row and column with `joint` between them. The fields are bars, one above
+    the other, and opaque by their number: the page's bundle of plotly knows no heatmaps, and would draw a line.
     """
     from plotly.graph_objects import Figure
 
@@ -100,15 +105,70 @@ def heatmap(
     scale: list[list[Any]] = [[0, "var(--paper)"], [1, "var(--m0)"]]
     if low < 0:
         scale = [[0, "var(--worse)"], [-low / (high - low), "var(--paper)"], [1, "var(--m0)"]]
-    gap = 1 if len(columns) <= 60 else 0
-    hover = []
-    for row, of_row in zip(rows, values, strict=True):
-        numbers = [format_number(value, "score") for value in of_row]
-        hover.append([f"{escaped(row)}{joint}{escaped(c)}<br>{n}" for c, n in zip(columns, numbers, strict=True)])
-    trace = {
-        "type": "heatmap", "x": [plot_label(c) for c in columns], "y": [plot_label(r) for r in rows], "z": values,
-        "zmin": low, "zmax": high, "colorscale": scale, "xgap": gap, "ygap": 1, "hoverinfo": "text", "text": hover,
-        "colorbar": {"thickness": 12, "outlinewidth": 0, "len": 1},
-    }  # fmt: skip
-    axis = {"showgrid": False, "type": "category", "fixedrange": True}
-    return Figure(trace, {"xaxis": axis, "yaxis": axis | {"autorange": "reversed"}})
+    # A point that is not there brings the scale of colours.
+    key = {"cmin": low, "cmax": high, "colorscale": scale, "showscale": True,
+           "colorbar": {"thickness": 12, "outlinewidth": 0, "len": 1}}  # fmt: skip
+    figure = Figure({"type": "scatter", "x": [None], "y": [None], "mode": "markers", "marker": {"color": [low], **key}})
+    known = [(r, c, v) for r, of_row in enumerate(values) for c, v in enumerate(of_row) if v is not None]
+    for is_below, colour, limit in ((False, "var(--m0)", high), (True, "var(--worse)", low)):
+        fields = [(r, c, v) for r, c, v in known if (v < 0) == is_below]
+        if fields:
+            figure.add_bar(
+                x=[c for _, c, _ in fields], base=[r - 0.5 for r, _, _ in fields], y=[1] * len(fields), width=1,
+                customdata=[value for _, _, value in fields], textposition="none",
+                text=[f"{escaped(rows[r])}{joint}{escaped(columns[c])}" for r, c, _ in fields],
+                hovertemplate="%{text}<br>%{customdata:.3f}<extra></extra>",
+                marker={"color": colour, "opacity": [min(1.0, value / limit) for _, _, value in fields],
+                        "line": {"width": 1 if len(columns) <= 60 else 0, "color": "var(--paper)"}},
+            )  # fmt: skip
+    axes = []
+    for names in (columns, rows):
+        ticks = {"tickvals": list(range(len(names))), "ticktext": [plot_label(name) for name in names]}
+        axes.append({"showgrid": False, "fixedrange": True, "range": [-0.5, len(names) - 0.5], **ticks})
+    axes[1]["range"].reverse()  # the first row on top
+    return figure.update_layout(barmode="overlay", showlegend=False, xaxis=axes[0], yaxis=axes[1])
+
+
+def share_parts(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as plain JSON values in which whatever stands there more than once stands in `parts`.
+
+    {"$": n} is part n; with other keys beside it, an object that has all keys of part n and these. Figures of many
+    choices repeat names, looks and steps: this is a third of the text, and report.js puts it together again.
+    """
+    counts = Counter[str]()
+
+    def count(value: Any) -> None:
+        if isinstance(value, str | dict | list):
+            counts[text := json.dumps(value)] += 1
+            if counts[text] == 1 and not isinstance(value, str):
+                plain = plain_keys(value)
+                counts.update([json.dumps(plain)] if plain else [])
+                for part in value.values() if isinstance(value, dict) else value:
+                    count(part)
+
+    def pack(value: Any) -> Any:
+        plain = plain_keys(value)
+        for part, rest in ((value, {}), (plain, {k: v for k, v in value.items() if k not in plain} if plain else {})):
+            if part and counts[text := json.dumps(part)] > 1 and len(text) > SHARED_FROM:
+                if text not in places:
+                    made = inside(part)
+                    places[text] = len(parts)
+                    parts.append(made)
+                return {REFERENCE: places[text], **inside(rest)}
+        return inside(value)
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: pack(part) for name, part in value.items()}
+        return [pack(part) for part in value] if isinstance(value, list) else value
+
+    def plain_keys(value: Any) -> dict[str, Any]:
+        # Of an object that holds others, the keys that hold none: of a trace its name and looks, without its points.
+        pairs = value.items() if isinstance(value, dict) else ()
+        plain = {name: part for name, part in pairs if not isinstance(part, dict | list)}
+        return plain if len(plain) < len(pairs) else {}
+
+    parts, places = list[Any](), dict[str, int]()
+    count(figures)
+    whole = pack(figures)
+    return {"parts": parts, "whole": whole}

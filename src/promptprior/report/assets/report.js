@@ -13,11 +13,21 @@
       ? value.replace(/^var\((--[\w-]+)\)$/, (_, name) => style.getPropertyValue(name).trim()) : value);
   }
 
-  let { figures, template } = coloured();
+  let { figures, parts, template } = coloured();
+
+  // A value of the page with all that it shares with others in its place (share_parts of plots.py); a fresh copy.
+  function whole(value) {
+    if (Array.isArray(value)) return value.map(whole);
+    if (value === null || typeof value !== "object") return value;
+    const { $: part, ...own } = value, entries = Object.entries(own).map(([name, inner]) => [name, whole(inner)]);
+    if (part === undefined) return Object.fromEntries(entries);
+    const shared = whole(parts[part]);
+    return entries.length ? { ...shared, ...Object.fromEntries(entries) } : shared;
+  }
 
   function draw(figure) {
     const chosen = [...figure.querySelectorAll("select")].map((box) => box.selectedIndex).join("|");
-    const { data, layout } = structuredClone(figures[figure.dataset.plot].views[chosen]);
+    const { data, layout } = whole(figures[figure.dataset.plot].views[chosen]);
     const base = template.layout;
     base.font = { ...base.font, family: getComputedStyle(document.body).fontFamily, size: window.innerWidth < 640 ? 12 : 13 };
     if (coarse) [base.dragmode, base.xaxis.fixedrange, base.yaxis.fixedrange] = [false, true, true];
@@ -36,11 +46,11 @@
 
   const shown = [...document.querySelectorAll("figure[data-plot]")];
   shown.forEach((figure) => {
-    figures[figure.dataset.plot].controls.forEach((control) => addControl(figure, control));
+    whole(figures[figure.dataset.plot].controls).forEach((control) => addControl(figure, control));
     draw(figure);
   });
   const redraw = () => {
-    ({ figures, template } = coloured());
+    ({ figures, parts, template } = coloured());
     shown.forEach(draw);
   };
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
