@@ -4,7 +4,7 @@
   const page = document.getElementById("data").textContent;
   const coarse = window.matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, not the plot
   const CONFIG = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
-                   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+                   modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"] };
 
   // The JSON of the page anew, as plotly keeps what it is given, with the colours of now.
   function coloured() {
@@ -44,9 +44,24 @@
     figure.querySelector(".controls").append(words);
   }
 
+  // A button that saves the figure as it is shown, on the page's ground instead of none.
+  function addExport(figure, format) {
+    const button = document.createElement("button");
+    [button.type, button.textContent] = ["button", format.toUpperCase()];
+    button.setAttribute("aria-label", `save ${figure.querySelector("h3").textContent} as ${format.toUpperCase()}`);
+    button.addEventListener("click", () => {
+      const plot = figure.querySelector(".plot"), { width, height } = plot.getBoundingClientRect();
+      const layout = { ...plot.layout, paper_bgcolor: getComputedStyle(document.body).backgroundColor };
+      Plotly.downloadImage({ data: plot.data, layout, config: { displaylogo: false } },
+        { format, width, height, scale: format === "png" ? 2 : 1, filename: `${document.title} ${figure.dataset.plot}` });
+    });
+    figure.querySelector(".export").append(button);
+  }
+
   const shown = [...document.querySelectorAll("figure[data-plot]")];
   shown.forEach((figure) => {
     whole(figures[figure.dataset.plot].controls).forEach((control) => addControl(figure, control));
+    ["png", "svg"].forEach((format) => addExport(figure, format));
     draw(figure);
   });
   const redraw = () => {
