@@ -27,7 +27,7 @@ from promptprior.config.training import Settings
 from promptprior.cost import Cost
 from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import SpecError
-from promptprior.evaluate import EvalResult, PromptRequest, answer_requests
+from promptprior.evaluate import EvalResult, PromptAnswers, PromptRequest, answer_requests
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
@@ -256,7 +256,14 @@ def _checked_priors(
 def score_on_test(
     backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
 ) -> list[EvalResult]:
-    """Scores of prompts on the examples of their tasks' test splits that `limit` and `rows` name (select_test).
+    """The scores of `answers_on_test`."""
+    return [answers.result for answers in answers_on_test(backbone, adapted, limit, rows)]
+
+
+def answers_on_test(
+    backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
+) -> list[PromptAnswers]:
+    """What prompts answer to the examples of their tasks' test splits that `limit` and `rows` name (select_test).
 
     Prompts of one parameterisation are copies of one evaluation, members of blends among them. Raises as
     `evaluate.answer_requests` does, and SpecError for a limit below one row of each class of balanced rows.
@@ -264,7 +271,7 @@ def score_on_test(
     tasks = {a.episode.task.fingerprint: a.episode.task for a in adapted}
     tests = {key: select_test(task, limit, rows) for key, task in tasks.items()}
     requests = [PromptRequest(a.prompt, a.episode.task, tests[a.episode.task.fingerprint]) for a in adapted]
-    return [answers.result for answers in answer_requests(backbone, requests)]
+    return answer_requests(backbone, requests)
 
 
 def diagnose(backbone: Backbone, adapted: Sequence[Adapted], others: Sequence[Task] = ()) -> list[Mapping[str, object]]:

@@ -22,6 +22,8 @@ from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard
 from promptprior.backbone.identity import BackboneCard
 from promptprior.cli import main
 from promptprior.errors import ArtifactError
+from promptprior.report.examples.kept_answers import ANSWERS_FILE
+from tests.report.result_rows import answer_lines
 
 CARD = BackboneCard("org/model", "LlamaForCausalLM", False, "f" * 16, 4, 0.02)
 TASKS = (TaskCard("sst2", "1", "f" * 16, "target", ("train/1",), "/home/me/sst2.csv"),)
@@ -200,9 +202,19 @@ def test_share_fetch_and_leaderboard(hub: Hub, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.jsonl").write_bytes(before.read_bytes())
     (tmp_path / "mine" / "notes.txt").write_text("private")
+    rows = [json.loads(line) for line in before.read_text().splitlines()]
+    secret = answer_lines(rows, 3, text="a secret text {i}")
+    (tmp_path / "mine" / ANSWERS_FILE).write_text("".join(json.dumps(line) + "\n" for line in secret))
+    assert main(["report", str(tmp_path / "mine")]) == 0
+    assert "a secret text 1" in (tmp_path / "mine" / "report.html").read_text()
     assert main(["share", str(tmp_path / "mine"), "--repo", "me/runs", "--license", "cc-by-4.0"]) == 0
     [files] = hub.repos["datasets/me/runs"].values()
-    assert {*files} == {"results.jsonl", "README.md"}
+    assert {*files} == {"results.jsonl", "report.html", "README.md"}
+    page = files["report.html"].decode()
+    assert "secret" not in page  # texts of users are not shared unasked
+    assert "Settings and sources" in page
+    assert page.count("<script") == 3
+    assert 'id="explorer' not in page
     assert "promptprior fetch me/runs --kind results" in files["README.md"].decode()
     assert main(["fetch", "me/runs", "--kind", "results", "--output", str(tmp_path / "ann")]) == 0
     assert (tmp_path / "ann" / "results.jsonl").read_bytes() == before.read_bytes()

@@ -22,6 +22,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError, TrainingError
 from promptprior.methods import make_method
+from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
 from promptprior.report.results import Row, read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
@@ -281,6 +282,45 @@ def test_the_saved_plan_is_resolved_and_gives_the_same_cells(plan: Plan, backbon
     heard = list[str]()
     run.compare(saved, backbone, heard.append)
     assert "7 cells: 7 finished before, 0 to run" in heard
+
+
+def test_answers_to_single_examples_are_kept_beside_rows(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("zero_shot", "prompt_tuning"), answers=8)
+    page, file = run.compare(plan, backbone, say_nothing), plan.output / ANSWERS_FILE
+    kept, rows = read_answers(file), read_rows(plan.output / run.RESULTS)
+    [examples] = kept.sets.values()
+    assert examples.ids == tuple(f"test{i}" for i in range(0, 24, 3))
+    assert kept.cells.keys() == {row.cell for row in rows}
+    assert "8 of 24 of three" in page.read_text()
+    text, results = file.read_text(), plan.output / run.RESULTS
+    assert all(test.text not in results.read_text() for test in TASKS["three"].split("test"))
+
+    run.compare(plan, backbone, say_nothing)  # nothing to run, nothing to add
+    assert file.read_text() == text
+    *lines, last = results.read_text().splitlines(keepends=True)  # killed between the answers and the row
+    results.write_text("".join(lines))
+    run.compare(plan, backbone, say_nothing)
+    assert file.read_text() == text + text.splitlines(keepends=True)[-1]
+    assert read_answers(file) == kept
+    assert json.loads(results.read_text().splitlines()[-1])["scores"] == json.loads(last)["scores"]
+
+
+def test_all_kept_answers_give_the_score_of_their_row(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("zero_shot", "prompt_tuning"), seeds=(13,), answers=24)
+    run.compare(plan, backbone, say_nothing)
+    kept = read_answers(plan.output / ANSWERS_FILE)
+    for row in read_rows(plan.output / run.RESULTS):
+        answers = kept.cells[row.cell]
+        examples = kept.sets[answers.examples]
+        right = [(examples.choices_of(i)[int(a)],) == examples.golds[i] for i, a in enumerate(answers.answers)]
+        assert mean(right) == pytest.approx(row.scores["accuracy"])
+        assert mean(p for p in answers.probabilities) >= 0.5
+
+
+def test_without_answers_none_are_kept(plan: Plan, backbone: Backbone) -> None:
+    plan = replace(plan, methods=("zero_shot",), answers=0)
+    assert "Single examples" not in run.compare(plan, backbone, say_nothing).read_text()
+    assert not (plan.output / ANSWERS_FILE).exists()
 
 
 ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")

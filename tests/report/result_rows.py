@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from promptprior.report.examples.kept_answers import ExampleSet, example_line
+
 
 def result_row(**changes):
     """One whole row of results.jsonl, with some values changed."""
@@ -175,3 +177,28 @@ def task_similarity(targets=TARGETS, sources=SOURCES):
             for s, source in enumerate(sources)
         ],
     }
+
+
+def answer_lines(rows, examples=30, n_test=200, text="Text {i} of {target}"):
+    """Lines of answers.jsonl for rows: for each target a set of examples, and answers of which some are wrong.
+
+    A right answer has a probability of 0.9 and a wrong one of 0.6; zero_shot is wrong on every third example.
+    """
+    lines, choices = {}, ["yes", "no", "perhaps"]
+    for row in rows:
+        target, rng = row["target"], np.random.default_rng(len(lines))
+        labels = [i % 3 for i in range(examples)]
+        of_target = ExampleSet(
+            target, n_test, tuple(str(i) for i in range(examples)),
+            tuple(text.format(i=i, target=target) for i in range(examples)),
+            tuple((choices[label],) for label in labels), (tuple(choices),),
+        )  # fmt: skip
+        lines.setdefault(target, example_line(of_target))
+        is_wrong = [i % 3 == 1 if row["method"] == "zero_shot" else rng.uniform() < 0.3 for i in range(examples)]
+        lines[row["cell"], "answers"] = {
+            "cell": row["cell"], "examples": of_target.key,
+            "answers": [(label + wrong) % 3 for label, wrong in zip(labels, is_wrong, strict=True)],
+            "probabilities": [0.6 if wrong else 0.9 for wrong in is_wrong],
+            "gold_probabilities": [0.2 if wrong else 0.9 for wrong in is_wrong],
+        }  # fmt: skip
+    return list(lines.values())

@@ -17,12 +17,14 @@ from promptprior.errors import ArtifactError
 
 RepoType = Literal["model", "dataset"]  # a prior or prompt, or results
 README = "README.md"
+PAGE = "report.html"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 SHARED = {
     "model": ("promptprior.json", "prior.safetensors", "prompt.safetensors", *ADAPTERS, README),
-    "dataset": ("results.jsonl", "similarity.json", "plan.yaml", "report.html", README),
+    "dataset": ("results.jsonl", "similarity.json", "plan.yaml", PAGE, README),
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npz")
+EXAMPLES = re.compile(rb"<!-- examples: .*?<!-- end of examples -->", re.DOTALL)  # of the page: texts of test sets
 MOST_BYTES = 2**30  # of all shared files of a repository
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -37,11 +39,11 @@ def push_folder(
 ) -> str:
     """Make the repository `repo`, OWNER/NAME, where it is not there, and commit a folder's shared files to it.
 
-    Other files of the folder stay here; shared files of an earlier push that this folder has not are deleted there,
-    since they would be read along with the new ones. `private` is None for what the account makes by default. The card
-    says `license` in place of "other", and shows the texts of `widget` as examples. The token is that of `hf auth
-    login`, or HF_TOKEN. Returns the hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or
-    cannot be reached.
+    Other files of the folder stay here, and so do the single examples of a report: texts of users are not shared
+    unasked. Shared files of an earlier push that this folder has not are deleted there, since they would be read along
+    with the new ones. `private` is None for what the account makes by default. The card says `license` in place of
+    "other", and shows the texts of `widget` as examples. The token is that of `hf auth login`, or HF_TOKEN. Returns the
+    hash of the commit. Raises ArtifactError when the Hub refuses, the card for one, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
 
@@ -55,6 +57,8 @@ def push_folder(
             if widget:
                 text.data["widget"] = [{"text": example} for example in widget]
             paths[README] = str(text).encode()
+        if PAGE in paths:
+            paths[PAGE] = EXAMPLES.sub(b"", (folder / PAGE).read_bytes())
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
         stale = {*api.list_repo_files(repo, repo_type=repo_type)} & {*SHARED[repo_type]} - {*names}
         operations: list[Any] = [CommitOperationDelete(name) for name in sorted(stale)]

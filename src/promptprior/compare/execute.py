@@ -8,7 +8,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
-from promptprior.adapt import adapt, diagnose, make_episode, score_on_test
+from promptprior.adapt import adapt, answers_on_test, diagnose, make_episode
 from promptprior.artifacts.artifact import Prior, Prompt, versions
 from promptprior.backbone import BackboneCard
 from promptprior.compare.plan import Cell
@@ -20,6 +20,7 @@ from promptprior.errors import ArtifactError, DiskError, PromptpriorError, SpecE
 from promptprior.files import read_json
 from promptprior.fit import RunControl, fit
 from promptprior.methods.shared.source_prompts import source_labels
+from promptprior.report.examples.kept_answers import CellAnswers, ExampleSet
 from promptprior.report.results import BackboneName, CellCost, Parameters, Point, Row, ShotIds
 from promptprior.rules.rule import Info
 from promptprior.tasks.metrics import best_constant
@@ -42,10 +43,11 @@ class FittedPrior:
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A cell's result and its prompt."""
+    """A cell's result, its prompt, and its answers to single examples where they are kept."""
 
     row: Row
     prompt: Prompt
+    answers: CellAnswers | None
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,11 @@ def _adapt_group(
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)
-    results = score_on_test(backbone, episodes_adapted, plan.test_limit, plan.test_rows)
+    all_answers = answers_on_test(backbone, episodes_adapted, plan.test_limit, plan.test_rows)
     targets = {cell.target.fingerprint: cell.target for cell in group.cells}
-    constants = {key: best_constant(target, plan.test_of(target)) for key, target in targets.items()}
+    tests = {key: plan.test_of(target) for key, target in targets.items()}
+    constants = {key: best_constant(target, tests[key]) for key, target in targets.items()}
+    kept = {key: ExampleSet.of(t.name, tests[key], plan.answers) for key, t in targets.items() if plan.answers}
     diagnostics = diagnose(backbone, episodes_adapted, context.tasks.sources)
 
     # Rows repeat the plain numbers of their prior's diagnostics. Curves, maps and words stay with the prior.
@@ -129,7 +133,8 @@ def _adapt_group(
     about_prior = {"prior": prior_numbers} if prior_numbers else {}
 
     finished = []
-    for cell, adapted, result, own in zip(group.cells, episodes_adapted, results, diagnostics, strict=True):
+    for cell, adapted, answers, own in zip(group.cells, episodes_adapted, all_answers, diagnostics, strict=True):
+        result, key = answers.result, cell.target.fingerprint
         blank, shots = failed_row(context, cell, ""), adapted.episode.shots
         about_choice: Any = adapted.prompt.header.scores.get("auto")  # numbers by candidate, and which was chosen
         if about_choice:
@@ -149,11 +154,12 @@ def _adapt_group(
             parameters=Parameters(adapted.trainable, sum(p.numel() for p in adapted.prompt.params.values())),
             shots=ShotIds(tuple(e.id for e in shots.train), tuple(e.id for e in shots.dev)) if cell.k else blank.shots,
             diagnostics={**about_prior, **own},
-            constant=constants[cell.target.fingerprint],
+            constant=constants[key],
             status="ok",
         )
         on_cpu = {name: value.detach().cpu() for name, value in adapted.prompt.params.items()}
-        finished.append(FinishedCell(row, replace(adapted.prompt, params=on_cpu)))
+        of_cell = CellAnswers.of(cell.key, tests[key], answers.predictions, kept[key]) if kept else None
+        finished.append(FinishedCell(row, replace(adapted.prompt, params=on_cpu), of_cell))
     return tuple(finished)
 
 

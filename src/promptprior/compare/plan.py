@@ -110,6 +110,12 @@ class Plan:
         },
     )
     published: str | None = setting(None, "the preset whose published rows the report shows beside the results")
+    answers: int = setting(
+        100,
+        "test examples of each target whose texts and answers are kept for the report; 0: none",
+        least=0,
+        most=10**6,
+    )
     similarity: bool = setting(False, "also measure how similar sources and targets are, for the report")
     engine: Literal["local", "processes", "ray"] = setting(
         "local", "local: in this process; processes: in several of this machine; ray: on a Ray cluster"

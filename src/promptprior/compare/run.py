@@ -39,6 +39,7 @@ from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import DataError, DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
+from promptprior.report.examples.kept_answers import ANSWER_BYTES, ANSWERS_FILE, ExampleSet, example_line, read_answers
 from promptprior.report.page import Report, make_report
 from promptprior.report.results import RESULTS_FILE, read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
@@ -93,7 +94,7 @@ def run_plan(
         tensorboard(plan.tensorboard)  # raises now where its package is missing
     runs = load_plan(plan, backbone)
     context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY_FILE
-    tasks = context.tasks
+    tasks, answers_file = context.tasks, plan.output / ANSWERS_FILE
     left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
     left_out += dict.fromkeys(line for run in runs for line in unserved(run.context.plan, tasks))
 
@@ -111,6 +112,7 @@ def run_plan(
             contrasts=plan.contrast_pairs(),
             published=plan.published,
             sweep=tuple(plan.swept()),
+            answers=read_answers(answers_file) if plan.answers else None,
         )
         report.write_page(plan.output / PAGE)
         return report
@@ -127,7 +129,8 @@ def run_plan(
         for run in runs:
             settings = run.context.plan.resolved()
             prompt_bytes = 4 * settings.length * free_width(context.backbone, settings)
-            need += sum(cell.key not in done for cell in run.cells) * (prompt_bytes + ROW_BYTES)
+            cell_bytes = prompt_bytes + ROW_BYTES + ANSWER_BYTES * plan.answers
+            need += sum(cell.key not in done for cell in run.cells) * cell_bytes
         check_room(plan.output, need)
         saved = replace(plan, settings=plan.resolved(), steps=None, sweep=plan.swept())
         save_plan(saved, plan.output / PLAN, "compare")
@@ -149,6 +152,10 @@ def run_plan(
                 write_similarity(similarity, path)
         say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
         left = work_left(runs)
+        if left and plan.answers:  # lines of answers name these
+            examples = [ExampleSet.of(target.name, plan.test_of(target), plan.answers) for target in tasks.targets]
+            known = read_answers(answers_file).sets
+            append_lines(answers_file, [example_line(one) for one in examples if one.key not in known])
         if again := sum(len(work.known) for _, works in left for work in works if isinstance(work, Group)):
             say(f"{again} finished cells run again beside missing ones of their group; their results stay as they are")
         for folder in {work.prior for _, works in left for work in works if isinstance(work, Group) and work.prior}:
@@ -372,8 +379,10 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], obje
             else:
                 assert isinstance(result, tuple)
                 new = [finished for finished in result if finished.row.cell not in work.known]
-                for finished in new:  # prompts come before rows: a row says that all of its cell is there
+                for finished in new:  # prompts and answers come first: a row says that all of its cell is there
                     finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
+                if kept := [asdict(finished.answers) for finished in new if finished.answers]:
+                    append_lines(output / ANSWERS_FILE, kept)
                 append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
                 remove_folder(work_folder(output, work))
             waiting = sum(work.tokens for work in [*queue.waiting, *queue.running])

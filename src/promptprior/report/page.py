@@ -27,6 +27,8 @@ from promptprior.report.bank_usage import diagnostic_sections
 from promptprior.report.cost_points import cost_section
 from promptprior.report.curves.learning_curves import learning_curve_section
 from promptprior.report.curves.sweep_curves import Values, split_by_values, sweep_section, values_text
+from promptprior.report.examples.explorer import Explorer, explore
+from promptprior.report.examples.kept_answers import KeptAnswers
 from promptprior.report.gains import Comparison, comparisons
 from promptprior.report.guard_analysis import guard_section
 from promptprior.report.plots import LAYOUT, share_parts
@@ -62,7 +64,9 @@ class ReportOptions(TypedDict, total=False):
     are, where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are
     the pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
     whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in: a section
-    shows all values, the others those with the last ones. `leading` are sections that come before all others.
+    shows all values, the others those with the last ones. `leading` are sections that come before all others. `answers`
+    are those to single test examples, `examples` how many of each target the page shows (0 for none); by default as
+    many as fit.
     """
 
     baseline: str
@@ -74,6 +78,8 @@ class ReportOptions(TypedDict, total=False):
     published: str | None
     sweep: Sequence[str]
     leading: Sequence[Section]
+    answers: KeptAnswers | None
+    examples: int | None
 
 
 def write_report(rows: Rows, path: Path, title: str, **options: Unpack[ReportOptions]) -> Path:
@@ -166,6 +172,13 @@ class Report:
         keys = self.options.get("sweep", ())
         found = [(values_text(keys, values), c) for values, grid in self.grids.items() for c in cautions(grid)]
         return tuple(replace(c, found=f"{text}: {c.found}") if text else c for text, c in found)
+
+    @cached_property
+    def explorer(self) -> Explorer | None:
+        """The single test examples that the page shows; None where there are none."""
+        kept = self.options.get("answers")
+        made = explore(self.grid, kept, self.options.get("examples")) if kept else None
+        return made if made and made.counts else None
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -308,13 +321,14 @@ class Report:
         data = {"figures": figures["whole"], "parts": figures["parts"], "template": template}
         assets = files("promptprior.report").joinpath("assets")
         # Plotly's bundle for lines and points, a quarter of the whole (npm pack plotly.js-basic-dist-min)
-        style, script, page, plotly = (
+        style, script, explorer, page, plotly = (
             assets.joinpath(name).read_text(encoding="utf-8")
-            for name in ("report.css", "report.js", "report.html", "plotly-basic.min.js")
+            for name in ("report.css", "report.js", "explorer.js", "report.html", "plotly-basic.min.js")
         )
         # The content security policy lets exactly these inline scripts run.
-        digests = [hashlib.sha256(text.encode()).digest() for text in (plotly, script)]
+        digests = [hashlib.sha256(text.encode()).digest() for text in (plotly, script, explorer)]
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
         environment.filters |= {
             "format_number": format_number,
             "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),  # long names break after an underscore
@@ -328,8 +342,8 @@ class Report:
             data=data,
             style=style,
             plotly=plotly,
-        environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
             script=script,
+            explorer_script=explorer,
             script_hashes=" ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests),
         )
         write_text(path, text)

@@ -33,6 +33,9 @@ class ReportPlan:
         (), "swept settings: length,target.steps; by default those of the plan beside the results"
     )
     published: str | None = setting(None, "a preset whose published rows stand beside the results")
+    examples: int | None = setting(
+        None, "single test examples of each target on the page; 0: none; by default what fits", least=0, most=10**6
+    )
     force: bool = setting(False, FORCE)
 
     def run(self, dry_run: bool) -> None:
@@ -54,6 +57,7 @@ class ReportPlan:
 
         from promptprior.files import write_text
         from promptprior.report.curves.sweep_curves import DEFAULTS, NOT_SAID, OPTIONS, swept_value
+        from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
         from promptprior.report.page import make_report
         from promptprior.report.protocol.contrasts import contrast_pairs
         from promptprior.report.results import read_rows
@@ -81,6 +85,8 @@ class ReportPlan:
             published=self.published,
             sweep=sweep,
             task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
+            answers=read_answers(*(file.with_name(ANSWERS_FILE) for file in files)) if self.examples != 0 else None,
+            examples=self.examples,
         )
         tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}
         for path in tables:
