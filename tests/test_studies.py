@@ -23,8 +23,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from promptprior.report.page import Report, list_words, make_report
+from promptprior.report.page import Report, make_report
 from promptprior.report.results import read_rows
+from promptprior.report.section import list_words
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = REPOSITORY / "docs" / "studies"

@@ -16,7 +16,7 @@ from promptprior.report.page import make_report, write_report
 from promptprior.report.results import parse
 from promptprior.report.section import Section, Table, TableCell, columns
 from promptprior.report.similarity_gain import TaskSimilarity
-from tests.report.result_rows import TARGETS, bank_rows, grid_rows, result_row, task_similarity
+from tests.report.result_rows import TARGETS, TRANSFER, bank_rows, grid_rows, result_row, task_similarity
 
 CHROMIUM = shutil.which("chromium")
 SLOW = 120_000  # milliseconds: a busy machine needs many for the scripts of one page
@@ -74,6 +74,22 @@ def test_words_and_numbers(tmp_path):
     assert "torch 2.13.0" in page.text
     scores = [r["score"] for r in rows if (r["method"], r["target"], r["k"]) == ("spot", "capital_of", 16)]
     assert any(f"{sum(scores) / 3:.3f}" in cell for cell in page.cells)
+
+
+def test_sections_say_the_finding_first(tmp_path):
+    report = make_report(grid_rows(), "t", contrasts=[("multitask", "prompt_tuning")])
+    found = {section.title: section.finding for section in report.sections}
+    assert found["Contrasts"].startswith("Decided: ")
+    means = {m: sum(r["score"] for r in grid_rows() if (r["method"], r["k"]) == (m, 16)) / 24 for m in TRANSFER}
+    best = max(list(TRANSFER)[1:], key=means.__getitem__)
+    shown = f"k = 16: {best} has the highest mean over 8 targets ({best} {means[best]:.3f} and prompt_tuning "
+    assert shown + f"{means['prompt_tuning']:.3f})." in found["Over all targets"]
+    assert "k = 16: of 8 targets, the best mean is that of " in found["Scores"]
+    assert "first to reach prompt_tuning's end: " in found["Learning curves of adaptation"]
+    assert "a guard " in found["With a guard"]
+    assert "on the front of score against seconds: zero_shot" in found["Cost"]
+    page = Page(report.write_page(tmp_path / "r.html"))
+    assert all(finding in page.text for finding in found.values())
 
 
 def test_a_whole_grid_has_no_notices(tmp_path):

@@ -14,6 +14,7 @@ from promptprior.report.section import (
     Section,
     Table,
     columns,
+    format_number,
     make_table,
     number_cell,
 )
@@ -148,7 +149,15 @@ def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
         is_overview=False,
     )
     tables = (table, *(token_table for usage in listed.values() for token_table in usage.token_tables()))
-    retrieval = Section("Retrieval", ((None, tables if usages else ()),), (plot,) if options else ())
+    found = []
+    for usage in listed.values():
+        overlap, chance = usage.mean("overlap_within_task"), usage.mean("overlap_if_random")
+        if overlap is not None and chance is not None:
+            share, by_chance = (format_number(value, "two_digits") for value in (overlap, chance))
+            what = f"two texts of a task share {share} of their tokens, by chance {by_chance}"
+            found.append(f"{usage.method}, k = {usage.k}: {what}.")
+    parts = ((None, tables if usages else ()),)
+    retrieval = Section("Retrieval", parts, (plot,) if options else (), " ".join(found))
 
     # How often methods that choose among others took which, by their rows' "chosen".
     chosen = Counter(
@@ -177,7 +186,11 @@ def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
     plain = [(m, name, sum(x) / len(x)) for m, of_method in numbers.items() for name, x in of_method.items()]
     note, heads = "Means over the cells of a method.", columns("Method|Name", (), {"Mean": "amount"})
     tables = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
-    choice_section = Section("Choices", ((None, (choices,) if chosen else ()),))
+    most = {(m, k): (name, n) for (m, k, name), n in reversed(chosen.most_common())}
+    often = [
+        f"{m}, k = {k}: most often {name}, in {n} of {cells_of[m, k]} cells." for (m, k), (name, n) in most.items()
+    ]
+    choice_section = Section("Choices", ((None, (choices,) if chosen else ()),), finding=" ".join(often))
     return retrieval, choice_section, Section("Other diagnostics", ((None, tables),))
 
 

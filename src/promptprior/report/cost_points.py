@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Literal
 
 from promptprior.report.plots import escaped, interval_trace, method_style
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Control, Plot, Section, Table, Value, columns, count_distinct, make_table
+from promptprior.report.section import (
+    Control,
+    Plot,
+    Section,
+    Table,
+    Value,
+    columns,
+    count_distinct,
+    list_words,
+    make_table,
+)
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -86,6 +96,7 @@ def cost_section(grid: Grid) -> Section:
     by_target = {place: mean_costs(rows.values(), users) for place, rows in grid.runs.items()}
     units: tuple[Unit, Unit] = ("seconds", "tokens")
     parts: list[tuple[int | None, tuple[Table, ...]]] = []
+    found = []
     for k, points in by_k.items():
         fronts = [pareto_front(points, unit, "share") for unit in units]
         table = make_table(
@@ -109,6 +120,9 @@ def cost_section(grid: Grid) -> Section:
             ],
         )
         parts += [(k, (table,))] if points else []
+        if points:
+            best = list_words([point.method for point in fronts[0]])
+            found.append(f"k = {k}: on the front of score against seconds: {best}.")
     plot = Plot(
         "cost",
         "Cost against score",
@@ -122,7 +136,7 @@ def cost_section(grid: Grid) -> Section:
         ),
         lambda k, unit, share: cost_figure(grid, k, by_k[k], by_target, (unit, share)),
     )
-    return Section("Cost", (*parts, (None, (_cost_table(grid, users),))), (plot,))
+    return Section("Cost", (*parts, (None, (_cost_table(grid, users),))), (plot,), " ".join(found))
 
 
 def _cost_table(grid: Grid, users: Mapping[str, int]) -> Table:

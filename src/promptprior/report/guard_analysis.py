@@ -8,8 +8,8 @@ from itertools import product
 
 from promptprior.report.results import Grid, Row
 from promptprior.report.scores import shared_words
-from promptprior.report.section import Section, Value, columns, make_table
-from promptprior.report.statistics import mean_difference, stratified_bootstrap
+from promptprior.report.section import Section, columns, list_words, make_table
+from promptprior.report.statistics import TIE, Interval, mean_difference, stratified_bootstrap
 
 
 def guard_section(grid: Grid) -> Section:
@@ -17,7 +17,7 @@ def guard_section(grid: Grid) -> Section:
 
     A method is left out where some prompt of it, or of the baseline, was not judged on dev shots.
     """
-    results: dict[int, list[tuple[Value, ...]]] = {}
+    results: dict[int, list[tuple[str, Interval, Interval, Interval, float]]] = {}
     for k, method in product(grid.ks, (m for m in grid.methods if m in grid.transfer)):
         alone: dict[str, list[float]] = {target: [] for target in grid.shared[k]}
         guarded: dict[str, list[float]] = {target: [] for target in grid.shared[k]}
@@ -44,15 +44,19 @@ def guard_section(grid: Grid) -> Section:
         *columns("Method", ["Mean alone", "Mean guarded"]),
         *columns("", {f"Guarded minus {grid.baseline}": "signed"}, {"Share kept": "two_digits"}),
     )
-    parts = []
+    parts, found = [], []
     for k, rows in results.items():
+        gains = {str(method): guarded.estimate - alone.estimate for method, alone, guarded, *_ in rows}
+        ways = (("raises", 1), ("lowers", -1), ("does not change", 0))
+        named = {way: [m for m, gain in gains.items() if (gain > TIE) - (gain < -TIE) == sign] for way, sign in ways}
+        found.append(f"k = {k}: a guard {'; '.join(f'{way} {list_words(m)}' for way, m in named.items() if m)}.")
         note = (
             f"At every target and seed the method's prompt or that of {grid.baseline}, whichever the dev shots prefer "
             "(score, then NLL; what is equal stays with the method), scored on test: what adapt --guard would have "
             f"shipped if it did not also look at no prompt. Over {shared_words(tuple(grid.shared[k]))}.{grid.sign_note}"
         )
         parts.append((k, (make_table(f"guarded-k{k}", f"With a guard, k = {k}", note, heads, rows),)))
-    return Section("With a guard", tuple(parts))
+    return Section("With a guard", tuple(parts), finding=" ".join(found))
 
 
 def _dev_preference(grid: Grid, row: Row) -> tuple[float, float] | None:

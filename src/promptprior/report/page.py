@@ -45,6 +45,7 @@ from promptprior.report.section import (
     columns,
     count_distinct,
     format_number,
+    list_words,
     make_table,
 )
 from promptprior.report.similarity_gain import TaskSimilarity, similarity_section
@@ -131,10 +132,12 @@ class Report:
             columns("Gate|Found|Cannot be said"),
             [(c.gate, c.found, c.so) for c in self.cautions],
         )
+        gates = list_words(list(dict.fromkeys(c.gate for c in self.cautions if c.spoils)))
+        spoiled = f"These gates spoil claims: {gates}." if gates else "No gate that spoils claims; these weaken them."
         sections = [
             *self.options.get("leading", ()),
             contrast_section(contrasts(grid, self.options.get("contrasts", ()))),
-            Section(CANNOT_SAY, ((None, (limits,) if self.cautions else ()),)),
+            Section(CANNOT_SAY, ((None, (limits,) if self.cautions else ()),), finding=spoiled),
             sweep_section(self.grids, self.options.get("sweep", ())),
             *score_sections(grid, self.comparisons),
             learning_curve_section(grid),
@@ -143,7 +146,7 @@ class Report:
             similarity_section(grid, self.options.get("task_similarity")),
             published_section(grid, self.options.get("published")),
             *diagnostic_sections(grid),
-            Section("Failed cells", ((None, (failures,) if failed else ()),)),
+            Section("Failed cells", ((None, (failures,) if failed else ()),), finding=f"{len(failed)} cells failed."),
         ]
         declared = plugins.load_plugins(PLUGIN_GROUP)
         for name in declared:
@@ -368,12 +371,3 @@ class Report:
         for table, path in zip(self.tables, paths, strict=True):
             write_text(path, table.to_csv())
         return paths
-
-
-def list_words(names: Sequence[str]) -> str:
-    """Names with commas and "and".
-
-    >>> list_words(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

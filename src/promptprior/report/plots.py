@@ -122,10 +122,9 @@ def heatmap(
                         "line": {"width": 1 if len(columns) <= 60 else 0, "color": "var(--paper)"}},
             )  # fmt: skip
     axes = []
-    for names in (columns, rows):
+    for names, ends in ((columns, [-0.5, len(columns) - 0.5]), (rows, [len(rows) - 0.5, -0.5])):  # the first row on top
         ticks = {"tickvals": list(range(len(names))), "ticktext": [plot_label(name) for name in names]}
-        axes.append({"showgrid": False, "fixedrange": True, "range": [-0.5, len(names) - 0.5], **ticks})
-    axes[1]["range"].reverse()  # the first row on top
+        axes.append({"showgrid": False, "fixedrange": True, "range": ends, **ticks})
     return figure.update_layout(barmode="overlay", showlegend=False, xaxis=axes[0], yaxis=axes[1])
 
 

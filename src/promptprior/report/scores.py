@@ -1,5 +1,6 @@
 """The scores of all methods: on every target, over all targets that every method has finished, and against shots."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from promptprior.report.section import (
     columns,
     format_number,
     interval_cell,
+    list_words,
     make_table,
 )
 from promptprior.report.statistics import Aggregate, Interval, stratified_bootstrap
@@ -127,7 +129,29 @@ def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section,
         heads = columns("Method", [f"k = {k}" for k in grid.ks])
         parts.append((None, (make_table("shots", "Few-shot curves", note, heads, means),)))
     plots = _score_plots(grid, all_overall) if grid.ks else ()
-    return Section("Over all targets", tuple(parts), plots), Section("Scores", tuple(scores))
+
+    overall, single = [], []  # what is found at each k
+    for k, o in all_overall.items():
+        averages = {method: of_method["mean"].estimate for method, of_method in o.aggregates.items()}
+        if len(averages) > 1:
+            best = max(averages, key=averages.__getitem__)
+            shown = [m for m in dict.fromkeys((best, grid.baseline)) if m in averages]
+            levels = list_words([f"{m} {format_number(averages[m], 'score')}" for m in shown])
+            overall.append(f"k = {k}: {best} has the highest mean over {len(o.targets)} targets ({levels}).")
+        tops, several = Counter[str](), 0
+        for target in grid.targets:
+            merits = {
+                m: grid.merit(target, i.estimate) for m in grid.methods if (i := grid.intervals.get((m, target, k)))
+            }
+            several += len(merits) > 1
+            tops.update(m for m, merit in merits.items() if len(merits) > 1 and merit == max(merits.values()))
+        if tops:
+            counts = list_words([f"{method} on {n}" for method, n in tops.most_common()])
+            single.append(f"k = {k}: of {several} targets, the best mean is that of {counts}.")
+    return (
+        Section("Over all targets", tuple(parts), plots, " ".join(overall)),
+        Section("Scores", tuple(scores), finding=" ".join(single)),
+    )
 
 
 def metric_label(grid: Grid, target: str) -> str:

@@ -135,11 +135,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: plots, and tables by k, the largest k last and open, or tables that hold for all (k None)."""
+    """A part of the page: plots, and tables by k, the largest k last and open, or tables that hold for all (k None).
+
+    `finding` is what they show, in a sentence or two that the page puts first.
+    """
 
     title: str
     parts: tuple[tuple[int | None, tuple[Table, ...]], ...]
     plots: tuple[Plot, ...] = ()
+    finding: str = ""
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -243,3 +247,12 @@ def count_distinct(values: Sequence[str]) -> str:
         return distinct[0]
     shown = [f"{v} ({(n := values.count(v))} cell{'s' * (n > 1)})" for v in distinct[:8]]
     return ", ".join([*shown, "…"] if len(distinct) > 8 else shown)
+
+
+def list_words(names: Sequence[str]) -> str:
+    """Names with commas and "and".
+
+    >>> list_words(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -23,6 +23,7 @@ from promptprior.report.section import (
     columns,
     format_number,
     interval_cell,
+    list_words,
     make_table,
 )
 from promptprior.report.statistics import Interval, rank_correlation
@@ -173,6 +174,14 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
             rows.append((method, *cells, len(of_method[0].points)))
         heads = columns("Method", MEASURES, {"Points": "count"})
         tables.append(make_table("similarity-gain", "Does similarity foretell gains?", note, heads, rows))
+    clear = [
+        f"{c.measure} with those of {c.method} (\N{GREEK SMALL LETTER RHO} "
+        f"{format_number(c.correlation.estimate, 'two_digits')})"
+        for c in correlations.values()
+        if c.correlation and c.correlation.low is not None and c.correlation.high is not None
+        and not c.correlation.low <= 0 <= c.correlation.high
+    ]  # fmt: skip
+    found = f"Similarity goes with gains: {list_words(clear)}." if clear else "No similarity clearly goes with gains."
     measures = Control("measure", {m: m for m in MEASURES}, "gradient")
     plots = [
         Plot(
@@ -197,7 +206,7 @@ def similarity_section(grid: Grid, similarity: TaskSimilarity | None) -> Section
                 is_overview=False,
             )
         )
-    return Section("Task similarity", ((None, tuple(tables)),), tuple(plots) if grid.ks else ())
+    return Section("Task similarity", ((None, tuple(tables)),), tuple(plots) if grid.ks else (), found)
 
 
 def gain_figure(grid: Grid, correlations: Sequence[GainCorrelation]) -> "Figure":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from promptprior.report.plots import interval_trace, method_style
 from promptprior.report.results import Grid
-from promptprior.report.section import Control, Plot, Section, Table, columns, make_table
+from promptprior.report.section import Control, Plot, Section, Table, columns, list_words, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -143,8 +143,21 @@ def learning_curve_section(grid: Grid) -> Section:
                 lambda target, k, curve: curves_figure(grid, target, k, curve),
             )
         )
+    found = []  # at each k: who reaches the baseline's last score first
+    for k, a in by_k.items():
+        end = [score.estimate for score in a.curves.get(grid.baseline, {}).values()][-1:]
+        first: dict[str, int] = {}
+        for method, points in a.curves.items():
+            reached = [step for step, score in points.items() if end and score.estimate >= end[0]]
+            first |= {method: min(reached)} if reached else {}
+        own = first.pop(grid.baseline, None)
+        if own is not None and len(a.curves) > 1:
+            step = min(first.values(), default=inf)
+            fastest = list_words([method for method in first if first[method] == step] or ["no other method"])
+            at = f" at step {step:,}" if first else ""
+            found.append(f"k = {k}: first to reach {grid.baseline}'s end: {fastest}{at}; itself at step {own:,}.")
     parts = tuple((k, a.tables(grid.baseline)) for k, a in by_k.items())
-    return Section("Learning curves of adaptation", parts, tuple(plots))
+    return Section("Learning curves of adaptation", parts, tuple(plots), " ".join(found))
 
 
 def curves_figure(grid: Grid, target: str, k: int, curve: str) -> "Figure":

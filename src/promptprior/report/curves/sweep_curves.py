@@ -13,7 +13,7 @@ from promptprior.config.mapping import list_settings
 from promptprior.config.training import Settings
 from promptprior.report.plots import interval_trace, method_style, plot_label
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Control, Plot, Section, Table, columns, make_table
+from promptprior.report.section import Control, Plot, Section, Table, columns, format_number, make_table
 from promptprior.report.statistics import Interval, stratified_bootstrap
 
 if TYPE_CHECKING:
@@ -182,4 +182,12 @@ def sweep_section(grids: Mapping[Values, Grid], keys: Sequence[str]) -> Section:
         (Control("k", {k: str(k) for k in by_k}, max(by_k)),),
         lambda k: by_k[k].figure(next(iter(grids.values()))),
     )
-    return Section("Sweep", tuple((k, (curves.table(values, sign_note),)) for k, curves in by_k.items()), (plot,))
+    found = []
+    for k, curves in by_k.items():
+        points = [(s.estimate, line.method, values_text(keys, (*line.others, v)), line.is_level)
+                  for line in curves.lines for v, s in line.scores.items()]  # fmt: skip
+        mean, method, at, is_level = max(points, key=lambda point: point[0])
+        where = "at every value" if is_level else f"at {at}"
+        found.append(f"k = {k}: the highest mean is that of {method} {where} ({format_number(mean, 'score')}).")
+    parts = tuple((k, (curves.table(values, sign_note),)) for k, curves in by_k.items())
+    return Section("Sweep", parts, (plot,), " ".join(found))

@@ -14,7 +14,7 @@ import numpy as np
 from promptprior.errors import SpecError, unknown_name
 from promptprior.report.gains import pair_seeds
 from promptprior.report.results import Grid, Row
-from promptprior.report.section import Section, columns, interval_cell, make_table
+from promptprior.report.section import Section, columns, interval_cell, list_words, make_table
 from promptprior.report.statistics import (
     SIGNIFICANT,
     Interval,
@@ -154,4 +154,9 @@ def contrast_section(tested: Sequence[Contrast]) -> Section:
         for c in tested
     ]
     table = make_table("contrasts", "Contrasts, written down first", note, heads, rows)
-    return Section("Contrasts", ((None, (table,) if rows else ()),))
+    decided = [f"{c.first} is {'better' if c.verdict == 'yes' else 'worse'} than {c.second} (k = {c.k})"
+               for c in tested if c.verdict in ("yes", "no")]  # fmt: skip
+    found = (
+        f"Decided: {len(decided)} of {len(tested)}{': ' if decided else ''}{list_words(decided) if decided else ''}."
+    )
+    return Section("Contrasts", ((None, (table,) if rows else ()),), finding=found)
