@@ -326,7 +326,7 @@ def ranks_figure(grid: Grid, ranking: Ranking) -> "Figure":
             type="rect", layer="below", x0=ranks[best] - 0.03, x1=ranks[worst] + 0.03, y0=best - 0.3, y1=worst + 0.3,
             fillcolor="var(--muted)", opacity=0.18, line_width=0,
         )  # fmt: skip
-    title = f"mean rank over {ranking.targets} targets<br>critical difference {ranking.critical:.2f}, Friedman p "
+    title = f"mean rank over {ranking.targets} targets<br>critical difference {ranking.critical:.2f}<br>Friedman p "
     figure.update_layout(height=120 + 30 * len(names))
     figure.update_xaxes(
         range=[0.8, len(names) + 0.2], dtick=1, fixedrange=True, title=title + format_number(ranking.p, "p_equals")
