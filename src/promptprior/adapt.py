@@ -256,18 +256,18 @@ def _checked_priors(
 def score_on_test(
     backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
 ) -> list[EvalResult]:
-    """The scores of `answers_on_test`."""
+    """Scores of prompts on the examples of their tasks' test splits that `limit` and `rows` name (select_test).
+
+    Prompts of one parameterisation are copies of one evaluation, members of blends among them. Raises as
+    `evaluate.answer_requests` does, and SpecError for a limit below one row of each class of balanced rows.
+    """
     return [answers.result for answers in answers_on_test(backbone, adapted, limit, rows)]
 
 
 def answers_on_test(
     backbone: Backbone, adapted: Sequence[Adapted], limit: int | None = None, rows: TestRows = "first"
 ) -> list[PromptAnswers]:
-    """What prompts answer to the examples of their tasks' test splits that `limit` and `rows` name (select_test).
-
-    Prompts of one parameterisation are copies of one evaluation, members of blends among them. Raises as
-    `evaluate.answer_requests` does, and SpecError for a limit below one row of each class of balanced rows.
-    """
+    """What `score_on_test` scores: the answers of each prompt to its test examples. Raises as it does."""
     tasks = {a.episode.task.fingerprint: a.episode.task for a in adapted}
     tests = {key: select_test(task, limit, rows) for key, task in tasks.items()}
     requests = [PromptRequest(a.prompt, a.episode.task, tests[a.episode.task.fingerprint]) for a in adapted]
