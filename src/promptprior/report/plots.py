@@ -97,7 +97,7 @@ def heatmap(
     """A table of numbers as colours: the ground at 0, the other colours at both limits.
 
     Hovering tells the number and its place, row and column with `joint` between them. The fields are bars, one above
-    the other, and opaque by their number: the page's bundle of plotly knows no heatmaps, and would draw a line.
+    the other, and opaque by their number: the page's bundle of plotly knows no `Heatmap`, and would draw a line.
     """
     from plotly.graph_objects import Figure
 

@@ -190,8 +190,8 @@ def resampled_score(
 def score(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], names: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The metrics of these names, by default every one of `task.metrics`, and for ranked choices `acc_norm`,
-    `nll`, `brier` and `ece`.
+    """The metrics of these names, by default all of `task.metrics`, and for ranked choices `acc_norm`, `nll`,
+    `brier` and `ece`.
 
     Predictions stand in the order of their examples. Scores lie in [0, 1] (correlations in [-1, 1], `nll` in nats).
     Raises SpecError for an unknown metric and DataError where predictions do not fit the examples.

@@ -49,8 +49,8 @@ def embed(grid: Grid, kept: KeptAnswers, most: int) -> Explorer:
     """What the script is given.
 
     A target has texts, `golds` (numbers of `words`, in which every answer stands once) and cells. A cell has its
-    method's number, k and seed, for each example the word answered, whether that is right (a digit of a text, "-" for
-    not asked), and in percent the probabilities of answer and gold; these are empty for free text.
+    method's number, k and seed. For each example it has the word answered, whether that is right (a digit of a text,
+    "-" for not asked), and in percent the probabilities of answer and gold, which free text has not.
     """
     targets, counts, answered = list[dict[str, Any]](), dict[str, tuple[int, int]](), 0
     for target in grid.targets:
