@@ -223,6 +223,20 @@ def test_tasks_list_show_and_check(cli: Cli, data: Path):
     assert re.search(r"test\.jsonl line 1: doc_to_id: missing column 'id'", out), out
 
 
+def test_tasks_export_writes_for_lm_eval_and_replaces_only_its_own(cli: Cli, data: Path, tmp_path: Path):
+    words = ["tasks", "export", "edges", "--data", data, "--output", tmp_path / "out"]
+    assert "write spec.yaml and train.jsonl (24)" in cli(*words, "--dry-run")[1]
+    assert not (tmp_path / "out").exists()
+    assert cli(*words)[:2] == (0, f"{tmp_path / 'out' / 'spec.yaml'}\n")
+    assert cli(*words)[0] == 0
+    assert "ok     " in cli("tasks", "check", tmp_path / "out")[1]
+    (tmp_path / "out" / "test.jsonl").write_text("mine")
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "test.jsonl exists and is not what promptprior tasks wrote; choose another path, or give --force" in err
+    assert "name a folder for them (--output)" in cli("tasks", "export", "edges")[2]
+
+
 def test_tensorboard_hears_every_stage_of_fit_adapt_and_compare(cli: Cli, data: Path, model: Path, tmp_path: Path):
     pytest.importorskip("tensorboard")
     logs, common = tmp_path / "logs", ["--data", data, "--backbone", model, *TINY]

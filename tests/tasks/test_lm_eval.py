@@ -53,7 +53,9 @@ def test_a_target_that_always_stands_at_one_place() -> None:
 
 
 def exportable(spec: TaskSpec) -> bool:
-    return spec.doc_filter is None and "doc[" not in spec.doc_to_text and bool(set(spec.metrics) & set(LM_EVAL_NAMES))
+    known = set(spec.metrics) & set(LM_EVAL_NAMES[spec.output_type])
+    reads_rows = spec.doc_filter is None and "doc[" not in spec.doc_to_text
+    return reads_rows and spec.dataset_path is not None and bool(known)
 
 
 def test_what_is_written_for_lm_eval_reads_back_as_the_same_spec() -> None:
@@ -68,6 +70,31 @@ def test_lm_eval_sees_its_own_names_only() -> None:
     assert written["metric_list"] == [{"metric": "f1", "higher_is_better": True}]
     assert "doc_to_group" not in written
     assert written["metadata"]["promptprior"]["metric_list"] == ["f1", "grouped_exact_match"]
+
+
+def test_spaces_that_a_text_ends_in_are_its_delimiter() -> None:
+    keys = {"task": "t", "dataset_path": "a/b", "doc_to_text": "{{q}} ", "doc_to_target": "a"}
+    choice, free = spec_from({**keys, "doc_to_choice": ["x", "y"]}, "x"), spec_from(keys, "x")
+    written = [yaml.safe_load(to_lm_eval(spec)) for spec in (choice, free)]
+    assert [(w["doc_to_text"], w["target_delimiter"]) for w in written] == [("{{q}} ", ""), ("{{q}}", " ")]
+    assert [spec_from(w, "x") for w in written] == [choice, free]
+
+
+def test_words_before_a_column_leave_it_a_column() -> None:
+    spec = spec_from({"task": "t", "description": "Read. ", "doc_to_text": "q", "doc_to_target": "a"}, "x")
+    (example,) = render(spec, rows_of([{"q": "?", "a": "!"}], "x"))
+    assert example.text == "Read. ?"
+
+
+def test_the_values_of_a_mapping_are_the_choices() -> None:
+    keys = {"task": "t", "doc_to_text": "q", "doc_to_target": "a", "doc_to_choice": {"A": "no", "B": 1}}
+    assert spec_from(keys, "x").doc_to_choice == ("no", "1")
+
+
+def test_sampled_answers_are_refused() -> None:
+    keys = {"task": "t", "doc_to_text": "q", "doc_to_target": "a", "generation_kwargs": {"do_sample": True}}
+    with pytest.raises(SpecError, match=r"generation_kwargs\.do_sample is true; expected false"):
+        spec_from(keys, "x")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from .loading.check import check_raise as check_raise
 from .loading.check import check_task as check_task
 from .loading.check import shared_text as shared_text
 from .loading.lm_eval import to_lm_eval as to_lm_eval
+from .loading.lm_eval import write_lm_eval as write_lm_eval
 from .loading.load import TaskSummary as TaskSummary
 from .loading.load import available as available
 from .loading.load import catalogue_names as catalogue_names

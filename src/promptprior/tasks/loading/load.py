@@ -6,6 +6,7 @@ the Task, or a mapping with the keys of a spec file (and `dataset_kwargs.data_fi
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -142,14 +143,23 @@ def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Lim
     # own folder, `home` (None for the spec of a package, which lies in none)
     files = spec.dataset_kwargs.get("data_files")
     if spec.dataset_path in ("json", "csv", "parquet") and files is not None:
-        named = files if isinstance(files, Mapping) else {"train": files}
-        unknown = [name for name in named if name not in SPLITS]
-        if unknown:
-            raise SpecError(f"{spec.where}: dataset_kwargs.data_files: {unknown_name('split', unknown[0], SPLITS)}")
+        named, where = files if isinstance(files, Mapping) else {"train": files}, f"{spec.where}: dataset_kwargs"
+        # As for the Hub, a split may have another name there; where none is given it has its own.
+        said = (spec.training_split, spec.validation_split, spec.test_split)
+        own = {split: name if name and name in named else split for split, name in zip(SPLITS, said, strict=True)}
+        if unknown := [name for name in named if name not in own.values()]:
+            raise SpecError(f"{where}.data_files: {unknown_name('split', str(unknown[0]), tuple(own.values()))}")
+        if twice := [name for name, count in Counter(own.values()).items() if count > 1 and name in named]:
+            raise SpecError(
+                f"{where}.data_files: {twice[0]!r} is two splits at once (training_split, validation_split, "
+                "test_split): what is tested would be learned from; name a file for each, or leave test_split out"
+            )
         for file in named.values():
             if not isinstance(file, str):
-                raise SpecError(f"{spec.where}: dataset_kwargs.data_files: expected the name of a file, got {file!r}")
-        rows = {name: read_data_file((home or Path()) / str(named[name])) for name in SPLITS if name in named}
+                raise SpecError(f"{where}.data_files: expected the name of a file, got {file!r}")
+        rows = {
+            split: read_data_file((home or Path()) / str(named[own[split]])) for split in SPLITS if own[split] in named
+        }
         return _build(spec, rows, spec.where, limits)
     candidates = [
         home / spec.dataset_path if home and spec.dataset_path is not None else None,

@@ -11,7 +11,7 @@ from promptprior.config.mapping import from_mapping, to_mapping
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import DataError, SpecError, unknown_name
 from promptprior.tasks.loading.readers import Row, Rows
-from promptprior.tasks.loading.template import MOST_SOURCE, Template, as_text, compile_template
+from promptprior.tasks.loading.template import IDENTIFIER, MOST_SOURCE, Template, as_text, compile_template
 from promptprior.tasks.metrics import metric
 from promptprior.tasks.task import Example, OutputType, content_id
 
@@ -96,8 +96,11 @@ class TaskSpec:
         """Every template, compiled once. Raises SpecError for bad Jinja."""
         choices = self.doc_to_choice if isinstance(self.doc_to_choice, str) else None
         optional = (choices, self.doc_to_group, self.doc_to_id, self.doc_filter)
+        text = self.doc_to_text
+        if self.description and IDENTIFIER.fullmatch(text):  # still a column, though words stand before it
+            text = f"{{{{{text}}}}}"
         return Templates(
-            compile_template(self.description + self.doc_to_text, self.where),
+            compile_template(self.description + text, self.where),
             compile_template(self.doc_to_target, self.where),
             *(None if source is None else compile_template(source, self.where) for source in optional),
         )
@@ -179,6 +182,9 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
     if isinstance(keys.get("doc_to_target"), int):  # lm-eval: the right choice always stands at this place
         keys["doc_to_target"] = f"{{{{ {int(keys['doc_to_target'])} }}}}"
 
+    if isinstance(keys.get("doc_to_choice"), Mapping):  # lm-eval: the values are the choices
+        keys["doc_to_choice"] = list(keys["doc_to_choice"].values())
+
     # Without an output type, choices say that answers are ranked; without choices, the labels' names are ranked.
     output_type = keys.setdefault("output_type", "multiple_choice" if "doc_to_choice" in keys else "generate_until")
     if output_type == "generate_until" and "doc_to_choice" in keys:
@@ -187,6 +193,11 @@ def spec_from(raw: Mapping[str, object], where: str) -> TaskSpec:
         raise SpecError(f"{where}: output_type multiple_choice needs doc_to_choice (a list or a template)")
     keys["metrics"] = metrics_from(keys.pop("metric_list", None), output_type, where)
     generation = keys.pop("generation_kwargs", {})
+    if isinstance(generation, Mapping) and generation.get("do_sample") is True:
+        raise SpecError(
+            f"{where}: generation_kwargs.do_sample is true; expected false or nothing: answers are greedy here, and "
+            "sampled ones would score differently"
+        )
     keys |= _block(generation, ["max_gen_toks"], IGNORED_GENERATION_KEYS, f"{where}: generation_kwargs")
     if "dataset_kwargs" in keys:
         kwargs, known_kwargs = keys["dataset_kwargs"], ["revision", "data_files", "data_dir"]
