@@ -190,6 +190,12 @@ def test_compare_reports_reuses_and_reads_its_own_plan(cli: Cli, data: Path, mod
     assert out.split()[2:] == [str(path) for path in out.split()[2:] if Path(path).parent == folder]
     assert {"costs.csv", "scores-k2.csv"} <= {path.name for path in folder.iterdir()}
 
+    for table in (tmp_path / "rows.csv", tmp_path / "rows.parquet"):
+        code, out, _ = cli("report", output, "--table", table)
+        assert (code, out.split()[1]) == (0, str(table))
+    code, _, err = cli("report", output, "--table", tmp_path / "rows.xlsx")
+    assert (code, ".csv or .parquet" in err) == (2, True)
+
 
 @pytest.mark.parametrize("verb", ["fit", "adapt", "compare"])
 def test_a_dry_run_tells_the_cost_and_writes_nothing(cli: Cli, data: Path, model: Path, tmp_path: Path, verb: str):

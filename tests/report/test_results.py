@@ -1,11 +1,12 @@
-"""The contract of a result row: strict, and the same there and back."""
+"""The contract of a result row: strict, and the same there and back; and rows as a table."""
 
+import io
 import json
 
 import pytest
 
-from promptprior.errors import DataError
-from promptprior.report.results import Row, read_rows
+from promptprior.errors import DataError, SpecError
+from promptprior.report.results import Row, read_rows, rows_table
 from tests.report.result_rows import result_row
 
 
@@ -80,3 +81,24 @@ def test_older_rows_know_no_constant_answer():
     older = {name: value for name, value in result_row().items() if name != "constant"}
     assert Row.from_json(older).constant is None
     assert Row.from_json(result_row(constant=0.6)).constant == 0.6
+
+
+def test_rows_are_a_table_that_pandas_reads():
+    pandas = pytest.importorskip("pandas", reason="needs pandas and pyarrow: pip install 'promptprior[hub]'")
+    failed = {"cell": "c1", "score": None, "scores": {}, "status": "failed", "error": "x\ny"}
+    changes = [{"settings": {"rate": 1, "flag": True, "rates": [1, 2], "target": {"steps": 5}}}, failed]
+    rows = [Row.from_json(result_row(**change)) for change in changes]
+    rows.append(Row.from_json(result_row(cell="c2", settings={"rate": 0.5, "flag": "auto"})))
+    for suffix, read in ((".parquet", pandas.read_parquet), (".csv", pandas.read_csv)):
+        frame = read(io.BytesIO(rows_table(rows, suffix)))
+        assert list(frame["cell"]) == ["c0", "c1", "c2"]
+        assert list(frame["settings.rate"].dropna()) == [1.0, 0.5]
+        assert list(frame["settings.flag"].dropna()) == ["true", "auto"]
+        assert frame["settings.rates"][0] == "[1, 2]"
+        assert (frame["settings.target.steps"][0], frame["k"].tolist()) == (5, [16, 16, 16])
+        assert frame["score"].isna().tolist() == [False, True, False]
+        assert frame["error"][1] == "x\ny"
+        assert {"scores.accuracy", "cost.seconds", "backbone.name", "versions.torch"} <= set(frame.columns)
+        assert not {"curve", "shots", "diagnostics"} & set(frame.columns)
+    with pytest.raises(SpecError, match=r"\.csv or \.parquet"):
+        rows_table(rows, ".xlsx")

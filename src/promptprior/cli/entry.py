@@ -179,7 +179,7 @@ LONGEST_NAME = 200  # bytes; files beside it have longer names
 
 def check_outputs(verb: Verb, plan: Any) -> None:
     """Raise SpecError for an output whose name cannot be written, before any work."""
-    for name in ("output", "markdown", "csv", "tensorboard"):
+    for name in ("output", "markdown", "csv", "table", "tensorboard"):
         path = getattr(plan, name, None)
         if not isinstance(path, Path):
             continue

@@ -4,13 +4,16 @@ The contract is strict both ways: a key that is missing, unknown or of another t
 key that has a default may be missing: results written before it was known still load.
 """
 
-from collections.abc import Mapping
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from promptprior.config.mapping import C, from_mapping, shorten
+from promptprior.config.mapping import C, from_mapping, shorten, to_mapping
 from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
 from promptprior.files import read_lines
@@ -19,6 +22,7 @@ from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
 RESULTS_FILE = "results.jsonl"  # what a comparison writes its rows to
+TABLE_SUFFIXES = (".csv", ".parquet")
 LARGEST = 1e30  # of the numbers in a row: sums and squares of them are still numbers
 NO_LESS = {"least": 0}  # than nothing
 
@@ -159,6 +163,49 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """All rows of a results.jsonl; of a cell that stands there twice, the last. A missing file has none."""
     rows = (Row.from_json(value, f"{path}, row {i}") for i, value in enumerate(read_lines(path), start=1))
     return tuple({row.cell: row for row in rows}.values())
+
+
+def rows_table(rows: Sequence[Row], suffix: str) -> bytes:
+    """Rows as one table, a line each: the bytes of a `.csv` or a `.parquet` file, as pandas and datasets read them.
+
+    A key inside another is a column with dots in its name (`scores.accuracy`, `settings.target.steps`); a list is JSON
+    text. Curves, ids of shots and diagnostics stay in results.jsonl. A column holds whole numbers, numbers, truths or
+    text; where rows mix them it is text. Raises SpecError for another suffix, and for `.parquet` without pyarrow.
+    """
+    if suffix not in TABLE_SUFFIXES:
+        raise SpecError(f"a table in a {suffix or 'nameless'} file (--table): expected {' or '.join(TABLE_SUFFIXES)}")
+
+    def flat(value: object, name: str = "") -> dict[str, object]:
+        if not isinstance(value, Mapping):
+            plain = value is None or isinstance(value, str | int | float)
+            return {name: value if plain else json.dumps(value, ensure_ascii=False)}
+        inner = (flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items())
+        return {key: part for parts in inner for key, part in parts.items()}
+
+    kept = [{k: v for k, v in row.to_json().items() if k not in ("curve", "shots", "diagnostics")} for row in rows]
+    lines = [flat(to_mapping(row)) for row in kept]
+    columns = dict[str, list[Any]]()
+    for name in dict.fromkeys(key for line in lines for key in line):
+        values = [line.get(name) for line in lines]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int, float}:
+            values = [value if value is None else float(value) for value in values]  # type: ignore[arg-type]
+        elif len(kinds) > 1:
+            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        columns[name] = values
+    if suffix == ".csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+        return out.getvalue().encode()
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow.parquet import write_table as write_parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise SpecError("Parquet (--table) needs a package: pip install 'promptprior[hub]'") from error
+    buffer = io.BytesIO()
+    write_parquet(pyarrow.table(columns), buffer)
+    return buffer.getvalue()
 
 
 def _too_large(value: object, key: str = "") -> str:

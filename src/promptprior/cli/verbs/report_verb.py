@@ -12,6 +12,7 @@ from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 
 RESULTS, PAGE, PLAN, BASELINE = "results.jsonl", "report.html", "plan.yaml", "prompt_tuning"
+TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ReportPlan:
     output: Path | None = setting(None, "the page; by default report.html beside the (first) results")
     markdown: Path | None = setting(None, "write the tables to this Markdown file as well")
     csv: Path | None = setting(None, "write each table to a CSV file in this folder as well")
+    table: Path | None = setting(None, "write the rows as one table to this .csv or .parquet file as well")
     title: str = setting("promptprior comparison", "heading of the page")
     baseline: str = setting(BASELINE, "method that the others are compared with")
     contrasts: tuple[str, ...] = setting(
@@ -45,7 +47,9 @@ class ReportPlan:
             if not file.is_file():
                 raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
         page, own_page = self.output or files[0].with_name(PAGE), files[0].with_name(PAGE)
-        outputs = {"--output": page, "--markdown": self.markdown, "--csv": self.csv}
+        outputs = {"--output": page, "--markdown": self.markdown, "--csv": self.csv, "--table": self.table}
+        if self.table and self.table.suffix not in TABLES:
+            raise SpecError(f"{self.table} (--table): expected a name that ends in {' or '.join(TABLES)}")
         for flag, output in outputs.items():
             if output is not None and (flag != "--csv" or not output.is_dir()):
                 # the page beside the results is the comparison's own
@@ -55,12 +59,12 @@ class ReportPlan:
             wanted = [str(path) for path in outputs.values() if path]
             return print(f"read {', '.join(map(str, files))}, write {', '.join(wanted)}")
 
-        from promptprior.files import write_text
+        from promptprior.files import write_bytes, write_text
         from promptprior.report.curves.sweep_curves import DEFAULTS, NOT_SAID, OPTIONS, swept_value
         from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
         from promptprior.report.page import make_report
         from promptprior.report.protocol.contrasts import contrast_pairs
-        from promptprior.report.results import read_rows
+        from promptprior.report.results import read_rows, rows_table
         from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
 
         rows = [row for file in files for row in read_rows(file)]
@@ -88,7 +92,8 @@ class ReportPlan:
             answers=read_answers(*(file.with_name(ANSWERS_FILE) for file in files)) if self.examples != 0 else None,
             examples=self.examples,
         )
-        tables = {self.csv / table.file_name: table.to_csv() for table in report.tables} if self.csv else {}
+        table = rows_table(rows, self.table.suffix) if self.table else b""
+        tables = {self.csv / part.file_name: part.to_csv() for part in report.tables} if self.csv else {}
         for path in tables:
             check_output(path, "report", files, flag="--csv", force=self.force)
         if self.csv and not self.force and (plan := plan_beside(self.csv)).exists() and not is_plan_of(plan, "report"):
@@ -102,7 +107,9 @@ class ReportPlan:
         if self.csv:
             writers = {path: partial(write_text, text=text) for path, text in tables.items()}
             write_outputs(self, plan_beside(self.csv), "report", writers)
-        written = [page, *([self.markdown] if self.markdown else []), *tables]
+        if self.table:
+            write_outputs(self, plan_beside(self.table), "report", {self.table: partial(write_bytes, data=table)})
+        written = [page, *filter(None, [self.markdown, self.table]), *tables]
         return show("\n".join(map(str, written)), {"written": written, "best": report.best})
 
 
