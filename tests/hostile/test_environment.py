@@ -52,6 +52,8 @@ CASES = [
     adapt("output in /proc", "--output", "/proc/out", refused="/proc"),
     adapt("tensorboard is a file", "--tensorboard", "f", refused="--tensorboard", files={"f": "mine"}),
     adapt("tensorboard below a file", "--tensorboard", "f/a", refused="--tensorboard", files={"f": "mine"}),
+    adapt("mlflow is a file", "--mlflow", "f", refused="--mlflow", files={"f": "mine"}),
+    adapt("mlflow of no name", "--mlflow", "", refused="--mlflow"),
     verb("fit to /", "fit", "--sources", "GOOD", *TINY[:-2], "--output", "/", refused="--output"),
     verb("fit to no name", "fit", "--sources", "GOOD", *TINY[:-2], "--output", "", refused="--output"),
     verb("compare to /", "compare", "--targets", "GOOD", "--methods", "zero_shot", *TINY[:4], "--output", "/", refused="--output"),

@@ -19,6 +19,7 @@ BACKBONE = "Hub id, folder, .gguf file, or smollm2"
 DTYPE = "auto, float32, bfloat16, float16 or float64"
 DEVICE = "cuda, cpu, …; by default the first GPU, else the CPU"
 TENSORBOARD = "folder for TensorBoard logs of every step (needs tensorboard)"
+MLFLOW = "folder or URI for MLflow logs of every step (needs mlflow-skinny)"
 FORCE = "replace what this command did not write itself; what it reads is never replaced"
 OPTIONS = {"help": "options of the method itself: --options.retrieval weighted (promptprior methods show NAME)"}
 

@@ -25,7 +25,7 @@ from promptprior.report.results import BackboneName, CellCost, Parameters, Point
 from promptprior.rules.rule import Info
 from promptprior.tasks.metrics import best_constant
 from promptprior.train import read_checkpoint
-from promptprior.watch import WatchStage, combine_watchers, tensorboard
+from promptprior.watch import WatchStage, combine_watchers, step_logs
 
 CHOICE_NUMBERS = ("score", "error", "nll", "seconds", "weight")  # of each candidate of a method that chooses
 
@@ -72,12 +72,10 @@ def do_work(
         on_progress(step_text(stage, step, steps, info), share)
 
     try:
-        watchers: list[WatchStage] = [lambda stage: partial(tell, stage)]
-        if context.plan.tensorboard is not None:
-            log = f"adapt-{work.method.name}-seed{work.seed}-{work.key[:8]}"
-            log = f"fit-{folder.name}" if isinstance(work, Fit) else log
-            watchers.append(tensorboard(context.plan.tensorboard / log))
-        watch = combine_watchers(watchers)
+        plan, log = context.plan, f"adapt-{work.method.name}-seed{work.seed}-{work.key[:8]}"
+        log = f"fit-{folder.name}" if isinstance(work, Fit) else log
+        logs = step_logs(plan.tensorboard, plan.mlflow, plan.output, log)
+        watch = combine_watchers([lambda stage: partial(tell, stage), *logs])
         if isinstance(work, Group):
             return _adapt_group(context, work, fitted, folder, watch, on_progress)
         start, sources, settings = time.monotonic(), context.tasks.sources, context.plan.resolved()

@@ -86,6 +86,7 @@ class Plan:
     )
     train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, "folder for TensorBoard logs of every step (needs tensorboard)")
+    mlflow: str | None = setting(None, "folder or URI for MLflow logs of every step (needs mlflow-skinny)")
     output: Path = setting(Path("runs/compare"), "folder for results.jsonl, report.html, priors and prompts")
     cells_per_run: int = setting(
         32,

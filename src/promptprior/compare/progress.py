@@ -3,13 +3,12 @@
 import atexit
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from promptprior.errors import is_quiet
 from promptprior.rules.rule import Info
-from promptprior.watch import WatchStage, combine_watchers, tensorboard
+from promptprior.watch import WatchStage, combine_watchers
 
 Say = Callable[[str], None]
 
@@ -64,9 +63,8 @@ class ProgressDisplay:
             self.bars.stop()
 
 
-def watch_steps(label: str, folder: Path | None = None, say: Say = say_to_stderr) -> WatchStage:
-    """A watcher for runs that stand alone: lines with the step, the loss and the time left, and TensorBoard where a
-    folder is given. Raises SpecError when its package is missing."""
+def watch_steps(label: str, logs: Sequence[WatchStage] = (), say: Say = say_to_stderr) -> WatchStage:
+    """A watcher for runs that stand alone: lines with the step, the loss and the time left; and others beside it."""
     display = ProgressDisplay(say)
 
     def tell(stage: str, start: float, step: int, steps: int, info: Info) -> None:
@@ -74,8 +72,7 @@ def watch_steps(label: str, folder: Path | None = None, say: Say = say_to_stderr
         line = f"{text} · {duration(passed * (steps - step) / step)} left"
         display.show(line, (text, step / steps), force=step == steps)
 
-    watchers: list[WatchStage] = [lambda stage: partial(tell, stage, time.monotonic())]
-    return combine_watchers([*watchers, tensorboard(folder)]) if folder is not None else watchers[0]
+    return combine_watchers([lambda stage: partial(tell, stage, time.monotonic()), *logs])
 
 
 def step_text(stage: str, step: int, steps: int, info: Info) -> str:

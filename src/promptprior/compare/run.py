@@ -49,7 +49,7 @@ from promptprior.tasks.loading.lineage import halve_validation, index_labels, sc
 from promptprior.tasks.loading.load import missing_tasks
 from promptprior.tasks.task import normalised
 from promptprior.train import read_checkpoint
-from promptprior.watch import tensorboard
+from promptprior.watch import step_logs
 
 RESULTS, PLAN, PAGE = RESULTS_FILE, "plan.yaml", "report.html"
 ROW_BYTES = 16_384  # roughly, of a cell's row, and of its prompt's header and card
@@ -90,8 +90,7 @@ def run_plan(
     ArtifactError while another comparison writes to the same folder, and DiskError, before the first step or when it
     happens, for a disk that is full. `progress` is that of a queue of plans, of which this is one.
     """
-    if plan.tensorboard is not None:
-        tensorboard(plan.tensorboard)  # raises now where its package is missing
+    step_logs(plan.tensorboard, plan.mlflow, plan.output)  # raises now where a package is missing
     runs = load_plan(plan, backbone)
     context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY_FILE
     tasks, answers_file = context.tasks, plan.output / ANSWERS_FILE

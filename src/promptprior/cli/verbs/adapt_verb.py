@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptprior.cli.output import format_table, score_lines, show
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb
+from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, MLFLOW, OPTIONS, TENSORBOARD, Verb
 from promptprior.compare.plan import COMPILE, QUANTIZE, STEPS, load_backbone, with_steps
 from promptprior.config.mapping import check_bounds, merge_settings, to_mapping
 from promptprior.config.plan_file import check_output, plan_beside, save_plan
@@ -41,6 +41,7 @@ class AdaptPlan:
     )
     guard: bool = setting(False, "keep the prior only where dev shots prefer it to prompt_tuning and zero_shot")
     tensorboard: Path | None = setting(None, TENSORBOARD)
+    mlflow: str | None = setting(None, MLFLOW)
     output: Path = setting(Path("runs/prompt"), "folder for the prompt; a plain prompt's is a PEFT adapter")
     force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
@@ -65,6 +66,7 @@ class AdaptPlan:
         from promptprior.methods.choosing import Choosing, candidate_settings, candidates_of
         from promptprior.preflight import check_lengths, check_metrics, check_start
         from promptprior.tasks import load_task
+        from promptprior.watch import step_logs
 
         prior_folder = None if self.prior is None else artifact_folder(self.prior)
         reads, is_own = (prior_folder, self.target, self.data), holds_own(self.output, "prompt")
@@ -98,7 +100,7 @@ class AdaptPlan:
 
         warn_of_conflicts([task])
         work = self.output.with_name(self.output.name + ".work")
-        control = RunControl(work, watch_steps(method.name, self.tensorboard))
+        control = RunControl(work, watch_steps(method.name, step_logs(self.tensorboard, self.mlflow, self.output)))
         arguments = (method, [episode], backbone, prior, settings, control)
         with claimed(work, self.output, plan_beside(self.output)):
             verdicts = guarded(*arguments) if self.guard else []

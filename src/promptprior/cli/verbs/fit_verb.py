@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from promptprior.cli.output import show
-from promptprior.cli.verb import BACKBONE, DATA, DEVICE, DTYPE, FORCE, OPTIONS, TENSORBOARD, Verb, tasks_of_partition
+from promptprior.cli.verb import (
+    BACKBONE,
+    DATA,
+    DEVICE,
+    DTYPE,
+    FORCE,
+    MLFLOW,
+    OPTIONS,
+    TENSORBOARD,
+    Verb,
+    tasks_of_partition,
+)
 from promptprior.compare.plan import COMPILE, QUANTIZE, load_backbone
 from promptprior.config.choices import Shared
 from promptprior.config.mapping import check_bounds
@@ -35,6 +46,7 @@ class FitPlan:
     steps: int | None = setting(None, "optimiser steps, the same as --source.steps", **STEP_BOUNDS)
     train_limit: int | None = setting(None, "at most this many training examples per source", **LIMIT_BOUNDS)
     tensorboard: Path | None = setting(None, TENSORBOARD)
+    mlflow: str | None = setting(None, MLFLOW)
     output: Path = setting(Path("runs/prior"), "folder for the prior, and checkpoints while it is fitted")
     force: bool = setting(False, FORCE)
     settings: Settings = field(default_factory=Settings)
@@ -58,6 +70,7 @@ class FitPlan:
         from promptprior.methods.shared.source_prompts import learns_from_tasks, source_labels
         from promptprior.preflight import check_lengths, check_start
         from promptprior.tasks import load_task
+        from promptprior.watch import step_logs
 
         inputs, prior, plan_file = (*self.sources, self.data), self.output / "prior", self.output / "plan.yaml"
         is_own = holds_own(prior, "prior")
@@ -67,7 +80,7 @@ class FitPlan:
         method, settings = make_method(self.method, self.options), self.settings
         if self.steps is not None:
             settings = replace(settings, source=replace(settings.source, steps=self.steps))
-        watch = watch_steps(self.method, self.tensorboard)
+        watch = watch_steps(self.method, step_logs(self.tensorboard, self.mlflow, self.output))
         limits = {"train": self.train_limit} if self.train_limit is not None else None
         sources = [load_task(name, self.data, limits) for name in self.sources]  # type: ignore[arg-type]
         check_fittable(method, sources)

@@ -17,6 +17,7 @@ from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Work, WorkerContext, work_folder
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.files import remove_folder
+from promptprior.watch import mlflow_uri
 
 MAX_DEATHS = 3  # times that work may lose its worker before it counts as failed
 
@@ -43,6 +44,7 @@ class WorkerInit:
         folder, logs = Path(plan.backbone).absolute(), plan.tensorboard
         backbone = str(folder) if folder.exists() else plan.backbone
         there = replace(plan, backbone=backbone, tensorboard=logs.absolute() if logs else None)
+        there = replace(there, output=plan.output.absolute(), mlflow=plan.mlflow and mlflow_uri(plan.mlflow))
         dtype, version = str(frozen.dtype).removeprefix("torch."), str(versions()["promptprior"])
         return cls(there, context.tasks, dtype, frozen.card, version, token, device, threads)
 
