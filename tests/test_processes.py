@@ -181,3 +181,54 @@ def test_torchrun_fits_the_same_prior_and_prints_once(
     alone, split = (read_tensors(next((tmp_path / name / "prior").glob("*.safetensors"))) for name in ("one", "two"))
     for name, value in alone.items():
         torch.testing.assert_close(split[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_accelerate_that_started_one_process_for_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    said = pytest.raises(SpecError, match=r"started one.*add --multi-gpu")
+    with said, all_processes(find_verb("adapt")):
+        pass
+
+
+def test_the_pages_accelerate_command_adapts_in_two_processes_as_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command is the one of docs/how_to/on_a_cluster.md, with settings that make it short.
+
+    Had the launcher started one process, it would be refused (the test before).
+    """
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install 'promptprior[demo]'")
+    page = (Path(__file__).parents[1] / "docs/how_to/on_a_cluster.md").read_text(encoding="utf-8")
+    [line] = [line for line in page.splitlines() if line.startswith("accelerate launch")]
+    words = line.split()
+    split = words.index("promptprior") + 1
+    launcher, adapting = words[:split], words[split:]
+    assert (adapting[0], adapting[-2:]) == ("adapt", ["--output", "runs/c"])
+
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    for name in "ac":
+        (tmp_path / f"{name}.csv").write_text(
+            "text,label\n" + "".join(f"{('low', 'tip')[i % 2]} {i},{('no', 'yes')[i % 2]}\n" for i in range(40))
+        )
+    monkeypatch.chdir(tmp_path)
+    tiny_model = ["--backbone", "model", "--dtype", "float64"]
+    fitting = ["fit", "--sources", "a.csv", *tiny_model, "--length", "3", "--steps", "1", "--output", "runs/prior"]
+    assert main(fitting) == 0
+    short_run = [*tiny_model, "--shots", "3", "--steps", "3", "--target.batch-size", "5", "--test-limit", "0"]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*launcher, *adapting, *short_run], **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("learned from 6 examples") == 1
+    assert done.stderr.count("step 3/3") == 1
+    assert main([*adapting[:-1], "runs/alone", *short_run]) == 0
+    assert done.stdout.splitlines()[:-1] == capsys.readouterr().out.splitlines()[1:-1]
+    alone, both = (read_tensors(next((tmp_path / "runs" / n).glob("*.safetensors"))) for n in ("alone", "c"))
+    assert both.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-6, atol=1e-9)

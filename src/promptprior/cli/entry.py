@@ -210,6 +210,12 @@ def all_processes(verb: Verb) -> Iterator[None]:
     if not size.isdecimal() or int(size) == 0:
         raise SpecError(f"WORLD_SIZE is {size!r}; expected a number of processes, 1 or more: unset it")
     processes = int(size)
+    # accelerate names the address where processes meet when it is asked for several, but starts one without GPUs.
+    if processes == 1 and os.environ.get("MASTER_ADDR") and "ACCELERATE_USE_CPU" in os.environ:
+        raise SpecError(
+            "accelerate launch was asked for several processes and started one, as it does without several GPUs: add "
+            "--multi-gpu (it serves CPUs too), or use torchrun --nproc-per-node"
+        )
     if processes == 1:
         yield
         return
