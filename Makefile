@@ -10,13 +10,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 LOWEST_PIP := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
+LATEST_PIP := .venv-latest/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench demo docs prose release-check test test-thorough test-lowest torture help
+.PHONY: bench demo docs prose release-check test test-thorough test-lowest test-latest torture help
 help:
 	@echo "make demo     install, run the demonstration (10 minutes on 2 cores), write demo/report.html"
 	@echo "make test     install what tests need, check style and types, run the tests"
 	@echo "make test-thorough  all tests: every case, kills at all moments, slow ones (16 minutes on 2 cores)"
 	@echo "make test-lowest  install the lowest versions that pyproject.toml allows into .venv-lowest, run the tests there"
+	@echo "make test-latest  the same tests with the newest versions that it allows, in .venv-latest"
 	@echo "make docs     build the documentation site into site/VERSION (open site/index.html)"
 	@echo "make prose    check spelling, grammar and style of documents and docstrings (half a minute)"
 	@echo "make bench    seconds of short cases of all that must be fast; AGAINST=COMMIT compares, and fails where this is slower"
@@ -48,16 +50,18 @@ test: .venv/.test
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 -rs --max-skips 12
 
-# What an older library would change first: the engine, files and templates of strangers, artifacts, the command line.
-LOWEST_TESTS := tests/backbone/test_engine.py tests/backbone/test_tokens.py tests/backbone/test_generate.py \
+# What another library would change first: the engine, files and templates of strangers, artifacts, the command line,
+# the server, logs, lm-eval, the site.
+VERSION_TESTS := tests/backbone/test_engine.py tests/backbone/test_tokens.py tests/backbone/test_generate.py \
   tests/backbone/test_quantised.py tests/tasks/test_load.py tests/tasks/test_readers.py tests/tasks/test_spec.py \
   tests/tasks/test_template.py tests/tasks/test_lm_eval.py tests/tasks/test_metrics.py tests/artifacts \
   tests/methods/test_weight_tuning.py tests/report/test_statistics.py tests/test_config.py tests/test_watch.py \
-  tests/test_own_data.py tests/compare/test_run.py tests/hostile/test_specs.py
+  tests/test_own_data.py tests/compare/test_run.py tests/hostile/test_specs.py tests/serve/test_serve.py \
+  tests/tasks/test_lm_eval_runs.py tests/test_mlflow_logs.py tests/test_site.py tests/report/test_results.py
 
 test-lowest: .venv-lowest/.test
 	@echo "lowest versions of everything but torch, which stays at $(TORCH) (PyPI has the older ones with CUDA only)"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -q -rs $(LOWEST_TESTS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -q -rs $(VERSION_TESTS)
 
 .venv-lowest/.test: pyproject.toml .ci/lowest.py
 	$(PYTHON) -m venv --clear .venv-lowest
@@ -65,6 +69,17 @@ test-lowest: .venv-lowest/.test
 	.venv-lowest/bin/python .ci/lowest.py demo test > .venv-lowest/lowest.txt
 	$(LOWEST_PIP) -r .venv-lowest/lowest.txt
 	$(LOWEST_PIP) --no-deps --editable .
+	@touch $@
+
+# Installs each time it runs: what is newest changes.
+test-latest: .venv-latest/.python
+	$(LATEST_PIP) "$(TORCH)"
+	$(LATEST_PIP) --upgrade --upgrade-strategy eager "$(TORCH)" --editable '.[demo,test]'
+	@echo "newest versions of everything but torch, which stays at $(TORCH)"
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n 2 -q -rs $(VERSION_TESTS)
+
+.venv-latest/.python:
+	$(PYTHON) -m venv --clear .venv-latest
 	@touch $@
 
 test-thorough: .venv/.test

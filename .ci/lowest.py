@@ -31,7 +31,8 @@ def lowest(project: dict, extras: list[str]) -> list[str]:
         if len(bounds) != 1:
             raise ValueError(f"pyproject.toml: {requirement}: expected one lower bound, {requirement.name}>=VERSION")
         marker = f"; {requirement.marker}" if requirement.marker else ""
-        pins[requirement.name.lower()] = f"{requirement.name}=={bounds[0]}{marker}"
+        name = requirement.name + (f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else "")
+        pins[requirement.name.lower()] = f"{name}=={bounds[0]}{marker}"
     return [pin for name, pin in sorted(pins.items()) if name != "torch"]
 
 
