@@ -27,7 +27,7 @@ MLFLOW_POINTS = 500
 def step_logs(
     tensorboard_folder: Path | None, mlflow_place: str | None, output: Path, work: str = ""
 ) -> list[WatchStage]:
-    """Who logs the steps of a command that writes to `output`: as the settings tensorboard and mlflow say.
+    """Who logs the steps of a command that writes to `output`: as the settings `tensorboard` and `mlflow` say.
 
     `work` names a piece of it that has stages of its own. Raises SpecError as `tensorboard` and `mlflow_runs` do.
     """

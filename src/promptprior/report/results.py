@@ -170,7 +170,7 @@ def rows_table(rows: Sequence[Row], suffix: str) -> bytes:
 
     A key inside another is a column with dots in its name (`scores.accuracy`, `settings.target.steps`); a list is JSON
     text. Curves, ids of shots and diagnostics stay in results.jsonl. A column holds whole numbers, numbers, truths or
-    text; where rows mix them it is text. Raises SpecError for another suffix, and for `.parquet` without pyarrow.
+    text; where rows mix them it is text. Raises SpecError for another suffix, and for `.parquet` without `pyarrow`.
     """
     if suffix not in TABLE_SUFFIXES:
         raise SpecError(f"a table in a {suffix or 'nameless'} file (--table): expected {' or '.join(TABLE_SUFFIXES)}")
