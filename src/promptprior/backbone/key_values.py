@@ -17,6 +17,8 @@ from promptprior.backbone.kernels.attention import LayerPrefix
 from promptprior.errors import SpecError
 from promptprior.notation import Float, Int, Tensor
 
+TOKENS_AT_ONCE = 2048  # of prompts that are read together for what the model caches of them
+
 
 @dataclass(frozen=True, eq=False)
 class KeyValues:
@@ -101,18 +103,18 @@ def filled_cache(prompts: KeyValues, prefix_of_row: Int[Tensor, " R"], frozen: F
 def cached_key_values(frozen: Frozen, embeds: Float[Tensor, "P L D"]) -> KeyValues:
     """What the model caches of prompts: the prefixes that answer exactly as these prompts do, in the prompts' dtype.
 
-    One prompt at a time, so that long ones fit. An encoder-decoder reads each in the encoder and in the decoder.
-    Raises SpecError for models whose layers cache keys of different shapes, or nothing.
+    Some prompts at a time, so that many or long ones fit. An encoder-decoder reads each in the encoder and in the
+    decoder. Raises SpecError for models whose layers cache keys of different shapes, or nothing.
     """
     prefixes: list[tuple[Tensor, Tensor]] = []
     decoder = frozen.model.get_decoder() if frozen.card.is_encoder_decoder else frozen.model.base_model
     length = embeds.shape[1]
-    for prompt in embeds.to(frozen.device, frozen.dtype).split(1):
+    for some in embeds.to(frozen.device, frozen.dtype).split(max(1, TOKENS_AT_ONCE // max(1, length))):
         cache, options = DynamicCache(), {}
         if frozen.card.is_encoder_decoder:
-            options["encoder_hidden_states"] = frozen.model.get_encoder()(inputs_embeds=prompt).last_hidden_state
+            options["encoder_hidden_states"] = frozen.model.get_encoder()(inputs_embeds=some).last_hidden_state
         holder = EncoderDecoderCache(cache, DynamicCache()) if options else cache
-        decoder(inputs_embeds=prompt, use_cache=True, **{cache_argument(decoder): holder}, **options)
+        decoder(inputs_embeds=some, use_cache=True, **{cache_argument(decoder): holder}, **options)
         layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
         shapes = {() if x is None else tuple(x.shape) for pair in layers for x in pair}
         expected = len(layers) == layer_count(frozen) and len(shapes) == 1 and {s[2:3] for s in shapes} == {(length,)}
@@ -121,7 +123,7 @@ def cached_key_values(frozen: Frozen, embeds: Float[Tensor, "P L D"]) -> KeyValu
                 f"form prefix (--form): {frozen.card.name} ({frozen.card.architecture}) caches keys and values of "
                 f"{len(shapes)} shapes in {len(layers)} layers; expected one shape in every layer: use --form prompt"
             )
-        keys, values = (torch.cat(each) for each in zip(*layers, strict=True))  # [layers, H, L, d]
+        keys, values = (torch.stack(each, dim=1) for each in zip(*layers, strict=True))  # [some, layers, H, L, d]
         prefixes.append((keys.to(frozen.prompt_dtype), values.to(frozen.prompt_dtype)))
-    keys, values = (torch.stack(each) for each in zip(*prefixes, strict=True))
+    keys, values = (torch.cat(each) for each in zip(*prefixes, strict=True))
     return KeyValues(keys, values)

@@ -5,8 +5,11 @@ answers as the tokens do (parameterisations/prefix.py). So a prompt is exchanged
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.backbone import Backbone
@@ -14,7 +17,6 @@ from promptprior.errors import SpecError
 from promptprior.parameterisations.prefix import prefix_form, prefix_start
 from promptprior.parameterisations.registry import plain_settings
 
-NEW_AT_ONCE = 8  # prompts of a batch whose keys and values are computed for it
 IDLE = 60.0  # seconds without a request after which keys and values make room for others
 
 
@@ -41,36 +43,46 @@ class KeyValueCache:
     def cached(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prefixes that answer as prompts of tokens do; the prompts themselves where there is none, or no room.
 
-        At most `NEW_AT_ONCE` are computed, so that a batch of strangers does not wait for all of them.
+        Those that are new are read together. A batch that reads them as tokens would run as many through the model.
         """
-        now, new, exchanged = time.monotonic(), 0, list[Prompt]()
-        for prompt in prompts:
-            header, tokens = prompt.header, prompt.params.get("prompt")
-            if (found := self.kept.get(id(prompt))) is not None:
-                found.used = now
-                exchanged.append(found.prefix)
-                continue
-            exchanged.append(prompt)
-            # An encoder reads no prefix, so the prompt of an encoder-decoder is not what its decoder caches of it
-            is_plain = header.parameterisation == "direct" and not self.backbone.card.is_encoder_decoder
-            if not is_plain or not self.most_bytes or new >= NEW_AT_ONCE or tokens is None or not tokens.shape[1]:
-                continue
-            try:
-                form = prefix_form(self.backbone, tokens.shape[1]).plain
-            except SpecError:  # a model whose cache is no plain keys and values
-                self.most_bytes = 0
-                continue
-            size = tokens.shape[0] * tokens.shape[1] * form.width * self.backbone.frozen.prompt_dtype.itemsize
-            idle = sorted(
-                (k for k, each in self.kept.items() if now - each.used > IDLE), key=lambda k: self.kept[k].used
-            )
-            if self.used_bytes - sum(self.kept[key].size for key in idle) + size > self.most_bytes:
-                continue
-            while self.used_bytes + size > self.most_bytes:
-                self.used_bytes -= self.kept.pop(idle.pop(0)).size
-            params = {**prompt.params, "prompt": prefix_start(form, self.backbone, tokens)}  # [C, L, W]; a head stays
-            header = replace(header, parameterisation=form.name, parameterisation_settings=plain_settings(form))
-            exchanged[-1] = Prompt(header, params)
-            self.kept[id(prompt)] = CachedPrefix(prompt, exchanged[-1], size, now)
-            self.used_bytes, new = self.used_bytes + size, new + 1
-        return exchanged
+        now, new = time.monotonic(), defaultdict[int, list[Prompt]](list)  # by length
+        for key, prompt in {id(prompt): prompt for prompt in prompts}.items():
+            if key in self.kept:
+                self.kept[key].used = now
+            elif (size := self.size_of(prompt)) and self.make_room(size, now):
+                self.used_bytes += size  # here, so that the next one finds what is left
+                new[prompt.params["prompt"].shape[1]].append(prompt)
+        for length, some in new.items():
+            form = prefix_form(self.backbone, length).plain
+            tokens = [prompt.params["prompt"] for prompt in some]  # [C, L, D] each
+            read = prefix_start(form, self.backbone, torch.cat(tokens)).split([len(own) for own in tokens])  # [C, L, W]
+            for prompt, params in zip(some, read, strict=True):
+                form_of = {"parameterisation": form.name, "parameterisation_settings": plain_settings(form)}
+                prefix = Prompt(replace(prompt.header, **form_of), {**prompt.params, "prompt": params})  # a head stays
+                self.kept[id(prompt)] = CachedPrefix(prompt, prefix, self.size_of(prompt), now)
+        return [self.kept[id(prompt)].prefix if id(prompt) in self.kept else prompt for prompt in prompts]
+
+    def size_of(self, prompt: Prompt) -> int:
+        """Bytes of a prompt's prefix; 0 for a prompt that has none.
+
+        An encoder reads no prefix, so the prompt of an encoder-decoder is not what its decoder caches of it.
+        """
+        tokens = prompt.params.get("prompt")
+        is_plain = prompt.header.parameterisation == "direct" and not self.backbone.card.is_encoder_decoder
+        if not is_plain or not self.most_bytes or tokens is None or not tokens.shape[1]:
+            return 0
+        try:
+            form = prefix_form(self.backbone, tokens.shape[1]).plain
+        except SpecError:  # a model whose cache is no plain keys and values
+            self.most_bytes = 0
+            return 0
+        return tokens.shape[0] * tokens.shape[1] * form.width * self.backbone.frozen.prompt_dtype.itemsize
+
+    def make_room(self, size: int, now: float) -> bool:
+        """Whether so many bytes fit, after prompts have gone that nobody asked for a minute, the longest idle first."""
+        idle = sorted((k for k, each in self.kept.items() if now - each.used > IDLE), key=lambda k: self.kept[k].used)
+        if self.used_bytes - sum(self.kept[key].size for key in idle) + size > self.most_bytes:
+            return False
+        while self.used_bytes + size > self.most_bytes:
+            self.used_bytes -= self.kept.pop(idle.pop(0)).size
+        return True
