@@ -192,6 +192,7 @@ def test_accelerate_that_started_one_process_for_several_is_told(monkeypatch: py
         pass
 
 
+@pytest.mark.slow
 def test_the_pages_accelerate_command_adapts_in_two_processes_as_in_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

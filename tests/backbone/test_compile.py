@@ -57,6 +57,7 @@ def everything(rank: int) -> None:
     the_same_route_uncompiled_without_a_compiler()
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients_in_few_graphs_or_are_left() -> None:
     mp.spawn(everything, nprocs=1)
 

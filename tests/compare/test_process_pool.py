@@ -38,6 +38,7 @@ def kill_a_worker() -> None:
     victim.join()
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_workers_lose_nothing(local: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two workers is killed at work; later Ctrl-C; then one process: files as if nothing had been."""
     plan, heard = several(local, tmp_path / "out"), list[str]()

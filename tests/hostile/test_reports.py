@@ -131,6 +131,7 @@ def test_an_odd_result_is_reported(name: str, server: ForkServer) -> None:
     assert ".." not in outcome.out
 
 
+@pytest.mark.slow
 def test_five_hundred_seeds_are_reported_in_little_memory(server: ForkServer) -> None:
     """A bootstrap that held every run against every run in every draw took 24 GB for nine hundred."""
     rows = grid_rows(ks=(4,), seeds=range(500), targets={"antonym": ("lexical", 0.5, 0.1)})

@@ -168,6 +168,7 @@ def test_texts_cannot_break_out_or_hide(tmp_path):
     assert json.loads(page.scripts[0])["targets"][0]["texts"][0] == HOSTILE + "\ufffd\ufffd[31m\ufffdb0"
 
 
+@pytest.mark.slow
 def test_pages_of_many_cells_stay_under_two_megabytes(tmp_path):
     """The largest study of the repository, with single examples as its cells would have kept them."""
     rows = Path(__file__).parents[2] / "docs" / "studies" / "results" / "field.jsonl"
@@ -256,7 +257,9 @@ def test_hostile_texts_are_shown_as_text_on_a_phone(browser, tmp_path, scheme): 
 
 @pytest.mark.chromium
 @in_chromium
-@pytest.mark.parametrize("options", [{}, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="desk", marks=pytest.mark.slow), pytest.param(PHONE, id="phone")]
+)
 def test_every_plot_is_saved_as_png_and_svg(browser, tmp_path, options):  # noqa: F811
     path = make_report(grid_rows(ks=(4, 16)), "t").write_page(tmp_path / "r.html")
     page, said, _ = open_page(browser, path, **options)
