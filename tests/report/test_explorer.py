@@ -263,10 +263,12 @@ def test_hostile_texts_are_shown_as_text_on_a_phone(browser, tmp_path, scheme): 
 def test_every_plot_is_saved_as_png_and_svg(browser, tmp_path, options):  # noqa: F811
     path = make_report(grid_rows(ks=(4, 16)), "t").write_page(tmp_path / "r.html")
     page, said, _ = open_page(browser, path, **options)
+    figures = "document.querySelectorAll('figure[data-plot]').length"
+    page.wait_for_function(f"document.querySelectorAll('.export button').length === 2 * {figures}")  # drawn in turn
     for format, first in {"PNG": b"\x89PNG", "SVG": b"<svg"}.items():
         names = set()
         buttons = page.locator(f".export button:text-is('{format}')")
-        assert buttons.count() == page.evaluate("document.querySelectorAll('figure[data-plot]').length") > 4
+        assert buttons.count() == page.evaluate(figures) > 4
         for button in buttons.all():
             with page.expect_download() as download:
                 button.press("Enter")
