@@ -57,8 +57,9 @@ class KeyValueCache:
             tokens = [prompt.params["prompt"] for prompt in some]  # [C, L, D] each
             read = prefix_start(form, self.backbone, torch.cat(tokens)).split([len(own) for own in tokens])  # [C, L, W]
             for prompt, params in zip(some, read, strict=True):
-                form_of = {"parameterisation": form.name, "parameterisation_settings": plain_settings(form)}
-                prefix = Prompt(replace(prompt.header, **form_of), {**prompt.params, "prompt": params})  # a head stays
+                settings = plain_settings(form)
+                header = replace(prompt.header, parameterisation=form.name, parameterisation_settings=settings)
+                prefix = Prompt(header, {**prompt.params, "prompt": params})  # a head stays
                 self.kept[id(prompt)] = CachedPrefix(prompt, prefix, self.size_of(prompt), now)
         return [self.kept[id(prompt)].prefix if id(prompt) in self.kept else prompt for prompt in prompts]
 
