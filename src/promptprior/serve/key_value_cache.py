@@ -38,29 +38,33 @@ class KeyValueCache:
     backbone: Backbone
     most_bytes: int
     kept: dict[int, CachedPrefix] = field(default_factory=dict)  # by the identity of the prompt
-    used_bytes: int = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(each.size for each in self.kept.values())
 
     def cached(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prefixes that answer as prompts of tokens do; the prompts themselves where there is none, or no room.
 
         Those that are new are read together. A batch that reads them as tokens would run as many through the model.
         """
-        now, new = time.monotonic(), defaultdict[int, list[Prompt]](list)  # by length
+        now, asked, new = time.monotonic(), 0, defaultdict[int, list[tuple[Prompt, int]]](list)  # by length, with sizes
         for key, prompt in {id(prompt): prompt for prompt in prompts}.items():
             if key in self.kept:
                 self.kept[key].used = now
-            elif (size := self.size_of(prompt)) and self.make_room(size, now):
-                self.used_bytes += size  # here, so that the next one finds what is left
-                new[prompt.params["prompt"].shape[1]].append(prompt)
+            elif (size := self.size_of(prompt)) and self.make_room(asked + size, now):
+                asked += size
+                new[prompt.params["prompt"].shape[1]].append((prompt, size))
         for length, some in new.items():
             form = prefix_form(self.backbone, length).plain
-            tokens = [prompt.params["prompt"] for prompt in some]  # [C, L, D] each
+            tokens = [prompt.params["prompt"] for prompt, _ in some]  # [C, L, D] each
             read = prefix_start(form, self.backbone, torch.cat(tokens)).split([len(own) for own in tokens])  # [C, L, W]
-            for prompt, params in zip(some, read, strict=True):
+            for (prompt, size), params in zip(some, read, strict=True):
                 settings = plain_settings(form)
                 header = replace(prompt.header, parameterisation=form.name, parameterisation_settings=settings)
                 prefix = Prompt(header, {**prompt.params, "prompt": params})  # a head stays
-                self.kept[id(prompt)] = CachedPrefix(prompt, prefix, self.size_of(prompt), now)
+                self.kept[id(prompt)] = CachedPrefix(prompt, prefix, size, now)
         return [self.kept[id(prompt)].prefix if id(prompt) in self.kept else prompt for prompt in prompts]
 
     def size_of(self, prompt: Prompt) -> int:
@@ -85,5 +89,5 @@ class KeyValueCache:
         if self.used_bytes - sum(self.kept[key].size for key in idle) + size > self.most_bytes:
             return False
         while self.used_bytes + size > self.most_bytes:
-            self.used_bytes -= self.kept.pop(idle.pop(0)).size
+            del self.kept[idle.pop(0)]
         return True
