@@ -4,7 +4,7 @@ import atexit
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ def step_logs(
     return logs if mlflow_place is None else [*logs, mlflow_runs(mlflow_place, output, work)]
 
 
+def numbers_by_line(info: Info) -> Iterator[tuple[str, float]]:
+    """Every number that a step reports, with the name of its line: one for all copies, or one for each."""
+    for key, value in info.items():
+        for copy, number in enumerate(value.flatten().tolist()):
+            yield key if value.numel() == 1 else f"{key}/copy{copy}", number
+
+
 def tensorboard(folder: Path) -> WatchStage:
     """Write every number a step reports to TensorBoard, one run per stage, one line per copy.
 
@@ -60,10 +67,8 @@ def tensorboard(folder: Path) -> WatchStage:
 
         def watch(step: int, steps: int, info: Info) -> None:
             with disk_errors(folder / name):
-                for key, value in info.items():
-                    for copy, number in enumerate(value.flatten().tolist()):
-                        tag = key if value.numel() == 1 else f"{key}/copy{copy}"
-                        writer.add_scalar(tag, number, step)
+                for line, number in numbers_by_line(info):
+                    writer.add_scalar(line, number, step)
                 if step == steps:
                     writer.close()
                 elif "dev_nll" in info:
@@ -168,11 +173,8 @@ def mlflow_runs(place: str, output: Path, work: str = "") -> WatchStage:
                     atexit.register(end_at_exit)
                 at_dev = "dev_nll" in info or step == steps
                 now = int(time.time() * 1000)
-                for key, value in info.items():
-                    for copy, number in enumerate(value.flatten().tolist()):
-                        line = key if value.numel() == 1 else f"{key}/copy{copy}"
-                        if step > logged.get(line, 0):
-                            points.append(Metric(line, number, now, step))
+                new = (pair for pair in numbers_by_line(info) if step > logged.get(pair[0], 0))
+                points.extend(Metric(line, number, now, step) for line, number in new)
                 while len(points) > MLFLOW_POINTS:
                     client.log_batch(run, metrics=points[:MLFLOW_POINTS])
                     del points[:MLFLOW_POINTS]

@@ -12,7 +12,6 @@ from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 
 RESULTS, PAGE, PLAN, BASELINE = "results.jsonl", "report.html", "plan.yaml", "prompt_tuning"
-TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,11 @@ class ReportPlan:
                 raise DataError(f"{file}: no such file; expected the results.jsonl of a comparison")
         page, own_page = self.output or files[0].with_name(PAGE), files[0].with_name(PAGE)
         outputs = {"--output": page, "--markdown": self.markdown, "--csv": self.csv, "--table": self.table}
-        if self.table and self.table.suffix not in TABLES:
-            raise SpecError(f"{self.table} (--table): expected a name that ends in {' or '.join(TABLES)}")
+        if self.table:
+            from promptprior.report.results import TABLE_SUFFIXES
+
+            if self.table.suffix not in TABLE_SUFFIXES:
+                raise SpecError(f"{self.table} (--table): expected a name that ends in {' or '.join(TABLE_SUFFIXES)}")
         for flag, output in outputs.items():
             if output is not None and (flag != "--csv" or not output.is_dir()):
                 # the page beside the results is the comparison's own

@@ -11,7 +11,7 @@ from pathlib import Path
 from promptprior.config.yaml_file import to_yaml
 from promptprior.errors import SpecError
 from promptprior.files import make_folder, write_text
-from promptprior.tasks.loading.load import SPEC_FILE
+from promptprior.tasks.loading.load import LOCAL_FORMATS, SPEC_FILE
 from promptprior.tasks.loading.spec import OUR_BLOCK, TaskSpec
 from promptprior.tasks.metrics import squad_normalised
 from promptprior.tasks.task import SPLITS, Example, OutputType, Task
@@ -27,7 +27,6 @@ FIRST_LINE = r"\S[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]*"
 SQUAD_IGNORES = (r"[!-/:-@\[-`{-~]", r"(?i)\b(a|an|the)\b", r"^\s+|\s+$|\s+(?=\s)")
 DATASET_KEYS = ("dataset_path", "dataset_name", "training_split", "validation_split", "test_split")
 DOCUMENT_KEYS = ("output_type", "description", "doc_to_text", "doc_to_target", "target_delimiter")
-LOCAL_FORMATS = ("json", "csv", "parquet")  # dataset_path of files
 SPLIT_KEYS = dict(zip(SPLITS, ("training_split", "validation_split", "test_split"), strict=True))
 DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?", re.DOTALL)
 
@@ -41,6 +40,7 @@ def to_lm_eval(spec: TaskSpec) -> str:
     not seen here: a label that is neither the choice's text nor its index, or a text that ends in spaces, is read
     differently there. `write_lm_eval` has no such limits.
     """
+    where = f"{spec.where}: task {spec.task!r}"
     files = spec.dataset_kwargs.get("data_files") if spec.dataset_path in LOCAL_FORMATS else None
     reason = (
         "doc_filter has no counterpart but a Python function" if spec.doc_filter is not None
@@ -49,10 +49,7 @@ def to_lm_eval(spec: TaskSpec) -> str:
         else None
     )  # fmt: skip
     if reason:
-        raise SpecError(
-            f"{spec.where}: task {spec.task!r} cannot be written for lm-eval: {reason}; write its rows as well "
-            "(promptprior tasks export)"
-        )
+        raise _refusal(where, f"{reason}; write its rows as well (promptprior tasks export)")
     ours: dict[str, object] = {"metric_list": list(spec.metrics)}
     keys: dict[str, object] = {"task": spec.task}
     keys |= {key: value for key in DATASET_KEYS if (value := getattr(spec, key)) is not None}
@@ -70,7 +67,7 @@ def to_lm_eval(spec: TaskSpec) -> str:
         keys |= {"target_delimiter": ""} if is_choice else {"doc_to_text": bare}
     if spec.doc_to_choice is not None:
         keys["doc_to_choice"] = list(spec.fixed_choices) or spec.doc_to_choice
-    keys |= _scoring(spec.output_type, spec.metrics, spec.max_gen_toks, f"{spec.where}: task {spec.task!r}")
+    keys |= _scoring(spec.output_type, spec.metrics, spec.max_gen_toks, where)
     metadata = {key: value for key, value in vars(spec.metadata).items() if value}
     if spec.metadata.label_names:
         metadata["label_names"] = list(spec.metadata.label_names)

@@ -25,6 +25,7 @@ from promptprior.tasks.task import SPLITS, Example, Split, Task
 from promptprior.untrusted import path_kind
 
 SPEC_FILE = "spec.yaml"
+LOCAL_FORMATS = ("json", "csv", "parquet")  # dataset_path of files
 Limits = Mapping[Split, int]
 SplitRows = dict[Split, Rows]
 
@@ -142,7 +143,7 @@ def _load_spec(spec: TaskSpec, home: Path | None, data: Path | None, limits: Lim
     # a spec's data are the files it names, a folder of split files, or the Hub's; paths are relative to the spec's
     # own folder, `home` (None for the spec of a package, which lies in none)
     files = spec.dataset_kwargs.get("data_files")
-    if spec.dataset_path in ("json", "csv", "parquet") and files is not None:
+    if spec.dataset_path in LOCAL_FORMATS and files is not None:
         named, where = files if isinstance(files, Mapping) else {"train": files}, f"{spec.where}: dataset_kwargs"
         # As for the Hub, a split may have another name there; where none is given it has its own.
         said = (spec.training_split, spec.validation_split, spec.test_split)
