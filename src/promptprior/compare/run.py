@@ -151,10 +151,6 @@ def run_plan(
                 write_similarity(similarity, path)
         say(f"{len(wanted)} cells: {finished} finished before, {len(wanted) - finished} to run")
         left = work_left(runs)
-        if left and plan.answers:  # lines of answers name these
-            examples = [ExampleSet.of(target.name, plan.test_of(target), plan.answers) for target in tasks.targets]
-            known = read_answers(answers_file).sets
-            append_lines(answers_file, [example_line(one) for one in examples if one.key not in known])
         if again := sum(len(work.known) for _, works in left for work in works if isinstance(work, Group)):
             say(f"{again} finished cells run again beside missing ones of their group; their results stay as they are")
         for folder in {work.prior for _, works in left for work in works if isinstance(work, Group) and work.prior}:
@@ -163,6 +159,10 @@ def run_plan(
         for work in (work for _, works in left for work in works):
             for file in sorted(work_folder(plan.output, work).rglob("state.json")):
                 read_checkpoint(file)  # likewise
+        if left and plan.answers:  # lines of answers name these
+            examples = [ExampleSet.of(target.name, plan.test_of(target), plan.answers) for target in tasks.targets]
+            known = read_answers(answers_file).sets
+            append_lines(answers_file, [example_line(one) for one in examples if one.key not in known])
         progress, start = progress or ProgressDisplay(say, total_tokens(left)), time.monotonic()
         after = progress.later
         for i, (run, works) in enumerate(left):
