@@ -81,6 +81,12 @@ def backbone(shape: str, device: str) -> Backbone:
     return as_backbone(freeze(make_model(shape, device), tokenizer, shape), max_tokens=10**9)
 
 
+def make_batch(shape: str, texts: int, size: int) -> Batch:
+    """So many texts of one size, of words that the shape has."""
+    batch, words = collate(even_tokens(texts, size)), SHAPES[shape][-1]
+    return replace(batch, text_ids=batch.text_ids % words, target_ids=batch.target_ids % words)
+
+
 def own_step(base: Backbone, batch: Batch, prompt: Tensor, fused: bool) -> Callable[[], None]:
     """Leaves the gradient of the mean loss in `prompt.grad`."""
     if fused:
@@ -144,9 +150,7 @@ def device_tflops(device: str, size: int) -> float:
 
 def rows_of(shape: str, texts: int, size: int, chosen: argparse.Namespace) -> list[Row]:
     """A line for each side of a case."""
-    base, batch = backbone(shape, chosen.device), collate(even_tokens(texts, size))
-    words = SHAPES[shape][-1]
-    batch = replace(batch, text_ids=batch.text_ids % words, target_ids=batch.target_ids % words)
+    base, batch = backbone(shape, chosen.device), make_batch(shape, texts, size)
     prompt = (torch.randn(LENGTH, base.width) * base.scale).to(chosen.device).requires_grad_()
     read = int(batch.text_lengths.sum() + batch.target_lengths.sum())
     weights = sum(p.numel() for p in base.frozen.model.model.layers.parameters())

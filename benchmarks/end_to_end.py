@@ -19,10 +19,8 @@ passes inside forward and backward passes; `beside` names what took most of the 
 """
 
 import cProfile
-import os
 import pstats
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import finish, options, synchronise
+from measure import finish, options, seconds_of
 from workloads import DATA, even_tokens, has_data
 
 import promptprior as pp
@@ -131,14 +129,11 @@ def cases(base: Backbone) -> dict[str, Callable[[], int]]:
 
 def measured(base: Backbone, run: Callable[[], int], trials: int) -> dict[str, Any]:
     """Rates of a job's trials; and of one more, under a profiler, where its seconds pass."""
-    clock = time.process_time if os.environ.get("PROMPTPRIOR_CLOCK") == "cpu" else time.perf_counter
-    seconds, rates = [], []
+    seconds, rates, more = [], [], list[int]()
     for _ in range(trials):
-        before, start = base.meter.tokens, clock()
-        more = run()
-        synchronise()
-        seconds.append(clock() - start)
-        rates.append((base.meter.tokens - before + more) / seconds[-1])
+        before = base.meter.tokens
+        seconds.append(seconds_of(lambda: more.append(run())))
+        rates.append((base.meter.tokens - before + more[-1]) / seconds[-1])
     with cProfile.Profile() as profile:
         run()
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]

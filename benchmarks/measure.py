@@ -114,10 +114,16 @@ def peak_bytes(script: str, arguments: Sequence[str]) -> tuple[int, int]:
 
 def report_peak(step: Step) -> None:
     """Run a step and print the peak of this process's memory and what it was before."""
+    peak, before = peak_of(step)
+    print(f"peak {peak} before {before}")
+
+
+def peak_of(step: Step) -> tuple[int, int]:
+    """(peak resident bytes while a step runs, resident bytes before) of this process."""
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     step()
-    print(f"peak {resident('VmHWM')} before {before}")
+    return resident("VmHWM"), before
 
 
 def resident(field: str) -> int:

@@ -18,22 +18,16 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from device import LENGTH, SHAPES, make_model
-from measure import finish, options, resident
-from workloads import even_tokens
+from device import LENGTH, SHAPES, make_batch, make_model
+from measure import finish, options, peak_of, seconds_of
 
 from promptprior.backbone import Backbone, load
 from promptprior.backbone.engine import as_backbone
-from promptprior.backbone.forward.dispatch import chosen_route
 from promptprior.backbone.frozen import freeze
-from promptprior.tasks.sampling.batch import collate
 
 SIDES = ("plain", "recompute", "8bit", "4bit")
 CARD = 24e9  # bytes
@@ -43,8 +37,8 @@ def made(shape: str, layers: int, side: str) -> Backbone:
     """A random model with so many layers, as the side loads it."""
     model, tokenizer = make_model(shape, "cpu", layers), load("smollm2", check=False).frozen.tokenizer
     if side in ("plain", "recompute"):
-        base = as_backbone(freeze(model, tokenizer, shape), max_tokens=10**9, check=False)
-        return replace(base, states=chosen_route(base.frozen, side == "recompute", check=False))
+        frozen = freeze(model, tokenizer, shape)
+        return as_backbone(frozen, max_tokens=10**9, check=False, recompute=side == "recompute")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -54,25 +48,18 @@ def made(shape: str, layers: int, side: str) -> Backbone:
 
 def measure_one(shape: str, layers: int, side: str, trials: int) -> dict[str, float]:
     """Bytes of the weights, bytes that a step adds, and its seconds."""
-    base, words = made(shape, layers, side), SHAPES[shape][-1]
-    batch = collate(even_tokens(32, 32))
-    batch = replace(batch, text_ids=batch.text_ids % words, target_ids=batch.target_ids % words)
+    base, batch = made(shape, layers, side), make_batch(shape, 32, 32)
     prompt = (torch.randn(1, LENGTH, base.width) * base.scale).requires_grad_()
     tensors = {t.data_ptr(): t for t in (*base.frozen.model.parameters(), *base.frozen.model.buffers())}
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         base.losses(prompt, batch).sum().backward()
-        return time.perf_counter() - start
 
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    step()  # the first one: later ones find its memory in the process
-    added = resident("VmHWM") - before
+    peak, before = peak_of(step)  # of the first one: later ones find its memory in the process
     return {
         "weights": sum(t.numel() * t.itemsize for t in tensors.values()),
-        "step": added,
-        "seconds": median(step() for _ in range(trials)),
+        "step": peak - before,
+        "seconds": median(seconds_of(step) for _ in range(trials)),
         "tokens": base.meter.tokens / (trials + 1),
     }
 
