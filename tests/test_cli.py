@@ -14,8 +14,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import torch
-import transformers as tf
 
 from promptprior.cli import main
 from promptprior.cli.arguments import read_words
@@ -30,7 +28,7 @@ from promptprior.errors import SpecError
 from promptprior.methods import METHODS
 from promptprior.report.similarity_gain import read_similarity
 from promptprior.tasks import builtin
-from tests.backbone.tiny import config, tokenizer
+from tests.backbone.tiny import saved_model
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = ("--dtype", "float32", "--length", "3", "--source.batch-size", "4", "--target.batch-size", "2")
@@ -40,13 +38,6 @@ SPLITS = {"train": 24, "validation": 6, "test": 8}
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_model(tmp_path_factory.mktemp("model"), seed=0)
-
-
-def saved_model(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

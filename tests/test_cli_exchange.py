@@ -10,7 +10,8 @@ import transformers as tf
 
 from promptprior.artifacts.artifact import Prompt
 from promptprior.cli import main
-from tests.test_cli import Cli, saved_model, write_task
+from tests.backbone.tiny import saved_model
+from tests.test_cli import Cli, write_task
 
 
 @pytest.fixture

@@ -29,10 +29,10 @@ from promptprior.report.statistics import average_relative_gain
 from promptprior.tasks.metrics import METRICS, Metric, merit
 from promptprior.tasks.task import Task
 from promptprior.watch import tensorboard
-from tests.backbone.tiny import tiny
+from tests.backbone.tiny import saved_model, tiny
 from tests.compare.test_before import with_default_of_then
 from tests.report.result_rows import grid_rows, result_row, task_similarity
-from tests.test_cli import saved_model, write_task
+from tests.test_cli import write_task
 from tests.world import always, choice_task, early
 
 LOWER = ("nll", "brier", "ece")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers as tf
 from peft import PeftModel
 
@@ -30,7 +29,7 @@ from promptprior.config.training import Settings, Training
 from promptprior.methods import METHODS
 from promptprior.tasks.loading import sandbox, spec, template
 from tests import test_cost_estimate
-from tests.backbone.tiny import config, tokenizer
+from tests.backbone.tiny import saved_model
 from tests.hostile import test_numbers
 from tests.kill import test_kill
 from tests.methods import test_wrong_methods
@@ -48,10 +47,7 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return saved_model(tmp_path / "model")
 
 
 def python_of_the_readme() -> list[str]:

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import transformers as tf
 
 from promptprior.cli import main
 from promptprior.cli.entry import all_processes
@@ -32,7 +31,7 @@ from promptprior.rules.stein_kernels import PerToken
 from promptprior.rules.svgd import Svgd
 from promptprior.tasks.sampling.meta_draws import MetaBatch
 from promptprior.train import Run, Trained, train
-from tests.backbone.tiny import config, tiny, tokenizer
+from tests.backbone.tiny import saved_model, tiny
 from tests.test_cli import write_task
 from tests.world import choice_task, early, random_batch
 
@@ -162,9 +161,7 @@ def test_a_verb_that_is_not_split_refuses_several_processes(monkeypatch: pytest.
 def test_torchrun_fits_the_same_prior_and_prints_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
+    saved_model(tmp_path / "model")
     write_task(tmp_path / "data" / "vowels", "ae")
     words = ["fit", "--sources", "vowels", "--data", "data", "--backbone", "model", "--dtype", "float64"]
     words += ["--length", "3", "--steps", "3", "--source.batch-size", "5", "--output"]
@@ -208,9 +205,7 @@ def test_the_pages_accelerate_command_adapts_in_two_processes_as_in_one(
     launcher, adapting = words[:split], words[split:]
     assert (adapting[0], adapting[-2:]) == ("adapt", ["--output", "runs/c"])
 
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(tmp_path / "model")
-    tokenizer().save_pretrained(tmp_path / "model")
+    saved_model(tmp_path / "model")
     for name in "ac":
         (tmp_path / f"{name}.csv").write_text(
             "text,label\n" + "".join(f"{('low', 'tip')[i % 2]} {i},{('no', 'yes')[i % 2]}\n" for i in range(40))

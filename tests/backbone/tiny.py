@@ -1,5 +1,6 @@
 """Tiny random models of the families the engine must be exact for, and a byte-level tokenizer for them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", eos_token="<end>", bos_token="<end>", unk_token="?"
     )
+
+
+def saved_model(folder: Path, seed: int = 0) -> Path:
+    """A folder with a tiny Llama of this seed and its tokenizer, as `load` reads it."""
+    torch.manual_seed(seed)
+    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float64, check: bool = False, **options: int | bool) -> Backbone:

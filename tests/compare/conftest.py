@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-import transformers as tf
 
 from promptprior.compare import run
 from promptprior.compare.plan import Plan
-from tests.backbone.tiny import config, tokenizer
+from tests.backbone.tiny import saved_model
 from tests.compare.grid import SETTINGS, write_task
 
 
@@ -14,9 +13,7 @@ from tests.compare.grid import SETTINGS, write_task
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A small grid of a saved tiny model and tasks in files, as every machine would read them."""
     home = tmp_path_factory.mktemp("ray")
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(home / "model")
-    tokenizer().save_pretrained(home / "model")
+    saved_model(home / "model")
     for name, letters in {"vowels": "ae", "sounds": "st", "edges": "xz", "other": "kl"}.items():
         write_task(home / "data" / name, letters)
     return Plan(

@@ -152,14 +152,9 @@ class ForkServer:
 
     def _make_shared(self) -> None:
         # a tiny backbone, a data file that is fine, and a prompt for it
-        import torch
-        import transformers as tf
+        from tests.backbone.tiny import saved_model
 
-        from tests.backbone.tiny import config, tokenizer
-
-        torch.manual_seed(0)
-        tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(self.shared / "model")
-        tokenizer().save_pretrained(self.shared / "model")
+        saved_model(self.shared / "model")
         (self.shared / "good.csv").write_text(GOOD_CSV)
         words = ["adapt", "--target", "GOOD", *TINY, *SHORT, "--output", str(self.shared / "prompt")]
         outcome = self.run(Case("shared prompt", words), self.shared)

@@ -36,7 +36,8 @@ from promptprior.compare import run as comparison
 from promptprior.fit import RunControl
 from promptprior.report.results import Row
 from promptprior.rules.descent import Descent
-from tests.test_cli import saved_model, write_task
+from tests.backbone.tiny import saved_model
+from tests.test_cli import write_task
 
 TINY = ("--dtype", "float32", "--device", "cpu", "--length", "3", "--data", "../data", "--backbone", "../model")
 TARGET = ("--shots", "2", "--target.batch-size", "2", "--target.eval-every", "1", "--test-limit", "4")

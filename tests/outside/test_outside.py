@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers as tf
 
 import promptprior as pp
 from promptprior import plugins
@@ -37,7 +36,7 @@ from promptprior.rules.rule import Rule, State, answer
 from promptprior.tasks import load_task
 from promptprior.tasks.sampling.batch import collate
 from promptprior.tasks.sampling.draws import EpisodeDraws, Pool
-from tests.backbone.tiny import config, tokenizer
+from tests.backbone.tiny import saved_model
 from tests.methods import test_contract as contract
 from tests.rules.meta_toys import Toy, numbers, wave
 
@@ -190,9 +189,7 @@ def test_sam_is_the_gradient_uphill_of_each_copy() -> None:
 def comparison(site: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`promptprior compare` in a process of its own, as a user of the package runs it; the folder of its output."""
     folder = tmp_path_factory.mktemp("comparison")
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
+    saved_model(folder / "model")
     stage = {"steps": 2, "eval_every": 1, "batch_size": 4}
     plan = {
         "methods": ["prompt_tuning", *NAMES], "sources": ["article"], "train_limit": 16, "test_limit": 6, "shots": [2],
