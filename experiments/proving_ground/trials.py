@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """Sizes of a trial. Settings are one for all methods but for a target's rate, which differs by whether a method
-    starts from a prior; lengths and rates come from development fits (seeds from 1,000; docs/proving_ground.md)."""
+    """Sizes of a trial, one for all methods: dev picks each target's rate among the same three, as in
+    experiments/core.yaml. Lengths come from development fits (seeds from 1,000; docs/proving_ground.md)."""
 
     targets: int = 10
     sources: int = 8
@@ -34,16 +34,9 @@ class Setup:
         default_factory=lambda: Settings(
             length=8,
             source=Training(steps=150, batch_size=16, learning_rates=(1.0,), eval_every=0),
-            target=Training(steps=40, batch_size=8, learning_rates=(0.1,)),
+            target=Training(steps=40, batch_size=8, learning_rates=(0.1, 0.3, 1.0), eval_every=8),
         )
     )
-    rate_from_scratch: float = 1.0
-
-    def settings_of(self, arm: Recipe) -> Settings:
-        """What a method is run with."""
-        if arm.needs_sources:
-            return self.settings
-        return replace(self.settings, target=replace(self.settings.target, learning_rates=(self.rate_from_scratch,)))
 
 
 def make_bags(of: Family, kind: str, count: int, throws: int, seed: int) -> list[Bag]:
@@ -89,7 +82,7 @@ def measure_gains(
                 priors[key] = fit(arm.source_recipe(), [bag.task for bag in sources], backbone, setup.settings, seed)
             prior = priors[key]
         episodes = [make_episode(arm, bag, n, seed) for n, bag in cells]
-        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings_of(arm)))
+        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings))
         cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
         rows += [{**row, "source_rows": cost["rows"]} for row in rows_of(label, cells, heads)]
     return rows
