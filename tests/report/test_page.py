@@ -92,6 +92,19 @@ def test_sections_say_the_finding_first(tmp_path):
     assert all(finding in page.text for finding in found.values())
 
 
+def test_the_best_method_is_one_that_serves_all_targets_and_others_are_named_beside_it():
+    scores = {"prompt_tuning": (0.5, 0.5), "bmtpt": (0.5, 0.7), "linear_probe": (0.6,), "knn": (0.4,)}
+    rows = [
+        result_row(cell=f"{method}-{target}-{seed}", method=method, target=target, seed=seed, score=score)
+        for method, own in scores.items()
+        for target, score in zip("ab", own, strict=False)
+        for seed in (13, 21)
+    ]
+    [best] = make_report(rows, "t").best
+    assert best["method"] == "bmtpt"
+    assert best["says"].endswith("; linear_probe is +0.100 ahead of it on the 1 of these that it serves")
+
+
 def test_a_whole_grid_has_no_notices(tmp_path):
     rows = grid_rows()
     page = Page(write_report(rows, tmp_path / "r.html", "t", expected=len(rows)))

@@ -267,14 +267,18 @@ class Report:
 
     @property
     def best(self) -> list[dict[str, Any]]:
-        """For each k, the method with the largest mean difference to the baseline; positive is better, whatever the
-        metric.
+        """For each k, the method with the largest mean difference to the baseline, of those that serve most targets;
+        positive is better, whatever the metric.
 
-        `gap` has a 95% interval from `low` to `high`, n `runs` on so many `targets`; `says` is all that in a sentence.
+        `gap` has a 95% interval from `low` to `high`, n `runs` on so many `targets`; `says` is all that in a sentence,
+        and which methods that serve fewer targets are ahead on those.
         """
         found = []
         for k in self.grid.ks:
-            top = max((c for c in self.comparisons if c.k == k), key=lambda c: c.difference.estimate, default=None)
+            compared = [c for c in self.comparisons if c.k == k]
+            most = max((len(c.targets) for c in compared), default=0)
+            whole = [c for c in compared if len(c.targets) == most]
+            top = max(whole, key=lambda c: c.difference.estimate, default=None)
             if top is None:
                 continue
             gap, baseline = top.difference, self.grid.baseline
@@ -283,6 +287,10 @@ class Report:
             first = "best is" if gap.estimate > 0 else f"{baseline} is best, next"
             says = f"k = {k}: {first} {top.method}, {gap.estimate:+.3f} against {baseline} ({doubt}; {gap.n} runs on "
             says += f"{len(top.targets)} target{'s' if len(top.targets) > 1 else ''}): {verdict}"
+            for c in compared:
+                leads = [own.estimate - top.targets[t].estimate for t, own in c.targets.items() if t in top.targets]
+                if len(c.targets) < most and leads and (lead := sum(leads) / len(leads)) > 0:
+                    says += f"; {c.method} is {lead:+.3f} ahead of it on the {len(leads)} of these that it serves"
             numbers = {"gap": gap.estimate, "low": gap.low, "high": gap.high, "runs": gap.n}
             about = {"k": k, "method": top.method, "baseline": baseline, "targets": len(top.targets)}
             found.append({**about, **numbers, "verdict": top.verdict, "says": says})
