@@ -257,8 +257,9 @@ def test_compare_says_how_many_cells_failed(
     words, output = compare(data, model, tmp_path / "out"), tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(execute, "adapt", fail)
-        got, out, err = cli(*words)
+        got, out, err = cli(*words, "--quiet")
     assert (got, out.strip()) == (code, str(output / "report.html"))
+    assert all("failed" in line for line in err.strip().splitlines())
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"{len(failing)} of 2 cells failed")
     assert "out of luck" in last

@@ -19,6 +19,14 @@ def say_to_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def report_failure(say: Say, line: str) -> None:
+    """Say what went wrong; where `say` is the default, also when all else is to be quiet."""
+    if say is say_to_stderr:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        say(line)
+
+
 class ProgressDisplay:
     """Bars where `say` is the default and stderr a terminal, else lines. Of a comparison it knows how much is `done` of
     a `total`, how much comes `later`, and how much is done `within` running work, in tokens (cost_estimate.py)."""

@@ -19,7 +19,7 @@ from promptprior.compare.execute import Failure, FittedPrior, failed_row, load_p
 from promptprior.compare.executors.local import run_locally
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone, unserved
 from promptprior.compare.power import power_lines
-from promptprior.compare.progress import ProgressDisplay, Say, duration, say_to_stderr
+from promptprior.compare.progress import ProgressDisplay, Say, duration, report_failure, say_to_stderr
 from promptprior.compare.schedule import (
     PRIOR_COST,
     WORK,
@@ -187,7 +187,8 @@ def run_plan(
         report = write()
         errors = tuple(failed.get(cell.key, "no result") for cell in wanted if cell.key not in good)
     if errors:
-        say(f"{len(errors)} of {len(wanted)} cells failed; the same command tries them again. The first: {errors[0]}")
+        failed_cells = f"{len(errors)} of {len(wanted)} cells failed"
+        report_failure(say, f"{failed_cells}; the same command tries them again. The first: {errors[0]}")
     for best in report.best:
         say(best["says"])
     return ComparisonOutcome(plan.output / PAGE, len(wanted), errors, tuple(report.best))
@@ -364,7 +365,8 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], obje
                 if result.is_disk:
                     raise DiskError(f"{work.label}: {result.error}; run the same command again: finished work is kept")
                 given_up = queue.fail(work)
-                say(f"{work.label}: failed{'' if given_up else ', to be tried again'}: {result.error}")
+                again = "" if given_up else ", to be tried again"
+                report_failure(say, f"{work.label}: failed{again}: {result.error}")
                 if given_up:
                     failed = [failed_row(context, cell, result.error).to_json() for cell in given_up]
                     append_lines(output / RESULTS, failed)

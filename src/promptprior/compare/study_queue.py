@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from promptprior.backbone import Backbone
 from promptprior.compare.plan import Plan, load_backbone
-from promptprior.compare.progress import ProgressDisplay, Say, say_to_stderr
+from promptprior.compare.progress import ProgressDisplay, Say, report_failure, say_to_stderr
 from promptprior.compare.run import load_plan, preview, run_plan, total_tokens, work_left
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.interruptions import raise_if_interrupted
@@ -46,7 +46,7 @@ def run_queue(plans: Mapping[str, Plan], dry_run: bool = False, say: Say = say_t
         except FAILURES as error:
             raise_if_interrupted()
             failed.append(name)
-            say(f"{name}: cannot run: {error}")
+            report_failure(say, f"{name}: cannot run: {error}")
     progress = ProgressDisplay(say, sum(left.values()))
     for place, (name, tokens) in enumerate(left.items(), start=1):
         if not tokens:
@@ -61,7 +61,8 @@ def run_queue(plans: Mapping[str, Plan], dry_run: bool = False, say: Say = say_t
         except FAILURES as error:
             raise_if_interrupted()
             failed.append(name)
-            say(f"{name}: stopped: {error}")
+            report_failure(say, f"{name}: stopped: {error}")
     if failed:
-        say(f"{len(failed)} of {len(plans)} plans failed ({', '.join(failed)}); the same command tries them again")
+        names = ", ".join(failed)
+        report_failure(say, f"{len(failed)} of {len(plans)} plans failed ({names}); the same command tries them again")
     return not failed
