@@ -1,6 +1,7 @@
 """PromptClassifier and PromptGenerator keep scikit-learn's contract, learn from every example, and are saved whole."""
 
 import copy
+import json
 import pickle
 import warnings
 from dataclasses import replace
@@ -236,7 +237,11 @@ def test_predict_reads_the_folder_without_the_data(cli: Cli, model: Path, tmp_pa
     np.testing.assert_allclose([[float(r[2]), float(r[3])] for r in rows[1:]], fitted.predict_proba(TEXTS), atol=2e-6)
     code, _, err = cli("evaluate", "--prompt", tmp_path / "saved")
     assert code == 2
-    assert "--target" in err
+    assert "(--input FILE)" in err
+    labelled = "".join(f"{text},{('early', 'late')[side]}\n" for text, side in zip(TEXTS, SIDES, strict=True))
+    (tmp_path / "labelled.csv").write_text("text,label\n" + labelled)
+    words = ["evaluate", "--prompt", tmp_path / "saved", "--input", tmp_path / "labelled.csv", "--json"]
+    assert json.loads(cli(*words)[1])["scores"]["accuracy"] == pytest.approx(fitted.score(TEXTS, SIDES))
 
 
 def test_pickles_of_models_are_refused_and_parameters_may_travel() -> None:

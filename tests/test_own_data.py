@@ -93,6 +93,40 @@ def test_a_row_that_the_spec_refuses_keeps_its_place(cli: Cli, own: Path, prompt
     assert [bool(row["answer"]) for row in read_csv(out)] == [True, False, True, True, True]
 
 
+def test_rows_of_another_file_are_scored_as_the_prompts_own_are(cli: Cli, own: Path, prompt: Path):
+    """Equal to scoring a task of these rows; those that taught the prompt are counted, and nothing else is read."""
+    fresh = [{"note": "x", "label": LABELS[i % 3], "text": f"about {LABELS[i % 2]} {i}"} for i in range(9)]
+    write_csv(own / "fresh.csv", fresh)
+    code, out, err = cli("evaluate", "--prompt", prompt, "--input", "fresh.csv", "--json", "--output", "scores.json")
+    assert (code, "warning" in err) == (0, False)
+    report = json.loads(out)
+    assert (report["task"], report["input"], report["examples"]) == ("tickets", "fresh.csv", 9)
+    predicted = read_csv(cli("predict", "--prompt", prompt, "--input", "fresh.csv")[1])
+    right = sum(row["answer"] == row["label"] for row in predicted)
+    assert report["scores"]["accuracy"] == pytest.approx(right / 9)
+    assert json.loads((own / "scores.json").read_text()) == report
+
+    code, out, err = cli("evaluate", "--prompt", prompt, "--input", "tickets.csv")
+    assert code == 0
+    assert out.startswith("tickets, 60 rows of tickets.csv")
+    assert "warning: 12 of the 60 rows of tickets.csv taught this prompt or chose it" in err  # 2 shots, dev, 3 labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "text"),
+    [
+        ([{"text": "a", "label": "refund"}], [], "fresh.csv line 2: label 'refund'"),
+        ([{"text": "a"}], [], "fresh.csv line 2"),
+        ([{"text": "a", "label": "bug"}], ["--target", "noun_number"], "is built in and reads no answers from columns"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_refused(cli: Cli, own: Path, prompt: Path, rows, words, text):
+    write_csv(own / "fresh.csv", rows)
+    code, out, err = cli("evaluate", "--prompt", prompt, "--input", "fresh.csv", *words)
+    assert (code, out) == (2, "")
+    assert text in err
+
+
 def test_free_text_has_answers_without_probabilities(cli: Cli, own: Path, model: Path):
     write_csv(own / "sums.csv", [{"prompt": f"{i} plus one", "completion": str(i + 1)} for i in range(20)])
     write_csv(own / "more.csv", [{"prompt": "7 plus one"}])
@@ -124,7 +158,7 @@ def test_a_prompt_finds_its_file_from_anywhere_and_says_when_it_has_moved(
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("evaluate", "--prompt", folder)
     assert code == 0, err
-    assert out.startswith("tickets, 6 of test")
+    assert out.startswith("tickets, 6 test rows")
     assert "scoring 6 rows" in err
     (own / "tickets.csv").rename(own / "old.csv")
     for words in (["evaluate"], ["predict", "--input", own / "new.csv"]):

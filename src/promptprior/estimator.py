@@ -33,9 +33,9 @@ from promptprior.evaluate import predict
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.methods.choosing import Choosing, options_of_prior, settings_of_prior
+from promptprior.tasks.loading.new_rows import NEVER_READ
 from promptprior.tasks.loading.readers import Rows, memory_rows, rows_of
 from promptprior.tasks.loading.spec import TaskSpec, spec_from
-from promptprior.tasks.loading.unlabelled import NEVER_READ
 from promptprior.tasks.metrics import Prediction, metric, score
 from promptprior.tasks.sampling.draws import Shots
 from promptprior.tasks.task import Example, Task, content_id

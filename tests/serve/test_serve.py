@@ -20,8 +20,8 @@ from promptprior.cli import main
 from promptprior.errors import SpecError
 from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.serve.gate import read_keys
+from promptprior.tasks.loading.new_rows import unlabelled_task
 from promptprior.tasks.loading.readers import rows_of
-from promptprior.tasks.loading.unlabelled import unlabelled_task
 from promptprior.tasks.sampling.batch import Tokens, collate
 from tests.serve.served import Running, backbone, running
 

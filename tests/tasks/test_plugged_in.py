@@ -8,9 +8,9 @@ import pytest
 
 from promptprior.errors import DataError, SpecError
 from promptprior.tasks import Task, available, load_task
+from promptprior.tasks.loading.new_rows import unlabelled_task
 from promptprior.tasks.loading.readers import rows_of
 from promptprior.tasks.loading.spec import spec_from
-from promptprior.tasks.loading.unlabelled import unlabelled_task
 from promptprior.tasks.metrics import METRICS, Metric, Prediction, metric, score
 from promptprior.tasks.task import SPLITS, Example
 from tests.installed import install

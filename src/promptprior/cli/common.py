@@ -14,6 +14,8 @@ from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import ArtifactError, SpecError
 from promptprior.tasks import Task
 from promptprior.tasks.loading.check import conflicts
+from promptprior.tasks.loading.new_rows import reading_spec
+from promptprior.tasks.loading.spec import TaskSpec, spec_from
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -60,6 +62,15 @@ def target_of_prompt(prompt: Path, data: Path | None) -> tuple[str, TaskCard]:
     if found is None:
         raise SpecError(f"target (--target) is missing: {prompt} does not say which task it is for; name the task")
     return found
+
+
+def task_to_read_as(prompt: Path, target: str, data: Path | None) -> tuple[str, Task | TaskSpec]:
+    """What says how new rows are read: the task that is named, else the prompt's own; and what loads it, nothing where
+    the prompt alone keeps it. Raises as `target_of_prompt` and `reading_spec` do."""
+    if target:
+        return target, reading_spec(target, data)
+    name, card = target_of_prompt(prompt, data)
+    return ("", spec_from(card.spec, str(prompt))) if card.is_of_memory else (name, reading_spec(name, data))
 
 
 @dataclass

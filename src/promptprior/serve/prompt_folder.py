@@ -18,10 +18,10 @@ from promptprior.backbone import BackboneCard
 from promptprior.errors import ArtifactError, DataError, PromptpriorError
 from promptprior.evaluate import PromptRequest
 from promptprior.parameterisations.registry import form_class
+from promptprior.tasks.loading.new_rows import NEVER_READ, reading_spec, unlabelled_task
 from promptprior.tasks.loading.readers import rows_of
 from promptprior.tasks.loading.spec import TaskSpec, spec_from
 from promptprior.tasks.loading.template import as_text
-from promptprior.tasks.loading.unlabelled import NEVER_READ, reading_spec, unlabelled_task
 from promptprior.tasks.task import Example, Task
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

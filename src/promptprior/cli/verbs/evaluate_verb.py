@@ -28,7 +28,10 @@ class EvaluatePlan:
 
     prompt: Path = field(metadata={"help": "folder that adapt (or PEFT) wrote"})
     target: str = setting("", "task: a name, file or folder; by default the one that the prompt was adapted to")
-    split: Literal["train", "validation", "test"] = setting("test", "split to score on")
+    input: Path | None = setting(
+        None, "file of labelled rows (.jsonl, .csv, .json, .parquet) to score on, read as the task's own rows are"
+    )
+    split: Literal["train", "validation", "test"] = setting("test", "split to score on, without --input")
     limit: int | None = setting(None, "at most this many examples", **LIMIT_BOUNDS)
     data: Path | None = setting(None, DATA)
     backbone: str = setting("smollm2", BACKBONE)
@@ -51,15 +54,16 @@ class EvaluatePlan:
         """Score a prompt and print its scores."""
         from promptprior.artifacts.artifact import Prompt
         from promptprior.cli.common import ProgressMeter
+        from promptprior.compare.progress import say_to_stderr
         from promptprior.evaluate import PromptRequest, abstention_tenths, answer_requests, forgetting
         from promptprior.files import write_json
         from promptprior.objectives.objective import copies_of
         from promptprior.preflight import check_lengths, length_of_prompt
         from promptprior.tasks.metrics import wilson_interval
 
-        task = load_target(self.prompt, self.target, self.data)
+        task, target, asked = self.scored_task()
         if self.output is not None:
-            inputs = (self.prompt, task.path or None, self.data, self.backbone, self.forgetting)
+            inputs = (self.prompt, self.input, task.path or target or None, self.data, self.backbone, self.forgetting)
             check_output(self.output, "evaluate", inputs, force=self.force)
         examples = task.split(self.split)[: self.limit]
         count, text = len(examples), "" if self.forgetting is None else read_utf8(self.forgetting)
@@ -68,8 +72,11 @@ class EvaluatePlan:
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
         check_lengths(backbone, task, examples, length_of_prompt(prompt))
+        taught = {name for card in prompt.header.tasks if card.role == "target" for name in card.example_ids}
+        if seen := sum(example.id in taught for example in examples):
+            say_to_stderr(f"warning: {seen} of the {count} {asked} taught this prompt or chose it")
         if dry_run:
-            return print(f"score {self.prompt} on {count} examples of {task.name}, split {self.split}")
+            return print(f"score {self.prompt} on {count} {asked}, task {task.name}")
         passes = 1 if task.is_choice else 2  # free text is scored and generated
         meter = ProgressMeter(label=f"scoring {count} rows", total=passes * count * copies_of(prompt.params))
         [answers] = answer_requests(replace(backbone, meter=meter), [PromptRequest(prompt, task, examples)])
@@ -78,12 +85,12 @@ class EvaluatePlan:
         report: dict[str, Any] = {
             "prompt": str(self.prompt),
             "task": task.name,
-            "split": self.split,
+            **({"split": self.split} if self.input is None else {"input": str(self.input)}),
             "examples": count,
             "scores": dict(results.scores),
             "answer_nll": results.nll,
         }
-        curve, lines = [], [f"{task.name}, {count} of {self.split}"]
+        curve, lines = [], [f"{task.name}, {count} {asked}"]
         if "accuracy" in results.scores:
             report["accuracy_interval"] = wilson_interval(results.scores["accuracy"], count)
         if confusion:
@@ -96,11 +103,10 @@ class EvaluatePlan:
             forgot = forgetting(prompt, backbone, text)
             report["forgetting"] = {"text": str(self.forgetting), **asdict(forgot)}
         if self.output is not None:
-            plan, writers = replace(self, target=task.path or task.name), {self.output: lambda p: write_json(p, report)}
+            plan, writers = replace(self, target=target), {self.output: lambda p: write_json(p, report)}
             write_outputs(plan, plan_beside(self.output), "evaluate", writers)
         confident = {f"accuracy of the surest {share:.0%}": accuracy for share, accuracy in curve}
-        of_rows = f"of {count} {self.split} rows"
-        lines.append(score_lines({**results.scores, **confident}, of_rows, count))
+        lines.append(score_lines({**results.scores, **confident}, f"of {count} {asked}", count))
         if confusion and len(confusion) <= MOST_CLASSES:
             rows = [[name, *map(str, row)] for name, row in zip(labels, confusion, strict=True)]
             lines += ["", format_table(["right \\ answered", *labels], rows)]
@@ -108,6 +114,23 @@ class EvaluatePlan:
             lost = f"{forgot.behind_prompt:.4f} nats per token behind the prompt, {forgot.without:.4f} without"
             lines += ["", f"plain text: {lost}; {forgot.tokens} tokens of {forgot.passages} passages"]
         return show("\n".join(lines), report)
+
+    def scored_task(self) -> "tuple[Task, str, str]":
+        """The task whose split is scored, what loads it, and what its rows are called. Of rows of a file, the split
+        that is asked for holds them all.
+
+        Raises DataError and SpecError where there is no such task, or a row cannot be read as its rows are.
+        """
+        from promptprior.cli.common import task_to_read_as
+        from promptprior.tasks.loading.new_rows import labelled_task
+        from promptprior.tasks.loading.readers import read_data_file
+
+        if self.input is None:
+            task = load_target(self.prompt, self.target, self.data)
+            return task, task.path or task.name, f"{self.split} rows"
+        target, read_as = task_to_read_as(self.prompt, self.target, self.data)
+        task = labelled_task(read_as, read_data_file(self.input), self.split)
+        return task, target, f"rows of {self.input}"
 
 
 def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
@@ -123,8 +146,8 @@ def load_target(prompt: Path, target: str, data: Path | None) -> "Task":
     name, card = target_of_prompt(prompt, data)
     if card.is_of_memory:
         raise SpecError(
-            f"target (--target) is missing: {prompt} was adapted to rows in memory; name a file of labelled rows, with "
-            "the labels as the model reads them"
+            f"target (--target) is missing: {prompt} was adapted to rows in memory; give a file of labelled rows with "
+            "the same columns (--input FILE)"
         )
     try:
         task = load_task(Path(name) if card.path == name else name, data)

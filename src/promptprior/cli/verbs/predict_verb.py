@@ -127,21 +127,15 @@ class PredictPlan:
     def run(self, dry_run: bool) -> None:
         """Answer every row, in order; the file is whole or not there."""
         from promptprior.artifacts.artifact import Prompt
-        from promptprior.cli.common import ProgressMeter, target_of_prompt
+        from promptprior.cli.common import ProgressMeter, task_to_read_as
         from promptprior.evaluate import predict
         from promptprior.files import written_in_parts
         from promptprior.objectives.objective import copies_of
         from promptprior.preflight import check_lengths, length_of_prompt
+        from promptprior.tasks.loading.new_rows import unlabelled_task
         from promptprior.tasks.loading.readers import stream_rows
-        from promptprior.tasks.loading.spec import spec_from
-        from promptprior.tasks.loading.unlabelled import reading_spec, unlabelled_task
 
-        target, own_spec = self.target, None
-        if not target:
-            target, card = target_of_prompt(self.prompt, self.data)
-            if card.is_of_memory:
-                target, own_spec = "", spec_from(card.spec, str(self.prompt))
-        read_as = reading_spec(target, self.data) if own_spec is None else own_spec
+        target, read_as = task_to_read_as(self.prompt, self.target, self.data)
         if self.output is not None:
             inputs = (self.input, self.prompt, target or None, self.data, self.backbone)
             check_output(self.output, "predict", inputs, force=self.force)
@@ -216,7 +210,7 @@ class PredictPlan:
 
         Raises DataError for the first row that cannot be read, and where no row is part of the task.
         """
-        from promptprior.tasks.loading.unlabelled import unlabelled_task
+        from promptprior.tasks.loading.new_rows import unlabelled_task
 
         columns, choices, count, row_count = dict[str, None](), dict[tuple[str, ...], None](), 0, 0
         for rows in blocks:

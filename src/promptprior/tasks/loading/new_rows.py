@@ -1,4 +1,4 @@
-"""Rows without answers, to be answered: the same templates as a task's, but nothing of the target is read."""
+"""Rows that come after a task: to be answered, when nothing of their target is read, or with answers, to be scored."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from promptprior.tasks.loading.load import (
     task_of,
 )
 from promptprior.tasks.loading.readers import SUFFIXES, Rows, read_data_file
-from promptprior.tasks.loading.spec import TaskSpec, keeps_row, read_spec, row_choices
+from promptprior.tasks.loading.spec import TaskSpec, keeps_row, read_spec, render, row_choices
 from promptprior.tasks.loading.template import as_text
-from promptprior.tasks.task import Example, Task, content_id
+from promptprior.tasks.task import Example, Split, Task, content_id
 from promptprior.untrusted import path_kind
 
 NEVER_READ = "?"  # an example must have a target; prediction reads none
@@ -55,6 +55,22 @@ def unlabelled_task(
     if isinstance(task, Task):
         return replace(task, examples={"test": tuple(examples)}), indices
     return replace(task_of(task, {"test": tuple(examples)}, rows.source), licence=""), indices
+
+
+def labelled_task(read_as: Task | TaskSpec, rows: Rows, split: Split = "test") -> Task:
+    """A task whose `split` is these rows with their answers, rendered as the rows of `read_as` are.
+
+    Raises DataError where `render` does, where doc_filter refuses all rows, and for a built-in task, which says of no
+    column that it holds the answer.
+    """
+    if isinstance(read_as, Task):
+        raise DataError(
+            f"{rows.source}: task {read_as.name!r} is built in and reads no answers from columns; name a spec or a "
+            "file with the columns text and label (--target)"
+        )
+    if not (examples := render(read_as, rows)):
+        raise DataError(f"{rows.source}: no row is part of the task {read_as.task!r}: doc_filter refuses all of them")
+    return task_of(read_as, {split: examples}, rows.source)
 
 
 def reading_spec(name_or_path: str, data: Path | None = None) -> Task | TaskSpec:
