@@ -10,7 +10,6 @@ import pickle
 import signal
 import time
 import uuid
-from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
 from multiprocessing import get_context
@@ -18,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.execute import Result, load_prior
+from promptprior.compare.executors.worker import LostWork, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -38,7 +37,7 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
     plan, spawn = context.plan, get_context("spawn")  # a fork would share the driver's GPU and threads
     token = plan.output.absolute() / f".promptprior-{uuid.uuid4().hex}"
     write_text(token, "")
-    count, deaths, lost = min(plan.workers, len(queue.waiting)), Counter[str](), list[Work]()
+    count, lost = min(plan.workers, len(queue.waiting)), LostWork()
     threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
     init = WorkerInit.of(context, token, str(context.backbone.frozen.device), threads)
     workers: list[WorkerHandle] = []
@@ -51,7 +50,7 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
                 theirs.close()  # so that its end is seen here
                 workers.append(WorkerHandle(process, ours))
             for worker in workers:
-                if worker.is_ready and worker.work is None and (work := lost.pop(0) if lost else queue.take()):
+                if worker.is_ready and worker.work is None and (work := lost.take(queue)):
                     fitted = load_prior(work.prior if isinstance(work, Group) else None, context.backbone.card)
                     worker.work, worker.progress = work, ("starting", 0.0)
                     with suppress(OSError):  # it died: seen below
@@ -68,14 +67,8 @@ def run_in_processes(context: WorkerContext, queue: Queue, progress: ProgressDis
                     reason = f"exit code {worker.actor.exitcode}"
                     if not worker.is_ready:
                         raise SpecError(f"a worker cannot start: {reason} (--workers {plan.workers})") from None
-                    if held is None:
-                        continue
-                    deaths[held.key] += 1
-                    if deaths[held.key] < MAX_DEATHS:
-                        progress.say(f"{held.label} · its worker is lost ({reason}), another takes over")
-                        lost.append(held)
-                    else:
-                        yield held, Failure(f"its worker died {MAX_DEATHS} times: {reason}")
+                    if held is not None and (failure := lost.add(held, reason, progress)):
+                        yield held, failure
                     continue
                 if kind == "progress":
                     worker.progress = answer

@@ -9,13 +9,12 @@ import os
 import socket
 import time
 import uuid
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from promptprior.compare.execute import Failure, Result, load_prior
-from promptprior.compare.executors.worker import MAX_DEATHS, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
+from promptprior.compare.execute import Result, load_prior
+from promptprior.compare.executors.worker import LostWork, Worker, WorkerHandle, WorkerInit, WorkerTask, show_busy
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Group, Queue, Work, WorkerContext
 from promptprior.errors import SpecError
@@ -105,12 +104,11 @@ def _run_on_cluster(
     plan = context.plan
     workers: list[WorkerHandle] = []
     max_workers, last_poll = len(queue.waiting), -1e9
-    lost: list[Work] = []  # work whose worker died
-    deaths: Counter[str] = Counter()  # of workers, by the work they held
+    lost = LostWork()
     try:
         while queue.waiting or queue.running:
             for worker in [w for w in workers if w.is_ready and w.work is None]:
-                if work := lost.pop(0) if lost else queue.take():
+                if work := lost.take(queue):
                     start_work(context, worker, work)
             if time.monotonic() - last_poll >= POLL:
                 last_poll = time.monotonic()
@@ -133,15 +131,9 @@ def _run_on_cluster(
                 answer = ray.get(worker.answer)  # of setup what is wrong, of work its result
             except ray.exceptions.RayActorError as error:
                 workers.remove(worker)
-                if held is None:
-                    continue
-                deaths[held.key] += 1
-                if deaths[held.key] < MAX_DEATHS:
-                    progress.say(f"{held.label} · its worker is lost, another takes over")
-                    lost.append(held)
-                    continue
                 reason = str(error).strip().splitlines()[0]
-                yield held, Failure(f"its worker died {MAX_DEATHS} times: {reason}")
+                if held is not None and (failure := lost.add(held, reason, progress)):
+                    yield held, failure
                 continue
             if not worker.is_ready and answer:
                 raise SpecError(f"a worker cannot start: {answer}")

@@ -2,8 +2,9 @@
 
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from promptprior.backbone import BackboneCard
 from promptprior.compare.execute import Failure, FittedPrior, OnProgress, Result, do_work
 from promptprior.compare.plan import Cell, Plan, Tasks, cells, load_backbone
 from promptprior.compare.progress import ProgressDisplay
-from promptprior.compare.schedule import Group, Work, WorkerContext, work_folder
+from promptprior.compare.schedule import Group, Queue, Work, WorkerContext, work_folder
 from promptprior.errors import PromptpriorError, SpecError
 from promptprior.files import remove_folder
 from promptprior.watch import mlflow_uri
@@ -125,6 +126,27 @@ class Worker:
     def progress(self) -> tuple[str, float]:
         """What the work does at the moment, and which share of it is done."""
         return self.last_progress
+
+
+@dataclass
+class LostWork:
+    """Work whose worker died. It goes to the next worker that is free, until MAX_DEATHS workers died with it."""
+
+    waiting: list[Work] = field(default_factory=list)
+    deaths: Counter[str] = field(default_factory=Counter)  # by the work's key
+
+    def take(self, queue: Queue) -> Work | None:
+        """What a free worker does next: lost work before that of the queue."""
+        return self.waiting.pop(0) if self.waiting else queue.take()
+
+    def add(self, work: Work, reason: str, progress: ProgressDisplay) -> Failure | None:
+        """Keep work for another worker; its failure where no further one is to try."""
+        self.deaths[work.key] += 1
+        if self.deaths[work.key] == MAX_DEATHS:
+            return Failure(f"its worker died {MAX_DEATHS} times: {reason}")
+        progress.say(f"{work.label} · its worker is lost ({reason}), another takes over")
+        self.waiting.append(work)
+        return None
 
 
 @dataclass(eq=False)
