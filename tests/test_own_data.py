@@ -93,6 +93,16 @@ def test_a_row_that_the_spec_refuses_keeps_its_place(cli: Cli, own: Path, prompt
     assert [bool(row["answer"]) for row in read_csv(out)] == [True, False, True, True, True]
 
 
+def test_answers_of_two_prompts_stand_side_by_side(cli: Cli, own: Path, prompt: Path):
+    """Rows that were answered are answered again: no column is lost, and the file can be read once more."""
+    write_csv(own / "gold.csv", [{"text": "bug no 1", "answer": "gold"}])
+    for given, output in (("gold.csv", "one.csv"), ("one.csv", "two.csv"), ("two.csv", "three.csv")):
+        assert cli("predict", "--prompt", prompt, "--input", given, "--output", output)[0] == 0
+    [row] = read_csv((own / "three.csv").read_text())
+    assert row["input answer"] == "gold"
+    assert row["answer"] == row["input input answer"] == row["input input input answer"] in LABELS
+
+
 def test_rows_of_another_file_are_scored_as_the_prompts_own_are(cli: Cli, own: Path, prompt: Path):
     """Equal to scoring a task of these rows; those that taught the prompt are counted, and nothing else is read."""
     fresh = [{"note": "x", "label": LABELS[i % 3], "text": f"about {LABELS[i % 2]} {i}"} for i in range(9)]

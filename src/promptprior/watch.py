@@ -63,10 +63,14 @@ def tensorboard(folder: Path) -> WatchStage:
         if not is_first():
             return None
         with disk_errors(folder / name):
-            writer = SummaryWriter(str(folder / name))
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        writer: SummaryWriter | None = None
 
         def watch(step: int, steps: int, info: Info) -> None:
+            nonlocal writer
             with disk_errors(folder / name):
+                if writer is None:  # of a run that goes on from a checkpoint, what was written after it is void
+                    writer = SummaryWriter(str(folder / name), purge_step=step)
                 for line, number in numbers_by_line(info):
                     writer.add_scalar(line, number, step)
                 if step == steps:

@@ -130,6 +130,15 @@ def test_one_missing_target_does_not_change_the_other_cells_keys(plan: Plan, bac
     assert keys(["three"]) < keys(["three", "two"])
 
 
+def test_cells_that_generate_more_tokens_are_others(plan: Plan, backbone: Backbone) -> None:
+    free = Task("free", "generate_until", ("exact_match",), TASKS["one"].examples)
+    keys = []
+    for target in (free, replace(free, max_gen_toks=32), replace(free, max_gen_toks=4)):
+        here = replace(plan, methods=("zero_shot",), sources=())
+        keys.append([cell.key for cell in cells(here, Tasks((), (target,), {}), backbone)])
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_compiled_cells_are_others(plan: Plan, backbone: Backbone) -> None:
     tasks = Tasks((TASKS["one"],), (TASKS["two"],), {})
     here = replace(plan, sources=("one",))

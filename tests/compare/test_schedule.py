@@ -11,10 +11,11 @@ import torch
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import text_costs
 from promptprior.compare import execute, run
+from promptprior.compare.executors.worker import LostWork
 from promptprior.compare.plan import Cell, Plan, cells
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import PRIOR_COST, Fit, Group, Queue, Work, WorkerContext, remaining_work
-from promptprior.errors import DiskError, SpecError, TrainingError
+from promptprior.errors import DataError, DiskError, SpecError, TrainingError
 from promptprior.fit import RunControl
 from promptprior.notation import Tensor
 from promptprior.report.results import read_rows
@@ -95,6 +96,33 @@ def test_what_is_done_does_not_change_what_runs_together(context: WorkerContext)
     assert [w.cells for w in queue.waiting if isinstance(w, Group)] == [(first,), (second,)]
     queue = Queue([], retries=0)
     assert queue.fail(replace(whole[1], known=frozenset({first.key}))) == [second]
+
+
+def test_work_that_always_loses_its_worker_ends(context: WorkerContext) -> None:
+    """What is tried again after a failure, a fit or a lone cell, is the same work: it must not live for ever."""
+    for work in remaining_work(context, wanted(context)[:1], ()):
+        queue, lost, failures = Queue([work], retries=1), LostWork(), 0
+        while held := lost.take(queue):
+            queue.running.clear()
+            if lost.add(held, "exit code -9", ProgressDisplay(lambda _: None)):
+                failures += 1
+                queue.fail(held)
+            assert lost.deaths.total() < 10
+        assert failures == 2
+
+
+def test_seed_0_is_a_seed(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = replace(context, plan=replace(context.plan, methods=("prompt_tuning",), seeds=(13, 0), sources=()))
+    asked: list[int] = []
+
+    def make_episode(target: object, k: int, seed: int, settings: object) -> None:
+        asked.append(seed)
+        raise DataError("enough")
+
+    monkeypatch.setattr(execute, "make_episode", make_episode)
+    for work in remaining_work(context, wanted(context), ()):
+        execute.do_work(context, work, None, context.plan.output, lambda *_: None)
+    assert asked == [13, 0]
 
 
 def test_a_group_of_which_rows_are_missing_comes_to_the_same_rows(plan: Plan, backbone: Backbone) -> None:

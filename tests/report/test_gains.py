@@ -187,6 +187,23 @@ def test_what_ran_once_stands_beside_every_seed_and_k():
     assert [(c.k, pytest.approx(c.difference.estimate)) for c in found] == [(4, -0.15), (16, -0.35)]
 
 
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (13,), (13, 21)])
+def test_what_uses_no_shots_stands_beside_every_seed_whatever_the_seeds_are(seeds):
+    rows = [result_row(cell=f"{seed}", method="prompt_tuning", target="a", seed=seed, score=0.5) for seed in seeds]
+    rows.append(result_row(cell="z", method="zero_shot", target="a", k=0, seed=0, steps=0, score=0.4))
+    (found,) = comparisons(grid(rows))
+    assert (found.difference.n, found.difference.estimate) == (len(seeds), pytest.approx(-0.1))
+    (turned,) = comparisons(grid(rows, baseline="zero_shot"))
+    assert (turned.difference.n, turned.difference.estimate) == (len(seeds), pytest.approx(0.1))
+
+
+def test_one_finished_seed_stands_beside_no_other():
+    """Of a half-done grid: it shares neither shots nor fit with them."""
+    rows = [result_row(cell=f"{seed}", method="prompt_tuning", target="a", seed=seed, score=0.5) for seed in (21, 42)]
+    rows.append(result_row(cell="s", method="spot", target="a", seed=13, score=0.9, sources=["b"]))
+    assert comparisons(grid(rows)) == ()
+
+
 def test_aggregates_run_over_targets_that_all_methods_have():
     rows = [
         *cells("prompt_tuning", "a", [0.5, 0.6]),

@@ -72,13 +72,14 @@ def test_missing_and_failed_cells_say_so():
     rows = [r for r in grid_rows(ks=(16,)) if (r["method"], r["target"]) != ("spot", "antonym")]
     rows.append(result_row(cell="f", method="multitask", target="new", status="failed", score=None, error="boom"))
     rows.append(result_row(cell="g", method="prompt_tuning", target="new", score=0.5))
+    rows.append(result_row(cell="h", method="zero_shot", target="new", k=0, status="failed", score=None, error="boom"))
     found = {t.name: t for t in make_report(rows).tables}
     cells = {
         row[0].text: dict(zip(("zero", "base", "multi", "spot"), row[1:], strict=True))
         for row in found["scores-k16"].rows
     }
     assert cells["antonym"]["spot"].text == "missing"
-    assert cells["new"]["multi"].text == "failed"
+    assert (cells["new"]["multi"].text, cells["new"]["zero"].text) == ("failed", "failed")
     assert cells["new"]["base"].text == "0.500"
     assert cells["new"]["base"].detail == "1 of 3 seeds"
     assert "seeds" not in cells["antonym"]["base"].detail + cells["antonym"]["zero"].detail

@@ -40,6 +40,18 @@ def test_there_and_back(tmp_path):
         read_similarity(path)
 
 
+def test_several_files_are_one(tmp_path):
+    (first, *_), (*_, last) = FOUND.pairs, FOUND.pairs
+    paths = [
+        write_similarity(replace(FOUND, pairs=(pair,)), tmp_path / f"{name}.json")
+        for name, pair in (("a", first), ("b", last))
+    ]
+    assert read_similarity(*paths, tmp_path / "absent.json") == replace(FOUND, pairs=(first, last))
+    write_similarity(replace(FOUND, pairs=(last,), shots=1), paths[1])
+    with pytest.raises(DataError, match=r"b\.json and .*a\.json were measured with different"):
+        read_similarity(*paths)
+
+
 def test_gains_are_paired_differences_by_sources_averaged_over_k():
     rows = [
         row("prompt_tuning", "a", 0.5),

@@ -108,9 +108,8 @@ def _adapt_group(
     """Adapt the cells of a group together, then test them. Its checkpoints stay until its results are on disk."""
     plan, backbone, settings = context.plan, context.backbone, context.plan.resolved()
     # A method that uses no shots is given the plan's first ones, which it does not see.
-    episodes = [
-        make_episode(cell.target, cell.k or plan.shots[0], cell.seed or plan.seeds[0], settings) for cell in group.cells
-    ]
+    draws = [(cell.k, cell.seed) if cell.k else (plan.shots[0], plan.seeds[0]) for cell in group.cells]
+    episodes = [make_episode(cell.target, *draw, settings) for cell, draw in zip(group.cells, draws, strict=True)]
     prior, source_cost = (fitted.prior, fitted.cost) if fitted else (None, Cost())
     episodes_adapted = adapt(group.method, episodes, backbone, prior, settings, RunControl(folder, watch))
     on_progress("testing", 1.0)

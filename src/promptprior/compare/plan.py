@@ -340,6 +340,8 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
             *draw,
         ]
         identity += direction_mark(target)
+        if not target.is_choice and target.max_gen_toks != type(target).max_gen_toks:
+            identity.append(f"generates {target.max_gen_toks} tokens")
         if plan.compile:
             identity.append("compiled")
         if plan.test_rows != "first":

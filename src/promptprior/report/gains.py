@@ -67,11 +67,9 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
     for k, method in product(grid.ks, others):
         pairs = {}
         for target in grid.targets:
-            ours = grid.seed_scores.get((method, target, k), {})
-            base = grid.scores.get((grid.baseline, target, k), {})
-            merits = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in pair_seeds(ours, base).items()}
-            if merits:
-                pairs[target] = merits
+            pair = paired_scores(grid, method, grid.baseline, target, k)
+            if pair:
+                pairs[target] = {s: (grid.merit(target, x), grid.merit(target, y)) for s, (x, y) in pair.items()}
         if not pairs:
             continue
         own_runs = {t: [merit for merit, _ in pair.values()] for t, pair in pairs.items()}
@@ -99,13 +97,20 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
     return tuple(replace(c, p_holm=p) for c, p in zip(compared, corrected, strict=True))
 
 
-def pair_seeds(ours: SeedScores, base: SeedScores) -> dict[int, tuple[float, float]]:
-    """Both scores at their common seeds; a method that ran once, whatever the seed, stands beside each."""
-    if not set(ours) & set(base):
-        if len(ours) == 1 and len(base) > 1:
-            ours = dict.fromkeys(base, next(iter(ours.values())))
-        elif len(base) == 1 and len(ours) > 1:
-            base = dict.fromkeys(ours, next(iter(base.values())))
+def paired_scores(grid: Grid, first: str, second: str, target: str, k: int) -> dict[int, tuple[float, float]]:
+    """Both scores of two methods at the seeds that both have; one that uses no shots (k = 0) stands beside each."""
+    return pair_seeds(*(grid.seed_scores.get((m, target, k), {}) for m in (first, second)),
+                      *((m, target, k) not in grid.scores for m in (first, second)))  # fmt: skip
+
+
+def pair_seeds(
+    ours: SeedScores, base: SeedScores, ours_is_of_all: bool, base_is_of_all: bool
+) -> dict[int, tuple[float, float]]:
+    """Both scores at their common seeds; a side that ran once for all seeds stands beside each of the other's."""
+    if ours_is_of_all and not base_is_of_all and len(ours) == 1:
+        ours = dict.fromkeys(base, next(iter(ours.values())))
+    elif base_is_of_all and not ours_is_of_all and len(base) == 1:
+        base = dict.fromkeys(ours, next(iter(base.values())))
     return {seed: (ours[seed], base[seed]) for seed in sorted(set(ours) & set(base))}
 
 

@@ -120,15 +120,17 @@ def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section,
 
     # Few-shot curves: the mean of every method at every k, over targets finished everywhere.
     targets = [t for t in grid.targets if all(t in grid.shared[k] for k in grid.ks)]
+    means: dict[str, dict[int, Interval]] = {}
     if len(grid.ks) > 1 and targets:
-        means: list[Sequence[Value]] = [
-            (m, *(stratified_bootstrap({t: grid.shared_runs[m, k][t] for t in targets}) for k in grid.ks))
+        means = {
+            m: {k: stratified_bootstrap({t: grid.shared_runs[m, k][t] for t in targets}) for k in grid.ks}
             for m in grid.methods
-        ]
+        }
         note = f"Mean over {shared_words(targets)} and at every k.{grid.sign_note}"
         heads = columns("Method", [f"k = {k}" for k in grid.ks])
-        parts.append((None, (make_table("shots", "Few-shot curves", note, heads, means),)))
-    plots = _score_plots(grid, all_overall) if grid.ks else ()
+        rows = [(method, *of_method.values()) for method, of_method in means.items()]
+        parts.append((None, (make_table("shots", "Few-shot curves", note, heads, rows),)))
+    plots = _score_plots(grid, all_overall, means) if grid.ks else ()
 
     overall, single = [], []  # what is found at each k
     for k, o in all_overall.items():
@@ -162,7 +164,7 @@ def metric_label(grid: Grid, target: str) -> str:
 def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Table:
     """Every method on every target, or why there is no score."""
     most = max((len(seeds) for (_, _, at), seeds in grid.scores.items() if at == k), default=0)
-    failed = {(row.method, row.target) for row in grid.failed if row.k == k}
+    failed = {(row.method, row.target) for row in grid.failed if row.k in (0, k)}
     verdicts = {(method, t): d.verdict for method, c in compared.items() for t, d in c.targets.items()}
     rows: list[Sequence[Value]] = []
     for target, row in grid.targets.items():
@@ -189,8 +191,10 @@ def _score_table(grid: Grid, compared: Mapping[str, Comparison], k: int) -> Tabl
     return make_table(f"scores-k{k}", f"Scores, k = {k}", note, heads, rows)
 
 
-def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, ...]:
-    """Scores by target, few-shot curves and ranks, as far as there are any."""
+def _score_plots(
+    grid: Grid, all_overall: Mapping[int, Overall], means: Mapping[str, Mapping[int, Interval]]
+) -> tuple[Plot, ...]:
+    """Scores by target, few-shot curves (`means` by method and k) and ranks, as far as there are any."""
     plots = [
         Plot(
             "scores",
@@ -203,8 +207,7 @@ def _score_plots(grid: Grid, all_overall: Mapping[int, Overall]) -> tuple[Plot, 
         )
     ]
     if len(grid.ks) > 1:
-        means = {k: {m: of_method["mean"] for m, of_method in o.aggregates.items()} for k, o in all_overall.items()}
-        options = {MEAN_TARGET: "mean over targets"} if any(means.values()) else {}
+        options = {MEAN_TARGET: "mean over targets"} if means else {}
         options |= {target: target for target in grid.targets}
         plots.append(
             Plot(
@@ -281,15 +284,14 @@ def score_figure(grid: Grid, k: int) -> "Figure":
     return figure
 
 
-def shots_figure(grid: Grid, means: Mapping[int, Mapping[str, Interval]], target: str) -> "Figure":
-    """Score against k on one target, or the mean over all of them; what trains nothing is a level line."""
+def shots_figure(grid: Grid, means: Mapping[str, Mapping[int, Interval]], target: str) -> "Figure":
+    """Score against k on one target, or every method's mean over targets; what trains nothing is a level line."""
     from plotly.graph_objects import Figure
 
     figure = Figure()
     for method in grid.methods:
         of_target = {k: i for (m, t, k), i in grid.intervals.items() if (m, t) == (method, target)}
-        of_mean = {k: of_method[method] for k, of_method in means.items() if method in of_method}
-        intervals = of_mean if target == MEAN_TARGET else of_target
+        intervals = means.get(method, {}) if target == MEAN_TARGET else of_target
         if not intervals:
             continue
         style = method_style(grid, method)

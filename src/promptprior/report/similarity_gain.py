@@ -4,12 +4,13 @@ Measuring it takes a backbone (compare.task_similarity); reading and judging it 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from promptprior.config.choices import Measure
+from promptprior.errors import DataError
 from promptprior.files import read_json, write_json
 from promptprior.report.gains import pair_seeds
 from promptprior.report.plots import LONGEST_NAME, escaped, heatmap, method_style
@@ -103,12 +104,20 @@ def write_similarity(similarity: TaskSimilarity, path: Path) -> Path:
     return path
 
 
-def read_similarity(path: Path) -> TaskSimilarity | None:
-    """Similarities that were written; None where there is no file. Raises DataError for anything else in it."""
-    if not path.is_file():
+def read_similarity(*paths: Path) -> TaskSimilarity | None:
+    """Similarities that were written, of several files those of all; None where there is no file.
+
+    Raises DataError for anything else in one, and where two were measured with different things.
+    """
+    found: dict[Path, TaskSimilarity] = {p: parse(TaskSimilarity, read_json(p), str(p)) for p in paths if p.is_file()}
+    if not found:
         return None
-    similarity: TaskSimilarity = parse(TaskSimilarity, read_json(path), str(path))
-    return similarity
+    (first, whole), *others = found.items()
+    for path, similarity in others:
+        if replace(similarity, pairs=()) != replace(whole, pairs=()):
+            raise DataError(f"{path} and {first} were measured with different backbones, shots, seeds or steps")
+    pairs = {(pair.source, pair.target): pair for similarity in found.values() for pair in similarity.pairs}
+    return replace(whole, pairs=tuple(pairs.values()))
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,8 @@ def similarity_gain_correlation(grid: Grid, similarity: TaskSimilarity) -> dict[
             scores.setdefault((row.method, tuple(sorted(row.sources)), row.target, row.k), {})[row.seed] = row.score
     gains: dict[str, dict[tuple[tuple[str, ...], str], list[float]]] = {}  # method -> sources and target -> every k's
     for (method, sources, target, k), seeds in scores.items():
-        pairs = pair_seeds(seeds, grid.scores.get((grid.baseline, target, k), {}))
+        place = (grid.baseline, target, k)
+        pairs = pair_seeds(seeds, grid.seed_scores.get(place, {}), False, place not in grid.scores)
         if sources and pairs and method != grid.baseline:
             gain = grid.merit(target, sum(x - y for x, y in pairs.values()) / len(pairs))
             gains.setdefault(method, {}).setdefault((sources, target), []).append(gain)

@@ -6,6 +6,7 @@ it is, never half of each. A folder that cannot be read is reported, and the pro
 
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from promptprior.tasks.loading.template import as_text
 from promptprior.tasks.task import Example, Task
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+RETRY = 30.0  # seconds until a folder that could not be read is read again: the cause may lie outside of it
 FREE_TEXT = Task("free text", "generate_until", ("exact_match",), {})  # of a prompt that names no task
 
 Stamp = tuple[tuple[str, int, int, int], ...]
@@ -103,10 +105,11 @@ class ServedPrompt:
 
 @dataclass(frozen=True)
 class Broken:
-    """A folder that is not served as it stands, and why."""
+    """A folder that is not served as it stands, and why; `read_at` is when it was last tried (time.monotonic)."""
 
     reason: str
     stamp: Stamp
+    read_at: float
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,9 @@ class PromptFolder:
             except OSError:  # it has just gone, or is being replaced: the next look sees how it ends
                 continue
             stamp = tuple((file, s.st_mtime_ns, s.st_size, s.st_ino) for file, s in stats)
-            if name in last.broken and last.broken[name].stamp == stamp:
-                broken[name] = last.broken[name]
+            failed = last.broken.get(name)
+            if failed is not None and failed.stamp == stamp and time.monotonic() - failed.read_at < RETRY:
+                broken[name] = failed
                 continue
             if known is not None and known.stamp == stamp:
                 continue
@@ -169,9 +173,10 @@ class PromptFolder:
                 prompts[name] = self.read(path, stamp)
                 self.say("prompt", prompt=name, change="added" if known is None else "replaced")
             except (PromptpriorError, OSError) as error:
-                broken[name] = Broken(str(error), stamp)
-                kept = "the one before is served" if known is not None else "it is not served"
-                self.say("broken prompt", level="warning", prompt=name[:100], reason=str(error), kept=kept)
+                broken[name] = Broken(str(error), stamp, time.monotonic())
+                if failed is None or (failed.stamp, failed.reason) != (stamp, str(error)):
+                    kept = "the one before is served" if known is not None else "it is not served"
+                    self.say("broken prompt", level="warning", prompt=name[:100], reason=str(error), kept=kept)
         # A folder that is replaced in two renames is away for a moment: one look without it is not its end
         gone = last.prompts.keys() - prompts.keys()
         prompts |= {name: last.prompts[name] for name in gone - last.missing}

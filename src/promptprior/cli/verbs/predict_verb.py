@@ -55,12 +55,11 @@ class AnswerForm:
     def text(self, rows: Sequence[Mapping[str, object]], answers: "Sequence[tuple[Example, Prediction] | None]") -> str:
         """Every row with its answer; none for a row that is no part of the task.
 
-        An answer to a choice has the probability of each, normalised over them. An input's column `answer` becomes
-        `input answer`.
+        An answer to a choice has the probability of each, normalised over them.
         """
-        own, lines = self.own_columns, []
+        names, lines = self.input_names, []
         for row, answered in zip(rows, answers, strict=True):
-            line: dict[str, Any] = {f"input {c}" if c in own else c: value for c, value in row.items()}
+            line: dict[str, Any] = {names[column]: value for column, value in row.items()}
             shares: dict[str, float] = {}
             if answered is not None and self.has_probabilities:
                 shares = dict(zip(answered[0].choices, answered[1].probabilities, strict=True))
@@ -91,11 +90,21 @@ class AnswerForm:
             return ANSWER, *(f"probability {choice}" for choice in self.choices)
         return (ANSWER, PROBABILITIES) if self.has_probabilities else (ANSWER,)
 
+    @property
+    def input_names(self) -> dict[str, str]:
+        """What each column of the input is called beside the answers: `answer` becomes `input answer`, and where that
+        is taken, as in the output of another prompt, `input input answer`."""
+        names: dict[str, str] = {}
+        for column in self.columns:
+            name = column
+            while name in self.own_columns or (name != column and name in self.columns):
+                name = f"input {name}"
+            names[column] = name
+        return names
+
     def writer(self, stream: io.StringIO) -> "csv.DictWriter[str]":
         """A CSV writer of all columns, the input's first."""
-        own = self.own_columns
-        columns = [f"input {column}" if column in own else column for column in self.columns]
-        return csv.DictWriter(stream, [*columns, *own], restval="", lineterminator="\n")
+        return csv.DictWriter(stream, [*self.input_names.values(), *self.own_columns], restval="", lineterminator="\n")
 
 
 @dataclass(frozen=True)

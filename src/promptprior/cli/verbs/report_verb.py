@@ -72,11 +72,13 @@ class ReportPlan:
         rows = [row for file in files for row in read_rows(file)]
         if rows and self.baseline not in (methods := {row.method for row in rows}) | {BASELINE}:
             raise SpecError(unknown_name("method", self.baseline, methods) + " (--baseline)")
-        pairs, sweep, plan_file = self.contrasts, self.sweep, files[0].with_name(PLAN)
+        pairs, sweep, published = self.contrasts, self.sweep, self.published
+        plan_file = files[0].with_name(PLAN)
         if is_plan_of(plan_file, "compare"):
             compared = load_yaml(plan_file)
             pairs = pairs or tuple(map(str, compared.get("contrasts") or ()))
             sweep = sweep or tuple(map(str, compared.get("sweep") or ()))
+            published = published or compared.get("published")
         sweep = tuple(key.replace("-", "_").removeprefix("settings.") for key in sweep)
         for key in self.sweep and sweep:  # those of a plan are known
             if {swept_value(row, key) for row in rows} <= {None, NOT_SAID}:
@@ -88,9 +90,9 @@ class ReportPlan:
             baseline=self.baseline,
             command=command_line(),
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
-            published=self.published,
+            published=published,
             sweep=sweep,
-            task_similarity=read_similarity(files[0].with_name(SIMILARITY_FILE)),
+            task_similarity=read_similarity(*(file.with_name(SIMILARITY_FILE) for file in files)),
             answers=read_answers(*(file.with_name(ANSWERS_FILE) for file in files)) if self.examples != 0 else None,
             examples=self.examples,
         )

@@ -142,7 +142,7 @@ class LostWork:
     def add(self, work: Work, reason: str, progress: ProgressDisplay) -> Failure | None:
         """Keep work for another worker; its failure where no further one is to try."""
         self.deaths[work.key] += 1
-        if self.deaths[work.key] == MAX_DEATHS:
+        if self.deaths[work.key] >= MAX_DEATHS:
             return Failure(f"its worker died {MAX_DEATHS} times: {reason}")
         progress.say(f"{work.label} · its worker is lost ({reason}), another takes over")
         self.waiting.append(work)

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 
 from promptprior.errors import SpecError, unknown_name
-from promptprior.report.gains import pair_seeds
+from promptprior.report.gains import paired_scores
 from promptprior.report.results import Grid, Row
 from promptprior.report.section import Section, columns, interval_cell, list_words, make_table
 from promptprior.report.statistics import (
@@ -90,8 +90,7 @@ def contrasts(grid: Grid, pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, .
     for k, (first, second) in product(grid.ks, pairs):
         gaps: dict[str, dict[int, float]] = {}
         for target in grid.targets:
-            ours, theirs = (grid.seed_scores.get((method, target, k), {}) for method in (first, second))
-            if pairs_of_target := pair_seeds(ours, theirs):
+            if pairs_of_target := paired_scores(grid, first, second, target, k):
                 gaps[target] = {
                     seed: grid.merit(target, x) - grid.merit(target, y) for seed, (x, y) in pairs_of_target.items()
                 }
