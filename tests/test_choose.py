@@ -91,6 +91,15 @@ def test_a_member_that_is_too_sure_gets_a_temperature() -> None:
     assert abs(np.log(temperature) - exact.x) <= np.log(2) / 8 + 1e-6  # the nearest point of the grid
 
 
+def test_examples_with_other_numbers_of_choices_are_blended() -> None:
+    """As if the choices that one lacks were impossible."""
+    case = random_case(0)
+    cut = [[replace(a, target_nll=a.target_nll[:2]) if a.example.label != 2 else a for a in own] for own in case]
+    never = [[replace(a, target_nll=(*a.target_nll, 1e9)[:3]) for a in own] for own in cut]
+    assert mix(cut) == mix(never)
+    assert len(mix(cut).answer([own[0] for own in cut]).target_nll) == len(cut[0][0].target_nll)
+
+
 @pytest.mark.slow
 def test_two_halves_are_better_than_each_and_a_useless_member_gets_little() -> None:
     labels = [0, 1] * 300

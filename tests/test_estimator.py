@@ -144,6 +144,16 @@ def test_every_example_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitted.dev_error_ > 0
 
 
+def test_a_frame_of_one_column_is_read_whatever_it_is_called_and_options_are_kept(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"question": list(TEXTS)})
+    kept = {"head": "verbalizer"}
+    made = pp.PromptGenerator(backbone(), settings=SETTINGS, folds=2, metric="exact_match", options=kept)
+    one = made.fit(frame, [str(side) for side in SIDES])
+    assert len(one.predict(frame[:2])) == 2
+    one.save(tmp_path / "saved")
+    assert pp.PromptGenerator.load(tmp_path / "saved", backbone()).options == kept
+
+
 def test_auto_chooses_among_candidates_and_takes_a_prior(tmp_path: Path) -> None:
     options = {"candidates": ["zero_shot_calibrated", "linear_probe"]}
     fitted = classifier(method="auto", options=options).fit(TEXTS, SIDES)

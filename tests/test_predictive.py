@@ -26,6 +26,12 @@ def prediction(example: int, probability: float) -> Prediction:
     return Prediction(str(example), ("no", "yes")[best], best, nll, (1, 1))
 
 
+def test_what_averages_choices_does_not_serve_free_text() -> None:
+    method = make_method("bmtpt_predictive")
+    assert method.serves(choice_task("words", early)) is None
+    assert "free text has no choices" in str(method.serves(text_task("free", str.upper)))
+
+
 def test_probabilities_are_averaged_not_votes() -> None:
     answers = [[prediction(0, p)] for p in (0.4, 0.4, 0.9)]
     made = average_predictions(EXAMPLES[:1], answers)[0]

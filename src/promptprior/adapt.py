@@ -129,8 +129,9 @@ def adapt(
     longest = max((len(text.encode(errors="replace")) for text in texts), default=0)
     copies = len(episodes) * len(settings.target.learning_rates)
     check_training_memory(backbone, settings, settings.target, copies, longest)
+    length = 0 if method.read_prompts == "none" else settings.length
     for episode in episodes:
-        check_lengths(backbone, episode.task, [*episode.shots.train, *episode.shots.dev], settings.length)
+        check_lengths(backbone, episode.task, [*episode.shots.train, *episode.shots.dev], length)
     checked = _checked_priors(method, episodes, priors, backbone, settings)
     if not method.adapts_one_by_one:
         return adapt_as_copies(method, make_run_context(backbone, settings, control), checked, episodes)
@@ -234,7 +235,8 @@ def _checked_priors(
         for name, own in (("length", settings.length), ("form", settings.form), ("layers", list(settings.layers))):
             fitted = header.settings.get(name, "prompt" if name == "form" else [] if name == "layers" else own)
             if fitted != own:
-                raise SpecError(f"this prior has prompts of {name} {fitted}, the settings say {own}: --{name} {fitted}")
+                flag = ",".join(map(str, fitted)) if isinstance(fitted, list) else fitted
+                raise SpecError(f"this prior has prompts of {name} {fitted}, the settings say {own}: --{name} {flag}")
     if settings.form == "prompt":
         return per_episode
     wanted, changed = prefix_form(backbone, settings.length, settings.layers), dict[int, Prior]()

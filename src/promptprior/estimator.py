@@ -103,12 +103,12 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             if named is not None:
                 columns = list(map(str, named))
-                if self.template == LABELLED and "text" not in columns and len(columns) > 1:
+                if self.template == type(self).template and "text" not in columns and len(columns) > 1:
                     raise InputError(
                         f"X has the columns {', '.join(columns)}; say how they become a text: "
                         f'template="{{{{ {columns[0]} }}}} {{{{ {columns[1]} }}}}"'
                     )
-                is_renamed = len(columns) == 1 and self.template == LABELLED
+                is_renamed = len(columns) == 1 and self.template == type(self).template
                 return memory_rows(frame.set_axis(["text"], axis="columns") if is_renamed else X, "X")
             values = X.tolist() if hasattr(X, "tolist") else list(X)
             if not values:
@@ -212,6 +212,8 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
             value = getattr(self, name)
             if value is None or isinstance(value, Settings | Path | str | bool | int | float):
                 params[name] = to_mapping(value)
+        if getattr(self, "options", None):
+            params["options"] = to_mapping(self.options)
         if isinstance(self.method, Recipe):
             params["method"] = self.method.name
         said: dict[str, object] = {"kind": type(self).__name__, "params": params, "n_examples": self.n_examples_}

@@ -190,7 +190,7 @@ def _answer_as_copies(
     for r in requests:
         what = r.task.fingerprint, id(r.examples)
         if what not in encoded:
-            check_lengths(backbone, r.task, r.examples, length_of_prompt(r.prompt))
+            check_lengths(backbone, r.task, r.examples, length_of_prompt(r.prompt, backbone))
             encoded[what] = make_eval_set(objective, r.task, r.examples)
         params, size = without_head(r.prompt.params), copies_of(r.prompt.params)
         prompt = size, *(tensor_digest(value) for _, value in sorted(params.items()))

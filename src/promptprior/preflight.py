@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 
 from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.blending import BLEND, blend_members
 from promptprior.backbone import Backbone, ranking_tokens, training_tokens
 from promptprior.config.choices import TestRows
 from promptprior.config.training import Settings, Training
 from promptprior.errors import DataError, SpecError
 from promptprior.parameterisations.initial import start_prompt
+from promptprior.parameterisations.parameterisation import AnsweringForm
 from promptprior.parameterisations.prefix import prefix_form
+from promptprior.parameterisations.registry import parameterisation
 from promptprior.tasks.metrics import Prediction, score
 from promptprior.tasks.sampling.draws import generator, select_test
 from promptprior.tasks.task import Example, Task
@@ -106,7 +109,9 @@ def check_lengths(
                 refuse(index, f"{total:,}")
 
 
-def length_of_prompt(prompt: Prompt) -> int:
-    """How many tokens a prompt puts before each text, as far as its header or its tensor says."""
-    tensor, length = prompt.params.get("prompt"), prompt.header.settings.get("length", 0)
-    return tensor.shape[1] if tensor is not None and tensor.ndim == 3 else length if isinstance(length, int) else 0
+def length_of_prompt(prompt: Prompt, backbone: Backbone) -> int:
+    """How many tokens, or positions, a prompt puts before each text; of a blend those of its longest member."""
+    if prompt.header.parameterisation == BLEND:
+        return max(length_of_prompt(member, backbone) for member in blend_members(prompt))
+    form = parameterisation(prompt.header.parameterisation, prompt.header.parameterisation_settings, backbone)
+    return 0 if isinstance(form, AnsweringForm) else form.length

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard
+from promptprior.artifacts.blending import blend_members, blended
 from promptprior.backbone.identity import BackboneCard
 from promptprior.cli import main
 from promptprior.errors import ArtifactError
@@ -146,6 +147,25 @@ def test_a_prompt_goes_to_the_hub_and_comes_back(hub: Hub):
     assert f1.metric_args == {"rows": 100}  # no share of rows: nothing is known of its error
     unasked = ModelCard(hub.repos["models/me/sst2"][first]["README.md"].decode()).data
     assert (unasked.license, unasked.get("widget")) == ("other", None)
+
+
+def test_no_place_of_this_machine_is_shared(hub: Hub, tmp_path: Path):
+    """Neither of the members of a blend, nor of what an estimator was made with, nor of a method's options."""
+    own, of_here = prompt(), replace(CARD, name=str(tmp_path / "model"))
+    options = {"source_prompts": [str(tmp_path / "a"), "org/b"], "template": "/{{ text }}"}
+    params = {"backbone": "/home/me/model", "prior": "/home/me/prior", "label_words": {"0": "/", "1": "a/b"}}
+    (tmp_path / "a").mkdir()
+    header = replace(own.header, settings={"method": options, "estimator": {"params": params}}, backbone=of_here)
+    member = Prompt(header, own.params)
+    blend = blended(header, [member, member], [0.5, 0.5], [1.0, 1.0])
+    blend.push_to_hub("me/blend")
+    [files] = hub.repos["models/me/blend"].values()
+    assert not [name for name, data in files.items() if b"/home/me" in data or str(tmp_path).encode() in data]
+    read = Prompt.from_hub("me/blend")
+    for shared in (read.header, *(one.header for one in blend_members(read))):
+        assert shared.settings["method"] == {"source_prompts": ["a", "org/b"], "template": "/{{ text }}"}
+        assert shared.settings["estimator"]["params"]["label_words"] == {"0": "/", "1": "a/b"}  # type: ignore[index]
+        assert (shared.backbone.name, shared.tasks[0].path, shared.tasks[0].name) == ("model", "", "sst2")
 
 
 def test_a_prior_goes_to_the_hub_and_comes_back(hub: Hub):

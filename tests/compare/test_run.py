@@ -139,6 +139,14 @@ def test_cells_that_generate_more_tokens_are_others(plan: Plan, backbone: Backbo
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_a_head_that_shots_teach_has_a_cell_for_every_draw(plan: Plan, backbone: Backbone) -> None:
+    tasks, here = Tasks((), (TASKS["two"],), {}), replace(plan, methods=("zero_shot",), sources=(), seeds=(13, 21))
+    taught = replace(here, options={"zero_shot": {"head": "linear"}})
+    assert [(cell.k, cell.seed) for cell in cells(here, tasks, backbone)] == [(0, 0)]
+    draws = [(cell.k, cell.seed) for cell in cells(taught, tasks, backbone)]
+    assert draws == [(k, seed) for seed in (13, 21) for k in plan.shots]
+
+
 def test_compiled_cells_are_others(plan: Plan, backbone: Backbone) -> None:
     tasks = Tasks((TASKS["one"],), (TASKS["two"],), {})
     here = replace(plan, sources=("one",))

@@ -102,7 +102,7 @@ def test_the_middle_layer_is_the_default(backbone: Backbone, layer: int | None, 
 
 
 def test_what_cannot_be_is_said(backbone: Backbone) -> None:
-    with pytest.raises(SpecError, match=r"layer 3 \(--options.ridge_prior.layer\): expected 1 to 2"):
+    with pytest.raises(SpecError, match=r"layer 3 \(option layer of ridge_prior\): expected 1 to 2"):
         fit(recipe(layer=3), SOURCES, backbone, settings(1))
     free: Task = text_task("free", str.upper)
     assert "free text" in str(recipe().serves(free))

@@ -13,12 +13,13 @@ from promptprior.backbone.engine import as_backbone
 from promptprior.backbone.frozen import freeze
 from promptprior.config.training import Settings, Training
 from promptprior.cost import Cost
-from promptprior.errors import SpecError
+from promptprior.errors import DataError, SpecError
 from promptprior.evaluate import evaluate_requests, make_eval_set
 from promptprior.fit import RunControl, fit
-from promptprior.methods import make_method
+from promptprior.methods import Episode, make_method
 from promptprior.objectives.objective import PromptObjective
 from promptprior.parameterisations.registry import parameterisation
+from promptprior.preflight import length_of_prompt
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import ENDS, LLAMA_LIKE, tiny, tokenizer
 
@@ -75,6 +76,27 @@ def test_every_option_goes_from_sources_to_test_and_through_a_folder(
     before[0].prompt.save_pretrained(tmp_path / "prompt")
     loaded = replace(before[0], prompt=Prompt.from_pretrained(tmp_path / "prompt", backbone.card))
     assert score_on_test(backbone, [loaded]) == score_on_test(backbone, before[:1])
+
+
+def test_texts_are_measured_with_the_tokens_that_they_read(backbone: Backbone) -> None:
+    """A text that the bank's prompt leaves no room for is refused before a step, not by the model after all."""
+    method, episode = make_method("tpt", {"bank_size": 60, "retrieve": 60, "task_tokens": 60}), one_episode(20)
+    prior = fit(method, SOURCES, backbone, SETTINGS)
+    with pytest.raises(DataError, match="with the prompt's 120"):  # of 128
+        adapt(method, [episode], backbone, prior, SETTINGS)
+    small = make_method("tpt", {"bank_size": 8, "retrieve": 4, "task_tokens": 3})
+    [done] = adapt(small, [episode], backbone, fit(small, SOURCES, backbone, SETTINGS), SETTINGS)
+    assert length_of_prompt(done.prompt, backbone) == 7
+
+
+def one_episode(size: int) -> Episode:
+    """Texts of so many characters, which are tokens here."""
+    task = three_class("x", 2)
+    splits = {
+        name: tuple(replace(e, text=e.text.ljust(size, "x")) for e in examples)
+        for name, examples in task.examples.items()
+    }
+    return make_episode(replace(task, examples=splits), 2, 13)
 
 
 def test_a_bank_starts_from_words_or_from_the_tokens_of_trained_source_prompts(backbone: Backbone) -> None:

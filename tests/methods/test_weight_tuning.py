@@ -211,6 +211,9 @@ def test_a_reference_tries_as_many_rates_as_prompts_do_around_its_own() -> None:
     [b] = adapted("lora", tiny("llama"), one(), using=grid, learning_rates=(5e-4,))
     assert b.learning_rate == 5e-4
     assert a.cost.rows > 2 * b.cost.rows
+    scale = tiny("llama").scale
+    [c] = adapted("lora", tiny("llama"), one(), using=settings(learning_rates=(0.3 * scale,), rate_unit="absolute"))
+    assert c.learning_rate == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -45,6 +45,13 @@ def test_free_text_keeps_every_accepted_answer_once() -> None:
     assert all(e.label is None and e.choices == () for e in examples)
 
 
+def test_ids_that_different_rows_share_are_told_apart() -> None:
+    rows: list[Row] = [{"id": "customer", "text": text, "label": 1} for text in ("a", "b", "a", "c")]
+    made = render(spec(doc_to_id="id"), rows_of(rows, "x"))
+    assert [e.id for e in made] == ["customer", "customer#2", "customer", "customer#3"]
+    assert made[0] == made[2]
+
+
 def test_ids_groups_filters_and_choices_from_the_row() -> None:
     s = spec(doc_to_choice="{{[a, b]}}", doc_to_id="{{n}}-x", doc_to_group="{{n // 2}}", doc_filter="{{label >= 0}}")
     rows: list[Row] = [{"text": "t", "a": "x", "b": "y", "n": n, "label": (n % 3) - 1} for n in range(6)]

@@ -15,6 +15,7 @@ blend's own score comes from folds of the held-out examples, each answered by we
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import torch
@@ -160,7 +161,9 @@ def mix(answers: Sequence[Sequence[HeldOut]], trained: Sequence[bool] = ()) -> M
     """The weights and temperatures that these answers prefer, `answers[m][i]` to example i by candidate m."""
     temperatures, logs = [], []
     for own in answers:
-        table = -torch.tensor([answer.target_nll for answer in own], dtype=torch.float64)  # [n, K]
+        most = max(len(answer.target_nll) for answer in own)  # choices may differ by example
+        padded = [(*answer.target_nll, *[inf] * (most - len(answer.target_nll))) for answer in own]
+        table = -torch.tensor(padded, dtype=torch.float64)  # [n, K]
         right = torch.tensor([[answer.example.label or 0] for answer in own])  # [n, 1]
         scaled = table / torch.tensor(TEMPERATURES, dtype=torch.float64)[:, None, None]  # [T, n, K]
         each = scaled.log_softmax(-1).gather(-1, right.expand(len(TEMPERATURES), -1, -1))[..., 0]  # [T, n]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -10,17 +11,43 @@ from promptprior.evaluate import EvalSet, make_eval_set, readouts
 from promptprior.heads.fitted import FittedHead
 from promptprior.heads.head import Head, Readout
 from promptprior.methods import Episode
-from promptprior.notation import Params
+from promptprior.notation import Int, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """The head of an episode's prompt, fitted on all its shots; and its dev shots as answered by one that the training
-    shots alone have taught."""
+    """What a head of an episode's prompt is fitted on: the readout of its shots and of the texts the head asked for.
+    Fitted when it is asked for."""
 
-    head: FittedHead
-    on_dev: tuple[HeldOut, ...]
+    kind: Head
+    episode: Episode
+    shots: EvalSet
+    read: Readout
+    extra: Readout | None
+
+    @cached_property
+    def head(self) -> FittedHead:
+        """The head that all shots have taught."""
+        return FittedHead(self.kind, self.kind.fit(self.read, self.labels, self.extra))
+
+    @cached_property
+    def on_dev(self) -> tuple[HeldOut, ...]:
+        """The dev shots as answered by a head that the training shots alone have taught; none without dev shots."""
+        drawn, place = self.episode.shots, {example.id: i for i, example in enumerate(self.shots.examples)}
+        if not drawn.dev:
+            return ()
+        train, dev = ([place[example.id] for example in own] for own in (drawn.train, drawn.dev))
+        taught = self.kind.fit(_rows(self.read, sorted(train)), self.labels[sorted(train)], self.extra)
+        asked = replace(self.shots, examples=drawn.dev, tokens=[self.shots.tokens[i] for i in dev])
+        return held_out_answers(
+            asked, self.kind.choice_nll(taught, _rows(self.read, dev, self.kind.used(taught))).tolist()
+        )
+
+    @property
+    def labels(self) -> Int[Tensor, " X"]:
+        """The label of each shot that was read."""
+        return torch.tensor([example.label for example in self.shots.examples])
 
 
 @torch.no_grad()
@@ -41,19 +68,7 @@ def fit_heads(head: Head, objective: Answering, params: Params, episodes: Sequen
     sites = head.sites(objective.backbone.layers)
     read = readouts(objective, params, [*members, *extra], [sites] * (len(members) + len(extra)))
     extra_read: Sequence[Readout | None] = read[len(members) :] or [None] * len(members)
-
-    fits = []
-    for episode, member, shots_read, own_extra in zip(episodes, members, read, extra_read, strict=False):
-        labels = torch.tensor([example.label for example in member.examples])
-        place, on_dev = {example.id: i for i, example in enumerate(member.examples)}, tuple[HeldOut, ...]()
-        if episode.shots.dev:
-            train, dev = ([place[example.id] for example in own] for own in (episode.shots.train, episode.shots.dev))
-            taught = head.fit(_rows(shots_read, sorted(train)), labels[sorted(train)], own_extra)
-            asked = replace(member, examples=episode.shots.dev, tokens=[member.tokens[i] for i in dev])
-            nll = head.choice_nll(taught, _rows(shots_read, dev, head.used(taught))).tolist()
-            on_dev = held_out_answers(asked, nll)
-        fits.append(HeadFit(FittedHead(head, head.fit(shots_read, labels, own_extra)), on_dev))
-    return fits
+    return [HeadFit(head, *of_one) for of_one in zip(episodes, members, read, extra_read, strict=False)]
 
 
 def _rows(readout: Readout, rows: list[int], sites: Sequence[int] | None = None) -> Readout:

@@ -19,7 +19,9 @@ from promptprior.notation import Float, Params, Tensor
 from promptprior.objectives.objective import copies_of
 from promptprior.objectives.weight_objective import Answering, objective_of
 from promptprior.parameterisations.form_check import check_form
+from promptprior.parameterisations.parameterisation import AnsweringForm
 from promptprior.parameterisations.registry import folded, plain_settings
+from promptprior.preflight import check_lengths
 from promptprior.rules.averaging import Averaging
 from promptprior.rules.descent import Descent
 from promptprior.rules.optimiser import optimiser, stage_rate
@@ -99,6 +101,10 @@ def run_all_ways(
     """
     init = initial_adaptation(method, context, priors, episodes)
     check_adaptation(method, init, episodes, context.backbone)
+    form = init.parameterisation
+    if not isinstance(form, AnsweringForm) and form.length > context.settings.length:  # a bank's prompts, say
+        for episode in episodes:
+            check_lengths(context.backbone, episode.task, [*episode.shots.train, *episode.shots.dev], form.length)
     if method.head != "verbalizer" and init.ensemble_size > 1:
         raise SpecError(f"method {method.name!r}: its prompts answer together, and a head reads one (--options.head)")
     objective = objective_of(context.backbone, init.parameterisation)

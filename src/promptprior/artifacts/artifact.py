@@ -22,6 +22,7 @@ from promptprior.artifacts.header import (
     read_header,
     tensor_records,
     versions,
+    without_places,
 )
 from promptprior.artifacts.hub import fetch_folder, push_folder
 from promptprior.artifacts.model_card import model_card
@@ -187,13 +188,9 @@ class _Artifact:
         shared unless you name them. What the header says of places on this machine stays here. Raises ArtifactError
         when the Hub refuses or cannot be reached.
         """
-        tasks = tuple(replace(task, path="") for task in self.header.tasks)
-        name = self.header.backbone.name
-        backbone = replace(self.header.backbone, name=Path(name).name if Path(name).is_absolute() else name)
-        shared = replace(self, header=replace(self.header, tasks=tasks, backbone=backbone))
         with TemporaryDirectory() as folder:
             path = Path(folder) / "artifact"
-            shared.save_pretrained(path)
+            replace(self, header=without_places(self.header)).save_pretrained(path)
             return push_folder(path, repo, "model", private, license, widget)
 
     @classmethod

@@ -7,12 +7,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from promptprior.backbone.identity import BackboneCard
-from promptprior.config.mapping import from_mapping, shorten
+from promptprior.config.mapping import from_mapping, shorten, to_mapping
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
@@ -99,6 +99,22 @@ class Header:
                 "is (--target FILE), or to serve, name a folder with a task folder of this name (--data FOLDER)"
             )
         return card.path, card
+
+
+def without_places(header: Header) -> Header:
+    """The header without where things lie on this machine, for others to read: tasks have no path, and other absolute
+    paths (of the backbone, a prior, an option) are cut to their last part; in the members of a blend too."""
+
+    def cut(value: object, key: str = "") -> object:
+        if isinstance(value, Mapping):
+            return {name: "" if name == "path" else cut(inner, name) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [cut(inner, key) for inner in value]
+        if not isinstance(value, str) or not Path(value).is_absolute() or len(Path(value).parts) < 3:
+            return value
+        return Path(value).name if key in ("name", "backbone", "prior") or Path(value).exists() else value
+
+    return from_mapping(Header, cast(Mapping[str, object], cut(to_mapping(header))), HEADER_FILE)
 
 
 @cache

@@ -322,7 +322,7 @@ def cells(plan: Plan, tasks: Tasks, backbone: "Backbone") -> list[Cell]:
     for seed, (method, sources), k, target in grid:
         if method.serves(target) is not None:
             continue
-        draw = (k, seed) if method.uses_shots else (0, 0)
+        draw = (k, seed) if method.learns_from_shots else (0, 0)
         fitted_with = (
             [f"fitted with seed {plan.source_seed}"] if method.needs_sources and plan.source_seed is not None else []
         )

@@ -153,7 +153,7 @@ def remaining_work(context: WorkerContext, wanted: Sequence[Cell], done: Collect
             if fingerprint not in sizes:
                 sizes[fingerprint] = target_size(context.backbone, cell.target)
             tokens += adapting_cost(method, sizes[fingerprint], cell.k or plan.shots[0], settings, tested)
-        label = f"{method.name}, seed {seed}" if method.uses_shots else method.name
+        label = f"{method.name}, seed {seed}" if method.learns_from_shots else method.name
         work.append(Group(method, seed, label, cells, prior, tokens, known))
     return work
 

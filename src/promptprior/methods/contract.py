@@ -67,8 +67,16 @@ class Recipe:
         """Whether it can start from a prior of this header: its own, or one that fits its source stage."""
         return prior.method == self.name or prior.settings.get("prior_of") == self.source_recipe().name
 
+    @property
+    def learns_from_shots(self) -> bool:
+        """Whether shots teach it anything: its parameters or its head."""
+        return self.uses_shots or self.head != "verbalizer"
+
     def serves(self, task: Task) -> str | None:
-        """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart."""
+        """Why this method cannot answer a task, in words; None where it can. A head needs classes to tell apart, and
+        prompts that answer together choices to average over."""
+        if self.is_ensemble and not task.is_choice:
+            return "its prompts answer together, and free text has no choices to average over"
         if self.head == "verbalizer" or class_of(task, task.split("train")[0]) != "all":
             return None
         what = "its choices differ by example" if task.is_choice else "its answers are free text"

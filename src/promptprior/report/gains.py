@@ -99,8 +99,9 @@ def comparisons(grid: Grid) -> tuple[Comparison, ...]:
 
 def paired_scores(grid: Grid, first: str, second: str, target: str, k: int) -> dict[int, tuple[float, float]]:
     """Both scores of two methods at the seeds that both have; one that uses no shots (k = 0) stands beside each."""
-    return pair_seeds(*(grid.seed_scores.get((m, target, k), {}) for m in (first, second)),
-                      *((m, target, k) not in grid.scores for m in (first, second)))  # fmt: skip
+    of_first, of_second = ((method, target, k) for method in (first, second))
+    ours, theirs = (grid.seed_scores.get(place, {}) for place in (of_first, of_second))
+    return pair_seeds(ours, theirs, of_first not in grid.scores, of_second not in grid.scores)
 
 
 def pair_seeds(

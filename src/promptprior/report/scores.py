@@ -128,7 +128,7 @@ def score_sections(grid: Grid, compared: Sequence[Comparison]) -> tuple[Section,
         }
         note = f"Mean over {shared_words(targets)} and at every k.{grid.sign_note}"
         heads = columns("Method", [f"k = {k}" for k in grid.ks])
-        rows = [(method, *of_method.values()) for method, of_method in means.items()]
+        rows: list[Sequence[Value]] = [(method, *of_method.values()) for method, of_method in means.items()]
         parts.append((None, (make_table("shots", "Few-shot curves", note, heads, rows),)))
     plots = _score_plots(grid, all_overall, means) if grid.ks else ()
 

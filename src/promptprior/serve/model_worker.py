@@ -180,7 +180,7 @@ class ModelWorker:
         """The tokens of a request's texts. Raises DataError for what is too long, or has other choices than a head."""
         prompt, examples = request.prompt, request.examples
         most = self.limits.tokens
-        check_lengths(self.backbone, request.task, examples, length_of_prompt(prompt))
+        check_lengths(self.backbone, request.task, examples, length_of_prompt(prompt, self.backbone))
         count = sum(map(len, self.backbone.frozen.tokenizer([e.text for e in examples]).input_ids))
         if count > most:
             raise Refusal(413, f"{count:,} tokens in {len(examples)} texts; at most {most:,}: send fewer", "tokens")

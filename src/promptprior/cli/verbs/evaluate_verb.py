@@ -71,7 +71,7 @@ class EvaluatePlan:
             raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
         backbone = load_backbone(self)
         prompt = Prompt.from_pretrained(self.prompt, backbone.card)
-        check_lengths(backbone, task, examples, length_of_prompt(prompt))
+        check_lengths(backbone, task, examples, length_of_prompt(prompt, backbone))
         taught = {name for card in prompt.header.tasks if card.role == "target" for name in card.example_ids}
         if seen := sum(example.id in taught for example in examples):
             say_to_stderr(f"warning: {seen} of the {count} {asked} taught this prompt or chose it")

@@ -153,10 +153,11 @@ class PredictPlan:
             form, count, row_count = self.survey(blocks(), read_as, file.suffix)
             backbone = load_backbone(self)
             prompt = Prompt.from_pretrained(self.prompt, backbone.card)
+            length = length_of_prompt(prompt, backbone)
             for rows in blocks():
                 task, indices = unlabelled_task(read_as, rows)
                 places = [rows.place(i) for i in indices]
-                check_lengths(backbone, task, task.examples["test"], length_of_prompt(prompt), places.__getitem__)
+                check_lengths(backbone, task, task.examples["test"], length, places.__getitem__)
             if dry_run:
                 where = self.output or "standard output"
                 return print(f"answer {count} rows of {source} with {self.prompt}, to {where}")

@@ -50,7 +50,7 @@ class RidgePrior(Recipe):
         layer = max(1, backbone.layers // 2) if self.layer is None else self.layer
         if layer > backbone.layers:
             raise SpecError(
-                f"layer {layer} (--options.{self.name}.layer): expected 1 to {backbone.layers}, the blocks of "
+                f"layer {layer} (option layer of {self.name}): expected 1 to {backbone.layers}, the blocks of "
                 f"{backbone.card.name}"
             )
         return Site(layer, self.pooling)

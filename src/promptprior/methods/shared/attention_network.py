@@ -96,7 +96,7 @@ class AttentionRecipe(Recipe):
         """
         if len(sources) != len(bank):
             raise SpecError(
-                f"--options.attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
+                f"the option attention-steps trains on the tasks of the source prompts: {len(bank)} prompts, "
                 f"{len(sources)} tasks (--sources)"
             )
         draws = context.mixture(sources, seed)

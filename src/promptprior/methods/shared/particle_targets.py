@@ -58,7 +58,7 @@ def joint_starts(
 
     A prior of this width (in embedding scales; None for none) pulls the part that a group shares back to its start.
     """
-    context.settings.require_tokens(f"joint training of targets (--options.{recipe.name}.joint-steps)")
+    context.settings.require_tokens(f"joint training of targets (option joint-steps of {recipe.name})")
     groups, scale = target_groups(priors, episodes), context.backbone.scale
     stage = context.settings.target
     rate = stage_rate(stage, stage.learning_rates[:1], scale).base[0]

@@ -46,7 +46,7 @@ class Dept(Recipe):
         short = int(self.prompt_tokens(context.settings, texts=1))
         if short > length:
             raise SpecError(
-                f"short prompt of {short} tokens (--options.dept.short): expected at most --length {length}"
+                f"short prompt of {short} tokens (option short of dept): expected at most --length {length}"
             )
         saved = (length - short) * width
         return Offset(short, self.positions, self.rank or max(1, saved // (self.positions + width)))

@@ -8,7 +8,7 @@ Which are shown where not all fit, and in which order, is drawn by the seed. Dev
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import accumulate, chain, zip_longest
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from promptprior.tasks.sampling.draws import class_of, generator
 from promptprior.tasks.task import Example, Task
 
 MEASURED = 1000  # training texts whose length is measured
+JOINED = 2  # tokens that a demonstration may save where it stands behind another
 ROOM = 1.5  # times the longest of them: test texts, which nobody reads yet, may be longer
 
 
@@ -63,8 +64,11 @@ class InContext(Recipe):
             by_class[str(class_of(episode.task, example))].append(example)
         turns = zip_longest(*(_shuffled(examples, name, episode) for name, examples in sorted(by_class.items())))
         order = [example for example in chain.from_iterable(turns) if example is not None][: self.most]
-        room = demonstration_room(backbone, episode.task)
-        for count in range(len(order), 0, -1):
+        room, most = demonstration_room(backbone, episode.task), len(order)
+        if room is not None:  # each by itself says about how many fit; joining them may save a token or two at a time
+            sizes = (len(self.tokens(backbone, episode.task, [example])) - JOINED for example in order)
+            most = max(1, sum(total <= room for total in accumulate(sizes)))
+        for count in range(most, 0, -1):
             shown = _shuffled(order[:count], "order", episode)
             ids = self.tokens(backbone, episode.task, shown)
             if room is None or len(ids) <= room:

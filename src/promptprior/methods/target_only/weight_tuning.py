@@ -46,7 +46,9 @@ class WeightRecipe(Recipe):
         """Each episode's weights as copies, [E, *shape], in the prompts' dtype: half precision swallows small steps."""
         kept = context.backbone.frozen.prompt_dtype
         params = {name: torch.stack([weights[name] for weights in starts]).to(kept) for name in starts[0]}
-        grid = tuple(self.rate * r / PROMPT_RATE for r in context.settings.target.learning_rates)
+        target = context.settings.target
+        unit = context.backbone.scale if target.rate_unit == "absolute" else 1.0
+        grid = tuple(self.rate * r / (PROMPT_RATE * unit) for r in target.learning_rates)
         return AdaptationInit(form, params, learning_rates=self.learning_rates or grid)
 
 

@@ -296,7 +296,21 @@ def render(spec: TaskSpec, rows: Rows) -> tuple[Example, ...]:
         if not references:
             raise DataError(f"{where}: doc_to_target gives an empty target")
         examples.append(Example(name, text, references[0], references=references, group=group))
-    return tuple(examples)
+    return with_own_ids(examples)
+
+
+def with_own_ids(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """The examples, each with an id that no different one has: a column of customers' numbers tells none apart, so that
+    later ones get "#2", "#3", … behind it. Equal examples may share one."""
+    first: dict[str, Example] = {}
+    out = []
+    for example in examples:
+        own, number = example, 1
+        while (known := first.setdefault(own.id, own)) is not own and known != own:
+            number += 1
+            own = replace(example, id=f"{example.id}#{number}")
+        out.append(own)
+    return tuple(out)
 
 
 def keeps_row(spec: TaskSpec, row: Row, where: str) -> bool:

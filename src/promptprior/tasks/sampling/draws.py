@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from promptprior.config.choices import DevFrom, RateKind, ShotsAre, TestRows
 from promptprior.errors import DataError, SpecError
-from promptprior.notation import Float, Tensor
+from promptprior.notation import Float, Int, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens, collate
 from promptprior.tasks.task import Example, Task, normalised
 
@@ -318,9 +318,15 @@ class EpisodeDraws:
             size = len(pool.items)
             take = min(self.batch_size, size)
             epoch, turn = divmod(step, math.ceil(size / take))
-            order = torch.randperm(size, generator=generator(seed, "epoch", epoch)).tolist()
-            texts += [(pool, order[(turn * take + i) % size]) for i in range(take)]
+            places = (turn * take + torch.arange(take)) % size
+            texts += [(pool, place) for place in epoch_order(size, seed, epoch)[places].tolist()]
         return collate_drawn(texts, step, dict(zip((pool.copy for pool in self.pools), self.seeds, strict=True)))
+
+
+@lru_cache(maxsize=16)  # of a pool of hundreds of thousands it takes milliseconds, at every step
+def epoch_order(size: int, seed: int, epoch: int) -> Int[Tensor, " size"]:
+    """The order of a pool's texts in one epoch."""
+    return torch.randperm(size, generator=generator(seed, "epoch", epoch))
 
 
 def collate_drawn(texts: Sequence[tuple[Pool, int]], step: int, seeds: Mapping[int, int]) -> Batch:
