@@ -102,8 +102,10 @@ class Header:
 
 
 def without_places(header: Header) -> Header:
-    """The header without where things lie on this machine, for others to read: tasks have no path, and other absolute
-    paths (of the backbone, a prior, an option) are cut to their last part; in the members of a blend too."""
+    """The header without where things lie on this machine, for others to read, in the members of a blend too.
+
+    Tasks have no path; other absolute paths (of the backbone, a prior, an option) are cut to their last part.
+    """
 
     def cut(value: object, key: str = "") -> object:
         if isinstance(value, Mapping):
