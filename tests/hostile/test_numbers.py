@@ -24,6 +24,7 @@ REQUIRED = {
     "evaluate": {"target": "t", "prompt": "p"},
     "fit": {"sources": "s"},
     "inspect": {"folders": "p"},
+    "report": {"results": "r"},
     "serve": {"folder": "p"},
     "similar": {"target": "t", "sources": "s"},
 }
