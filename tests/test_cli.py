@@ -123,7 +123,7 @@ def test_fit_adapt_evaluate_predict_inspect(cli: Cli, data: Path, model: Path, t
     assert code == 0, err
     assert json.loads(out)["scores"] == pytest.approx(header["scores"]["test"])
     code, out, _ = cli(*evaluate, "--split", "validation")
-    assert out.startswith("edges, 6 of validation\naccuracy ")
+    assert out.startswith("edges, 6 validation rows\naccuracy ")
 
     unlabelled = tmp_path / "rows.jsonl"
     unlabelled.write_text('{"id": "a", "text": "test xxx 1"}\n{"text": "anything"}\n')
