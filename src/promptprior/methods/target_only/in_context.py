@@ -64,15 +64,16 @@ class InContext(Recipe):
             by_class[str(class_of(episode.task, example))].append(example)
         turns = zip_longest(*(_shuffled(examples, name, episode) for name, examples in sorted(by_class.items())))
         order = [example for example in chain.from_iterable(turns) if example is not None][: self.most]
-        room, most = demonstration_room(backbone, episode.task), len(order)
-        if room is not None:  # each by itself says about how many fit; joining them may save a token or two at a time
-            sizes = (len(self.tokens(backbone, episode.task, [example])) - JOINED for example in order)
-            most = max(1, sum(total <= room for total in accumulate(sizes)))
-        for count in range(most, 0, -1):
+        room, count = demonstration_room(backbone, episode.task), len(order)
+        while count:
             shown = _shuffled(order[:count], "order", episode)
             ids = self.tokens(backbone, episode.task, shown)
             if room is None or len(ids) <= room:
                 return shown, ids
+            if count == len(order):  # each by itself says about how many fit; joined they may save a token or two each
+                sizes = (len(self.tokens(backbone, episode.task, [example])) - JOINED for example in order)
+                count = min(count, 1 + sum(total <= room for total in accumulate(sizes)))
+            count -= 1
         raise DataError(
             f"task {episode.task.name!r}: no demonstration fits into the {room} tokens that the context of "
             f"{backbone.card.name} leaves; use shorter texts, or another method"
