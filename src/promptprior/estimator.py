@@ -212,7 +212,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
             value = getattr(self, name)
             if value is None or isinstance(value, Settings | Path | str | bool | int | float):
                 params[name] = to_mapping(value)
-        if getattr(self, "options", None):
+        if self.options:
             params["options"] = to_mapping(self.options)
         if isinstance(self.method, Recipe):
             params["method"] = self.method.name

@@ -16,6 +16,9 @@ from promptprior.config.mapping import from_mapping, shorten, to_mapping
 from promptprior.errors import ArtifactError, DataError, SpecError
 from promptprior.files import read_json
 from promptprior.notation import Params
+from promptprior.tasks.loading.new_rows import reading_spec
+from promptprior.tasks.loading.spec import TaskSpec, spec_from
+from promptprior.tasks.task import Task
 
 HEADER_FILE = "promptprior.json"
 FORMAT_VERSION = 1
@@ -43,6 +46,13 @@ class TaskCard:
     def is_of_memory(self) -> bool:
         """Whether its rows came from no file, so that `spec` alone says how rows are read."""
         return bool(self.spec) and not self.path
+
+    def rows_read_as(self, loads: str, where: Path, data: Path | None) -> Task | TaskSpec:
+        """What new rows are read as: the spec kept here, else that of what `loads` the task. `where` is the artifact.
+
+        Raises SpecError and DataError as `reading_spec` does.
+        """
+        return spec_from(self.spec, str(where)) if self.is_of_memory else reading_spec(loads, data)
 
 
 @dataclass(frozen=True)

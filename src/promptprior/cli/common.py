@@ -15,7 +15,7 @@ from promptprior.errors import ArtifactError, SpecError
 from promptprior.tasks import Task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.loading.new_rows import reading_spec
-from promptprior.tasks.loading.spec import TaskSpec, spec_from
+from promptprior.tasks.loading.spec import TaskSpec
 from promptprior.tasks.sampling.batch import Batch
 
 
@@ -70,7 +70,7 @@ def task_to_read_as(prompt: Path, target: str, data: Path | None) -> tuple[str, 
     if target:
         return target, reading_spec(target, data)
     name, card = target_of_prompt(prompt, data)
-    return ("", spec_from(card.spec, str(prompt))) if card.is_of_memory else (name, reading_spec(name, data))
+    return "" if card.is_of_memory else name, card.rows_read_as(name, prompt, data)
 
 
 @dataclass

@@ -19,9 +19,9 @@ from promptprior.backbone import BackboneCard
 from promptprior.errors import ArtifactError, DataError, PromptpriorError
 from promptprior.evaluate import PromptRequest
 from promptprior.parameterisations.registry import form_class
-from promptprior.tasks.loading.new_rows import NEVER_READ, reading_spec, unlabelled_task
+from promptprior.tasks.loading.new_rows import NEVER_READ, unlabelled_task
 from promptprior.tasks.loading.readers import rows_of
-from promptprior.tasks.loading.spec import TaskSpec, spec_from
+from promptprior.tasks.loading.spec import TaskSpec
 from promptprior.tasks.loading.template import as_text
 from promptprior.tasks.task import Example, Task
 
@@ -194,9 +194,8 @@ class PromptFolder:
             )
         prompt = Prompt.from_pretrained(path, self.card)
         self.check(prompt)
-        found = prompt.header.find_target(path, self.data)
-        reader = None
+        found, reader = prompt.header.find_target(path, self.data), None
         if found is not None:
             name, card = found
-            reader = spec_from(card.spec, str(path)) if card.is_of_memory else reading_spec(name, self.data)
+            reader = card.rows_read_as(name, path, self.data)
         return ServedPrompt(path.name, prompt, reader, stamp)
