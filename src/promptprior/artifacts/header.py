@@ -48,7 +48,7 @@ class TaskCard:
         return bool(self.spec) and not self.path
 
     def rows_read_as(self, loads: str, where: Path, data: Path | None) -> Task | TaskSpec:
-        """What new rows are read as: the spec kept here, else that of what `loads` the task. `where` is the artifact.
+        """How rows are read: by the spec kept here, else by that of what `loads` the task. `where` is the artifact.
 
         Raises SpecError and DataError as `reading_spec` does.
         """
