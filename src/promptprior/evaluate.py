@@ -92,7 +92,7 @@ class PromptAnswers:
         `right_nll`."""
         e, total = self.eval_set, 0.0  # not sum(), which adds up in another way from Python 3.12 on
         for example, values, tokens in zip(e.examples, self.nll, e.tokens, strict=True):
-            total += right_nll(example, values, tuple(map(len, tokens.targets)))
+            total += right_nll(example, values, tokens.target_lengths)
         scores = score(e.task, e.examples, self.predictions, names) if self.predictions else {}
         return EvalResult(scores, total / len(e.examples))
 
@@ -262,7 +262,7 @@ def evaluate_requests(
 def ranked(eval_set: EvalSet, nll: TargetNLL) -> list[Prediction]:
     """The likeliest choice of each example."""
     of_each = zip(eval_set.examples, nll, eval_set.tokens, strict=True)
-    return [likeliest(example, values, tuple(map(len, tokens.targets))) for example, values, tokens in of_each]
+    return [likeliest(example, values, tokens.target_lengths) for example, values, tokens in of_each]
 
 
 def likeliest(example: Example, nll: Sequence[float], lengths: tuple[int, ...]) -> Prediction:

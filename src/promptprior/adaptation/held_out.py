@@ -29,7 +29,7 @@ class HeldOut:
 def held_out_answers(eval_set: EvalSet, nll: TargetNLL) -> tuple[HeldOut, ...]:
     """The examples of an evaluation set, with the NLL that each of their targets got."""
     return tuple(
-        HeldOut(example, tuple(values), tuple(map(len, tokens.targets)))
+        HeldOut(example, tuple(values), tokens.target_lengths)
         for example, values, tokens in zip(eval_set.examples, nll, eval_set.tokens, strict=True)
     )
 

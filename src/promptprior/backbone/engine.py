@@ -239,8 +239,13 @@ class Backbone:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens, and within KEYS
         attention scores for each of these: one long text among short ones makes them all as long."""
         start, used, tall, wide, prompts = 0, 0, 0, 0, set[int]()
-        reads, widths = batch.prompt_index.tolist(), (batch.text_lengths + batch.target_ids.shape[1] + length).tolist()
-        for x, cost in enumerate(text_costs(batch)):
+        lengths = batch.text_lengths + batch.target_ids.shape[1] + length  # [X]
+        reads, widths, costs = batch.prompt_index.tolist(), lengths.tolist(), text_costs(batch)
+        most = batch.texts * max(costs) * max(widths)  # scores
+        if sum(costs) + length * len(set(reads)) <= self.max_tokens and most <= KEYS * self.max_tokens:
+            yield batch  # which is nearly always so, and quickly seen
+            return
+        for x, cost in enumerate(costs):
             more, tall, wide = cost + (0 if reads[x] in prompts else length), max(tall, cost), max(wide, widths[x])
             scores = (x + 1 - start) * tall * wide
             if x > start and (used + more > self.max_tokens or scores > KEYS * self.max_tokens):

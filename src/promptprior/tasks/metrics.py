@@ -149,7 +149,7 @@ class AnswerSet:
         table = np.full((len(self.examples), max(len(e.choices) for e in self.examples)), np.inf)
         for row, example, prediction in zip(table, self.examples, self.predictions, strict=True):
             nll = prediction.choice_nll
-            if len(nll) != len(example.choices) or not np.isfinite(nll).all():
+            if len(nll) != len(example.choices) or not all(map(math.isfinite, nll)):
                 raise DataError(
                     f"task {self.task.name!r}, example {example.id!r}: choice_nll {tuple(nll)} "
                     f"needs one finite number for each of the {len(example.choices)} choices"

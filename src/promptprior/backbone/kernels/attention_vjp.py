@@ -8,6 +8,7 @@ one fused softmax per stage. Long texts see their own past through a fused kerne
     dW = dO V'      dS = W (dW - rowsum(dW W))      dQ = dS K      dK = dS' Q      dV = W' dO
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from promptprior.backbone.kernels.long_attention import attends_long, causal, ca
 from promptprior.notation import Float, Tensor
 
 Blocks = Float[Tensor, "H _ _ d"]  # of one stage: [H, B, S, d]
+LEAST_COLUMNS = (
+    16  # of a softmax on a CPU: torch takes rows below its vectors' width number by number, ten times slower
+)
 
 
 class SavedAttention(NamedTuple):
@@ -53,7 +57,7 @@ def attention_forward(
             if plan.bias is not None:
                 score += plan.bias
             scores.append(score if part.hidden is None else score.masked_fill_(part.hidden, float("-inf")))
-        all_scores = _joined(scores, query)
+        all_scores = _joined(scores, query, float("-inf"))
         out, log_sum = None, None
         if past is None:
             weights = torch.softmax(all_scores.flatten(2, 3), dim=-1)  # [H, B, S g, K], over all parts at once
@@ -63,7 +67,7 @@ def attention_forward(
             log_sum = torch.logaddexp(of_own, wide.logsumexp(-1))  # [H, B, S, g], of all there is
             weights = (wide - log_sum[..., None]).exp_().to(query.dtype).flatten(2, 3)
             out = own * (of_own - log_sum).exp_()[..., None].to(own.dtype)
-        for part, weight in zip(parts, weights.split([score.shape[-1] for score in scores], dim=-1), strict=True):
+        for part, weight in zip(parts, _cut(weights, scores), strict=True):
             value = _part_blocks(part, activations.values)
             more = _product_rows(weight, value) @ value
             out = more if out is None else out.add_(more.view(out.shape))
@@ -95,7 +99,7 @@ def attention_backward(
             value = _part_blocks(part, activations.values)
             piece = _product_rows(out, value) @ value.transpose(-1, -2)
             pieces.append(piece.view(*weights.shape[:3], -1))
-        weight_grad = _joined(pieces, weights)  # [H, B, S g, K]
+        weight_grad = _joined(pieces, weights, 0.0)  # [H, B, S g, K]
         query_grad: Tensor | None = None
         if whole is None:
             score_grad = torch.ops.aten._softmax_backward_data(weight_grad, weights, -1, weights.dtype)
@@ -109,10 +113,7 @@ def attention_backward(
             _add(value_grads, past, activations.values, value_grad)
 
         # dQ sums over parts; dK and dV go back to the stage whose keys they were
-        sizes = [piece.shape[-1] for piece in pieces]
-        for part, weight, score in zip(
-            parts, weights.split(sizes, dim=-1), score_grad.split(sizes, dim=-1), strict=True
-        ):
+        for part, weight, score in zip(parts, _cut(weights, pieces), _cut(score_grad, pieces), strict=True):
             key = _part_blocks(part, activations.keys)
             score, weight = (_turnable(_product_rows(x, key)) for x in (score, weight))
             more = score @ key
@@ -132,9 +133,18 @@ def attention_backward(
     return of_q, of_k, of_v, of_prefix  # type: ignore[return-value]  # nor is that of a prefix
 
 
-def _joined(pieces: list[Tensor], like: Float[Tensor, "*n _"]) -> Float[Tensor, "*n K"]:
-    """Pieces side by side; without any, no columns."""
+def _joined(pieces: list[Tensor], like: Float[Tensor, "*n _"], fill: float) -> Float[Tensor, "*n K"]:
+    """Pieces side by side; without any, no columns. Where a softmax wants more columns, they hold `fill`."""
+    missing = LEAST_COLUMNS - sum(piece.shape[-1] for piece in pieces)
+    if pieces and missing > 0 and like.is_cpu:
+        pieces = [*pieces, pieces[0].new_full((*pieces[0].shape[:-1], missing), fill)]
     return pieces[0] if len(pieces) == 1 else torch.cat([like[..., :0], *pieces], dim=-1)
+
+
+def _cut(joined: Float[Tensor, "*n K"], pieces: list[Tensor]) -> list[Tensor]:
+    """What was joined, as pieces of these widths; columns behind them are left out."""
+    ends = accumulate(piece.shape[-1] for piece in pieces)
+    return [joined[..., end - piece.shape[-1] : end] for end, piece in zip(ends, pieces, strict=True)]
 
 
 def _add(totals: list[Tensor | None], part: Part, blocks: list[Blocks], gradient: Blocks) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,17 @@ class Tokens:
     targets: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        return len(self.text) + sum(map(len, self.targets))
+        return self.size
+
+    @cached_property
+    def size(self) -> int:
+        """How many tokens there are: asked again at every step and look."""
+        return len(self.text) + sum(self.target_lengths)
+
+    @cached_property
+    def target_lengths(self) -> tuple[int, ...]:
+        """The tokens of each target."""
+        return tuple(map(len, self.targets))
 
 
 @dataclass(frozen=True)
@@ -163,9 +174,10 @@ def collate(
         raise ValueError("every text needs at least one target, and every target at least one token")
     padded = []  # with 0 on the right; lengths, never ids, say what is padding
     for rows in ([item.text for item in items], targets):
-        table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)  # many times faster than a tensor a row
-        for ids, row in zip(table, rows, strict=True):
-            ids[: len(row)] = row
+        widths = np.fromiter(map(len, rows), np.int64, len(rows))
+        is_filled = np.arange(widths.max()) < widths[:, None]
+        table = np.zeros(is_filled.shape, dtype=np.int64)  # many times faster than a tensor a row
+        table[is_filled] = np.fromiter(chain.from_iterable(rows), np.int64, int(widths.sum()))
         padded.append(torch.from_numpy(table))
     copy_index = torch.tensor(copies if copies is not None else [0] * len(items))
     return Batch(

@@ -318,8 +318,9 @@ class EpisodeDraws:
             size = len(pool.items)
             take = min(self.batch_size, size)
             epoch, turn = divmod(step, math.ceil(size / take))
-            places = (turn * take + torch.arange(take)) % size
-            texts += [(pool, place) for place in epoch_order(size, seed, epoch)[places].tolist()]
+            order, start = epoch_order(size, seed, epoch), turn * take
+            places = order[start : start + take].tolist() + order[: max(0, start + take - size)].tolist()
+            texts += [(pool, place) for place in places]
         return collate_drawn(texts, step, dict(zip((pool.copy for pool in self.pools), self.seeds, strict=True)))
 
 
