@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from promptprior.backbone import Backbone
+from promptprior.cli.verbs.report_verb import ReportPlan
 from promptprior.compare import execute, run
 from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.power import power_lines
@@ -286,6 +287,11 @@ def test_cells_that_a_method_cannot_serve_are_left_out_and_said(
     assert len(rows) == 7
     assert all(row.is_ok for row in rows)
     assert ("prompt_tuning", "two") not in {(row.method, row.target) for row in rows}
+    lines = (plan.output / run.RESULTS).read_text().splitlines(keepends=True)
+    (plan.output / run.RESULTS).write_text("".join(lines[:-1]))
+    ReportPlan((plan.output,)).run(dry_run=False)  # written again it still says what is missing
+    assert f"Left out: {line}." in page.read_text()
+    assert "Unfinished: 6 of 7 cells have run." in page.read_text()
     with pytest.raises(SpecError, match=r"nothing to compare .*three texts"):
         run.compare(replace(plan, methods=("prompt_tuning",), targets=("two",)), backbone, say_nothing)
 

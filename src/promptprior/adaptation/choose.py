@@ -6,7 +6,8 @@ probabilities of choices:
 
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
-T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599). w maximises the held-out likelihood of
+T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599) under a prior of ours, log2 T normal
+around 0 with standard deviation 1: sixteen examples would else make a lucky candidate four times as sure. w maximises the held-out likelihood of
 the blend under a Dirichlet prior, by EM (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.02030): few
 examples tell too little to let one candidate have it all. The prior's mean gives every candidate that trained one
 share, and one share to all the others together, which read the same frozen model and err alike (docs/log.md). The
@@ -30,7 +31,8 @@ from promptprior.notation import Float, Tensor
 from promptprior.tasks.metrics import Prediction, merit, resampled_score
 from promptprior.tasks.task import Example, Task
 
-TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 25))  # 1/4 to 64
+OCTAVES = tuple(step / 4 for step in range(-8, 25))  # log2 of the temperatures that are tried
+TEMPERATURES = tuple(2**octave for octave in OCTAVES)  # 1/4 to 64
 EM_STEPS = 300
 PULL = 4.0  # examples that the prior is worth, times the candidates
 LEAST_WEIGHT = 0.02  # a member with less is left out: it costs its forward pass at every answer
@@ -167,7 +169,8 @@ def mix(answers: Sequence[Sequence[HeldOut]], trained: Sequence[bool] = ()) -> M
         right = torch.tensor([[answer.example.label or 0] for answer in own])  # [n, 1]
         scaled = table / torch.tensor(TEMPERATURES, dtype=torch.float64)[:, None, None]  # [T, n, K]
         each = scaled.log_softmax(-1).gather(-1, right.expand(len(TEMPERATURES), -1, -1))[..., 0]  # [T, n]
-        best = int(each.sum(1).argmax())
+        log_prior = -torch.tensor(OCTAVES, dtype=torch.float64).square() / 2  # [T]
+        best = int((each.sum(1) + log_prior).argmax())
         temperatures.append(TEMPERATURES[best])
         logs.append(each[best])
     weights = mixing_weights(torch.stack(logs), prior_weights(trained or [False] * len(answers)))

@@ -41,7 +41,7 @@ from promptprior.files import append_lines, check_room, claimed, remove_folder, 
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
 from promptprior.report.examples.kept_answers import ANSWER_BYTES, ANSWERS_FILE, ExampleSet, example_line, read_answers
 from promptprior.report.page import Report, make_report
-from promptprior.report.results import RESULTS_FILE, read_rows
+from promptprior.report.results import RESULTS_FILE, WANTED_FILE, Wanted, read_rows
 from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
 from promptprior.tasks import Split, Task, load_task
 from promptprior.tasks.loading.check import conflicts
@@ -133,6 +133,7 @@ def run_plan(
         check_room(plan.output, need)
         saved = replace(plan, settings=plan.resolved(), steps=None, sweep=plan.swept())
         save_plan(saved, plan.output / PLAN, "compare")
+        write_json(plan.output / WANTED_FILE, asdict(Wanted(len(wanted), tuple(left_out))))
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:

@@ -16,12 +16,13 @@ from typing import Any, Literal
 from promptprior.config.mapping import C, from_mapping, shorten, to_mapping
 from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
-from promptprior.files import read_lines
+from promptprior.files import read_json, read_lines
 from promptprior.report.statistics import UNBOUNDED, Interval, interval
 from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
 RESULTS_FILE = "results.jsonl"  # what a comparison writes its rows to
+WANTED_FILE = "wanted.json"  # beside it
 TABLE_SUFFIXES = (".csv", ".parquet")
 LARGEST = 1e30  # of the numbers in a row: sums and squares of them are still numbers
 NO_LESS = {"least": 0}  # than nothing
@@ -63,6 +64,14 @@ class CellCost:
     def source(self) -> Cost:
         """What fitting its prior cost."""
         return Cost(self.source_seconds, self.source_rows, self.source_tokens)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a comparison set out to do: how many cells it has, and what it left out and why, a line each."""
+
+    cells: int = field(metadata=NO_LESS)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,18 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """All rows of a results.jsonl; of a cell that stands there twice, the last. A missing file has none."""
     rows = (Row.from_json(value, f"{path}, row {i}") for i, value in enumerate(read_lines(path), start=1))
     return tuple({row.cell: row for row in rows}.values())
+
+
+def read_wanted(*results: Path) -> Wanted | None:
+    """What the comparisons behind these results set out to do together; None where one of them does not say.
+
+    Raises DataError for a file of anything else.
+    """
+    files = [path.with_name(WANTED_FILE) for path in results]
+    if not all(file.is_file() for file in files):
+        return None
+    known = [parse(Wanted, read_json(file), str(file)) for file in files]
+    return Wanted(sum(one.cells for one in known), tuple(dict.fromkeys(line for one in known for line in one.left_out)))
 
 
 def rows_table(rows: Sequence[Row], suffix: str) -> bytes:

@@ -66,7 +66,7 @@ class ReportPlan:
         from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
         from promptprior.report.page import make_report
         from promptprior.report.protocol.contrasts import contrast_pairs
-        from promptprior.report.results import read_rows, rows_table
+        from promptprior.report.results import read_rows, read_wanted, rows_table
         from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
 
         rows = [row for file in files for row in read_rows(file)]
@@ -84,9 +84,12 @@ class ReportPlan:
             if {swept_value(row, key) for row in rows} <= {None, NOT_SAID}:
                 known = {f"{OPTIONS}{row.method}.{name}" for row in rows for name in row.settings.get("method", ())}
                 raise SpecError(unknown_name("setting", key, {*DEFAULTS, *known}) + " (--sweep)")
+        wanted = read_wanted(*files)
         report = make_report(
             rows,
             self.title,
+            expected=wanted and wanted.cells,
+            left_out=wanted.left_out if wanted else (),
             baseline=self.baseline,
             command=command_line(),
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
