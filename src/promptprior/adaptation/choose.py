@@ -6,12 +6,13 @@ probabilities of choices:
 
     p(y | x) = sum over candidates m of  w_m softmax(-nll_m(y | x) / T_m)
 
-T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599) under a prior of ours, log2 T normal
-around 0 with standard deviation 1: sixteen examples would else make a lucky candidate four times as sure. w maximises the held-out likelihood of
-the blend under a Dirichlet prior, by EM (a linear opinion pool; stacking, Yao et al. 2018, arXiv 1704.02030): few
-examples tell too little to let one candidate have it all. The prior's mean gives every candidate that trained one
-share, and one share to all the others together, which read the same frozen model and err alike (docs/log.md). The
-blend's own score comes from folds of the held-out examples, each answered by weights that the others gave.
+T_m minimises the held-out NLL of m alone (Guo et al. 2017, arXiv 1706.04599) under a prior of ours: log2 T is normal
+around 0 with standard deviation 1, for sixteen examples would make a lucky candidate four times as sure. w maximises
+the held-out likelihood of the blend under a Dirichlet prior, by EM (a linear opinion pool; stacking, Yao et al. 2018,
+arXiv 1704.02030): few examples tell too little to let one candidate have it all. The prior's mean gives every candidate
+that trained one share, and one share to all the others together, which read the same frozen model and err alike
+(docs/log.md). The blend's own score comes from folds of the held-out examples, each answered by weights that the others
+gave.
 """
 
 from collections.abc import Callable, Mapping, Sequence

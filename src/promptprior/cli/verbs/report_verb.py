@@ -84,12 +84,12 @@ class ReportPlan:
             if {swept_value(row, key) for row in rows} <= {None, NOT_SAID}:
                 known = {f"{OPTIONS}{row.method}.{name}" for row in rows for name in row.settings.get("method", ())}
                 raise SpecError(unknown_name("setting", key, {*DEFAULTS, *known}) + " (--sweep)")
-        wanted = read_wanted(*files)
+        planned = read_wanted(*files)
         report = make_report(
             rows,
             self.title,
-            expected=wanted and wanted.cells,
-            left_out=wanted.left_out if wanted else (),
+            expected=planned and planned.cells,
+            left_out=planned.left_out if planned else (),
             baseline=self.baseline,
             command=command_line(),
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
