@@ -88,7 +88,7 @@ class ReportPlan:
         report = make_report(
             rows,
             self.title,
-            expected=planned and planned.cells,
+            expected=planned.cells if planned else None,
             left_out=planned.left_out if planned else (),
             baseline=self.baseline,
             command=command_line(),
