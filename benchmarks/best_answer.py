@@ -11,7 +11,8 @@
 once, with nothing in front and behind an untrained prompt. `answer` then does what `promptprior adapt --method auto`
 does: heads answer out of fold, are fitted to all 2k shots, and held-out answers choose among them or blend them
 (`auto_quick`: what `auto` gives while its seconds allow nothing that trains; `auto_single`, `auto_blend`: its two
-sides). `join` adds LoRA as `train` has kept its answers to dev shots and test rows: `auto` as it is by default. FILE
+sides). `join` adds LoRA as `train` has kept its answers to dev shots and test rows: `auto` as it is by default. For
+that LoRA runs twice: `lora` learns from the train shots and `lora:turned` from the dev shots, judged by the rest. FILE
 has a JSON line for each target, k, draw and method, and is resumed: lines that are there are not made again. Test rows
 are balanced (the first of each class). Draws are the library's.
 """
@@ -33,7 +34,8 @@ import torch
 from measure import report_peak
 
 from promptprior.adapt import adapt, make_episode
-from promptprior.adaptation.choose import held_out_choice
+from promptprior.adaptation.both_ways import ways
+from promptprior.adaptation.choose import Mix, held_out_choice
 from promptprior.adaptation.folds import fold_episodes
 from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
 from promptprior.backbone import Backbone, load, ranking_tokens
@@ -57,7 +59,7 @@ from promptprior.tasks.task import Example, Task
 TARGETS = ("sms_spam", "rotten_tomatoes", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
            "emotion", "limit_motion")  # fmt: skip
 SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
-QUICK = tuple(name for name in CANDIDATES if name != "lora")
+QUICK, TURNED = tuple(name for name in CANDIDATES if name != "lora"), "lora:turned"
 HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
     "zero_shot": ("none", None),
     "constant": ("none", NAMED_HEADS["constant"]),
@@ -163,7 +165,7 @@ def answer(task: Task, cache: Path, file: Path) -> None:
             own = {f"held_{name}": value for name, value in scores_of(task, held[method]).items()}
             write(file, episode, method, {**scores_of(task, on_test[method]), **own}, time.monotonic() - start)
         start = time.monotonic()
-        single, blend, chosen, about = choose(task, QUICK, held, on_test)
+        single, blend, chosen, about = choose(task, QUICK, held, {m: [own] for m, own in on_test.items()})
         write(file, episode, "auto_single", scores_of(task, single), 0.0)
         write(file, episode, "auto_blend", scores_of(task, blend), 0.0)
         write(file, episode, "auto_quick", {**scores_of(task, chosen), **about}, time.monotonic() - start)
@@ -177,33 +179,47 @@ def answers_of(readouts: "Readouts", episode: Episode, method: str) -> tuple[lis
 
 
 def choose(
-    task: Task, names: Sequence[str], held: dict[str, list[HeldOut]], on_test: dict[str, list[HeldOut]]
+    task: Task, names: Sequence[str], held: dict[str, list[HeldOut]], on_test: dict[str, list[list[HeldOut]]]
 ) -> tuple[list[HeldOut], list[HeldOut], list[HeldOut], dict[str, Any]]:
-    """What the best single candidate, the blend and `auto` answer to the test rows, and what was chosen."""
+    """What the best single candidate, the blend and `auto` answer to the test rows, and what was chosen; from what each
+    of a candidate's runs answers, which share its weight."""
     choice = held_out_choice(task, [held[m] for m in names], [m not in HEADS for m in names])
-    best, weights = names[choice.best], zip(choice.blend.members, choice.blend.weights, strict=True)
-    blend = [choice.blend.answer(given) for given in zip(*(on_test[m] for m in names), strict=True)]
-    about = {"chosen": "blend" if choice.takes_blend else best, "weights": {names[m]: w for m, w in weights}}
-    return on_test[best], blend, blend if choice.takes_blend else on_test[best], about
+    mix, best = choice.blend, names[choice.best]
+    runs = [(names[m], w, t) for m, w, t in zip(mix.members, mix.weights, mix.temperatures, strict=True)]
+    blend = mixed([(own, w / len(on_test[m]), t) for m, w, t in runs for own in on_test[m]])
+    single = mixed([(own, 1 / len(on_test[best]), 1.0) for own in on_test[best]])
+    about = {"chosen": "blend" if choice.takes_blend else best, "weights": {m: w for m, w, _ in runs}}
+    return single, blend, blend if choice.takes_blend else single, about
+
+
+def mixed(runs: Sequence[tuple[list[HeldOut], float, float]]) -> list[HeldOut]:
+    """The weighted mean of the probabilities of several runs, each with its weight and temperature."""
+    answers, weights, temperatures = zip(*runs, strict=True)
+    mix = Mix(tuple(range(len(runs))), weights, temperatures)
+    return [mix.answer(given) for given in zip(*answers, strict=True)]
 
 
 def join(task: Task, cache: Path, file: Path) -> None:
-    """A line for auto with LoRA, for every draw of LoRA: dev shots judge all, since they did not teach it."""
+    """A line for auto with LoRA, for every draw of which both runs of LoRA are there."""
     readouts, done, test = Readouts(task, cache), cells_of([file]), task.split("test")
     kept = [json.loads(line) for line in file.with_suffix(".answers").read_text().splitlines()]
-    lora = {(x["k"], x["seed"]): x for x in kept if (x["target"], x["method"]) == (task.name, "lora")}
+    of_cell = {(x["k"], x["seed"], x["method"]): x for x in kept if x["target"] == task.name}
     for episode in episodes_of(task):
         key = (episode.k, episode.seed)
-        if key not in lora or (task.name, *key, "auto") in done:
+        runs = [of_cell[*key, method] for method in ("lora", TURNED) if (*key, method) in of_cell]
+        if len(runs) < 2 or (task.name, *key, "auto") in done:
             continue
-        start, dev = time.monotonic(), {e.id: e for e in episode.shots.dev}
+        start, shots = time.monotonic(), (*episode.shots.train, *episode.shots.dev)
         given = {method: answers_of(readouts, episode, method) for method in QUICK}
-        held = {method: [a for a in own if a.example.id in dev] for method, (own, _) in given.items()}
-        on_test = {method: own for method, (_, own) in given.items()}
-        for side, examples in (("dev", dev), ("test", {e.id: e for e in test})):
-            own = [HeldOut(examples[name], tuple(nll), (1,) * len(nll)) for name, nll in lora[key][side]]
-            (held if side == "dev" else on_test)["lora"] = own
-        held["lora"].sort(key=lambda a: a.example.id)
+        held = {method: own for method, (own, _) in given.items()}
+        on_test = {method: [own] for method, (_, own) in given.items()}
+        examples = {e.id: e for e in (*shots, *test)}
+        of_runs = [
+            [[HeldOut(examples[name], tuple(nll), (1,) * len(nll)) for name, nll in run[side]] for run in runs]
+            for side in ("dev", "test")
+        ]
+        held["lora"] = sorted((a for own in of_runs[0] for a in own), key=lambda a: a.example.id)
+        on_test["lora"] = of_runs[1]
         *_, chosen, about = choose(task, (*QUICK, "lora"), held, on_test)
         write(file, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
 
@@ -219,11 +235,13 @@ def train(
     for method in methods:
         done = cells_of([file])
         asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
+        if method == TURNED:
+            asked = [ways(episode, 2)[1] for episode in asked]
         episodes = [e for e in asked if (task.name, e.k, e.seed, method) not in done]
         for k in {e.k for e in episodes}:
             together = [e for e in episodes if e.k == k]  # as copies in one batch
             start = time.monotonic()
-            adapted = adapt(make_method(method), together, backbone, None, settings)
+            adapted = adapt(make_method(method.removesuffix(":turned")), together, backbone, None, settings)
             seconds = (time.monotonic() - start) / len(together)
             requests = [
                 PromptRequest(a.prompt, task, rows)
@@ -280,7 +298,7 @@ def table(files: Sequence[Path]) -> None:
     """Mean accuracy by method and target, and auto against each method, paired by draw."""
     cells = cells_of(files)
     for k in SHOTS:
-        methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k))
+        methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k and m != TURNED))
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
         front = "auto" if "auto" in methods else "auto_quick"
         print(f"\nk = {k}: mean score over draws\n")

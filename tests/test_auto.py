@@ -14,8 +14,10 @@ import torch
 import promptprior as pp
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.both_ways import ways
 from promptprior.adaptation.budget import RECORD
 from promptprior.artifacts.artifact import Prior, Prompt
+from promptprior.artifacts.blending import blend_members
 from promptprior.backbone import Backbone
 from promptprior.backbone.engine import Meter
 from promptprior.cli import main
@@ -23,9 +25,11 @@ from promptprior.cli.verbs.adapt_verb import leaderboard_lines
 from promptprior.compare.plan import Plan
 from promptprior.config.training import Settings, Training
 from promptprior.errors import ArtifactError, SpecError
+from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.fit import RunControl, fit
 from promptprior.methods import make_method
 from promptprior.rules.rule import Info
+from promptprior.tasks.sampling.draws import Shots
 from tests.backbone.tiny import tiny
 from tests.test_cli import fit_prior, saved_model, write_task
 from tests.world import always, choice_task, early
@@ -134,6 +138,43 @@ def test_dev_shots_judge_what_trains_and_folds_the_rest() -> None:
     assert {a.example.id for a in adapted.out_of_fold} == dev
     [folded] = adapt(replace(method, trained_folds=2), [EPISODE], backbone(), None, unfolded)
     assert len(folded.out_of_fold) == 2 * len(dev)
+
+
+def test_what_trains_learns_from_either_half_and_both_runs_answer() -> None:
+    """Both runs are those of the method alone, on the shots and on the shots turned round; each judges by the rest."""
+    unfolded, turned = replace(SETTINGS, folds=0), Shots(EPISODE.shots.dev, EPISODE.shots.train)
+    episodes = [EPISODE, replace(EPISODE, shots=turned)]
+    alone = [adapt(make_method("prompt_tuning"), [e], backbone(), None, unfolded)[0] for e in episodes]
+    method = make_method("auto", {"candidates": ("prompt_tuning",)})
+    [adapted] = adapt(method, [EPISODE], backbone(), None, unfolded)
+    members = blend_members(adapted.prompt)
+    assert len(members) == 2
+    for member, one in zip(members, alone, strict=True):
+        assert all(torch.equal(value, one.prompt.params[name]) for name, value in member.params.items())
+    assert {a.example.id for a in adapted.out_of_fold} == {e.id for part in (turned.train, turned.dev) for e in part}
+    for one, judged in zip(alone, (turned.train, turned.dev), strict=True):
+        [asked] = answer_requests(backbone(), [PromptRequest(one.prompt, TARGET, judged)])
+        own = {a.example.id: list(a.target_nll) for a in adapted.out_of_fold}
+        assert [own[e.id] for e in judged] == [pytest.approx(nll) for nll in asked.nll]
+
+    method = make_method("auto", {"candidates": ("linear_probe", "prompt_tuning")})
+    [blend] = adapt(method, [EPISODE], backbone(), None, unfolded)
+    lines, tests = board(blend), TARGET.split("test")
+    weights = [lines[name]["weight"] for name in ("linear_probe", "prompt_tuning")]
+    assert blend.prompt.params["weight"][0].tolist() == pytest.approx([weights[0], weights[1] / 2, weights[1] / 2])
+    answers = answer_requests(backbone(), [PromptRequest(p, TARGET, tests) for p in (*members, adapted.prompt)])
+    halves = [torch.softmax(-torch.tensor(a.nll, dtype=torch.float64), -1) for a in answers]
+    assert torch.allclose((halves[0] + halves[1]) / 2, halves[2])
+    [once] = adapt(replace(method, both_ways=False), [EPISODE], backbone(), None, unfolded)
+    assert len(once.prompt.params["weight"][0]) == 2
+
+
+def test_a_half_that_lacks_a_class_teaches_nothing() -> None:
+    whole, label = EPISODE.shots, EPISODE.shots.dev[0].label
+    lacking = Shots(whole.train, tuple(e for e in whole.dev if e.label == label))
+    assert ways(replace(EPISODE, shots=lacking), 2) == [replace(EPISODE, shots=lacking)]
+    assert [e.shots for e in ways(EPISODE, 2)] == [whole, Shots(whole.dev, whole.train)]
+    assert ways(EPISODE, 1) == [EPISODE]
 
 
 def test_lora_is_left_out_where_its_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ when all is decided. With `Settings.folds` dev shots teach as well (folds.py): i
 what was chosen.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypedDict, Unpack
 import torch
 
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.both_ways import answering_together, ways
 from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate, held_out_of
 from promptprior.adaptation.refit import adapt_as_copies, counted
@@ -25,13 +27,13 @@ from promptprior.config.choices import TestRows
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
-from promptprior.cost_estimate import adapting_cost, target_size
+from promptprior.cost_estimate import candidate_cost, target_size
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, PromptAnswers, PromptRequest, answer_requests
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
-from promptprior.methods.choosing import Choosing, candidate_settings, candidates_of
+from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings, candidates_of
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
@@ -171,7 +173,9 @@ def _adapt_and_choose(
         own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
         own_settings = candidate_settings(method, candidate, settings)
         if decision is None:
-            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0) for e in own if sizes)
+            work = sum(
+                candidate_cost(method, candidate, sizes[e.task.fingerprint], e.k, settings, 0) for e in own if sizes
+            )
             spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
             expected = work * spent / read if read else None  # at the rate of what ran before
             is_late = method.seconds is not None and spent + (expected or 0) > method.seconds
@@ -180,19 +184,24 @@ def _adapt_and_choose(
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted
+            runs = candidate_runs(method, candidate, settings)
+            asked = [(place, way) for place in served for way in ways(episodes[place], runs)]
             given = adapt(
                 candidate,
-                own,
+                [way for _, way in asked],
                 backbone,
-                [priors_of[candidate.name][place] for place in served] if candidate.needs_sources else None,
+                [priors_of[candidate.name][place] for place, _ in asked] if candidate.needs_sources else None,
                 own_settings,
                 control.inside(candidate.name),
             )
-            for place, one in zip(served, given, strict=True):
+            by_place = defaultdict[int, list[Adapted]](list)
+            for (place, _), one in zip(asked, given, strict=True):
                 asking: list[Cost] = []
                 with counted(backbone, asking):
                     answers = held_out_of(backbone, one)
-                adapted[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
+                by_place[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
+            for place, of_place in by_place.items():
+                adapted[place].append(answering_together(of_place))
             if not decision.seconds:  # a candidate that had ended before is not counted again
                 decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
         decisions.append(decision)

@@ -17,7 +17,7 @@ from promptprior.config.training import Settings
 from promptprior.cost import SCORED
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Method, make_method
-from promptprior.methods.choosing import Choosing, candidate_settings
+from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings
 from promptprior.methods.target_only.in_context import demonstration_room
 from promptprior.tasks import Task, collate
 
@@ -74,7 +74,7 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     """
     if isinstance(method, Choosing):
         candidates = [make_method(name) for name in method.candidates]
-        return sum(adapting_cost(c, target, k, candidate_settings(method, c, settings), tested) for c in candidates)
+        return sum(candidate_cost(method, c, target, k, settings, tested) for c in candidates)
     train = dev = 0
     for place, size in enumerate(target.class_sizes):
         share = k
@@ -137,6 +137,14 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     trying = (before + copies * stage.steps) * stepped(to_learn) + copies * len(asked) * scored(to_ask, to_learn)
     refit = (before + members * stage.steps / 2) * stepped(teaching) if settings.folds else 0.0
     return folds * trying + refit + testing
+
+
+def candidate_cost(
+    method: Choosing, candidate: Method, target: TargetSize, k: int, settings: Settings, tested: int
+) -> float:
+    """Tokens of adapting a candidate as a method that chooses does, as often as that does it (`adapting_cost`)."""
+    runs, own = candidate_runs(method, candidate, settings), candidate_settings(method, candidate, settings)
+    return runs * adapting_cost(candidate, target, k, own, tested)
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.both_ways import runs_in
 from promptprior.adaptation.folds import jackknife_error
 from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions, held_out_score
 from promptprior.artifacts.blending import blended
@@ -313,7 +314,10 @@ def choose_candidate(
     prompt, trainable = replace(base.prompt, header=header), base.trainable
     if choice.takes_blend:
         blend, members = choice.blend, [candidates[m] for m in choice.blend.members]
-        prompt = blended(header, [a.prompt for a in members], blend.weights, blend.temperatures)
+        runs = [runs_in(a.prompt) for a in members]  # those of one candidate share its weight
+        weights_of_runs = [w / len(own) for w, own in zip(blend.weights, runs, strict=True) for _ in own]
+        temperatures = [t for t, own in zip(blend.temperatures, runs, strict=True) for _ in own]
+        prompt = blended(header, [each for own in runs for each in own], weights_of_runs, temperatures)
         trainable = sum(a.trainable for a in members)
     return replace(
         chosen.adapted,

@@ -18,8 +18,9 @@ class Choosing(Protocol):
     """A recipe that adapts others, by their names, and lets held-out answers choose among them (choose.py).
 
     `candidates` are names of methods, in order of cost. Held-out answers come from so many `folds` where the settings
-    name none, and from `trained_folds` for candidates that train (0: from dev shots). `blend`: whether candidates may
-    answer together. No further candidate starts that would end after so many `seconds` (None for no limit).
+    name none, and from `trained_folds` for candidates that train (0: from shots that did not teach it). `blend`:
+    whether candidates may answer together. `both_ways`: whether one that trains does so twice, on either half of the
+    shots (both_ways.py). No further candidate starts that would end after so many `seconds` (None for no limit).
     """
 
     name: str
@@ -27,6 +28,7 @@ class Choosing(Protocol):
     folds: int
     trained_folds: int
     blend: bool
+    both_ways: bool
     seconds: float | None
 
 
@@ -54,6 +56,12 @@ def candidate_settings(method: Choosing, candidate: Method, settings: Settings) 
     """What a candidate adapts with: where the settings name no folds, those that the method has for it."""
     folds = settings.folds or (method.trained_folds if candidate.trains else method.folds)
     return replace(settings, folds=folds)
+
+
+def candidate_runs(method: Choosing, candidate: Method, settings: Settings) -> int:
+    """How often a candidate adapts to an episode: twice where it trains, without folds, and runs may be averaged."""
+    is_once = candidate_settings(method, candidate, settings).folds or not candidate.trains
+    return 1 if is_once or not (method.blend and method.both_ways) else 2
 
 
 def settings_of_prior(header: Header, where: str) -> Settings:

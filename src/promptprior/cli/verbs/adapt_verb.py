@@ -58,12 +58,12 @@ class AdaptPlan:
         from promptprior.artifacts.artifact import Prior, artifact_folder, check_saveable
         from promptprior.cli.common import cost_line, header_at, holds_own, warn_of_conflicts
         from promptprior.compare.progress import watch_steps
-        from promptprior.cost_estimate import adapting_cost, target_size
+        from promptprior.cost_estimate import adapting_cost, candidate_cost, target_size
         from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
         from promptprior.methods import make_method
-        from promptprior.methods.choosing import Choosing, candidate_settings, candidates_of
+        from promptprior.methods.choosing import Choosing, candidates_of
         from promptprior.preflight import check_lengths, check_metrics, check_start
         from promptprior.tasks import load_task
         from promptprior.watch import step_logs
@@ -89,8 +89,7 @@ class AdaptPlan:
             cost = adapting_cost(method, size, self.shots, settings, tested)
             if isinstance(method, Choosing):
                 for candidate in candidates[len(method.candidates) :]:  # that of the prior
-                    own = candidate_settings(method, candidate, settings)
-                    cost += adapting_cost(candidate, size, self.shots, own, tested)
+                    cost += candidate_cost(method, candidate, size, self.shots, settings, tested)
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"

@@ -1,8 +1,8 @@
 """The best answer that the shots can buy: several methods adapt, held-out answers choose, or blend them (choose.py).
 
 Ours. Candidates stand in order of cost, and of several that score the same the first is taken. Held-out answers come
-from folds of all shots, and of candidates that train, which cost minutes, from dev shots (--folds: the same for all).
-Choosing sees neither test data nor other tasks.
+from folds of all shots (--folds: the same for all). Candidates that train, which cost minutes, learn from either half
+of the shots and answer the other (both_ways.py). Choosing sees neither test data nor other tasks.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ class Auto(Recipe):
     name: str = fact("auto")
     candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, in order of cost", at_least_one=True)
     folds: int = option(4, "folds that held-out answers come from where --folds names none", least=1, most=1000)
-    trained_folds: int = option(0, "the same for candidates that train; 0: dev shots judge them", least=0, most=1000)
+    trained_folds: int = option(0, "the same for candidates that train; 0: see both_ways", least=0, most=1000)
+    both_ways: bool = option(True, "train on either half of the shots, which the other judges; else dev judges one run")
     blend: bool = option(True, "average the candidates' probabilities where that is as good as the best of them")
     seconds: float | None = option(None, "start no further candidate that would end after so many seconds", above=0)
 

@@ -1,0 +1,57 @@
+"""A candidate that trains learns from one half of the shots and then from the other, each time judged by the rest.
+
+The first run is the one that the method makes alone: the train shots teach it, the dev shots take its step. The second
+learns from the dev shots, and the train shots take its step. Each answers the half that it has not learned from, so all
+2k examples judge the candidate; and the two answer together, by their mean probability (cross-fitting; of two runs that
+err apart the mean errs less: docs/log.md has the numbers).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.folds import jackknife_error
+from promptprior.adaptation.held_out import held_out_score
+from promptprior.artifacts.artifact import Prompt
+from promptprior.artifacts.blending import BLEND, blend_members, blended
+from promptprior.cost import Cost
+from promptprior.methods import Episode
+from promptprior.tasks.sampling.draws import Shots
+
+
+def ways(episode: Episode, runs: int) -> list[Episode]:
+    """The episode, and with two runs also the one whose dev shots teach and whose train shots judge.
+
+    Where the dev shots lack a class nothing could be learned of it, and free text has no probabilities to average: then
+    there is one way.
+    """
+    taught, judged = ({example.label for example in part} for part in (episode.shots.train, episode.shots.dev))
+    if runs < 2 or not episode.task.is_choice or not taught <= judged:
+        return [episode]
+    return [episode, replace(episode, shots=Shots(episode.shots.dev, episode.shots.train))]
+
+
+def answering_together(runs: Sequence[Adapted]) -> Adapted:
+    """The runs of one episode, each with its answers to what it has not learned from, as one that has them all."""
+    if len(runs) == 1:
+        return runs[0]
+    first, answers = runs[0], tuple(answer for run in runs for answer in run.out_of_fold)
+    task, header = first.episode.task, first.prompt.header
+    value, error = held_out_score(task, answers), jackknife_error(task, answers)
+    dev = {**header.scores["dev"], "dev_score": value, "dev_error": error, "runs": len(runs)}  # type: ignore[dict-item]
+    header = replace(header, scores={**header.scores, "dev": dev})
+    equal, as_it_is = [1 / len(runs)] * len(runs), [1.0] * len(runs)
+    return replace(
+        first,
+        prompt=blended(header, [run.prompt for run in runs], equal, as_it_is),
+        out_of_fold=answers,
+        dev_score=value,
+        dev_error=error,
+        cost=sum((run.cost for run in runs), Cost()),
+        trainable=sum(run.trainable for run in runs),
+    )
+
+
+def runs_in(prompt: Prompt) -> list[Prompt]:
+    """The prompts that answer together in one; itself where it answers alone."""
+    return blend_members(prompt) if prompt.header.parameterisation == BLEND else [prompt]
