@@ -356,6 +356,8 @@ def test_dev_is_asked_after_a_tenth_of_the_steps_unless_a_number_says_otherwise(
 def test_folds_are_no_part_of_older_hashes_nor_of_priors() -> None:
     assert stable_hash(settings(0)) != stable_hash(settings(2)) != stable_hash(settings(1))
     assert stable_hash(source_settings(settings(0))) == stable_hash(source_settings(settings(2, average="swa")))
+    few = replace(settings(0), dev_limit=4)
+    assert stable_hash(source_settings(settings(0))) == stable_hash(source_settings(few))
     older = Settings(source=Training(steps=3, eval_every=0))
     assert stable_hash(older) == stable_hash(Settings(source=Training(steps=3)))
     with pytest.raises(SpecError, match=r"folds -1 \(--folds\): expected at least 0"):

@@ -92,7 +92,8 @@ def check_fittable(method: Recipe, sources: Sequence[Task]) -> None:
 
 def source_settings(settings: Settings) -> Settings:
     """What the source stage sees, so that no prior depends on how targets are trained."""
-    return replace(settings, target=Training(eval_every=0), folds=0, shots_are="class", dev_from="train")
+    target = Training(eval_every=0)
+    return replace(settings, target=target, folds=0, shots_are="class", dev_from="train", dev_limit=None)
 
 
 def make_run_context(backbone: Backbone, settings: Settings, control: RunControl) -> RunContext:
