@@ -22,8 +22,8 @@ from promptprior.artifacts.artifact import Header, Prior, Prompt, TaskCard
 from promptprior.artifacts.blending import blend_members, blended
 from promptprior.backbone.identity import BackboneCard
 from promptprior.cli import main
+from promptprior.config.comparison_folder import ANSWERS
 from promptprior.errors import ArtifactError
-from promptprior.report.examples.kept_answers import ANSWERS_FILE
 from tests.report.result_rows import answer_lines
 
 CARD = BackboneCard("org/model", "LlamaForCausalLM", False, "f" * 16, 4, 0.02)
@@ -224,7 +224,7 @@ def test_share_fetch_and_leaderboard(hub: Hub, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "mine" / "notes.txt").write_text("private")
     rows = [json.loads(line) for line in before.read_text().splitlines()]
     secret = answer_lines(rows, 3, text="a secret text {i}")
-    (tmp_path / "mine" / ANSWERS_FILE).write_text("".join(json.dumps(line) + "\n" for line in secret))
+    (tmp_path / "mine" / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in secret))
     assert main(["report", str(tmp_path / "mine")]) == 0
     assert "a secret text 1" in (tmp_path / "mine" / "report.html").read_text()
     assert main(["share", str(tmp_path / "mine"), "--repo", "me/runs", "--license", "cc-by-4.0"]) == 0

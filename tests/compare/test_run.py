@@ -18,12 +18,13 @@ from promptprior.compare.plan import Plan, Tasks, cells
 from promptprior.compare.power import power_lines
 from promptprior.compare.progress import ProgressDisplay
 from promptprior.compare.schedule import Fit, WorkerContext, remaining_work
+from promptprior.config.comparison_folder import ANSWERS
 from promptprior.config.mapping import from_mapping
 from promptprior.config.training import Settings, Training
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import SpecError, TrainingError
 from promptprior.methods import make_method
-from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
+from promptprior.report.examples.kept_answers import read_answers
 from promptprior.report.results import Row, read_rows
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
@@ -309,7 +310,7 @@ def test_the_saved_plan_is_resolved_and_gives_the_same_cells(plan: Plan, backbon
 
 def test_answers_to_single_examples_are_kept_beside_rows(plan: Plan, backbone: Backbone) -> None:
     plan = replace(plan, methods=("zero_shot", "prompt_tuning"), answers=8)
-    page, file = run.compare(plan, backbone, say_nothing), plan.output / ANSWERS_FILE
+    page, file = run.compare(plan, backbone, say_nothing), plan.output / ANSWERS
     kept, rows = read_answers(file), read_rows(plan.output / run.RESULTS)
     [examples] = kept.sets.values()
     assert examples.ids == tuple(f"test{i}" for i in range(0, 24, 3))
@@ -331,7 +332,7 @@ def test_answers_to_single_examples_are_kept_beside_rows(plan: Plan, backbone: B
 def test_all_kept_answers_give_the_score_of_their_row(plan: Plan, backbone: Backbone) -> None:
     plan = replace(plan, methods=("zero_shot", "prompt_tuning"), seeds=(13,), answers=24)
     run.compare(plan, backbone, say_nothing)
-    kept = read_answers(plan.output / ANSWERS_FILE)
+    kept = read_answers(plan.output / ANSWERS)
     for row in read_rows(plan.output / run.RESULTS):
         answers = kept.cells[row.cell]
         examples = kept.sets[answers.examples]
@@ -343,7 +344,7 @@ def test_all_kept_answers_give_the_score_of_their_row(plan: Plan, backbone: Back
 def test_without_answers_none_are_kept(plan: Plan, backbone: Backbone) -> None:
     plan = replace(plan, methods=("zero_shot",), answers=0)
     assert "Single examples" not in run.compare(plan, backbone, say_nothing).read_text()
-    assert not (plan.output / ANSWERS_FILE).exists()
+    assert not (plan.output / ANSWERS).exists()
 
 
 ARMS = ("bmtpt", "bmtpt_no_prior", "bmtpt_chains", "bmtpt_single")

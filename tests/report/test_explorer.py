@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from promptprior.config.comparison_folder import ANSWERS
 from promptprior.errors import DataError
 from promptprior.report.examples.explorer import COUNTS, EMBEDDED, embed, explore
 from promptprior.report.examples.kept_answers import (
-    ANSWERS_FILE,
     LONGEST_ANSWER,
     LONGEST_TEXT,
     CellAnswers,
@@ -25,7 +25,7 @@ from tests.report.test_page import CHROMIUM, HOSTILE, PHONE, Page, browser, open
 
 
 def written(folder, lines):
-    path = folder / ANSWERS_FILE
+    path = folder / ANSWERS
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -13,15 +13,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from promptprior.config.comparison_folder import PAGE, PLAN, RESULTS, SIMILARITY, WANTED
 from promptprior.errors import ArtifactError
 
 RepoType = Literal["model", "dataset"]  # a prior or prompt, or results
 README = "README.md"
-PAGE = "report.html"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 SHARED = {
     "model": ("promptprior.json", "prior.safetensors", "prompt.safetensors", *ADAPTERS, README),
-    "dataset": ("results.jsonl", "similarity.json", "plan.yaml", PAGE, README),
+    "dataset": (RESULTS, SIMILARITY, PLAN, WANTED, PAGE, README),
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npz")
 EXAMPLES = re.compile(rb"<!-- examples: .*?<!-- end of examples -->", re.DOTALL)  # of the page: texts of test sets

@@ -34,15 +34,16 @@ from promptprior.compare.schedule import (
     remaining_work,
     work_folder,
 )
+from promptprior.config.comparison_folder import ANSWERS, PAGE, PLAN, RESULTS, SIMILARITY, WANTED
 from promptprior.config.plan_file import check_output, is_plan_of, save_plan
 from promptprior.cost_estimate import tokens_per_second
 from promptprior.errors import DataError, DiskError, SpecError
 from promptprior.files import append_lines, check_room, claimed, remove_folder, write_json
 from promptprior.preflight import check_lengths, check_metrics, check_start, free_width
-from promptprior.report.examples.kept_answers import ANSWER_BYTES, ANSWERS_FILE, ExampleSet, example_line, read_answers
+from promptprior.report.examples.kept_answers import ANSWER_BYTES, ExampleSet, example_line, read_answers
 from promptprior.report.page import Report, make_report
-from promptprior.report.results import RESULTS_FILE, WANTED_FILE, Wanted, read_rows
-from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity, write_similarity
+from promptprior.report.results import Wanted, read_rows
+from promptprior.report.similarity_gain import read_similarity, write_similarity
 from promptprior.tasks import Split, Task, load_task
 from promptprior.tasks.loading.check import conflicts
 from promptprior.tasks.loading.lineage import halve_validation, index_labels, score_by
@@ -51,7 +52,6 @@ from promptprior.tasks.task import normalised
 from promptprior.train import read_checkpoint
 from promptprior.watch import step_logs
 
-RESULTS, PLAN, PAGE = RESULTS_FILE, "plan.yaml", "report.html"
 ROW_BYTES = 16_384  # roughly, of a cell's row, and of its prompt's header and card
 REPORT_SHARE = 0.05  # of the time, at most, goes into reports before the last
 
@@ -92,8 +92,8 @@ def run_plan(
     """
     step_logs(plan.tensorboard, plan.mlflow, plan.output)  # raises now where a package is missing
     runs = load_plan(plan, backbone)
-    context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY_FILE
-    tasks, answers_file = context.tasks, plan.output / ANSWERS_FILE
+    context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY
+    tasks, answers_file = context.tasks, plan.output / ANSWERS
     left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
     left_out += dict.fromkeys(line for run in runs for line in unserved(run.context.plan, tasks))
 
@@ -133,7 +133,7 @@ def run_plan(
         check_room(plan.output, need)
         saved = replace(plan, settings=plan.resolved(), steps=None, sweep=plan.swept())
         save_plan(saved, plan.output / PLAN, "compare")
-        write_json(plan.output / WANTED_FILE, asdict(Wanted(len(wanted), tuple(left_out))))
+        write_json(plan.output / WANTED, asdict(Wanted(len(wanted), tuple(left_out))))
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:
@@ -384,7 +384,7 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], obje
                 for finished in new:  # prompts and answers come first: a row says that all of its cell is there
                     finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
                 if kept := [asdict(finished.answers) for finished in new if finished.answers]:
-                    append_lines(output / ANSWERS_FILE, kept)
+                    append_lines(output / ANSWERS, kept)
                 append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
                 remove_folder(work_folder(output, work))
             waiting = sum(work.tokens for work in [*queue.waiting, *queue.running])

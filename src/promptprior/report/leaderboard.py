@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from promptprior.config.comparison_folder import PLAN, RESULTS
 from promptprior.errors import DataError
 from promptprior.report.page import Report, make_report
-from promptprior.report.results import RESULTS_FILE, Grid, Row, read_rows
+from promptprior.report.results import Grid, Row, read_rows
 from promptprior.report.section import Section, Table, Value, columns, make_table
 from promptprior.report.statistics import TIE
-
-PLAN_FILE = "plan.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Entry:
         """
         person, _, place = ("", "", named) if Path(named).exists() else named.rpartition("=")
         path = Path(place)
-        files = [path] if path.is_file() else [path / RESULTS_FILE]
+        files = [path] if path.is_file() else [path / RESULTS]
         if not files[0].is_file():
-            files = sorted(path.glob(f"*/{RESULTS_FILE}"))
+            files = sorted(path.glob(f"*/{RESULTS}"))
         if not files:
-            raise DataError(f"{path}: no {RESULTS_FILE} there, nor in a folder in it; expected what compare wrote")
+            raise DataError(f"{path}: no {RESULTS} there, nor in a folder in it; expected what compare wrote")
         people = [person if person and len(files) == 1 else file.resolve().parent.name for file in files]
         entries = tuple(cls(who, file, read_rows(file)) for who, file in zip(people, files, strict=True))
         if empty := [str(entry.file) for entry in entries if not entry.rows]:
@@ -50,9 +49,9 @@ class Entry:
 
     def provenance(self) -> tuple[Value, ...]:
         """What a reader needs to check the entry: file and digest, command, backbones, library versions, failures."""
-        plan = self.file.with_name(PLAN_FILE)
+        plan = self.file.with_name(PLAN)
         first = plan.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if plan.is_file() else ""
-        command = f"{first.removeprefix('# written by ')} {PLAN_FILE}" if first.startswith("# written by ") else ""
+        command = f"{first.removeprefix('# written by ')} {PLAN}" if first.startswith("# written by ") else ""
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
         backbones = dict.fromkeys(f"{row.backbone.name} ({row.backbone.fingerprint[:12]})" for row in self.rows)
         installed = dict.fromkeys(f"{name} {version}" for row in self.rows for name, version in row.versions.items())

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from promptprior.config.comparison_folder import WANTED
 from promptprior.config.mapping import C, from_mapping, shorten, to_mapping
 from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
@@ -21,8 +22,6 @@ from promptprior.report.statistics import UNBOUNDED, Interval, interval
 from promptprior.tasks.metrics import METRICS, Metric, metric
 
 SeedScores = Mapping[int, float]
-RESULTS_FILE = "results.jsonl"  # what a comparison writes its rows to
-WANTED_FILE = "wanted.json"  # beside it
 TABLE_SUFFIXES = (".csv", ".parquet")
 LARGEST = 1e30  # of the numbers in a row: sums and squares of them are still numbers
 NO_LESS = {"least": 0}  # than nothing
@@ -179,7 +178,7 @@ def read_wanted(*results: Path) -> Wanted | None:
 
     Raises DataError for a file of anything else.
     """
-    files = [path.with_name(WANTED_FILE) for path in results]
+    files = [path.with_name(WANTED) for path in results]
     if not all(file.is_file() for file in files):
         return None
     known = [parse(Wanted, read_json(file), str(file)) for file in files]

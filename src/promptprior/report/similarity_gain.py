@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-SIMILARITY_FILE = "similarity.json"
 FEWEST = 3  # points that a rank correlation needs
 
 

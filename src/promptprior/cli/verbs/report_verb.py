@@ -6,12 +6,13 @@ from pathlib import Path
 
 from promptprior.cli.output import command_line, show
 from promptprior.cli.verb import FORCE, Verb
+from promptprior.config.comparison_folder import ANSWERS, PAGE, PLAN, RESULTS, SIMILARITY
 from promptprior.config.plan_file import check_output, is_plan_of, plan_beside, write_outputs
 from promptprior.config.training import setting
 from promptprior.config.yaml_file import load_yaml
 from promptprior.errors import ArtifactError, DataError, SpecError, unknown_name
 
-RESULTS, PAGE, PLAN, BASELINE = "results.jsonl", "report.html", "plan.yaml", "prompt_tuning"
+BASELINE = "prompt_tuning"
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class ReportPlan:
 
         from promptprior.files import write_bytes, write_text
         from promptprior.report.curves.sweep_curves import DEFAULTS, NOT_SAID, OPTIONS, swept_value
-        from promptprior.report.examples.kept_answers import ANSWERS_FILE, read_answers
+        from promptprior.report.examples.kept_answers import read_answers
         from promptprior.report.page import make_report
         from promptprior.report.protocol.contrasts import contrast_pairs
         from promptprior.report.results import read_rows, read_wanted, rows_table
-        from promptprior.report.similarity_gain import SIMILARITY_FILE, read_similarity
+        from promptprior.report.similarity_gain import read_similarity
 
         rows = [row for file in files for row in read_rows(file)]
         if rows and self.baseline not in (methods := {row.method for row in rows}) | {BASELINE}:
@@ -95,8 +96,8 @@ class ReportPlan:
             contrasts=contrast_pairs(pairs, sorted({row.method for row in rows})),
             published=published,
             sweep=sweep,
-            task_similarity=read_similarity(*(file.with_name(SIMILARITY_FILE) for file in files)),
-            answers=read_answers(*(file.with_name(ANSWERS_FILE) for file in files)) if self.examples != 0 else None,
+            task_similarity=read_similarity(*(file.with_name(SIMILARITY) for file in files)),
+            answers=read_answers(*(file.with_name(ANSWERS) for file in files)) if self.examples != 0 else None,
             examples=self.examples,
         )
         table = rows_table(rows, self.table.suffix) if self.table else b""

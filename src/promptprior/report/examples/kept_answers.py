@@ -17,7 +17,6 @@ from promptprior.report.results import parse
 from promptprior.tasks.metrics import Prediction
 from promptprior.tasks.task import Example
 
-ANSWERS_FILE = "answers.jsonl"
 LONGEST_TEXT, LONGEST_ANSWER = 2000, 300  # characters that are kept of a text, and of a gold or a given answer
 ANSWER_BYTES = 40  # roughly, of one answer on disk
 DIGITS = 4  # of a probability

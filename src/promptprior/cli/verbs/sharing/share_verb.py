@@ -5,6 +5,7 @@ from pathlib import Path
 
 from promptprior.cli.output import show
 from promptprior.cli.verb import Verb
+from promptprior.config.comparison_folder import RESULTS
 from promptprior.config.training import setting
 
 CARD = """---
@@ -43,10 +44,10 @@ class SharePlan:
         from promptprior.artifacts.artifact import artifact_folder, load_any
         from promptprior.artifacts.hub import README, SHARED, push_folder
         from promptprior.files import read_bytes, write_bytes
-        from promptprior.report.results import RESULTS_FILE, read_rows
+        from promptprior.report.results import read_rows
 
-        if (self.folder / RESULTS_FILE).is_file():
-            rows = read_rows(self.folder / RESULTS_FILE)
+        if (self.folder / RESULTS).is_file():
+            rows = read_rows(self.folder / RESULTS)
             if dry_run:
                 return print(f"share {len(rows)} rows of {self.folder} as the data set {self.repo}")
             with TemporaryDirectory() as temporary:
