@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from promptprior.backbone import as_backbone
+from promptprior.backbone import as_backbone, engine
 from promptprior.backbone.forward import dispatch, llama, t5
 from promptprior.backbone.forward.dispatch import kept_per_token
 from promptprior.backbone.forward.llama import llama_states
@@ -143,6 +143,24 @@ def test_one_long_text_makes_no_chunk_of_short_ones_long(at: int) -> None:
         longest = int(chunk.text_lengths.max())
         assert chunk.texts * longest * (4 + longest) <= KEYS * cut.max_tokens
     torch.testing.assert_close(cut.losses(prompts.float(), batch), whole)
+
+
+@pytest.mark.parametrize("at", [0, 10, 20])
+def test_a_long_text_is_computed_by_itself_where_padding_costs_time(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny("llama", torch.float32)
+    sizes = [3] * 20
+    sizes.insert(at, 40)
+    batch, prompts = collate([Tokens(tuple(range(2, 2 + n)), ((5,),)) for n in sizes]), random_prompts(backbone, 1, 4)
+    whole = backbone.losses(prompts.float(), batch)
+    assert len(list(backbone.split(batch, 4))) == 1
+    monkeypatch.setattr(engine, "KEYS", 10)
+    chunks = [chunk.text_lengths.tolist() for chunk in backbone.split(batch, 4)]
+    assert [size for chunk in chunks for size in chunk] == sizes
+    assert [40] in chunks
+    assert len(chunks) == (2 if at in (0, 20) else 3)
+    torch.testing.assert_close(backbone.losses(prompts.float(), batch), whole)
+    alike = collate([Tokens(tuple(range(2, 42)), ((5,),))] * 20)
+    assert len(list(backbone.split(alike, 4))) == 1, "texts of one length pad nothing"
 
 
 class Int8(torch.nn.Module):

@@ -237,22 +237,31 @@ class Backbone:
 
     def split(self, batch: Batch, length: int) -> Iterator[Batch]:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens, and within KEYS
-        attention scores for each of these: one long text among short ones makes them all as long."""
-        start, used, tall, wide, prompts = 0, 0, 0, 0, set[int]()
+        attention scores for each of these: one long text among short ones makes them all as long.
+
+        On a CPU, where scores of padding cost as much time as others, a chunk has at most KEYS of them for each of its
+        own tokens: a text of 800 tokens among short ones is computed by itself.
+        """
+        start, used, own, tall, wide, prompts = 0, 0, 0, 0, 0, set[int]()
         lengths = batch.text_lengths + batch.target_ids.shape[1] + length  # [X]
         reads, widths, costs = batch.prompt_index.tolist(), lengths.tolist(), text_costs(batch)
-        most = batch.texts * max(costs) * max(widths)  # scores
-        if sum(costs) + length * len(set(reads)) <= self.max_tokens and most <= KEYS * self.max_tokens:
+        minds_padding = self.frozen.device.type == "cpu"
+
+        def fits(tokens: int, scores: int, filled: int) -> bool:
+            is_small = tokens <= self.max_tokens and scores <= KEYS * self.max_tokens
+            return is_small and not (minds_padding and scores - filled > KEYS * tokens)
+
+        filled = sum(cost * width for cost, width in zip(costs, widths, strict=True))
+        if fits(sum(costs) + length * len(set(reads)), batch.texts * max(costs) * max(widths), filled):
             yield batch  # which is nearly always so, and quickly seen
             return
         for x, cost in enumerate(costs):
             more, tall, wide = cost + (0 if reads[x] in prompts else length), max(tall, cost), max(wide, widths[x])
-            scores = (x + 1 - start) * tall * wide
-            if x > start and (used + more > self.max_tokens or scores > KEYS * self.max_tokens):
+            if x > start and not fits(used + more, (x + 1 - start) * tall * wide, own + cost * widths[x]):
                 yield batch.take(torch.arange(start, x))
-                start, used, tall, wide, prompts = x, 0, cost, widths[x], set()
+                start, used, own, tall, wide, prompts = x, 0, 0, cost, widths[x], set()
                 more = cost + length
-            used += more
+            used, own = used + more, own + cost * widths[x]
             prompts.add(reads[x])
         yield batch if start == 0 else batch.take(torch.arange(start, batch.texts))
 
