@@ -209,6 +209,27 @@ def test_a_candidate_that_would_end_too_late_is_not_started(tmp_path: Path, cloc
     assert same(short, run_auto(candidates=CANDIDATES[:2]))
 
 
+def test_what_trains_runs_once_where_there_is_no_time_for_both_ways(tmp_path: Path, clock: Callable[[float], None]):
+    unfolded = replace(SETTINGS, folds=0)
+
+    def run(seconds: float | None, folder: Path) -> Adapted:
+        method = make_method("auto", {"candidates": ("linear_probe", "prompt_tuning"), "seconds": seconds})
+        [adapted] = adapt(method, [EPISODE], backbone(), None, unfolded, RunControl(folder))
+        return adapted
+
+    def runs(folder: Path) -> list[int]:
+        return [d["runs"] for d in json.loads((folder / RECORD).read_text())["decisions"]]
+
+    run(1e6, tmp_path / "free")
+    took = seconds_of(tmp_path / "free")
+    assert runs(tmp_path / "free") == [1, 2]
+    short = run(took["linear_probe"] + 0.75 * took["prompt_tuning"], tmp_path / "short")
+    assert runs(tmp_path / "short") == [1, 1]
+    assert board(short)["prompt_tuning"]["seconds"] > 0
+    hasty: Any = run(took["linear_probe"] + 0.25 * took["prompt_tuning"], tmp_path / "hasty").prompt.header.scores
+    assert list(hasty["auto"]["not_run"]) == ["prompt_tuning"]
+
+
 def test_there_is_an_answer_however_short_the_time(clock: Callable[[float], None]) -> None:
     told: Any = run_auto(seconds=1e-6).prompt.header.scores["auto"]
     assert told["chosen"] == CANDIDATES[0]

@@ -9,6 +9,7 @@ what was chosen.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TypedDict, Unpack
@@ -27,7 +28,7 @@ from promptprior.config.choices import TestRows
 from promptprior.config.mapping import stable_hash
 from promptprior.config.training import Settings
 from promptprior.cost import Cost
-from promptprior.cost_estimate import candidate_cost, target_size
+from promptprior.cost_estimate import adapting_cost, target_size
 from promptprior.errors import SpecError
 from promptprior.evaluate import EvalResult, PromptAnswers, PromptRequest, answer_requests
 from promptprior.fit import RunControl, make_run_context
@@ -170,22 +171,21 @@ def _adapt_and_choose(
         served = [place for place, reasons in enumerate(cannot) if candidate.name not in reasons]
         if not served:
             continue
-        own, decision = [episodes[place] for place in served], on_record.get(candidate.name)
-        own_settings = candidate_settings(method, candidate, settings)
+        own_settings, decision = candidate_settings(method, candidate, settings), on_record.get(candidate.name)
         if decision is None:
-            work = sum(
-                candidate_cost(method, candidate, sizes[e.task.fingerprint], e.k, settings, 0) for e in own if sizes
-            )
+            own = [episodes[place] for place in served] if sizes else []
+            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0) for e in own)
             spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
-            expected = work * spent / read if read else None  # at the rate of what ran before
-            is_late = method.seconds is not None and spent + (expected or 0) > method.seconds
-            starts, _ = all_decide(not (is_late and all(adapted[place] for place in served)), 0)
-            decision = Decision(candidate.name, starts, expected if sizes else None)
+            expected = work * spent / read if read else None  # of one run, at the rate of what ran before
+            left = inf if method.seconds is None else method.seconds - spent
+            is_needed, runs = not all(adapted[place] for place in served), candidate_runs(method, candidate, settings)
+            starts, _ = all_decide(is_needed or (expected or 0) <= left, 0)
+            fits, _ = all_decide(runs * (expected or 0) <= left, 0)
+            decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else 1)
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted
-            runs = candidate_runs(method, candidate, settings)
-            asked = [(place, way) for place in served for way in ways(episodes[place], runs)]
+            asked = [(place, way) for place in served for way in ways(episodes[place], decision.runs)]
             given = adapt(
                 candidate,
                 [way for _, way in asked],

@@ -12,9 +12,10 @@ RECORD = "candidates.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate starts, and the seconds that it was expected to take, None while nothing was measured.
+    """Whether a candidate starts, and the seconds that one run was expected to take, None while nothing was measured.
 
-    `seconds` and `tokens` (weighted as in cost_estimate.py) are what it took, 0 until it has ended.
+    Where there is time for one run of two (both_ways.py), `runs` is 1. `seconds` and `tokens` (weighted as in
+    cost_estimate.py) are what it took, 0 until it has ended.
     """
 
     candidate: str
@@ -22,6 +23,7 @@ class Decision:
     expected: float | None
     seconds: float = 0.0
     tokens: float = 0.0
+    runs: int = 1
 
 
 @dataclass(frozen=True)
