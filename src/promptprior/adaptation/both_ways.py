@@ -2,8 +2,8 @@
 
 The first run is the one that the method makes alone: the train shots teach it, the dev shots take its step. The second
 learns from the dev shots, and the train shots take its step. Each answers the half that it has not learned from, so all
-2k examples judge the candidate; and the two answer together, by their mean probability (cross-fitting; of two runs that
-err apart the mean errs less: docs/log.md has the numbers).
+2k examples judge the candidate (cross-fitting). The two answer together, by their mean probability: they err apart, and
+the mean errs less than either (docs/log.md has the numbers).
 """
 
 from collections.abc import Sequence
