@@ -34,7 +34,7 @@ import torch
 from measure import report_peak
 
 from promptprior.adapt import adapt, make_episode
-from promptprior.adaptation.both_ways import ways
+from promptprior.adaptation.both_ways import turned
 from promptprior.adaptation.choose import Mix, held_out_choice
 from promptprior.adaptation.folds import fold_episodes
 from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
@@ -207,7 +207,7 @@ def join(task: Task, cache: Path, file: Path) -> None:
     for episode in episodes_of(task):
         key = (episode.k, episode.seed)
         runs = [of_cell[*key, method] for method in ("lora", TURNED) if (*key, method) in of_cell]
-        if len(runs) < 2 or (task.name, *key, "auto") in done:
+        if len(runs) < 2 or done.get((task.name, *key, "auto"), {}).get("runs") == len(runs):
             continue
         start, shots = time.monotonic(), (*episode.shots.train, *episode.shots.dev)
         given = {method: answers_of(readouts, episode, method) for method in QUICK}
@@ -221,7 +221,7 @@ def join(task: Task, cache: Path, file: Path) -> None:
         held["lora"] = sorted((a for own in of_runs[0] for a in own), key=lambda a: a.example.id)
         on_test["lora"] = of_runs[1]
         *_, chosen, about = choose(task, (*QUICK, "lora"), held, on_test)
-        write(file, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
+        write(file, episode, "auto", {**scores_of(task, chosen), **about, "runs": len(runs)}, time.monotonic() - start)
 
 
 def train(
@@ -236,7 +236,7 @@ def train(
         done = cells_of([file])
         asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
         if method == TURNED:
-            asked = [ways(episode, 2)[1] for episode in asked]
+            asked = [other for episode in asked if (other := turned(episode)) is not None]
         episodes = [e for e in asked if (task.name, e.k, e.seed, method) not in done]
         for k in {e.k for e in episodes}:
             together = [e for e in episodes if e.k == k]  # as copies in one batch
@@ -274,7 +274,7 @@ def cost(name: str, data: Path, methods: Sequence[str], steps: int, dtype: str) 
 
 def adapt_one(backbone: Backbone, task: Task, method: str, steps: int) -> None:
     """One draw, with folds where the method chooses or fits a head, as `promptprior adapt` does."""
-    uses_folds = method == "auto" or method in HEADS
+    uses_folds = method in HEADS  # auto has folds of its own
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8), folds=FOLDS if uses_folds else 0)
     start = time.monotonic()
     adapt(make_method(method), [make_episode(task, 16, SEEDS[0])], backbone, None, settings)

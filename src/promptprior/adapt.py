@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack
 import torch
 
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.both_ways import answering_together, ways
+from promptprior.adaptation.both_ways import answering_together, turned
 from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate, held_out_of
 from promptprior.adaptation.refit import adapt_as_copies, counted
@@ -180,43 +180,60 @@ def _adapt_and_choose(
             left = inf if method.seconds is None else method.seconds - spent
             is_needed, runs = not all(adapted[place] for place in served), candidate_runs(method, candidate, settings)
             starts, _ = all_decide(is_needed or (expected or 0) <= left, 0)
-            fits, _ = all_decide(runs * (expected or 0) <= left, 0)
+            fits, _ = all_decide(method.seconds is None or (expected is not None and runs * expected <= left), 0)
             decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else 1)
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted
-            asked = [(place, way) for place in served for way in ways(episodes[place], decision.runs)]
-            given = adapt(
-                candidate,
-                [way for _, way in asked],
-                backbone,
-                [priors_of[candidate.name][place] for place, _ in asked] if candidate.needs_sources else None,
-                own_settings,
-                control.inside(candidate.name),
-            )
-            by_place = defaultdict[int, list[Adapted]](list)
-            for (place, _), one in zip(asked, given, strict=True):
-                asking: list[Cost] = []
-                with counted(backbone, asking):
-                    answers = held_out_of(backbone, one)
-                by_place[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
-            for place, of_place in by_place.items():
-                adapted[place].append(answering_together(of_place))
+            asked = {place: (episodes[place], priors_of[candidate.name][place:][:1]) for place in served}
+            given = _adapt_candidate(candidate, asked, decision.runs, backbone, own_settings, control)
+            for place, one in given.items():
+                adapted[place].append(one)
             if not decision.seconds:  # a candidate that had ended before is not counted again
                 decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
         decisions.append(decision)
         write_decisions(control.folder, key, decisions)
-    for episode, given in zip(episodes, adapted, strict=True):
-        if not given:
+    for episode, of_episode in zip(episodes, adapted, strict=True):
+        if not of_episode:
             raise SpecError(
                 f"method {method.name!r}: none of {', '.join(names)} can answer task "
                 f"{episode.task.name!r} (--options.candidates)"
             )
     not_run = {d.candidate: d.expected or 0.0 for d in decisions if not d.starts}
     return [
-        choose_candidate(method.name, given, method.blend, not_run, reasons)
-        for given, reasons in zip(adapted, cannot, strict=True)
+        choose_candidate(method.name, of_episode, method.blend, not_run, reasons)
+        for of_episode, reasons in zip(adapted, cannot, strict=True)
     ]
+
+
+def _adapt_candidate(
+    candidate: Recipe,
+    asked: Mapping[int, tuple[Episode, Sequence[Prior]]],
+    runs: int,
+    backbone: Backbone,
+    settings: Settings,
+    control: RunControl,
+) -> dict[int, Adapted]:
+    """A candidate on episodes by their places, each with its prior where it has one, and its held-out answers.
+
+    With two `runs` the second is of the episodes turned round. It comes after the first, not beside it: together they
+    would need twice the memory, and methods that share something over episodes would share it over both halves.
+    """
+    of_place = defaultdict[int, list[Adapted]](list)
+    for way in range(runs):
+        turns = {place: turned(episode) if way else episode for place, (episode, _) in asked.items()}
+        own = {place: episode for place, episode in turns.items() if episode is not None}
+        if not own:
+            continue
+        priors = [prior for place in own for prior in asked[place][1]] or None
+        inside = control.inside(f"{candidate.name}-turned" if way else candidate.name)
+        given = adapt(candidate, [*own.values()], backbone, priors, settings, inside)
+        for place, one in zip(own, given, strict=True):
+            asking: list[Cost] = []
+            with counted(backbone, asking):
+                answers = held_out_of(backbone, one)
+            of_place[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
+    return {place: answering_together(ways) for place, ways in of_place.items()}
 
 
 def _checked_priors(

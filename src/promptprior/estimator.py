@@ -175,7 +175,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         episode = Episode(task, per_class, int(seed), Shots(task.split("train"), ()))  # all of them teach, by folds
         control = RunControl(watch=watch_steps(method.name) if self.verbose else None)
         settings = replace(settings or Settings(), folds=self.folds)
-        if isinstance(method, Choosing):  # its candidates that train learn from one half, and the other judges them
+        if isinstance(method, Choosing):  # its candidates that train learn from either half, and the other judges
             choosing: Any = method
             method, settings = replace(choosing, folds=self.folds), replace(settings, folds=0)
             episode = fold_episodes(episode, 2)[0]

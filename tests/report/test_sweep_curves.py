@@ -100,7 +100,7 @@ def test_the_section_has_the_mean_of_every_method_at_every_value() -> None:
 
 def test_other_sections_show_the_last_values_and_notices_count_all_cells() -> None:
     rows = list(swept_rows())
-    report = make_report(rows, sweep=["length"], expected=len(rows) + 1)
+    report = make_report(rows, sweep=["length"], missing=1)
     assert {row.settings["length"] for row in report.grid.rows} == {20}
     text = " ".join(report.notices)
     assert f"{len(report.rows)} of {len(rows) + 1} cells have run" in text

@@ -1,9 +1,9 @@
 """A candidate that trains learns from one half of the shots and then from the other, each time judged by the rest.
 
 The first run is the one that the method makes alone: the train shots teach it, the dev shots take its step. The second
-learns from the dev shots, and the train shots take its step. Each answers the half that it has not learned from, so all
-2k examples judge the candidate (cross-fitting). The two answer together, by their mean probability: they err apart, and
-the mean errs less than either (docs/log.md has the numbers).
+learns from the dev shots, and the train shots take its step. Each answers the half that has not taught it, which its
+step has seen, so all 2k examples judge the candidate. The two answer together, by their mean probability: they err
+apart, and the mean errs less than either (docs/log.md has the numbers).
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,21 @@ from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members, blended
 from promptprior.cost import Cost
 from promptprior.methods import Episode
-from promptprior.tasks.sampling.draws import Shots
+from promptprior.tasks.sampling.draws import Shots, class_of
 
 
-def ways(episode: Episode, runs: int) -> list[Episode]:
-    """The episode, and with two runs also the one whose dev shots teach and whose train shots judge.
+def turned(episode: Episode) -> Episode | None:
+    """The episode whose dev shots teach and whose train shots judge; None where that makes no second run.
 
-    Where the dev shots lack a class nothing could be learned of it, and free text has no probabilities to average: then
-    there is one way.
+    Free text has no probabilities to average. A class without a dev shot could not be learned, and where one half has
+    more than twice the examples of the other, the run that learned from the few would be most of what is judged.
     """
-    taught, judged = ({example.label for example in part} for part in (episode.shots.train, episode.shots.dev))
-    if runs < 2 or not episode.task.is_choice or not taught <= judged:
-        return [episode]
-    return [episode, replace(episode, shots=Shots(episode.shots.dev, episode.shots.train))]
+    taught, judged = episode.shots.train, episode.shots.dev
+    classes = [{class_of(episode.task, example) for example in half} for half in (taught, judged)]
+    few, many = sorted((len(taught), len(judged)))
+    if not episode.task.is_choice or not classes[0] <= classes[1] or many > 2 * few:
+        return None
+    return replace(episode, shots=Shots(judged, taught))
 
 
 def answering_together(runs: Sequence[Adapted]) -> Adapted:

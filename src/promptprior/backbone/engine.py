@@ -33,6 +33,7 @@ from promptprior.notation import Bool, Float, Tensor
 from promptprior.tasks.sampling.batch import Batch, Tokens
 from promptprior.tasks.task import Example, Task
 
+REREAD = 12  # a token's share of all products, in attention to KEYS positions, where chunks are small
 MEMORY_SHARE = 0.4  # of what is free, for one chunk's activations
 
 
@@ -240,7 +241,8 @@ class Backbone:
         attention scores for each of these: one long text among short ones makes them all as long.
 
         On a CPU, where scores of padding cost as much time as others, a chunk has at most KEYS of them for each of its
-        own tokens: a text of 800 tokens among short ones is computed by itself.
+        own tokens and of those of a prompt that would be read again (REREAD times): a text of 800 tokens among short
+        ones is computed by itself.
         """
         start, used, own, tall, wide, prompts = 0, 0, 0, 0, 0, set[int]()
         lengths = batch.text_lengths + batch.target_ids.shape[1] + length  # [X]
@@ -249,7 +251,7 @@ class Backbone:
 
         def fits(tokens: int, scores: int, filled: int) -> bool:
             is_small = tokens <= self.max_tokens and scores <= KEYS * self.max_tokens
-            return is_small and not (minds_padding and scores - filled > KEYS * tokens)
+            return is_small and not (minds_padding and scores - filled > KEYS * (tokens + REREAD * length))
 
         filled = sum(cost * width for cost, width in zip(costs, widths, strict=True))
         if fits(sum(costs) + length * len(set(reads)), batch.texts * max(costs) * max(widths), filled):

@@ -94,7 +94,7 @@ def run_plan(
     runs = load_plan(plan, backbone)
     context, wanted, path = runs[0].context, [cell for run in runs for cell in run.cells], plan.output / SIMILARITY
     tasks, answers_file = context.tasks, plan.output / ANSWERS
-    left_out = [f"task {name}, which is not in {plan.data}" for name in tasks.missing]
+    left_out = [f"task {name}, which is not there (--data)" for name in tasks.missing]
     left_out += dict.fromkeys(line for run in runs for line in unserved(run.context.plan, tasks))
 
     def write() -> Report:
@@ -104,7 +104,7 @@ def run_plan(
         report = make_report(
             [by_cell[cell.key] for cell in wanted if cell.key in by_cell],
             "promptprior comparison",
-            expected=len(wanted),
+            missing=sum(cell.key not in by_cell for cell in wanted),
             command=command,
             task_similarity=read_similarity(path),
             left_out=left_out,
@@ -133,7 +133,7 @@ def run_plan(
         check_room(plan.output, need)
         saved = replace(plan, settings=plan.resolved(), steps=None, sweep=plan.swept())
         save_plan(saved, plan.output / PLAN, "compare")
-        write_json(plan.output / WANTED, asdict(Wanted(len(wanted), tuple(left_out))))
+        write_json(plan.output / WANTED, asdict(Wanted(tuple(cell.key for cell in wanted), tuple(left_out))))
         for name, count in tasks.left_out.items():
             say(f"source {name}: {count} training examples left out because a target holds the same text")
         for line in left_out:

@@ -60,18 +60,17 @@ NAMED = 4  # targets of negative transfer that the headline names with all their
 class ReportOptions(TypedDict, total=False):
     """What a report can be told beside its rows and title.
 
-    `baseline` is the method that the others are compared with, `expected` the number of cells of the whole grid (a
-    report of fewer says so), `command` what made the results. `task_similarity` says how similar sources and targets
-    are, where that was measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are
-    the pairs of methods that were written down to be compared (protocol.contrasts), `published` is the name of a preset
-    whose published rows stand beside the results. `sweep` names the settings whose values the rows differ in: a section
-    shows all values, the others those with the last ones. `leading` are sections that come before all others. `answers`
-    are those to single test examples, `examples` how many of each target the page shows (0 for none); by default as
-    many as fit.
+    `baseline` is the method that the others are compared with, `missing` how many cells of the whole grid have not run,
+    `command` what made the results. `task_similarity` says how similar sources and targets are, where that was
+    measured, `left_out` which cells the grid does without, and why, a line each. `contrasts` are the pairs of methods
+    that were written down to be compared (protocol.contrasts), `published` is the name of a preset whose published rows
+    stand beside the results. `sweep` names the settings whose values the rows differ in: a section shows all values,
+    the others those with the last ones. `leading` are sections that come before all others. `answers` are those to
+    single test examples, `examples` how many of each target the page shows (0 for none); by default as many as fit.
     """
 
     baseline: str
-    expected: int | None
+    missing: int
     command: str
     task_similarity: TaskSimilarity | None
     left_out: Sequence[str]
@@ -193,9 +192,9 @@ class Report:
         """What a reader must know first: unfinished, failed, replaced and mixed cells."""
         grid, notices, keys = self.grid, [], self.options.get("sweep", ())
         cells, failed = len(self.rows), sum(not row.is_ok for row in self.rows)
-        expected = self.options.get("expected")
-        if (expected or 0) > cells:
-            notices.append(f"Unfinished: {cells} of {expected} cells have run. Means over few cells can change much.")
+        if missing := self.options.get("missing", 0):
+            whole = cells + missing
+            notices.append(f"Unfinished: {cells} of {whole} cells have run. Means over few cells can change much.")
         if failed:
             notices.append(f"{failed} of {cells} cells failed and have no score; see below.")
         if replaced := len({id(row) for of_values in self.grids.values() for row in of_values.all_rows}) - cells:

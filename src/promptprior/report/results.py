@@ -67,9 +67,9 @@ class CellCost:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a comparison set out to do: how many cells it has, and what it left out and why, a line each."""
+    """What a comparison set out to do: the hashes of its cells, and what it left out and why, a line each."""
 
-    cells: int = field(metadata=NO_LESS)
+    cells: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
 
@@ -182,7 +182,8 @@ def read_wanted(*results: Path) -> Wanted | None:
     if not all(file.is_file() for file in files):
         return None
     known = [parse(Wanted, read_json(file), str(file)) for file in files]
-    return Wanted(sum(one.cells for one in known), tuple(dict.fromkeys(line for one in known for line in one.left_out)))
+    cells = dict.fromkeys(cell for one in known for cell in one.cells)
+    return Wanted(tuple(cells), tuple(dict.fromkeys(line for one in known for line in one.left_out)))
 
 
 def rows_table(rows: Sequence[Row], suffix: str) -> bytes:

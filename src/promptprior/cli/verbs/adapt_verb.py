@@ -114,12 +114,14 @@ class AdaptPlan:
             header = replace(header, diagnostics=diagnose(backbone, done)[0])
             replace(adapted.prompt, header=header).save_pretrained(self.output)
             remove_folder(work)
-        lines = [*(verdict.says for verdict in verdicts), shots_line(episode, settings.folds)]
+        folds = settings.folds or (method.folds if isinstance(method, Choosing) else 0)  # of most candidates
+        lines = [*(verdict.says for verdict in verdicts), shots_line(episode, folds)]
         lines += leaderboard_lines(header.scores.get("auto"))
         error = "" if adapted.dev_error is None else f" (standard error {adapted.dev_error:.3f})"
         where = f"{settings.folds}-fold cross-validation" if settings.folds > 1 else "dev"
+        where, at = ("held out", "") if isinstance(method, Choosing) else (where, f" at step {adapted.best_step}")
         if adapted.dev_score is not None:
-            lines.append(f"{where} {adapted.dev_score:.3f}{error} at step {adapted.best_step}")
+            lines.append(f"{where} {adapted.dev_score:.3f}{error}{at}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
         lines.append(score_lines(scores, f"of {tested} test rows", tested) if tested else "not tested (--test-limit 0)")
         report = {

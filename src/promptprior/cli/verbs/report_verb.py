@@ -89,7 +89,7 @@ class ReportPlan:
         report = make_report(
             rows,
             self.title,
-            expected=planned.cells if planned else None,
+            missing=len({*planned.cells} - {row.cell for row in rows}) if planned else 0,
             left_out=planned.left_out if planned else (),
             baseline=self.baseline,
             command=command_line(),

@@ -27,7 +27,9 @@ class Auto(Recipe):
     candidates: tuple[str, ...] = option(CANDIDATES, "methods to choose from, in order of cost", at_least_one=True)
     folds: int = option(4, "folds that held-out answers come from where --folds names none", least=1, most=1000)
     trained_folds: int = option(0, "the same for candidates that train; 0: see both_ways", least=0, most=1000)
-    both_ways: bool = option(True, "train on either half of the shots, which the other judges; else dev judges one run")
+    both_ways: bool = option(
+        True, "train on either half of the shots, which the other judges (with blend); else dev judges one run"
+    )
     blend: bool = option(True, "average the candidates' probabilities where that is as good as the best of them")
     seconds: float | None = option(None, "start no further candidate that would end after so many seconds", above=0)
 
