@@ -103,7 +103,7 @@ def test_other_sections_show_the_last_values_and_notices_count_all_cells() -> No
     report = make_report(rows, sweep=["length"], missing=1)
     assert {row.settings["length"] for row in report.grid.rows} == {20}
     text = " ".join(report.notices)
-    assert f"{len(report.rows)} of {len(rows) + 1} cells have run" in text
+    assert f"{len(report.rows)} of {len(report.rows) + 1} cells have run" in text
     assert '"Sweep" has all values, the other sections those with length = 20.' in text
     found = {caution.found.partition(":")[0] for caution in report.cautions}
     assert found == {"length = 5", "length = 10", "length = 20"}
