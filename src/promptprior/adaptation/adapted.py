@@ -18,7 +18,8 @@ class Adapted:
     numbers that adaptation learned. `dev_score` is the task's first metric, NLL is in nats, `cost` in seconds, rows and
     tokens that the backbone read. With folds `dev_score` is the mean over them, `curve` that of the first one with
     these means. `dev_error` is the score's standard error over examples. `out_of_fold` has every example (with one
-    fold, and of a head without folds: every dev shot) as answered without having learned from it.
+    fold, and of a head without folds: every dev shot) as answered without having learned from it. Where two runs answer
+    together (both_ways.py) `best_step`, `learning_rate` and `curve` are those of the first, all else is of both.
     """
 
     prompt: Prompt
