@@ -240,9 +240,9 @@ class Backbone:
         """The batch in chunks of whole texts, in order, each within `max_tokens` computed tokens, and within KEYS
         attention scores for each of these: one long text among short ones makes them all as long.
 
-        On a CPU, where scores of padding cost as much time as others, a chunk has at most KEYS of them for each of its
-        own tokens and of those of a prompt that would be read again (REREAD times): a text of 800 tokens among short
-        ones is computed by itself.
+        On a CPU scores of padding cost as much time as others. There a chunk has at most KEYS of them for each of its
+        tokens, and REREAD times as many for each token of the prompt, which another chunk may have to read again. So a
+        text of 800 tokens among short ones is computed by itself.
         """
         start, used, own, tall, wide, prompts = 0, 0, 0, 0, 0, set[int]()
         lengths = batch.text_lengths + batch.target_ids.shape[1] + length  # [X]
