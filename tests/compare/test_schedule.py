@@ -169,7 +169,7 @@ def test_checkpoints_go_after_rows_and_nothing_stays(
     run.compare(plan, backbone, lambda _: None)
     assert len(read_rows(plan.output / run.RESULTS)) == 9
     names = {p.name for p in plan.output.iterdir()}
-    assert names == {"plan.yaml", "results.jsonl", "answers.jsonl", "report.html", "priors", "prompts"}
+    assert names == {"plan.yaml", "results.jsonl", "answers.jsonl", "report.html", "wanted.json", "priors", "prompts"}
     assert {p.name for p in (plan.output / "priors").glob("*/*")} == {"prior", PRIOR_COST}
 
 
