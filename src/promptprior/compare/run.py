@@ -352,6 +352,7 @@ def _finished_keys(plan: Plan) -> set[str]:
 def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], object], progress: ProgressDisplay) -> None:
     """Do all work that is left, save what comes of it, and keep the report up to date."""
     output, say = context.plan.output, progress.say
+    answered = read_answers(output / ANSWERS).cells.keys()  # a kill may have come between answers and rows
     queue = Queue(left, context.plan.retries)
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":
@@ -383,7 +384,7 @@ def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], obje
                 new = [finished for finished in result if finished.row.cell not in work.known]
                 for finished in new:  # prompts and answers come first: a row says that all of its cell is there
                     finished.prompt.save_pretrained(output / "prompts" / finished.row.cell)
-                if kept := [asdict(finished.answers) for finished in new if finished.answers]:
+                if kept := [asdict(f.answers) for f in new if f.answers and f.row.cell not in answered]:
                     append_lines(output / ANSWERS, kept)
                 append_lines(output / RESULTS, [finished.row.to_json() for finished in new])
                 remove_folder(work_folder(output, work))
