@@ -184,19 +184,14 @@ def choose(
     """What the best single candidate, the blend and `auto` answer to the test rows, and what was chosen; from what each
     of a candidate's runs answers, which share its weight."""
     choice = held_out_choice(task, [held[m] for m in names], [m not in HEADS for m in names])
-    mix, best = choice.blend, names[choice.best]
-    runs = [(names[m], w, t) for m, w, t in zip(mix.members, mix.weights, mix.temperatures, strict=True)]
-    blend = mixed([(own, w / len(on_test[m]), t) for m, w, t in runs for own in on_test[m]])
-    single = mixed([(own, 1 / len(on_test[best]), 1.0) for own in on_test[best]])
-    about = {"chosen": "blend" if choice.takes_blend else best, "weights": {m: w for m, w, _ in runs}}
+    best, weights = names[choice.best], zip(choice.blend.members, choice.blend.weights, strict=True)
+    counts, by_row = [len(on_test[m]) for m in names], [*zip(*(own for m in names for own in on_test[m]), strict=True)]
+    single, blend = (
+        [mix.over_runs(counts).answer(given) for given in by_row]
+        for mix in (Mix((choice.best,), (1.0,), (1.0,)), choice.blend)
+    )
+    about = {"chosen": "blend" if choice.takes_blend else best, "weights": {names[m]: w for m, w in weights}}
     return single, blend, blend if choice.takes_blend else single, about
-
-
-def mixed(runs: Sequence[tuple[list[HeldOut], float, float]]) -> list[HeldOut]:
-    """The weighted mean of the probabilities of several runs, each with its weight and temperature."""
-    answers, weights, temperatures = zip(*runs, strict=True)
-    mix = Mix(tuple(range(len(runs))), weights, temperatures)
-    return [mix.answer(given) for given in zip(*answers, strict=True)]
 
 
 def join(task: Task, cache: Path, file: Path) -> None:

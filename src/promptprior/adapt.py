@@ -185,7 +185,7 @@ def _adapt_and_choose(
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted
-            asked = {place: (episodes[place], priors_of[candidate.name][place:][:1]) for place in served}
+            asked = {place: (episodes[place], priors_of[candidate.name][place : place + 1]) for place in served}
             given = _adapt_candidate(candidate, asked, decision.runs, backbone, own_settings, control)
             for place, one in given.items():
                 adapted[place].append(one)

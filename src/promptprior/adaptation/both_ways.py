@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from promptprior.adaptation.adapted import Adapted
-from promptprior.adaptation.folds import jackknife_error
-from promptprior.adaptation.held_out import held_out_score
 from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.blending import BLEND, blend_members, blended
 from promptprior.cost import Cost
@@ -34,21 +32,20 @@ def turned(episode: Episode) -> Episode | None:
 
 
 def answering_together(runs: Sequence[Adapted]) -> Adapted:
-    """The runs of one episode, each with its answers to what it has not learned from, as one that has them all."""
+    """The runs of one episode, each with its answers to what it has not learned from, as one that has them all.
+
+    Its dev score is still that of the first: what chooses takes the score of all answers (choose.py).
+    """
     if len(runs) == 1:
         return runs[0]
-    first, answers = runs[0], tuple(answer for run in runs for answer in run.out_of_fold)
-    task, header = first.episode.task, first.prompt.header
-    value, error = held_out_score(task, answers), jackknife_error(task, answers)
-    dev = {**header.scores["dev"], "dev_score": value, "dev_error": error, "runs": len(runs)}  # type: ignore[dict-item]
+    first, header = runs[0], runs[0].prompt.header
+    dev = {**header.scores["dev"], "runs": len(runs)}  # type: ignore[dict-item]
     header = replace(header, scores={**header.scores, "dev": dev})
     equal, as_it_is = [1 / len(runs)] * len(runs), [1.0] * len(runs)
     return replace(
         first,
         prompt=blended(header, [run.prompt for run in runs], equal, as_it_is),
-        out_of_fold=answers,
-        dev_score=value,
-        dev_error=error,
+        out_of_fold=tuple(answer for run in runs for answer in run.out_of_fold),
         cost=sum((run.cost for run in runs), Cost()),
         trainable=sum(run.trainable for run in runs),
     )

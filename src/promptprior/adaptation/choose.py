@@ -17,6 +17,7 @@ gave.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import inf
 
 import numpy as np
@@ -152,6 +153,17 @@ class Mix:
     members: tuple[int, ...]
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
+
+    def over_runs(self, counts: Sequence[int]) -> "Mix":
+        """The same where candidate m answers by `counts[m]` runs, which share its weight: members are then places among
+        the runs of all candidates."""
+        starts = [0, *accumulate(counts)]
+        parts = [
+            (starts[m] + run, weight / counts[m], temperature)
+            for m, weight, temperature in zip(self.members, self.weights, self.temperatures, strict=True)
+            for run in range(counts[m])
+        ]
+        return Mix(*zip(*parts, strict=True))
 
     def answer(self, given: Sequence[HeldOut]) -> HeldOut:
         """One example as the blend answers it, from what each candidate answered."""
@@ -313,12 +325,10 @@ def choose_candidate(
     header = replace(header, method=name, scores={**header.scores, "dev": dev, "auto": about})
     prompt, trainable = replace(base.prompt, header=header), base.trainable
     if choice.takes_blend:
-        blend, members = choice.blend, [candidates[m] for m in choice.blend.members]
-        runs = [runs_in(a.prompt) for a in members]  # those of one candidate share its weight
-        weights_of_runs = [w / len(own) for w, own in zip(blend.weights, runs, strict=True) for _ in own]
-        temperatures = [t for t, own in zip(blend.temperatures, runs, strict=True) for _ in own]
-        prompt = blended(header, [each for own in runs for each in own], weights_of_runs, temperatures)
-        trainable = sum(a.trainable for a in members)
+        runs = [runs_in(a.prompt) for a in candidates]
+        of_runs, prompts = choice.blend.over_runs([*map(len, runs)]), [prompt for own in runs for prompt in own]
+        prompt = blended(header, [prompts[m] for m in of_runs.members], of_runs.weights, of_runs.temperatures)
+        trainable = sum(candidates[m].trainable for m in choice.blend.members)
     return replace(
         chosen.adapted,
         prompt=prompt,

@@ -7,7 +7,7 @@ only when its results are on disk.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -160,10 +160,12 @@ def run_plan(
         for work in (work for _, works in left for work in works):
             for file in sorted(work_folder(plan.output, work).rglob("state.json")):
                 read_checkpoint(file)  # likewise
+        answered: Collection[str] = ()  # cells; a kill may have come between their answers and rows
         if left and plan.answers:  # lines of answers name these
             examples = [ExampleSet.of(target.name, plan.test_of(target), plan.answers) for target in tasks.targets]
-            known = read_answers(answers_file).sets
-            append_lines(answers_file, [example_line(one) for one in examples if one.key not in known])
+            kept = read_answers(answers_file)
+            append_lines(answers_file, [example_line(one) for one in examples if one.key not in kept.sets])
+            answered = kept.cells.keys()
         progress, start = progress or ProgressDisplay(say, total_tokens(left)), time.monotonic()
         after = progress.later
         for i, (run, works) in enumerate(left):
@@ -171,7 +173,8 @@ def run_plan(
                 say(run.name)
             progress.later = after + total_tokens(left) - total_tokens(left[: i + 1])
             fitted_before = [work for work in works if isinstance(work, Fit) and is_fitted(work.folder)]
-            _run_work(run.context, [work for work in works if work not in fitted_before], write, progress)
+            to_do = [work for work in works if work not in fitted_before]
+            _run_work(run.context, to_do, answered, write, progress)
         if left:
             say(f"finished in {duration(time.monotonic() - start)}")
         rows = read_rows(plan.output / RESULTS)
@@ -349,10 +352,16 @@ def _finished_keys(plan: Plan) -> set[str]:
     return {row.cell for row in read_rows(plan.output / RESULTS) if row.is_ok}
 
 
-def _run_work(context: WorkerContext, left: list[Work], write: Callable[[], object], progress: ProgressDisplay) -> None:
-    """Do all work that is left, save what comes of it, and keep the report up to date."""
+def _run_work(
+    context: WorkerContext,
+    left: list[Work],
+    answered: Collection[str],
+    write: Callable[[], object],
+    progress: ProgressDisplay,
+) -> None:
+    """Do all work that is left, save what comes of it, and keep the report up to date. The answers of the cells
+    `answered` are on disk already."""
     output, say = context.plan.output, progress.say
-    answered = read_answers(output / ANSWERS).cells.keys()  # a kill may have come between answers and rows
     queue = Queue(left, context.plan.retries)
     executor, report_seconds, report_end = run_locally, 0.0, -1e9
     if context.plan.engine == "ray":

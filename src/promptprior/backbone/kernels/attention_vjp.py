@@ -18,9 +18,7 @@ from promptprior.backbone.kernels.long_attention import attends_long, causal, ca
 from promptprior.notation import Float, Tensor
 
 Blocks = Float[Tensor, "H _ _ d"]  # of one stage: [H, B, S, d]
-LEAST_COLUMNS = (
-    16  # of a softmax on a CPU: torch takes rows below its vectors' width number by number, ten times slower
-)
+LEAST_COLUMNS = 16  # of a softmax on a CPU: torch takes shorter rows number by number, ten times slower
 
 
 class SavedAttention(NamedTuple):

@@ -118,8 +118,11 @@ class AdaptPlan:
         lines = [*(verdict.says for verdict in verdicts), shots_line(episode, folds)]
         lines += leaderboard_lines(header.scores.get("auto"))
         error = "" if adapted.dev_error is None else f" (standard error {adapted.dev_error:.3f})"
-        where = f"{settings.folds}-fold cross-validation" if settings.folds > 1 else "dev"
-        where, at = ("held out", "") if isinstance(method, Choosing) else (where, f" at step {adapted.best_step}")
+        where, at = "dev", f" at step {adapted.best_step}"
+        if isinstance(method, Choosing):  # candidates have steps of their own
+            where, at = "held out", ""
+        elif settings.folds > 1:
+            where = f"{settings.folds}-fold cross-validation"
         if adapted.dev_score is not None:
             lines.append(f"{where} {adapted.dev_score:.3f}{error}{at}")
         scores = {f"test {name}": value for name, value in test_scores.items()}
