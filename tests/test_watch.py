@@ -1,5 +1,6 @@
 """TensorBoard gets every number of every step; several watchers all hear."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def test_tensorboard_holds_what_was_reported(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_from_a_checkpoint_has_no_point_twice(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for steps, value in ((range(1, 6), 1.0), (range(4, 9), 2.0)):
+        time.sleep(1.01)  # files are read in the order of their names: whole seconds, then a number that sorts as text
         watch = tensorboard(tmp_path)("source")
         assert watch is not None
         for step in steps:
