@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from scipy.integrate import quad
 
 from promptprior.backbone import Backbone, load
 from promptprior.config.training import Settings, Training
+from promptprior.fit import fit
 from promptprior.methods import METHODS
 from promptprior.methods.target_only.in_context import InContext
 
@@ -205,12 +207,25 @@ SMALL = trials.Setup(targets=2, sources=2, source_throws=24, settings=STEPS)
 
 def test_a_trial_scores_every_arm_on_the_same_targets(backbone: Backbone):
     arms = claims.arms("in_context", "multitask", "bmtpt_predictive", "tpt")
-    rows = trials.measure_gains(backbone, coin_world.family(0, 2), arms, (4, 6), 0, SMALL)
+    rows = trials.measure_gains(trials.Trial(backbone, coin_world.family(0, 2), (4, 6), 0, SMALL), arms)
     assert {row["arm"] for row in rows} == {*arms, "broad_bayes", "bayes", "entropy"}
     assert all(math.isfinite(row["nats"]) and row["targets"] == 2 for row in rows)
     found = trials.shares(rows, 4)
     assert found["untrained"] == 0
     assert found["bayes"] == 1
+
+
+def test_claims_that_share_an_arm_measure_it_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch):
+    fitted = []
+    monkeypatch.setattr(trials, "fit", lambda recipe, *rest: fitted.append(recipe.name) or fit(recipe, *rest))
+    conditions = claims.FAMILIES["2 rules"]
+    both = [
+        claims.measuring(partial(claims.arms, *names), (4, 6))(backbone, conditions, 0, SMALL)
+        for names in (("multitask", "prompt_tuning"), ("reptile", "multitask"))
+    ]
+    assert fitted == ["multitask", "reptile"]
+    alone = trials.Trial(backbone, coin_world.family(0, **conditions), (4, 6), 0, SMALL)
+    assert both[1] == trials.measure_gains(alone, claims.arms("reptile", "multitask"))
 
 
 def test_predictions_are_those_of_the_model(backbone: Backbone):

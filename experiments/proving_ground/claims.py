@@ -6,6 +6,7 @@ A fit is a seed: it draws the family, its sources and its targets, fits every me
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -14,7 +15,7 @@ from promptprior.methods import METHODS, Recipe, make_method
 from promptprior.tasks.sampling.draws import generator
 from proving_ground.coin_world import COINS, broad, counts, family, make_bag, make_shots
 from proving_ground.exact_posterior import PlanePosterior, gaussian_variance, random_plane
-from proving_ground.trials import Result, Setup, mean, measure_gains
+from proving_ground.trials import Result, Setup, Trial, mean, measure_gains
 
 Measure = Callable[[Backbone, Any, int, Setup], list[Result]]
 SEEN = (4, 10, 30)  # throws that a pretraining sequence holds
@@ -44,10 +45,10 @@ def arms(*names: str, **changed: Recipe) -> dict[str, Recipe]:
 def measure_model(backbone: Backbone, condition: Mapping[str, Any], fit: int, setup: Setup) -> list[Result]:
     """In context the model should be Bayes; a prompt trained on many throws should reach the coins' entropy."""
     if not condition["length"]:
-        return measure_gains(backbone, broad(), arms("in_context"), condition["throws"], fit, setup)
+        return measure_gains(Trial(backbone, broad(), condition["throws"], fit, setup), arms("in_context"))
     target = replace(setup.settings.target, steps=120, batch_size=16, eval_every=12)
     long = replace(setup, settings=replace(setup.settings, length=condition["length"], target=target))
-    return measure_gains(backbone, broad(), arms("prompt_tuning"), condition["throws"], fit, long)
+    return measure_gains(Trial(backbone, broad(), condition["throws"], fit, long), arms("prompt_tuning"))
 
 
 MODEL = Claim(
@@ -143,12 +144,22 @@ FAMILIES = {
 
 
 def measuring(make_arms: Callable[[], Mapping[str, Recipe]], throws: Sequence[int]) -> Measure:
-    """Gains of these arms on the family that a condition describes."""
+    """Gains of these arms on the family that a condition describes; what another claim has measured of the same trial
+    just before is not measured again."""
 
     def measure(backbone: Backbone, condition: Mapping[str, Any], fit: int, setup: Setup) -> list[Result]:
-        return measure_gains(backbone, family(fit, **condition), make_arms(), throws, fit, setup)
+        trial = family_trial(backbone, tuple(condition.items()), tuple(throws), fit, setup)
+        return measure_gains(trial, make_arms())
 
     return measure
+
+
+@lru_cache(maxsize=1)
+def family_trial(
+    backbone: Backbone, condition: tuple[tuple[str, Any], ...], throws: tuple[int, ...], fit: int, setup: Setup
+) -> Trial:
+    """The trial of a family, kept until another one is asked for."""
+    return Trial(backbone, family(fit, **dict(condition)), throws, fit, setup)
 
 
 def meta_arms() -> dict[str, Recipe]:

@@ -83,10 +83,14 @@ class PlanePosterior:
         """Every text with both its answers."""
         return ranking_tokens(self.backbone, self.bag.task, self.bag.task.split("test"))
 
+    @cached_property
+    def data(self) -> Batch:
+        """All texts, their answers weighted by how often they were thrown."""
+        return replace(collate(self.tokens), weight=self.throws.flatten().float())
+
     def batch(self, step: int = -1) -> Batch:
-        """All texts, their answers weighted by how often they were thrown: all data, in every step."""
-        whole = collate(self.tokens, step=step, seeds=(0,) if step >= 0 else ())
-        return replace(whole, weight=self.throws.flatten().float())
+        """All data, in every step."""
+        return replace(self.data, step=step, seeds=(0,) if step >= 0 else ())
 
     @torch.no_grad()
     def describe(self, z: Float[Tensor, "C L n"]) -> tuple[Float[Tensor, " C"], Float[Tensor, "C hands coins"]]:

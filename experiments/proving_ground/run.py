@@ -3,9 +3,10 @@
     python experiments/proving_ground/run.py --output runs/proving_ground                # all, 20 fits
     python experiments/proving_ground/run.py --output runs/quick --claims meta --fits 3  # a first impression
 
-Each fit of a condition is a line of OUTPUT/rows.jsonl as soon as it is done; the same command goes on where it was
-stopped, and more fits are added to those there are. Lines of other settings, or of another model, are never mixed in:
-their keys differ. OUTPUT/tables.md and OUTPUT/figures.html are written at the end (--tables: only these).
+Each fit of a condition is a line of OUTPUT/rows.jsonl; the same command goes on where it was stopped (claims that share
+a family are measured together, within a minute), and more fits are added to those there are. Lines of other settings,
+or of another model, are never mixed in: their keys differ. OUTPUT/tables.md and OUTPUT/figures.html are written at the
+end (--tables: only these).
 """
 
 import argparse
@@ -59,8 +60,13 @@ def loaded(folder: str) -> Backbone:
     return load(folder, "float32", "cpu", check=False)  # pretraining has checked the fast route
 
 
+def measure_units(units: Sequence[Unit]) -> list[Result]:
+    """The lines of units that share a trial."""
+    return [measure_unit(unit) for unit in units]
+
+
 def measure_unit(unit: Unit) -> Result:
-    """The line of a unit."""
+    """The line of a unit. An arm that the unit before had too is not counted again in its seconds."""
     start, claim = time.process_time(), CLAIMS[unit.claim]
     rows = claim.measure(loaded(unit.model), claim.conditions[unit.condition], unit.fit, unit.setup)
     seconds = round(time.process_time() - start, 3)  # of the processor, whatever else the machine does
@@ -89,12 +95,17 @@ def to_plain(claim: str, condition: str) -> str:
 
 
 def measure_all(units: Sequence[Unit], workers: int) -> Iterator[Result]:
-    """The lines of units, in whatever order they are done."""
+    """The lines of units, in whatever order they are done; those of one fit of one family in one process."""
+    by_trial: dict[tuple[int, str], list[Unit]] = {}
+    for unit in units:
+        by_trial.setdefault((unit.fit, to_plain(unit.claim, unit.condition)), []).append(unit)
     if workers == 1:
-        yield from map(measure_unit, units)
+        for own in by_trial.values():
+            yield from measure_units(own)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(measure_unit, units)
+        for lines in pool.imap_unordered(measure_units, by_trial.values()):
+            yield from lines
 
 
 def run(units: Sequence[Unit], folder: Path, workers: int) -> Records:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,39 +54,70 @@ def make_episode(method: Recipe, bag: Bag, throws: int, seed: int) -> Episode:
     return Episode(bag.task, throws, seed, shots)
 
 
-def measure_gains(
-    backbone: Backbone, of: Family, arms: Mapping[str, Recipe], throws: Sequence[int], seed: int, setup: Setup
-) -> list[Result]:
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One fit of a family: its sources, its targets, and every arm that was measured on them, so that claims which
+    share an arm pay for it once."""
+
+    backbone: Backbone
+    family: Family
+    throws: Sequence[int]
+    seed: int
+    setup: Setup
+    priors: dict[str, Prior] = field(default_factory=dict)
+    measured: dict[str, list[Result]] = field(default_factory=dict)
+
+    @cached_property
+    def sources(self) -> list[Bag]:
+        """The tasks that priors are fitted to."""
+        return make_bags(self.family, "source", self.setup.sources, self.setup.source_throws, self.seed)
+
+    @cached_property
+    def cells(self) -> list[tuple[int, Bag]]:
+        """Every target with every number of throws."""
+        targets = make_bags(self.family, "target", self.setup.targets, 2, self.seed)
+        return [(n, bag) for n in self.throws for bag in targets]
+
+    def references(self) -> list[Result]:
+        """What those pay who know the world: `broad_bayes` (the best without sources: the throws and the pretraining
+        distribution), `bayes` (the best with sources: the throws and the family), `entropy` (the coins themselves)."""
+        shots = [make_shots(bag, n, self.seed) for n, bag in self.cells]
+        known = torch.stack([counts(own.train) + counts(own.dev) for own in shots])
+        return [
+            *rows_of("broad_bayes", self.cells, broad().posterior(known)[1]),
+            *rows_of("bayes", self.cells, self.family.posterior(known)[1]),
+            *rows_of("entropy", self.cells, torch.stack([bag.theta for _, bag in self.cells])),
+        ]
+
+    def prior(self, recipe: Recipe) -> Prior:
+        """A recipe's prior of the sources."""
+        key = repr(recipe)
+        if key not in self.priors:
+            tasks = [bag.task for bag in self.sources]
+            self.priors[key] = fit(recipe, tasks, self.backbone, self.setup.settings, self.seed)
+        return self.priors[key]
+
+    def rows(self, arm: Recipe) -> list[Result]:
+        """What an arm pays, and the rows of the backbone that its source stage read."""
+        key = repr(arm)
+        if key not in self.measured:
+            prior = self.prior(arm.source_recipe()) if arm.needs_sources else None
+            episodes = [make_episode(arm, bag, n, self.seed) for n, bag in self.cells]
+            heads = predict_heads(self.backbone, adapt(arm, episodes, self.backbone, prior, self.setup.settings))
+            cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
+            own = rows_of("", self.cells, heads)
+            self.measured[key] = [{**row, "source_rows": cost["rows"]} for row in own]
+        return self.measured[key]
+
+
+def measure_gains(trial: Trial, arms: Mapping[str, Recipe]) -> list[Result]:
     """What every arm pays on the targets of one fit, and what those pay who know the world, in nats a text.
 
     A row has the arm, the number of throws, the mean over targets ("nats") and the rows of the backbone that its source
-    stage read. Arms that are no method: `untrained` (no prompt), `broad_bayes` (the best without sources: the throws
-    and the pretraining distribution), `bayes` (the best with sources: the throws and the family), `entropy` (the coins
-    themselves). All are given the same throws.
+    stage read. Arms that are no method: `untrained` (no prompt) and `Trial.references`. All are given the same throws.
     """
-    sources = make_bags(of, "source", setup.sources, setup.source_throws, seed)
-    targets = make_bags(of, "target", setup.targets, 2, seed)
-    known = torch.stack([counts(make_shots(bag, n, seed).train) + counts(make_shots(bag, n, seed).dev)
-                         for n in throws for bag in targets])  # fmt: skip
-    cells = [(n, bag) for n in throws for bag in targets]
-    rows = [
-        *rows_of("broad_bayes", cells, broad().posterior(known)[1]),
-        *rows_of("bayes", cells, of.posterior(known)[1]),
-        *rows_of("entropy", cells, torch.stack([bag.theta for _, bag in cells])),
-    ]
-    priors: dict[str, Prior] = {}
-    for label, arm in arms.items():
-        prior = None
-        if arm.needs_sources:
-            key = repr(arm.source_recipe())
-            if key not in priors:
-                priors[key] = fit(arm.source_recipe(), [bag.task for bag in sources], backbone, setup.settings, seed)
-            prior = priors[key]
-        episodes = [make_episode(arm, bag, n, seed) for n, bag in cells]
-        heads = predict_heads(backbone, adapt(arm, episodes, backbone, prior, setup.settings))
-        cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
-        rows += [{**row, "source_rows": cost["rows"]} for row in rows_of(label, cells, heads)]
-    return rows
+    of_arms = [{**row, "arm": label} for label, arm in arms.items() for row in trial.rows(arm)]
+    return [*trial.references(), *of_arms]
 
 
 def rows_of(arm: str, cells: Sequence[tuple[int, Bag]], heads: Float[Tensor, "E hands coins"]) -> list[Result]:

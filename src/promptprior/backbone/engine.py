@@ -253,8 +253,8 @@ class Backbone:
             is_small = tokens <= self.max_tokens and scores <= KEYS * self.max_tokens
             return is_small and not (minds_padding and scores - filled > KEYS * (tokens + REREAD * length))
 
-        filled = sum(cost * width for cost, width in zip(costs, widths, strict=True))
-        if fits(sum(costs) + length * len(set(reads)), batch.texts * max(costs) * max(widths), filled):
+        tokens, scores = sum(costs) + length * len(set(reads)), batch.texts * max(costs) * max(widths)
+        if fits(tokens, scores, 0) or fits(tokens, scores, sum(c * w for c, w in zip(costs, widths, strict=True))):
             yield batch  # which is nearly always so, and quickly seen
             return
         for x, cost in enumerate(costs):

@@ -73,7 +73,9 @@ Moved = TypeVar("Moved", Stage, Layout)
 
 
 def on_device(value: Moved, device: torch.device) -> Moved:
-    """The same stage or layout with its tensors on another device."""
+    """The same stage or layout, made on the CPU, with its tensors on a device."""
+    if device.type == "cpu":
+        return value
     moved: dict[str, Any] = {}
     for field in fields(value):
         part = getattr(value, field.name)
