@@ -3,7 +3,7 @@
     python benchmarks/best_answer.py read   --data DATA --cache CACHE            read all texts once (minutes a target)
     python benchmarks/best_answer.py answer --data DATA --cache CACHE --json FILE     fit heads, choose, score (seconds)
     python benchmarks/best_answer.py train  --data DATA --json FILE --methods lora,prompt_tuning   (minutes a cell)
-    python benchmarks/best_answer.py join   --data DATA --cache CACHE --json FILE     auto with LoRA as a candidate
+    python benchmarks/best_answer.py join   --data DATA --cache CACHE --json FILE     auto with LoRA as two candidates
     python benchmarks/best_answer.py cost   --data DATA --targets rotten_tomatoes   (a process a method)
     python benchmarks/best_answer.py table  --json FILE...
 
@@ -12,9 +12,10 @@ once, with nothing in front and behind an untrained prompt. `answer` then does w
 does: heads answer out of fold, are fitted to all 2k shots, and held-out answers choose among them or blend them
 (`auto_quick`: what `auto` gives while its seconds allow nothing that trains; `auto_single`, `auto_blend`: its two
 sides). `join` adds LoRA as `train` has kept its answers to dev shots and test rows: `auto` as it is by default. For
-that LoRA runs twice: `lora` learns from the train shots and `lora:turned` from the dev shots, judged by the rest. FILE
-has a JSON line for each target, k, draw and method, and is resumed: lines that are there are not made again. Test rows
-are balanced (the first of each class). Draws are the library's.
+that LoRA runs twice: `lora` learns from the train shots and `lora:turned` from the dev shots, judged by the rest; what
+either run trained answers once more by a linear head, `lora_linear`. FILE has a JSON line for each target, k, draw and
+method, and is resumed: lines that are there are not made again. Test rows are balanced (the first of each class). Draws
+are the library's.
 """
 
 import argparse
@@ -35,9 +36,10 @@ from measure import report_peak
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.adaptation.both_ways import turned
-from promptprior.adaptation.choose import Mix, held_out_choice
+from promptprior.adaptation.choose import Mix, held_out_choice, held_out_of
 from promptprior.adaptation.folds import fold_episodes
 from promptprior.adaptation.held_out import HeldOut, held_out_answers, held_out_predictions
+from promptprior.adaptation.refit import with_head
 from promptprior.backbone import Backbone, load, ranking_tokens
 from promptprior.config.training import Settings, Training
 from promptprior.evaluate import TEXTS_AT_ONCE, PromptRequest, answer_requests
@@ -59,7 +61,8 @@ from promptprior.tasks.task import Example, Task
 TARGETS = ("sms_spam", "rotten_tomatoes", "tweet_eval_offensive", "tweet_eval_hate", "tweet_eval_sentiment", "ag_news",
            "emotion", "limit_motion")  # fmt: skip
 SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
-QUICK, TURNED = tuple(name for name in CANDIDATES if name != "lora"), "lora:turned"
+TRAINED, TURN = ("lora", "lora_linear"), ":turned"  # candidates that train; a run that learns from the dev shots
+QUICK = tuple(name for name in CANDIDATES if name not in TRAINED)
 HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
     "zero_shot": ("none", None),
     "constant": ("none", NAMED_HEADS["constant"]),
@@ -195,28 +198,34 @@ def choose(
 
 
 def join(task: Task, cache: Path, file: Path) -> None:
-    """A line for auto with LoRA, for every draw of which both runs of LoRA are there."""
+    """A line for auto with LoRA, for every draw of which both runs of LoRA are there; with its linear head, too, where
+    that is there."""
     readouts, done, test = Readouts(task, cache), cells_of([file]), task.split("test")
     kept = [json.loads(line) for line in file.with_suffix(".answers").read_text().splitlines()]
     of_cell = {(x["k"], x["seed"], x["method"]): x for x in kept if x["target"] == task.name}
     for episode in episodes_of(task):
         key = (episode.k, episode.seed)
-        runs = [of_cell[*key, method] for method in ("lora", TURNED) if (*key, method) in of_cell]
-        if len(runs) < 2 or done.get((task.name, *key, "auto"), {}).get("runs") == len(runs):
+        runs = {
+            name: [of_cell[*key, run] for run in (name, name + TURN)]
+            for name in TRAINED
+            if {(*key, name), (*key, name + TURN)} <= {*of_cell}
+        }
+        if "lora" not in runs or done.get((task.name, *key, "auto"), {}).get("trained") == [*runs]:
             continue
         start, shots = time.monotonic(), (*episode.shots.train, *episode.shots.dev)
         given = {method: answers_of(readouts, episode, method) for method in QUICK}
         held = {method: own for method, (own, _) in given.items()}
         on_test = {method: [own] for method, (_, own) in given.items()}
         examples = {e.id: e for e in (*shots, *test)}
-        of_runs = [
-            [[HeldOut(examples[name], tuple(nll), (1,) * len(nll)) for name, nll in run[side]] for run in runs]
-            for side in ("dev", "test")
-        ]
-        held["lora"] = sorted((a for own in of_runs[0] for a in own), key=lambda a: a.example.id)
-        on_test["lora"] = of_runs[1]
-        *_, chosen, about = choose(task, (*QUICK, "lora"), held, on_test)
-        write(file, episode, "auto", {**scores_of(task, chosen), **about, "runs": len(runs)}, time.monotonic() - start)
+        for name, own in runs.items():
+            dev, on_test[name] = (
+                [[HeldOut(examples[x], tuple(nll), (1,) * len(nll)) for x, nll in run[side]] for run in own]
+                for side in ("dev", "test")
+            )
+            held[name] = sorted((a for of_run in dev for a in of_run), key=lambda a: a.example.id)
+        *_, chosen, about = choose(task, (*QUICK, *runs), held, on_test)
+        about |= {"trained": [*runs]}
+        write(file, episode, "auto", {**scores_of(task, chosen), **about}, time.monotonic() - start)
 
 
 def train(
@@ -224,35 +233,35 @@ def train(
 ) -> None:
     """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task.
 
-    Beside FILE, FILE.answers has what each answered to the dev shots and to the test rows, which `join` blends.
+    Beside FILE, FILE.answers has what each answered to the dev shots and to the test rows, which `join` blends. What
+    `lora` trains has a second line, in which a linear head answers: the dev shots by one that the train shots taught.
     """
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8))
     for method in methods:
         done = cells_of([file])
         asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
-        if method == TURNED:
+        if method.endswith(TURN):
             asked = [other for episode in asked if (other := turned(episode)) is not None]
         episodes = [e for e in asked if (task.name, e.k, e.seed, method) not in done]
         for k in {e.k for e in episodes}:
             together = [e for e in episodes if e.k == k]  # as copies in one batch
             start = time.monotonic()
-            adapted = adapt(make_method(method.removesuffix(":turned")), together, backbone, None, settings)
+            name = method.removesuffix(TURN)
+            adapted = [(method, one) for one in adapt(make_method(name), together, backbone, None, settings)]
             seconds = (time.monotonic() - start) / len(together)
-            requests = [
-                PromptRequest(a.prompt, task, rows)
-                for a in adapted
-                for rows in (a.episode.shots.dev, task.split("test"))
-            ]
+            if name == "lora":
+                linear, own = make_method("lora_linear"), method.replace("lora", "lora_linear")
+                adapted += [(own, with_head(linear, backbone, one)) for _, one in adapted]
+            requests = [PromptRequest(one.prompt, task, task.split("test")) for _, one in adapted]
             answers = [held_out_answers(a.eval_set, a.nll) for a in answer_requests(backbone, requests)]
-            for one, dev, test in zip(adapted, answers[::2], answers[1::2], strict=True):
-                key = {"target": task.name, "k": k, "seed": one.episode.seed, "method": method}
-                given = {
-                    name: [(a.example.id, a.target_nll) for a in own] for name, own in (("dev", dev), ("test", test))
-                }
+            for (label, one), test in zip(adapted, answers, strict=True):
+                key = {"target": task.name, "k": k, "seed": one.episode.seed, "method": label}
+                sides = (("dev", held_out_of(backbone, one)), ("test", test))
+                given = {side: [(a.example.id, a.target_nll) for a in own] for side, own in sides}
                 with file.with_suffix(".answers").open("a") as out:
                     out.write(json.dumps({**key, **given}) + "\n")
-                own = {**scores_of(task, test), "step": one.best_step, "dev": one.dev_score, "steps": steps}
-                write(file, one.episode, method, own, seconds)
+                row = {**scores_of(task, test), "step": one.best_step, "dev": one.dev_score, "steps": steps}
+                write(file, one.episode, label, row, seconds)
 
 
 def cost(name: str, data: Path, methods: Sequence[str], steps: int, dtype: str) -> None:
@@ -293,7 +302,7 @@ def table(files: Sequence[Path]) -> None:
     """Mean accuracy by method and target, and auto against each method, paired by draw."""
     cells = cells_of(files)
     for k in SHOTS:
-        methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k and m != TURNED))
+        methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k and not m.endswith(TURN)))
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
         front = "auto" if "auto" in methods else "auto_quick"
         print(f"\nk = {k}: mean score over draws\n")

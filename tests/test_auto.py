@@ -169,6 +169,26 @@ def test_what_trains_learns_from_either_half_and_both_runs_answer() -> None:
     assert len(once.prompt.params["weight"][0]) == 2
 
 
+def test_a_candidate_that_differs_in_its_head_alone_answers_with_what_the_other_trained() -> None:
+    """As if it had trained by itself, and nothing is trained twice."""
+    pytest.importorskip("peft")
+    unfolded = replace(SETTINGS, folds=0)
+    names, before = ("lora", "lora_linear"), backbone().meter.rows
+    [adapted] = adapt(make_method("auto", {"candidates": names}), [EPISODE], backbone(), None, unfolded)
+    together, before = backbone().meter.rows - before, backbone().meter.rows
+    turned_round = replace(EPISODE, shots=Shots(EPISODE.shots.dev, EPISODE.shots.train))
+    alone = [adapt(make_method("lora_linear"), [e], backbone(), None, unfolded)[0] for e in (EPISODE, turned_round)]
+    assert together < 1.2 * (backbone().meter.rows - before)
+    members = [member for member in blend_members(adapted.prompt) if member.header.method == "lora_linear"]
+    assert len(members) == 2
+    for member, one in zip(members, alone, strict=True):
+        assert member.header.settings == one.prompt.header.settings
+        assert member.header.head == "linear"
+        assert all(torch.equal(value, one.prompt.params[name]) for name, value in member.params.items())
+    judged = [answer.right_nll for one in alone for answer in one.out_of_fold]
+    assert board(adapted)["lora_linear"]["nll"] == pytest.approx(sum(judged) / len(judged))
+
+
 def test_a_half_that_lacks_a_class_or_is_much_smaller_teaches_nothing() -> None:
     whole, label = EPISODE.shots, EPISODE.shots.dev[0].label
     lacking = Shots(whole.train, tuple(e for e in whole.dev if e.label == label))

@@ -20,7 +20,7 @@ from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.both_ways import answering_together, turned
 from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate, held_out_of
-from promptprior.adaptation.refit import adapt_as_copies, counted
+from promptprior.adaptation.refit import adapt_as_copies, counted, with_head
 from promptprior.artifacts.artifact import Prior
 from promptprior.backbone import Backbone, load, training_tokens
 from promptprior.backbone.quiet_loading import quiet_loading
@@ -34,7 +34,13 @@ from promptprior.evaluate import EvalResult, PromptAnswers, PromptRequest, answe
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
-from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings, candidates_of
+from promptprior.methods.choosing import (
+    Choosing,
+    candidate_runs,
+    candidate_settings,
+    candidates_of,
+    trained_alike,
+)
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
@@ -167,28 +173,41 @@ def _adapt_and_choose(
     sizes = {e.task.fingerprint: target_size(backbone, e.task) for e in episodes} if method.seconds is not None else {}
     decisions, adapted = list[Decision](), [list[Adapted]() for _ in episodes]
     cannot = [{c.name: reason for c in candidates if (reason := c.serves(e.task))} for e in episodes]
+    runs_of = dict[str, dict[int, list[Adapted]]]()  # by candidate, then by the place of the episode
     for candidate in candidates:
         served = [place for place, reasons in enumerate(cannot) if candidate.name not in reasons]
         if not served:
             continue
         own_settings, decision = candidate_settings(method, candidate, settings), on_record.get(candidate.name)
+        before_it = [other for other in candidates if other.name in runs_of]
+        trained = trained_alike(candidate, before_it, own_settings)
         if decision is None:
             own = [episodes[place] for place in served] if sizes else []
-            work = sum(adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0) for e in own)
+            work = sum(
+                adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0, trained is not None)
+                for e in own
+            )
             spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
             expected = work * spent / read if read else None  # of one run, at the rate of what ran before
             left = inf if method.seconds is None else method.seconds - spent
             is_needed, runs = not all(adapted[place] for place in served), candidate_runs(method, candidate, settings)
+            if trained is not None:
+                runs = next(d.runs for d in decisions if d.candidate == trained.name)
             starts, _ = all_decide(is_needed or (expected or 0) <= left, 0)
             fits, _ = all_decide(method.seconds is None or (expected is not None and runs * expected <= left), 0)
             decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else 1)
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted
-            asked = {place: (episodes[place], priors_of[candidate.name][place : place + 1]) for place in served}
-            given = _adapt_candidate(candidate, asked, decision.runs, backbone, own_settings, control)
-            for place, one in given.items():
-                adapted[place].append(one)
+            if trained is not None:
+                of_trained = runs_of[trained.name]
+                given = {place: [with_head(candidate, backbone, run) for run in of_trained[place]] for place in served}
+            else:
+                asked = {place: (episodes[place], priors_of[candidate.name][place : place + 1]) for place in served}
+                given = _run_candidate(candidate, asked, decision.runs, backbone, own_settings, control)
+            runs_of[candidate.name] = given
+            for place, runs_there in given.items():
+                adapted[place].append(answering_together(runs_there))
             if not decision.seconds:  # a candidate that had ended before is not counted again
                 decision = replace(decision, seconds=monotonic() - start, tokens=backbone.meter.weighted - before)
         decisions.append(decision)
@@ -206,15 +225,16 @@ def _adapt_and_choose(
     ]
 
 
-def _adapt_candidate(
+def _run_candidate(
     candidate: Recipe,
     asked: Mapping[int, tuple[Episode, Sequence[Prior]]],
     runs: int,
     backbone: Backbone,
     settings: Settings,
     control: RunControl,
-) -> dict[int, Adapted]:
-    """A candidate on episodes by their places, each with its prior where it has one, and its held-out answers.
+) -> dict[int, list[Adapted]]:
+    """The runs of a candidate on episodes by their places, each with its prior where it has one, and with what it
+    answers held out.
 
     With two `runs` the second is of the episodes turned round. It comes after the first, not beside it: together they
     would need twice the memory, and methods that share something over episodes would share it over both halves.
@@ -233,7 +253,7 @@ def _adapt_candidate(
             with counted(backbone, asking):
                 answers = held_out_of(backbone, one)
             of_place[place].append(replace(one, out_of_fold=answers, cost=sum(asking, one.cost)))
-    return {place: answering_together(ways) for place, ways in of_place.items()}
+    return of_place
 
 
 def _checked_priors(

@@ -17,7 +17,7 @@ from promptprior.config.training import Settings
 from promptprior.cost import SCORED
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import Method, make_method
-from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings
+from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings, trained_alike
 from promptprior.methods.target_only.in_context import demonstration_room
 from promptprior.tasks import Task, collate
 
@@ -65,8 +65,11 @@ def target_size(backbone: Backbone, task: Task) -> TargetSize:
     return TargetSize(text_tokens(backbone, [task]), ranked, tuple(class_sizes), validation, room)
 
 
-def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings, tested: int) -> float:
-    """Tokens of adapting a method to k shots of a target, and of testing on so many examples.
+def adapting_cost(
+    method: Method, target: TargetSize, k: int, settings: Settings, tested: int, is_trained: bool = False
+) -> float:
+    """Tokens of adapting a method to k shots of a target, and of testing on so many examples; where it `is_trained`
+    only its head is still to be fitted.
 
     Shots are counted as a k-shot draw would be, and not drawn: k of each class for training and k for dev, as far as
     there are so many, and of dev at most `dev_limit` in all. With folds each fold trains, all examples are answered
@@ -74,7 +77,10 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
     """
     if isinstance(method, Choosing):
         candidates = [make_method(name) for name in method.candidates]
-        return sum(candidate_cost(method, c, target, k, settings, tested) for c in candidates)
+        return sum(
+            candidate_cost(method, candidates[: place + 1], target, k, settings, tested)
+            for place in range(len(candidates))
+        )
     train = dev = 0
     for place, size in enumerate(target.class_sizes):
         share = k
@@ -129,6 +135,8 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
         depth = work.head_depth
         states = min(HEAD_DEPTH, depth) * tested + depth * times * every if head.sites(1) else 0.0
         testing += SCORED * states * target.text_tokens
+    if is_trained:
+        return testing
     if not method.trains:  # dev is asked of the head, if there is one
         return testing + (folds * scored(to_ask, to_learn) if head is None else 0.0)
     asked = {0, stage.steps, *(s for s in stage.eval_steps if s <= stage.steps)}
@@ -140,11 +148,14 @@ def adapting_cost(method: Method, target: TargetSize, k: int, settings: Settings
 
 
 def candidate_cost(
-    method: Choosing, candidate: Method, target: TargetSize, k: int, settings: Settings, tested: int
+    method: Choosing, candidates: Sequence[Method], target: TargetSize, k: int, settings: Settings, tested: int
 ) -> float:
-    """Tokens of adapting a candidate as a method that chooses does, as often as that does it (`adapting_cost`)."""
+    """Tokens of adapting the last of these candidates as a method that chooses does, as often as that does it
+    (`adapting_cost`), when the others have been adapted."""
+    *others, candidate = candidates
     runs, own = candidate_runs(method, candidate, settings), candidate_settings(method, candidate, settings)
-    return runs * adapting_cost(candidate, target, k, own, tested)
+    is_trained = trained_alike(candidate, others, own) is not None
+    return runs * adapting_cost(candidate, target, k, own, tested, is_trained)
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

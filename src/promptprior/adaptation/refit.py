@@ -79,6 +79,17 @@ def counted(backbone: Backbone, costs: list[Cost]) -> Iterator[None]:
     costs.append(Cost(time.monotonic() - start, *read.tolist()))
 
 
+def with_head(method: Recipe, backbone: Backbone, adapted: Adapted) -> Adapted:
+    """What another method has trained, as `method` answers with it, which differs from that one in its head alone. Its
+    cost is that of the head."""
+    head, costs, header = NAMED_HEADS[method.head], list[Cost](), adapted.prompt.header
+    header = replace(header, method=method.name, settings={**header.settings, "method": to_mapping(method)})
+    bare = replace(adapted, prompt=Prompt(header, adapted.prompt.params), out_of_fold=())
+    with counted(backbone, costs):
+        [headed] = _with_fitted_heads(head, backbone, [bare])
+    return replace(headed, cost=sum(costs, Cost()))
+
+
 def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
     """Adapted prompts of one form, each with a head that all its shots have taught.
 

@@ -1,6 +1,6 @@
 """Recipes that learn nothing themselves, and choose among others: their protocol, and the candidates they have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +62,14 @@ def candidate_runs(method: Choosing, candidate: Method, settings: Settings) -> i
     """How often a candidate adapts to an episode: twice where it trains, without folds, and runs may be averaged."""
     is_once = candidate_settings(method, candidate, settings).folds or not candidate.trains
     return 1 if is_once or not (method.blend and method.both_ways) else 2
+
+
+def trained_alike(candidate: Method, others: Sequence[Method], settings: Settings) -> Method | None:
+    """The one of the others that trains just what a candidate trains, so that only their heads differ; None where there
+    is none, and with folds, whose runs are not kept."""
+    if not candidate.trains or candidate.head == "verbalizer" or settings.folds:
+        return None
+    return next((other for other in others if replace(candidate, name=other.name, head="verbalizer") == other), None)
 
 
 def settings_of_prior(header: Header, where: str) -> Settings:

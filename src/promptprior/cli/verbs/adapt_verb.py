@@ -88,8 +88,8 @@ class AdaptPlan:
             size = target_size(backbone, task)
             cost = adapting_cost(method, size, self.shots, settings, tested)
             if isinstance(method, Choosing):
-                for candidate in candidates[len(method.candidates) :]:  # that of the prior
-                    cost += candidate_cost(method, candidate, size, self.shots, settings, tested)
+                for end in range(len(method.candidates) + 1, len(candidates) + 1):  # that of the prior
+                    cost += candidate_cost(method, candidates[:end], size, self.shots, settings, tested)
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"

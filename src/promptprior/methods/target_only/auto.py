@@ -2,7 +2,8 @@
 
 Ours. Candidates stand in order of cost, and of several that score the same the first is taken. Held-out answers come
 from folds of all shots (--folds: the same for all). Candidates that train, which cost minutes, learn from either half
-of the shots and answer the other (both_ways.py). Choosing sees neither test data nor other tasks.
+of the shots and answer the other (both_ways.py); of two that differ in their head alone the second answers with what
+the first has trained. Choosing sees neither test data nor other tasks.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from promptprior.methods.learned import AdaptationInit
 from promptprior.methods.options import fact, option
 from promptprior.methods.run_context import Episode, RunContext
 
-CANDIDATES = ("zero_shot_calibrated", "linear_probe", "probe_mixture", "prompted_linear", "prompted_mixture", "lora")
+CANDIDATES = ("zero_shot_calibrated", "linear_probe", "probe_mixture", "prompted_linear", "prompted_mixture", "lora",
+              "lora_linear")  # fmt: skip
 
 
 @dataclass(frozen=True)

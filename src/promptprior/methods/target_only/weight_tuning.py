@@ -1,10 +1,11 @@
 """References: the same shots, batches, steps and selection, but weights of the model move instead of a prompt.
 
 lora: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), by PEFT's layers on
-queries and values. bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like models have
-none, so by default the scales of norms move as well. fine_tuning: every weight, one target at a time. Ours: rates are
-absolute, since weights have no embedding scale, and the grid has as many rates as the prompts' grid, in the same
-proportions (docs/references.md).
+queries and values. lora_linear (ours): the same training, but a linear head on the states of the moved model answers,
+fitted to all shots (docs/log.md). bitfit: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199), trains biases; Llama-like
+models have none, so by default the scales of norms move as well. fine_tuning: every weight, one target at a time. Ours:
+rates are absolute, since weights have no embedding scale, and the grid has as many rates as the prompts' grid, in the
+same proportions (docs/references.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,4 +109,4 @@ class FineTuning(WeightRecipe):
         return self.weight_init(context, form, [form.answers(context.backbone).start] * len(episodes))
 
 
-ARMS = (Lora(), Bitfit(), FineTuning())
+ARMS = (Lora(), Lora(name="lora_linear", head="linear"), Bitfit(), FineTuning())
