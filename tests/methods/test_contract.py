@@ -49,6 +49,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "context_tuning": {},
     "context_tuning_prompt": {},
     "lora": {"rank": 2},
+    "lora_linear": {"rank": 2},
     "bitfit": {},
     "fine_tuning": {},
     "prompt_tuning": {},

@@ -65,7 +65,7 @@ def candidate_runs(method: Choosing, candidate: Method, settings: Settings) -> i
 
 
 def trained_alike(candidate: Method, others: Sequence[Method], settings: Settings) -> Method | None:
-    """The one of the others that trains just what a candidate trains, so that only their heads differ; None where there
+    """The one of the others that trains what a candidate trains, so that only their heads differ; None where there
     is none, and with folds, whose runs are not kept."""
     if not candidate.trains or candidate.head == "verbalizer" or settings.folds:
         return None
