@@ -234,7 +234,7 @@ def train(
     """A line for every method (dev chooses the step where it descends), for every draw (k, seed) of a task.
 
     Beside FILE, FILE.answers has what each answered to the dev shots and to the test rows, which `join` blends. What
-    `lora` trains has a second line, in which a linear head answers: the dev shots by one that the train shots taught.
+    `lora` trains has a second line, in which a linear head answers (adaptation/fit_head.py: on_dev_folds).
     """
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8))
     for method in methods:
@@ -242,16 +242,18 @@ def train(
         asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
         if method.endswith(TURN):
             asked = [other for episode in asked if (other := turned(episode)) is not None]
-        episodes = [e for e in asked if (task.name, e.k, e.seed, method) not in done]
+        name, turn = method.removesuffix(TURN), TURN if method.endswith(TURN) else ""
+        labels = [own + turn for own in TRAINED] if name == "lora" else [method]
+        episodes = [e for e in asked if any((task.name, e.k, e.seed, label) not in done for label in labels)]
         for k in {e.k for e in episodes}:
             together = [e for e in episodes if e.k == k]  # as copies in one batch
             start = time.monotonic()
-            name = method.removesuffix(TURN)
-            adapted = [(method, one) for one in adapt(make_method(name), together, backbone, None, settings)]
+            alone = adapt(make_method(name), together, backbone, None, settings)
             seconds = (time.monotonic() - start) / len(together)
-            if name == "lora":
-                linear, own = make_method("lora_linear"), method.replace("lora", "lora_linear")
-                adapted += [(own, with_head(linear, backbone, one)) for _, one in adapted]
+            adapted = [(method, one) for one in alone]
+            for label in labels[1:]:
+                headed = make_method(label.removesuffix(TURN))
+                adapted += [(label, with_head(headed, backbone, one)) for one in alone]
             requests = [PromptRequest(one.prompt, task, task.split("test")) for _, one in adapted]
             answers = [held_out_answers(a.eval_set, a.nll) for a in answer_requests(backbone, requests)]
             for (label, one), test in zip(adapted, answers, strict=True):
@@ -302,6 +304,8 @@ def table(files: Sequence[Path]) -> None:
     """Mean accuracy by method and target, and auto against each method, paired by draw."""
     cells = cells_of(files)
     for k in SHOTS:
+        if len({tuple(x.get("trained", ())) for key, x in cells.items() if key[1::2] == (k, "auto")}) > 1:
+            sys.exit(f"auto at k = {k} has other candidates in some draws than in others: train the rest, and join")
         methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k and not m.endswith(TURN)))
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
         front = "auto" if "auto" in methods else "auto_quick"

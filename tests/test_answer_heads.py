@@ -10,17 +10,19 @@ import torch
 
 from promptprior.adapt import adapt, make_episode, score_on_test
 from promptprior.adaptation.adapted import Adapted
+from promptprior.adaptation.fit_head import fit_heads
 from promptprior.adaptation.folds import fold_episodes
 from promptprior.artifacts.artifact import Prompt
 from promptprior.artifacts.export_prompt import export_prompt
 from promptprior.backbone import Backbone, ranking_tokens
 from promptprior.config.training import Settings
 from promptprior.errors import ArtifactError, DataError, SpecError
-from promptprior.evaluate import evaluate, predict
+from promptprior.evaluate import evaluate, predict, prompt_objective
 from promptprior.heads.head import Readout
 from promptprior.heads.named_heads import NAMED_HEADS
 from promptprior.methods import METHODS, make_method
 from promptprior.tasks.sampling.batch import collate
+from promptprior.tasks.sampling.draws import Shots
 from promptprior.tasks.task import Example, Task
 from tests.backbone.tiny import tiny
 from tests.world import choice_task, early, short, text_task
@@ -109,6 +111,22 @@ def test_a_head_of_a_trained_prompt_reads_behind_it() -> None:
     test = TARGET.split("test")
     behind, without = (predict(p, TARGET, backbone(), test) for p in (one.prompt, bare))
     assert [a.choice_nll for a in behind] != [a.choice_nll for a in without]
+
+
+def test_dev_shots_judge_heads_that_all_other_shots_but_their_fold_have_taught() -> None:
+    """Behind a prompt that the training shots taught: the slow way, each fold of dev as dev of its own."""
+    episode, head = make_episode(TARGET, 8, 13), NAMED_HEADS["linear"]
+    prompt_tuning = replace(make_method("prompt_tuning"), head="linear")
+    [one] = adapt(prompt_tuning, [episode], backbone(), None, short())
+    given, bare = {a.example.id: a.target_nll for a in one.out_of_fold}, one.prompt.headless
+    assert [*given] == [e.id for e in episode.shots.dev]
+    parts = fold_episodes(replace(episode, shots=Shots(episode.shots.dev, ())), 4)
+    assert len(parts) == 4
+    for part in parts:
+        own = replace(episode, shots=Shots((*episode.shots.train, *part.shots.train), part.shots.dev))
+        [alone] = fit_heads(head, prompt_objective(bare, backbone()), bare.params, [own])
+        for answer in alone.on_dev:
+            assert given[answer.example.id] == pytest.approx(answer.target_nll, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "zero_shot_calibrated"])

@@ -63,7 +63,7 @@ def by_hand(names: Sequence[str], seed: int, examples: Sequence[Example]) -> tor
     return total
 
 
-@pytest.mark.parametrize("names", [BY_WORDS, BY_STATES, ("linear_probe", "lora")])
+@pytest.mark.parametrize("names", [BY_WORDS, BY_STATES, ("linear_probe", "lora"), ("lora", "lora_linear")])
 def test_a_blend_answers_by_the_weighted_mean_of_its_members(names: tuple[str, ...], tmp_path: Path) -> None:
     examples = TARGET.split("test")
     blend(names, 13).prompt.save_pretrained(tmp_path / "blend")

@@ -219,6 +219,7 @@ def test_claims_that_share_an_arm_measure_it_once(backbone: Backbone, monkeypatc
     fitted = []
     monkeypatch.setattr(trials, "fit", lambda recipe, *rest: fitted.append(recipe.name) or fit(recipe, *rest))
     conditions = claims.FAMILIES["2 rules"]
+    claims.family_trial.cache_clear()
     both = [
         claims.measuring(partial(claims.arms, *names), (4, 6))(backbone, conditions, 0, SMALL)
         for names in (("multitask", "prompt_tuning"), ("reptile", "multitask"))

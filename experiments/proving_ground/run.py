@@ -101,7 +101,7 @@ def measure_all(units: Sequence[Unit], workers: int) -> Iterator[Result]:
         by_trial.setdefault((unit.fit, to_plain(unit.claim, unit.condition)), []).append(unit)
     if workers == 1:
         for own in by_trial.values():
-            yield from measure_units(own)
+            yield from map(measure_unit, own)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for lines in pool.imap_unordered(measure_units, by_trial.values()):

@@ -191,11 +191,12 @@ def _adapt_and_choose(
             expected = work * spent / read if read else None  # of one run, at the rate of what ran before
             left = inf if method.seconds is None else method.seconds - spent
             is_needed, runs = not all(adapted[place] for place in served), candidate_runs(method, candidate, settings)
-            if trained is not None:
-                runs = next(d.runs for d in decisions if d.candidate == trained.name)
-            starts, _ = all_decide(is_needed or (expected or 0) <= left, 0)
+            least = 1
+            if trained is not None:  # its head reads all runs of the other
+                least = runs = next(d.runs for d in decisions if d.candidate == trained.name)
+            starts, _ = all_decide(is_needed or least * (expected or 0) <= left, 0)
             fits, _ = all_decide(method.seconds is None or (expected is not None and runs * expected <= left), 0)
-            decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else 1)
+            decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else least)
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted

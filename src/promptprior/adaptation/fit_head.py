@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from promptprior.adaptation.folds import fold_episodes
 from promptprior.adaptation.held_out import HeldOut, held_out_answers
 from promptprior.evaluate import EvalSet, make_eval_set, readouts
 from promptprior.heads.fitted import FittedHead
@@ -13,6 +14,10 @@ from promptprior.heads.head import Head, Readout
 from promptprior.methods import Episode
 from promptprior.notation import Int, Params, Tensor
 from promptprior.objectives.weight_objective import Answering
+from promptprior.tasks.sampling.draws import Shots
+from promptprior.tasks.task import Example
+
+DEV_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,31 @@ class HeadFit:
     @cached_property
     def on_dev(self) -> tuple[HeldOut, ...]:
         """The dev shots as answered by a head that the training shots alone have taught; none without dev shots."""
-        drawn, place = self.episode.shots, {example.id: i for i, example in enumerate(self.shots.examples)}
-        if not drawn.dev:
+        return self.answered(self.episode.shots.train, self.episode.shots.dev)
+
+    @cached_property
+    def on_dev_folds(self) -> tuple[HeldOut, ...]:
+        """The dev shots, each quarter of them as answered by a head that all other shots have taught.
+
+        Behind a prompt that the training shots taught, the states of these tell their labels too well. A head of them
+        alone is sure of itself and wrong, as `head`, which the dev shots teach as well, is not (docs/log.md).
+        """
+        shots, answers = self.episode.shots, dict[str, HeldOut]()
+        for part in fold_episodes(replace(self.episode, shots=Shots(shots.dev, ())), DEV_FOLDS) if shots.dev else ():
+            given = self.answered((*shots.train, *part.shots.train), part.shots.dev)
+            answers |= {answer.example.id: answer for answer in given}
+        return tuple(answers[example.id] for example in shots.dev)
+
+    def answered(self, taught: Sequence[Example], asked: Sequence[Example]) -> tuple[HeldOut, ...]:
+        """Some shots as answered by a head that others have taught."""
+        if not asked:
             return ()
-        train, dev = ([place[example.id] for example in own] for own in (drawn.train, drawn.dev))
-        taught = self.kind.fit(_rows(self.read, sorted(train)), self.labels[sorted(train)], self.extra)
-        asked = replace(self.shots, examples=drawn.dev, tokens=[self.shots.tokens[i] for i in dev])
-        return held_out_answers(
-            asked, self.kind.choice_nll(taught, _rows(self.read, dev, self.kind.used(taught))).tolist()
-        )
+        place = {example.id: i for i, example in enumerate(self.shots.examples)}
+        teaching, rows = sorted(place[example.id] for example in taught), [place[example.id] for example in asked]
+        params = self.kind.fit(_rows(self.read, teaching), self.labels[teaching], self.extra)
+        nll = self.kind.choice_nll(params, _rows(self.read, rows, self.kind.used(params)))
+        of_asked = replace(self.shots, examples=tuple(asked), tokens=[self.shots.tokens[i] for i in rows])
+        return held_out_answers(of_asked, nll.tolist())
 
     @property
     def labels(self) -> Int[Tensor, " X"]:

@@ -93,7 +93,8 @@ def with_head(method: Recipe, backbone: Backbone, adapted: Adapted) -> Adapted:
 def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted]) -> list[Adapted]:
     """Adapted prompts of one form, each with a head that all its shots have taught.
 
-    Dev scores are the head's: out of fold, or without folds of a head that the training shots alone have taught. They
+    Dev scores are the head's, out of fold. Without folds they are those of a head that the training shots alone have
+    taught, or, where these have taught the prompt as well, of heads that other dev shots have taught with them. They
     are the one point of the curve where nothing was trained.
     """
     objective = prompt_objective(adapted[0].prompt, backbone)
@@ -101,7 +102,8 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
     fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
     headed = []
     for a, one in zip(adapted, fitted, strict=True):
-        header, answers = a.prompt.header, a.out_of_fold or one.on_dev
+        on_dev = one.on_dev if a.learning_rate is None else one.on_dev_folds
+        header, answers = a.prompt.header, a.out_of_fold or on_dev
         value = held_out_score(a.episode.task, answers)
         said = header.scores["dev"]
         header = replace(

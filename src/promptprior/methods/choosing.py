@@ -65,11 +65,15 @@ def candidate_runs(method: Choosing, candidate: Method, settings: Settings) -> i
 
 
 def trained_alike(candidate: Method, others: Sequence[Method], settings: Settings) -> Method | None:
-    """The one of the others that trains what a candidate trains, so that only their heads differ; None where there
-    is none, and with folds, whose runs are not kept."""
-    if not candidate.trains or candidate.head == "verbalizer" or settings.folds:
+    """The one of the others that answers by the likelihood and trains what a candidate trains, which a head reads; None
+    where there is none, and with folds, whose runs are not kept."""
+    if not candidate.trains or candidate.is_ensemble or candidate.head == "verbalizer" or settings.folds:
         return None
-    return next((other for other in others if replace(candidate, name=other.name, head="verbalizer") == other), None)
+    for other in others:
+        bare = replace(candidate, name=other.name, head="verbalizer", prior_of=other.prior_of)
+        if bare == other and candidate.source_recipe() == other.source_recipe():
+            return other
+    return None
 
 
 def settings_of_prior(header: Header, where: str) -> Settings:
