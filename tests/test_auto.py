@@ -29,6 +29,7 @@ from promptprior.errors import ArtifactError, SpecError
 from promptprior.evaluate import PromptRequest, answer_requests
 from promptprior.fit import RunControl, fit
 from promptprior.methods import make_method
+from promptprior.methods.choosing import trained_alike
 from promptprior.rules.rule import Info
 from promptprior.tasks.sampling.draws import Shots
 from tests.backbone.tiny import tiny
@@ -191,6 +192,24 @@ def test_a_candidate_that_differs_in_its_head_alone_answers_with_what_the_other_
         assert all(torch.equal(value, one.prompt.params[name]) for name, value in member.params.items())
     judged = [answer.right_nll for one in alone for answer in one.out_of_fold]
     assert board(adapted)["lora_linear"]["nll"] == pytest.approx(sum(judged) / len(judged))
+
+
+def test_what_trains_alike_is_known_by_its_settings() -> None:
+    def alike(candidate: str, *others: str, settings: Settings = replace(SETTINGS, folds=0)) -> str | None:
+        found = trained_alike(make_method(candidate), [make_method(name) for name in others], settings)
+        return found and found.name
+
+    assert alike("lora_linear", "linear_probe", "lora") == "lora"
+    assert alike("multitask_linear", "multitask") == "multitask"  # both start from a prior of multitask
+    for candidate, other in (
+        ("lora", "lora_linear"),
+        ("multitask_linear", "reptile"),
+        ("prompted_linear", "zero_shot"),
+    ):
+        assert alike(candidate, other) is None
+    assert alike("lora_linear", "lora", settings=SETTINGS) is None, "runs of folds are not kept"
+    rank = make_method("lora_linear", {"rank": 2})
+    assert trained_alike(rank, [make_method("lora")], replace(SETTINGS, folds=0)) is None
 
 
 def test_a_half_that_lacks_a_class_or_is_much_smaller_teaches_nothing() -> None:
