@@ -195,19 +195,16 @@ def test_a_candidate_that_differs_in_its_head_alone_answers_with_what_the_other_
 
 
 def test_what_trains_alike_is_known_by_its_settings() -> None:
-    def alike(candidate: str, *others: str, settings: Settings = replace(SETTINGS, folds=0)) -> str | None:
+    def alike(candidate: str, *others: str, folds: int = 0) -> str | None:
+        settings = replace(SETTINGS, folds=folds)
         found = trained_alike(make_method(candidate), [make_method(name) for name in others], settings)
         return found and found.name
 
     assert alike("lora_linear", "linear_probe", "lora") == "lora"
     assert alike("multitask_linear", "multitask") == "multitask"  # both start from a prior of multitask
-    for candidate, other in (
-        ("lora", "lora_linear"),
-        ("multitask_linear", "reptile"),
-        ("prompted_linear", "zero_shot"),
-    ):
-        assert alike(candidate, other) is None
-    assert alike("lora_linear", "lora", settings=SETTINGS) is None, "runs of folds are not kept"
+    for pair in (("lora", "lora_linear"), ("multitask_linear", "reptile"), ("prompted_linear", "zero_shot")):
+        assert alike(*pair) is None
+    assert alike("lora_linear", "lora", folds=2) is None, "runs of folds are not kept"
     rank = make_method("lora_linear", {"rank": 2})
     assert trained_alike(rank, [make_method("lora")], replace(SETTINGS, folds=0)) is None
 
