@@ -2,8 +2,8 @@
 
 Ours. Candidates stand in order of cost, and of several that score the same the first is taken. Held-out answers come
 from folds of all shots (--folds: the same for all). Candidates that train, which cost minutes, learn from either half
-of the shots and answer the other (both_ways.py); of two that differ in their head alone the second answers with what
-the first has trained. Choosing sees neither test data nor other tasks.
+of the shots and answer the other (both_ways.py); of two that differ in their head alone the second answers, without
+folds, with what the first has trained. Choosing sees neither test data nor other tasks.
 """
 
 from collections.abc import Sequence
