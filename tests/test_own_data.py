@@ -156,6 +156,7 @@ def test_free_text_has_answers_without_probabilities(cli: Cli, own: Path, model:
     ]
     assert cli(*words)[0] == 0
     assert cli("evaluate", "--prompt", "sums")[0] == 0
+    assert "free text: abstention ranks answers" in cli("evaluate", "--prompt", "sums", "--abstention")[2]
     code, out, _ = cli("predict", "--prompt", "sums", "--input", "more.csv")
     assert (code, list(read_csv(out)[0])) == (0, ["prompt", "answer"])
 

@@ -7,7 +7,7 @@ import torch
 
 from promptprior.adapt import adapt, make_episode
 from promptprior.errors import DataError
-from promptprior.evaluate import abstention, abstention_curve, average_predictions, evaluate, predict
+from promptprior.evaluate import abstention_curve, abstention_tenths, average_predictions, evaluate, predict
 from promptprior.methods import make_method
 from promptprior.tasks.metrics import Prediction
 from promptprior.tasks.task import Example
@@ -50,17 +50,14 @@ def test_abstention_answers_the_confident_first() -> None:
     assert made == [(0.5, 1.0), (1.0, 0.5)]
 
 
-def test_a_prompt_abstains_in_tenths_and_free_text_cannot() -> None:
+def test_a_prompt_abstains_in_tenths() -> None:
     backbone, task = tiny("llama", torch.float32), choice_task("target", early)
     prompt = adapt(make_method("prompt_tuning"), [make_episode(task, 2, 13)], backbone, None, short())[0].prompt
-    curve = abstention(prompt, task, backbone, limit=20)
+    examples = task.split("test")[:20]
+    answers = predict(prompt, task, backbone, examples)
+    curve = abstention_tenths(examples, answers)
     assert [share for share, _ in curve] == pytest.approx([i / 10 for i in range(1, 11)])
     assert curve[-1][1] == pytest.approx(evaluate(prompt, task, backbone, limit=20).scores["accuracy"])
-    sure = max(
-        predict(prompt, task, backbone, task.split("test")[:20]), key=lambda p: abs(p.choice_nll[0] - p.choice_nll[1])
-    )
-    first = abstention(prompt, task, backbone, limit=20)[0]
-    right = {e.id: e.label for e in task.split("test")}
-    assert first[1] in ((0.5, 1.0) if right[sure.example_id] == sure.choice else (0.0, 0.5))
-    with pytest.raises(DataError, match="'shout' is free text: abstention ranks answers"):
-        abstention(prompt, text_task("shout", lambda word: word[:2]), backbone)
+    sure = max(answers, key=lambda p: abs(p.choice_nll[0] - p.choice_nll[1]))
+    right = {e.id: e.label for e in examples}
+    assert curve[0][1] in ((0.5, 1.0) if right[sure.example_id] == sure.choice else (0.0, 0.5))

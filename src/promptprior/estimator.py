@@ -33,12 +33,13 @@ from promptprior.evaluate import predict
 from promptprior.fit import RunControl
 from promptprior.methods import Episode, Recipe, make_method
 from promptprior.methods.choosing import Choosing, options_of_prior, settings_of_prior
+from promptprior.tasks.loading.load import task_of
 from promptprior.tasks.loading.new_rows import NEVER_READ
 from promptprior.tasks.loading.readers import Rows, memory_rows, rows_of
 from promptprior.tasks.loading.spec import TaskSpec, spec_from
 from promptprior.tasks.metrics import Prediction, metric, score
 from promptprior.tasks.sampling.draws import Shots
-from promptprior.tasks.task import Example, Task, content_id
+from promptprior.tasks.task import Example, content_id
 
 LABELLED = "{{ text }}\nLabel:"  # how rows of text and label are read, from a file too
 LEAST_FOLDS = 2
@@ -160,17 +161,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         seed = self.random_state
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             seed = check_random_state(seed).randint(2**31 - 1)
-        task = Task(
-            name=spec.task,
-            output_type=spec.output_type,
-            metrics=spec.metrics,
-            examples={"train": tuple(examples)},
-            label_names=spec.fixed_choices,
-            target_delimiter=spec.target_delimiter,
-            max_gen_toks=spec.max_gen_toks,
-            origin="fit(X, y)",
-            spec=spec.keys(),
-        )
+        task = replace(task_of(spec, {"train": tuple(examples)}, "fit(X, y)"), spec=spec.keys())
         per_class = min(Counter(example.label for example in examples).values())
         episode = Episode(task, per_class, int(seed), Shots(task.split("train"), ()))  # all of them teach, by folds
         control = RunControl(watch=watch_steps(method.name) if self.verbose else None)
@@ -189,15 +180,7 @@ class PromptEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "prompt_")
         texts, choices = self._questions(self.spec_, self._rows(X)), self.spec_.fixed_choices
         examples = [Example(str(i), text, NEVER_READ, choices) for i, text in enumerate(texts)]
-        task = Task(
-            self.spec_.task,
-            self.spec_.output_type,
-            self.spec_.metrics,
-            {"test": tuple(examples)},
-            target_delimiter=self.spec_.target_delimiter,
-            max_gen_toks=self.spec_.max_gen_toks,
-        )
-        return predict(self.prompt_, task, self.backbone_, examples)
+        return predict(self.prompt_, task_of(self.spec_, {"test": tuple(examples)}, "X"), self.backbone_, examples)
 
     def save(self, folder: Path | str) -> None:
         """Write the fitted prompt as a folder that `load` and `promptprior predict --prompt` read.
@@ -404,5 +387,5 @@ class PromptGenerator(PromptEstimator):
         InputError where `y` does not fit the texts."""
         spec, examples = self._pairs(X, y)
         answers = [replace(a, example_id=e.id) for a, e in zip(self._answers(X), examples, strict=True)]
-        task = Task(spec.task, spec.output_type, spec.metrics, {"test": tuple(examples)})
+        task = task_of(spec, {"test": tuple(examples)}, "score(X, y)")
         return float(score(task, examples, answers, [self.metric])[self.metric])

@@ -481,19 +481,6 @@ def average_predictions(
     return averages
 
 
-def abstention(
-    prompt: Prompt, task: Task, backbone: Backbone, split: Split = "test", limit: int | None = None
-) -> list[tuple[float, float]]:
-    """Accuracy of a prompt on the tenth of a split that it is most confident of, on two tenths, … and on all.
-
-    Raises DataError for free text, which has no confidence.
-    """
-    if not task.is_choice:
-        raise DataError(f"task {task.name!r} is free text: abstention ranks answers by the probability of a choice")
-    examples = task.split(split)[:limit]
-    return abstention_tenths(examples, predict(prompt, task, backbone, examples))
-
-
 def abstention_tenths(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[tuple[float, float]]:
     """`abstention_curve` at the most confident tenth of the examples, at two tenths, … and at all."""
     curve = abstention_curve(examples, predictions)

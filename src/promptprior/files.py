@@ -261,10 +261,7 @@ def read_tensors(path: Path, *, finite: bool = True) -> "dict[str, Tensor]":
     try:
         tensors = safetensors.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{path}: not a whole safetensors file ({error}; {len(data):,} bytes); it was cut off while "
-            "being written or copied: copy it again, or fit again"
-        ) from error
+        raise _cut_off(path, error, len(data)) from error
     if finite:
         check_finite(tensors, str(path))
     return {name: value.clone() for name, value in sorted(tensors.items())}
@@ -278,13 +275,6 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
 
     Raises ArtifactError when the file is not whole or says something impossible.
     """
-
-    def damaged(reason: str) -> ArtifactError:
-        return ArtifactError(
-            f"{path}: not a whole safetensors file ({reason}; {size:,} bytes); it was cut off while "
-            "being written or copied: copy it again, or fit again"
-        )
-
     if not path.is_file():
         read_bytes(path)  # says what is there instead
     try:
@@ -292,12 +282,12 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_OF_HEADER):
-                raise damaged(f"its header would have {length:,} bytes")
+                raise _cut_off(path, f"its header would have {length:,} bytes", size)
             header = parse_json(file.read(length).decode("utf-8", "replace"), str(path), ArtifactError)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(header, dict):
-        raise damaged("its header is no JSON object")
+        raise _cut_off(path, "its header is no JSON object", size)
     shapes = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -308,9 +298,16 @@ def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int]]]:
         except (TypeError, KeyError, ValueError):
             whole = False
         if not whole or not isinstance(dtype, str) or not start <= end <= size - 8 - length:
-            raise damaged(f"the entry of tensor {name[:100]!r} is {str(entry)[:200]}")
+            raise _cut_off(path, f"the entry of tensor {name[:100]!r} is {str(entry)[:200]}", size)
         shapes[name] = (dtype, shape)
     return shapes
+
+
+def _cut_off(path: Path, reason: object, size: int) -> ArtifactError:
+    return ArtifactError(
+        f"{path}: not a whole safetensors file ({reason}; {size:,} bytes); it was cut off while being written or "
+        "copied: copy it again, or fit again"
+    )
 
 
 def check_finite(tensors: "Mapping[str, Tensor]", where: str) -> None:

@@ -112,9 +112,8 @@ def test_little_to_say_makes_few_tables(tmp_path, rows):
     assert text.endswith("    promptprior report x\n")
     assert "nan" not in text
     assert "None" not in text
-    files = report.write_csv(tmp_path / "csv")
-    assert [f.name for f in files] == [t.name + ".csv" for t in report.tables]
-    assert all(f.is_file() for f in files)
+    assert [t.file_name for t in report.tables] == [t.name + ".csv" for t in report.tables]
+    assert all(t.to_csv() for t in report.tables)
 
 
 def test_the_best_constant_answer_stands_beside_the_scores_and_in_the_plot():

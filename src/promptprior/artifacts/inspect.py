@@ -15,9 +15,8 @@ from promptprior.artifacts import peft_format as peft
 from promptprior.artifacts.artifact import Prior, Prompt, is_foreign, load_any
 from promptprior.artifacts.as_matrix import single_prompt
 from promptprior.artifacts.blending import BLEND, blend_members
-from promptprior.artifacts.model_card import flat_items
 from promptprior.backbone.frozen import Frozen
-from promptprior.config.mapping import to_mapping
+from promptprior.config.mapping import flat_items, to_mapping
 from promptprior.errors import ArtifactError
 from promptprior.notation import Float, Tensor
 
@@ -47,7 +46,7 @@ def inspect_artifact(folder: Path | str) -> str:
         params = sorted(artifact.params.items())
         answering = sections["what answers"] = []
         if header.head:
-            options = ", ".join(f"{name} {value}" for name, value in flat_items(header.head_settings))
+            options = ", ".join(f"{name} {value}" for name, value in sorted(flat_items(header.head_settings)))
             answering.append(f"{header.head} head{f' ({options})' if options else ''} of {', '.join(header.choices)}")
         if header.parameterisation == BLEND and isinstance(artifact, Prompt):
             members = blend_members(artifact)
@@ -168,14 +167,14 @@ def _tensor_line(name: str, value: Tensor, width: int, scale: float, unit: str) 
 
 def _value_lines(mapping: Mapping[str, object]) -> list[str]:
     # Dotted names and values in a column; a table has a line for each of its rows.
-    pairs = list(flat_items(mapping))
+    pairs = sorted(flat_items(mapping))
     column = max((len(name) for name, _ in pairs), default=0)
     lines = []
     for name, value in pairs:
         texts = [f"{value:.6g}" if isinstance(value, float) else str(value)]
         if isinstance(value, list | tuple) and value and all(isinstance(row, Mapping | list | tuple) for row in value):
             texts = [
-                ", ".join(f"{key} {entry}" for key, entry in flat_items(row))
+                ", ".join(f"{key} {entry}" for key, entry in sorted(flat_items(row)))
                 if isinstance(row, Mapping)
                 else " ".join(f"{entry:.3g}" if isinstance(entry, float) else str(entry) for entry in row)
                 for row in value

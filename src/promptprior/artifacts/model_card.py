@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from promptprior.artifacts.header import Header
 from promptprior.backbone import SMOLLM2
 from promptprior.backbone.added_tokens import BakedPrompt
 from promptprior.backbone.identity import BackboneCard
+from promptprior.config.mapping import flat_items
 from promptprior.notation import Params
 from promptprior.tasks.metrics import wilson_interval
 
@@ -134,20 +135,6 @@ def baked_card(
     return "\n\n".join(parts) + "\n"
 
 
-def flat_items(mapping: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """A nested mapping as dotted names and values, sorted.
-
-    >>> list(flat_items({"b": {"y": 1, "x": 2}, "a": 3}))
-    [('a', 3), ('b.x', 2), ('b.y', 1)]
-    """
-    for name in sorted(mapping):
-        value = mapping[name]
-        if isinstance(value, Mapping):
-            yield from flat_items(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def describe(header: Header) -> tuple[str, list[str]]:
     """A title, and sections: what it was learned from, how good it was, whose terms hold."""
     targets = ", ".join(task.name for task in header.tasks if task.role == "target")
@@ -157,7 +144,7 @@ def describe(header: Header) -> tuple[str, list[str]]:
         for task in header.tasks
     ]
     tasks = ["| task | role | version | examples |", "|---|---|---|---|", *rows] if rows else ["None recorded."]
-    scores = [f"- {name}: {value}" for name, value in flat_items(header.scores)] or ["None recorded."]
+    scores = [f"- {name}: {value}" for name, value in sorted(flat_items(header.scores))] or ["None recorded."]
     return title, [
         "## Tasks\n\n" + "\n".join(tasks),
         "## Scores\n\n" + "\n".join(scores),

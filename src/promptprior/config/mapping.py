@@ -161,6 +161,19 @@ def merge_settings(given: Mapping[str, object], defaults: Mapping[str, object]) 
     return merged
 
 
+def flat_items(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested mapping as dotted names and values.
+
+    >>> list(flat_items({"b": {"y": 1, "x": 2}, "a": 3}))
+    [('b.y', 1), ('b.x', 2), ('a', 3)]
+    """
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from flat_items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 # From plain values ---------------------------------------------------------------------------------------
 
 

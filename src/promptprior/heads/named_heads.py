@@ -12,14 +12,8 @@ from promptprior.heads.mixed import MixedHead
 from promptprior.heads.nearest import Nearest
 from promptprior.heads.verbalizer import Verbalizer
 
-HEADS: Mapping[str, type[Any]] = {
-    "verbalizer": Verbalizer,
-    "calibrated": Calibrated,
-    "linear": Linear,
-    "nearest": Nearest,
-    "constant": Constant,
-    "mixture": MixedHead,
-}
+KINDS: tuple[type[Any], ...] = (Verbalizer, Calibrated, Linear, Nearest, Constant, MixedHead)
+HEADS: Mapping[str, type[Any]] = {head.name: head for head in KINDS}
 NAMED_HEADS: Mapping[HeadName, Head] = {
     "calibrated": Calibrated(by="shots"),
     "batch": Calibrated(by="texts"),

@@ -5,7 +5,6 @@ Methods of other packages are found through the entry point group "promptprior.m
 
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
-from itertools import chain
 from typing import cast
 
 from promptprior import plugins
@@ -37,29 +36,11 @@ from promptprior.methods.target_only import (
     weight_tuning,
 )
 
-_OWN: dict[str, Recipe] = {
-    arm.name: arm
-    for arm in chain[Recipe](
-        prompt_tuning.ARMS,
-        prefix_tuning.ARMS,
-        probes.ARMS,
-        auto.ARMS,
-        in_context.ARMS,
-        context_tuning.ARMS,
-        weight_tuning.ARMS,
-        residual_prompt_tuning.ARMS,
-        dept.ARMS,
-        multitask.ARMS,
-        spot.ARMS,
-        prompt_arithmetic.ARMS,
-        attempt.ARMS,
-        mpt.ARMS,
-        bmtpt.ARMS,
-        meta_prompt_tuning.ARMS,
-        ridge_prior.ARMS,
-        tpt.ARMS,
-    )
-}
+MODULES = (  # in the order of lists: without sources first
+    prompt_tuning, prefix_tuning, probes, auto, in_context, context_tuning, weight_tuning, residual_prompt_tuning, dept,
+    multitask, spot, prompt_arithmetic, attempt, mpt, bmtpt, meta_prompt_tuning, ridge_prior, tpt,
+)  # fmt: skip
+_OWN: dict[str, Recipe] = {arm.name: arm for module in MODULES for arm in module.ARMS}
 _OTHERS = cast(MutableMapping[str, Recipe], plugins.load_plugins("promptprior.methods", _OWN))
 METHODS: MutableMapping[str, Recipe] = ChainMap(_OWN, _OTHERS)
 """Every method by its name, those of other packages included; `METHODS["mine"] = Mine()` adds one for a session."""

@@ -61,13 +61,7 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
         ) from error
     finally:
         vars(backbone.meter).update(meter)
-    _check_prompts(returned, form, label, batch.texts, backbone.width)
-    prompts = returned[0]
-    if isinstance(prompts, KeyValues):
-        count = len(prompts.keys) if prompts.prefix_of is None else len(prompts.prefix_of)
-        shape = [count, prompts.length]
-    else:
-        shape = list(prompts.shape[:2])
+    shape = _check_prompts(returned, form, label, batch.texts, backbone.width)
     if hidden is not None and (list(hidden.shape) != shape or hidden.dtype != torch.bool):
         raise SpecError(
             f"{label}: hidden: got {list(hidden.shape)} of {hidden.dtype}; expected {shape} of torch.bool, one for "
@@ -75,7 +69,8 @@ def check_form(form: Form, params: Params, batch: Batch, backbone: Backbone, cop
         )
 
 
-def _check_prompts(returned: object, form: Parameterisation, label: str, texts: int, width: int) -> None:
+def _check_prompts(returned: object, form: Parameterisation, label: str, texts: int, width: int) -> list[int]:
+    # Returns how many prompts there are, and their length.
     kinds = (Tensor | KeyValues, Tensor)
     if not (isinstance(returned, tuple) and len(returned) == 2 and all(map(isinstance, returned, kinds))):
         raise SpecError(
@@ -108,3 +103,4 @@ def _check_prompts(returned: object, form: Parameterisation, label: str, texts: 
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= count:
         raise SpecError(f"{label}: index: got {low} to {high}; expected 0 to {count - 1}, one of the prompts")
+    return [count, form.length]

@@ -30,18 +30,10 @@ Form = Parameterisation | AnsweringForm
 """What gives params their meaning: they become prompts, or they answer texts without one."""
 
 GROUP = "promptprior.parameterisations"
-PARAMETERISATIONS: Mapping[str, type[Any]] = {
-    "direct": Direct,
-    "bank": Bank,
-    "decomposed": Decomposed,
-    "mixture": Mixture,
-    "offset": Offset,
-    "residual": Residual,
-    "prefix": Prefix,
-    "lora": LoraForm,
-    "own": OwnForm,
-    "blend": Blend,
-}
+FORMS: tuple[type[Any], ...] = (
+    Direct, Bank, Decomposed, Mixture, Offset, Residual, Prefix, LoraForm, OwnForm, Blend
+)  # fmt: skip
+PARAMETERISATIONS: Mapping[str, type[Any]] = {form.name: form for form in FORMS}
 
 
 def form_class(name: str) -> type[Any]:

@@ -1,11 +1,12 @@
 """What methods say of themselves: what prompts of a bank retrieved, what `auto` chose, plain numbers of the rest."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, Any
 
+from promptprior.config.mapping import flat_items
 from promptprior.report.plots import heatmap
 from promptprior.report.results import Grid
 from promptprior.report.section import (
@@ -179,10 +180,10 @@ def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
 
     numbers: dict[str, dict[str, list[float]]] = {}  # method -> topic.key -> the values of its cells
     for row in grid.rows:
-        for name, value in number_leaves(
-            {topic: part for topic, part in row.diagnostics.items() if topic not in (TOPIC, CHOICE)}
-        ):
-            numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
+        others = {topic: part for topic, part in row.diagnostics.items() if topic not in (TOPIC, CHOICE)}
+        for name, value in flat_items(others):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                numbers.setdefault(row.method, {}).setdefault(name, []).append(value)
     plain = [(m, name, sum(x) / len(x)) for m, of_method in numbers.items() for name, x in of_method.items()]
     note, heads = "Means over the cells of a method.", columns("Method|Name", (), {"Mean": "amount"})
     tables = (make_table("diagnostics", "Diagnostics", note, heads, plain),) if plain else ()
@@ -192,16 +193,3 @@ def diagnostic_sections(grid: Grid) -> tuple[Section, ...]:
     ]
     choice_section = Section("Choices", ((None, (choices,) if chosen else ()),), finding=" ".join(often))
     return retrieval, choice_section, Section("Other diagnostics", ((None, tables),))
-
-
-def number_leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a mapping by dotted key.
-
-    >>> list(number_leaves({"a": {"b": 1, "c": "text"}, "d": 2.5}))
-    [('a.b', 1), ('d', 2.5)]
-    """
-    for key, part in value.items():
-        if isinstance(part, Mapping):
-            yield from number_leaves(part, f"{above}{key}.")
-        elif isinstance(part, int | float) and not isinstance(part, bool):
-            yield f"{above}{key}", part

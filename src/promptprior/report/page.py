@@ -371,10 +371,3 @@ class Report:
             parts.append(f"Made by\n\n    {command}")
         write_text(path, "\n\n".join(parts) + "\n")
         return path
-
-    def write_csv(self, folder: Path) -> list[Path]:
-        """Write each table as folder/NAME.csv (Table.file_name) and return the files."""
-        paths = [folder / table.file_name for table in self.tables]
-        for table, path in zip(self.tables, paths, strict=True):
-            write_text(path, table.to_csv())
-        return paths

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptprior.config.comparison_folder import WANTED
-from promptprior.config.mapping import C, from_mapping, shorten, to_mapping
+from promptprior.config.mapping import C, flat_items, from_mapping, shorten, to_mapping
 from promptprior.cost import Cost
 from promptprior.errors import DataError, SpecError
 from promptprior.files import read_json, read_lines
@@ -196,21 +196,17 @@ def rows_table(rows: Sequence[Row], suffix: str) -> bytes:
     if suffix not in TABLE_SUFFIXES:
         raise SpecError(f"a table in a {suffix or 'nameless'} file (--table): expected {' or '.join(TABLE_SUFFIXES)}")
 
-    def flat(value: object, name: str = "") -> dict[str, object]:
-        if not isinstance(value, Mapping):
-            plain = value is None or isinstance(value, str | int | float)
-            return {name: value if plain else json.dumps(value, ensure_ascii=False)}
-        inner = (flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items())
-        return {key: part for parts in inner for key, part in parts.items()}
-
     kept = [{k: v for k, v in row.to_json().items() if k not in ("curve", "shots", "diagnostics")} for row in rows]
-    lines = [flat(to_mapping(row)) for row in kept]
+    lines = [
+        {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in flat_items(to_mapping(row))}
+        for row in kept
+    ]
     columns = dict[str, list[Any]]()
     for name in dict.fromkeys(key for line in lines for key in line):
         values = [line.get(name) for line in lines]
         kinds = {type(value) for value in values if value is not None}
         if kinds == {int, float}:
-            values = [value if value is None else float(value) for value in values]  # type: ignore[arg-type]
+            values = [value if value is None else float(value) for value in values]
         elif len(kinds) > 1:
             values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
         columns[name] = values

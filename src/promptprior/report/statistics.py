@@ -26,6 +26,7 @@ Runs = Mapping[str, Sequence[float]]
 Aggregate = Literal["mean", "iqm", "median"]
 
 DRAWS = 4000
+LEVEL, POWER = 0.95, 0.8  # of intervals; of the test that finds a smallest difference
 FLIPS = 10_000  # sign patterns: all of them where 2^n is no more, else this many at random
 BOOTSTRAP_FROM = 30  # below this many values a bootstrap interval of the mean is too narrow
 NEAR_FLOOR = 0.1  # a base below this makes a relative gain mostly noise
@@ -77,7 +78,7 @@ def interval(values: Sequence[float], level: float = 0.95, bounds: tuple[float, 
     return Interval(mean, max(low, bounds[0]), min(high, bounds[1]), len(x))
 
 
-def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float = 0.95, seed: int = 0) -> Interval:
+def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean") -> Interval:
     """An aggregate over targets and seeds with a percentile interval (Agarwal et al. 2021, rliable).
 
     "mean" is the mean over targets of the mean over seeds, "median" the median over targets of the same, "iqm" the mean
@@ -87,7 +88,7 @@ def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float
     from scipy.stats import trim_mean
 
     scores = list(_arrays(runs).values())
-    draws = [x[i] for x, i in zip(scores, _resampled(scores, seed), strict=True)]  # [draws, seeds] each
+    draws = [x[i] for x, i in zip(scores, _resampled(scores), strict=True)]  # [draws, seeds] each
     aggregates: list[Floats] = []
     for sample in (scores, draws):
         if aggregate == "iqm":
@@ -96,7 +97,7 @@ def stratified_bootstrap(runs: Runs, aggregate: Aggregate = "mean", level: float
             over_targets = np.mean if aggregate == "mean" else np.median
             aggregates.append(over_targets([x.mean(-1) for x in sample], axis=0))
     estimate, drawn = aggregates
-    return _percentile(float(estimate), drawn, scores, level)
+    return _percentile(float(estimate), drawn, scores)
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ class Gains:
     undefined: tuple[str, ...]
 
 
-def average_relative_gain(
-    scores: Runs, base: Runs, level: float = 0.95, seed: int = 0, lower_is_better: Collection[str] = ()
-) -> Gains:
+def average_relative_gain(scores: Runs, base: Runs, lower_is_better: Collection[str] = ()) -> Gains:
     """ARG: the mean over targets of (score - base) / base, each a mean over seeds (CrossFit, Ye et al. 2021).
 
     Both are merits (higher is better). On targets named in `lower_is_better` these are scores with a minus sign, and
@@ -138,12 +137,12 @@ def average_relative_gain(
         if not targets:
             return None
         sides, sign = [pairs[t] for t in targets], np.array([[signs[t]] for t in targets])
-        picks = _resampled([x for x, _ in sides], seed)
+        picks = _resampled([x for x, _ in sides])
         drawn = [(x[i].mean(-1), y[i].mean(-1)) for (x, y), i in zip(sides, picks, strict=True)]  # [draws] each
         usable = np.all([s * y > TIE for (_, y), s in zip(drawn, sign, strict=True)], axis=0)
         gains = np.mean(sign * [x[usable] / y[usable] - 1 for x, y in drawn], axis=0)
         estimate = np.mean(sign[:, 0] * [x.mean() / y.mean() - 1 for x, y in sides])
-        return _percentile(float(estimate), gains, [x for x, _ in sides], level)
+        return _percentile(float(estimate), gains, [x for x, _ in sides])
 
     return Gains(
         gain=mean_gain(defined),
@@ -157,26 +156,25 @@ def average_relative_gain(
     )
 
 
-def mean_difference(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_difference(scores: Runs, base: Runs) -> Interval:
     """The mean over targets of score - base, with a stratified bootstrap over pairs."""
-    gaps = {target: (x - y).tolist() for target, (x, y) in _paired(scores, base).items()}
-    return stratified_bootstrap(gaps, level=level, seed=seed)
+    return stratified_bootstrap({target: (x - y).tolist() for target, (x, y) in _paired(scores, base).items()})
 
 
-def probability_of_improvement(scores: Runs, base: Runs, level: float = 0.95, seed: int = 0) -> Interval:
+def probability_of_improvement(scores: Runs, base: Runs) -> Interval:
     """How likely a run beats a run of the base, ties counting half, averaged over targets (rliable)."""
     pairs = list(_paired(scores, base).values())
-    picks = _resampled([x for x, _ in pairs], seed)
+    picks = _resampled([x for x, _ in pairs])
 
     gaps = [x[:, None] - y for x, y in pairs]  # every run against every run of the base
     wins = [(gap > TIE) + 0.5 * (np.abs(gap) <= TIE) for gap in gaps]  # [n, n]
     # how often a draw has each run [draws, n]: its share of wins is then a product, and no array is [draws, n, n]
     counts = [np.stack([np.bincount(row, minlength=len(i.T)) for row in i]).astype(float) for i in picks]
     drawn = [((c @ w) * c).sum(1) / w.size for c, w in zip(counts, wins, strict=True)]
-    return _percentile(float(np.mean([w.mean() for w in wins])), np.mean(drawn, axis=0), [x for x, _ in pairs], level)
+    return _percentile(float(np.mean([w.mean() for w in wins])), np.mean(drawn, axis=0), [x for x, _ in pairs])
 
 
-def paired_permutation(differences: Sequence[float], seed: int = 0) -> float:
+def paired_permutation(differences: Sequence[float]) -> float:
     """Two-sided p-value of "the mean difference is 0" under random signs of the pairs.
 
     All sign patterns are tried where there are at most 10,000 of them (13 pairs; then p is
@@ -187,19 +185,19 @@ def paired_permutation(differences: Sequence[float], seed: int = 0) -> float:
     if len(x) == 1 or np.abs(x).max() < TIE:
         return 1.0
     is_exact = 2 ** len(x) <= FLIPS
-    signs = _signs(len(x), is_exact, seed)
+    signs = _signs(len(x), is_exact)
     extreme = int((np.abs(signs @ x) >= abs(x.sum()) * (1 - TIE)).sum())
     return extreme / len(signs) if is_exact else (extreme + 1) / (len(signs) + 1)
 
 
 @cache  # a report asks for the same patterns many times
-def _signs(n: int, is_exact: bool, seed: int) -> Floats:
+def _signs(n: int, is_exact: bool) -> Floats:
     """Every pattern of n signs, [2^n, n], or FLIPS random ones."""
     if is_exact:
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
         signs = 1.0 - 2.0 * bits.astype(np.float64)
     else:
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, n))
     signs.flags.writeable = False
     return signs
 
@@ -236,8 +234,6 @@ def hierarchical_bootstrap(
     gaps: Mapping[str, Mapping[int, float]],
     fits: Mapping[int, Hashable],
     row_errors: Mapping[str, float] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> Interval:
     """The mean over fits of differences `gaps[target][draw]`, its interval for other fits, draws, targets and rows.
 
@@ -259,7 +255,7 @@ def hierarchical_bootstrap(
     estimate = float(np.mean([table[own].mean() for own in members]))
     if len(members) == 1:
         return Interval(estimate, None, None, table.size)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def resampled(n: int, times: int | NDArray[np.int64] = 1) -> NDArray[np.int64]:
         return rng.multinomial(times * max(n - 1, 1), np.full(n, 1 / n), size=DRAWS)  # [resamples, n]
@@ -273,12 +269,12 @@ def hierarchical_bootstrap(
     cells = weights @ table + rng.normal(0, 1, (DRAWS, len(gaps))) * errors  # [resamples, targets]
     spread = float((cells * target_weights).sum(-1).std(ddof=1))
     layers = [len(members), *([len(gaps)] if len(gaps) > 1 else [])]
-    half = float(t.ppf((1 + level) / 2, min(layers) - 1)) * spread
+    half = float(t.ppf((1 + LEVEL) / 2, min(layers) - 1)) * spread
     return Interval(estimate, estimate - half, estimate + half, table.size)
 
 
-def smallest_difference(fits: int, spread: float, tests: int = 1, power: float = 0.8) -> float | None:
-    """The true mean difference that `mean_test` of so many fits finds with this power; None for fewer than two.
+def smallest_difference(fits: int, spread: float, tests: int = 1) -> float | None:
+    """The true mean difference that `mean_test` of so many fits finds four times in five; None for fewer than two.
 
     `spread` is the standard deviation of one fit's mean difference over targets, in scores. The level is 0.05 divided
     by `tests`, Holm's first step. Exact for normal differences, by the noncentral t distribution.
@@ -291,7 +287,7 @@ def smallest_difference(fits: int, spread: float, tests: int = 1, power: float =
     critical = float(t.ppf(1 - SIGNIFICANT / tests / 2, fits - 1))
 
     def missing(shift: float) -> float:  # a difference of the wrong sign does not count as found
-        return float(nct.sf(critical, fits - 1, shift)) - power
+        return float(nct.sf(critical, fits - 1, shift)) - POWER
 
     most = 10.0
     while missing(most) < 0:
@@ -299,9 +295,7 @@ def smallest_difference(fits: int, spread: float, tests: int = 1, power: float =
     return float(brentq(missing, 0.0, most)) * spread / float(np.sqrt(fits))
 
 
-def rank_correlation(
-    x: Sequence[float], y: Sequence[float], groups: Sequence[str] | None = None, level: float = 0.95, seed: int = 0
-) -> Interval:
+def rank_correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[str] | None = None) -> Interval:
     """Spearman's rank correlation with a percentile interval over 4,000 resamples.
 
     Pairs are resampled one by one, or group by group where `groups` names the group of each: pairs that share a target
@@ -313,13 +307,13 @@ def rank_correlation(
         raise ValueError(f"rank_correlation needs two equally long sides of at least 2; got {len(a)} and {len(b)}")
     names = list(groups) if groups is not None else list(map(str, range(len(a))))
     known = list(dict.fromkeys(names))
-    (picks,) = _resampled([np.zeros(len(known))], seed)
+    (picks,) = _resampled([np.zeros(len(known))])
     group_counts = np.zeros((DRAWS, len(known)))  # how often each group stands in each resample
     np.add.at(group_counts, (np.arange(DRAWS)[:, None], picks), 1)
     counts = group_counts[:, [known.index(name) for name in names]]  # [draws, pairs]
     estimate = np.nan_to_num(_spearman_of_samples(a, b, np.ones((1, len(a)))))
     drawn = _spearman_of_samples(a, b, counts)
-    return replace(_percentile(float(estimate[0]), drawn, [np.zeros(len(known))], level), n=len(a))
+    return replace(_percentile(float(estimate[0]), drawn, [np.zeros(len(known))]), n=len(a))
 
 
 def _spearman_of_samples(a: Floats, b: Floats, counts: Floats) -> Floats:
@@ -333,19 +327,19 @@ def _spearman_of_samples(a: Floats, b: Floats, counts: Floats) -> Floats:
     return np.divide((counts * x * y).sum(-1), spread, out=np.full(len(counts), np.nan), where=spread > TIE)
 
 
-def _resampled(scores: Sequence[Floats], seed: int) -> list[NDArray[np.int64]]:
+def _resampled(scores: Sequence[Floats]) -> list[NDArray[np.int64]]:
     """Indices, [DRAWS, seeds] for each target, drawn with replacement."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [rng.integers(0, len(x), (DRAWS, len(x))) for x in scores]
 
 
-def _percentile(estimate: float, draws: Floats, scores: Sequence[Floats], level: float) -> Interval:
+def _percentile(estimate: float, draws: Floats, scores: Sequence[Floats]) -> Interval:
     """The percentile interval of some draws; unknown where no target has two runs."""
     n = sum(map(len, scores))
     known = draws[~np.isnan(draws)]
     if max(map(len, scores)) < 2 or not len(known):
         return Interval(estimate, None, None, n)
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high), n)
 
 

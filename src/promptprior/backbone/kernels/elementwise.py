@@ -68,26 +68,16 @@ def rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = Fals
     if rotary is None:
         return x if back else x.contiguous()
     cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
-    if back:
-        sin = -sin
-        out = torch.empty_like(x.permute(1, 0, 2, 3), memory_format=torch.contiguous_format).permute(1, 0, 2, 3)
-    else:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    (a, b), sin = x.chunk(2, dim=-1), -sin if back else sin
+    if torch.compiler.is_compiling():  # which fuses best without buffers
+        out = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return out.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3) if back else out.contiguous()
+    out = torch.empty_like(x.permute(1, 0, 2, 3) if back else x, memory_format=torch.contiguous_format)
+    out = out.permute(1, 0, 2, 3) if back else out
+    out_a, out_b = out.chunk(2, dim=-1)
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin)
     return out
-
-
-def fused_rotate(x: Float[Tensor, "H N g d"], rotary: Rotary | None, back: bool = False) -> Float[Tensor, "H N g d"]:
-    """`rotate` as torch.compile fuses it best: without buffers."""
-    if rotary is None:
-        return x if back else x.contiguous()
-    cos, sin = rotary[0][:, None], rotary[1][:, None]  # [N, 1, d / 2]
-    sin = -sin if back else sin
-    a, b = x.chunk(2, dim=-1)
-    out = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-    return out.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3) if back else out.contiguous()
 
 
 @dataclass(frozen=True)
@@ -108,4 +98,4 @@ EAGER = Kernels()
 def compile_kernels(backend: str | Callable[..., Any] = "inductor") -> Kernels:
     """The same, each fused by torch.compile: once for all row counts, since every size is left open."""
     fuse: Callable[..., Any] = partial(torch.compile, dynamic=True, backend=backend)
-    return Kernels(*map(fuse, (rms, rms_backward, activate, activate_backward, fused_rotate)))
+    return Kernels(*map(fuse, vars(EAGER).values()))
