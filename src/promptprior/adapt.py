@@ -9,7 +9,6 @@ what was chosen.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TypedDict, Unpack
@@ -18,7 +17,7 @@ import torch
 
 from promptprior.adaptation.adapted import Adapted
 from promptprior.adaptation.both_ways import answering_together, turned
-from promptprior.adaptation.budget import Decision, read_decisions, write_decisions
+from promptprior.adaptation.budget import Decision, decide, read_decisions, write_decisions
 from promptprior.adaptation.choose import choose_candidate, held_out_of
 from promptprior.adaptation.refit import adapt_as_copies, counted, with_head
 from promptprior.artifacts.artifact import Prior
@@ -45,7 +44,6 @@ from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation
 from promptprior.preflight import check_lengths, check_start, check_training_memory
-from promptprior.processes import all_decide
 from promptprior.rules.maml import MULTIPLIER
 from promptprior.tasks import Task, load_task
 from promptprior.tasks.sampling.draws import generator, k_shot, select_test
@@ -187,16 +185,11 @@ def _adapt_and_choose(
                 adapting_cost(candidate, sizes[e.task.fingerprint], e.k, own_settings, 0, trained is not None)
                 for e in own
             )
-            spent, read = sum(d.seconds for d in decisions), sum(d.tokens for d in decisions)
-            expected = work * spent / read if read else None  # of one run, at the rate of what ran before
-            left = inf if method.seconds is None else method.seconds - spent
-            is_needed, runs = not all(adapted[place] for place in served), candidate_runs(method, candidate, settings)
-            least = 1
+            least, runs = 1, candidate_runs(method, candidate, settings)
             if trained is not None:  # its head reads all runs of the other
                 least = runs = next(d.runs for d in decisions if d.candidate == trained.name)
-            starts, _ = all_decide(is_needed or least * (expected or 0) <= left, 0)
-            fits, _ = all_decide(method.seconds is None or (expected is not None and runs * expected <= left), 0)
-            decision = Decision(candidate.name, starts, expected if sizes else None, runs=runs if fits else least)
+            is_needed = not all(adapted[place] for place in served)
+            decision = decide(candidate.name, work, (least, runs), decisions, method.seconds, is_needed)
             write_decisions(control.folder, key, [*decisions, decision])
         if decision.starts:
             start, before = monotonic(), backbone.meter.weighted

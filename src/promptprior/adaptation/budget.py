@@ -6,6 +6,7 @@ from pathlib import Path
 
 from promptprior.config.record_file import read_record
 from promptprior.files import write_json
+from promptprior.processes import all_decide
 
 RECORD = "candidates.json"
 
@@ -32,6 +33,26 @@ class Record:
 
     key: str
     decisions: tuple[Decision, ...]
+
+
+def decide(
+    candidate: str,
+    work: float,
+    runs: tuple[int, int],
+    before: Sequence[Decision],
+    seconds: float | None,
+    is_needed: bool,
+) -> Decision:
+    """What a budget lets a candidate do whose runs have so much `work` each, in weighted tokens: as many of its `runs`
+    (least, most) as there is time for at the pace of the candidates `before` it. One that `is_needed` for an answer
+    starts in any case. All processes decide alike."""
+    spent, read = sum(d.seconds for d in before), sum(d.tokens for d in before)
+    if seconds is None:
+        return Decision(candidate, starts=True, expected=None, runs=runs[1])
+    expected, left = work * spent / read if read else None, seconds - spent
+    starts, _ = all_decide(is_needed or runs[0] * (expected or 0) <= left, 0)
+    fits, _ = all_decide(expected is not None and runs[1] * expected <= left, 0)
+    return Decision(candidate, starts, expected, runs=runs[1] if fits else runs[0])
 
 
 def read_decisions(folder: Path | str | None, key: str) -> tuple[Decision, ...]:
