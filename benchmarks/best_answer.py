@@ -307,6 +307,8 @@ def table(files: Sequence[Path]) -> None:
         if len({tuple(x.get("trained", ())) for key, x in cells.items() if key[1::2] == (k, "auto")}) > 1:
             sys.exit(f"auto at k = {k} has other candidates in some draws than in others: train the rest, and join")
         methods = list(dict.fromkeys(m for _, own, _, m in cells if own == k and not m.endswith(TURN)))
+        if not methods:
+            continue
         targets = [t for t in TARGETS if any(x[:2] == (t, k) for x in cells)]
         front = "auto" if "auto" in methods else "auto_quick"
         print(f"\nk = {k}: mean score over draws\n")
