@@ -4,7 +4,7 @@
     python benchmarks/best_answer.py answer --data DATA --cache CACHE --json FILE     fit heads, choose, score (seconds)
     python benchmarks/best_answer.py train  --data DATA --json FILE --methods lora,prompt_tuning   (minutes a cell)
     python benchmarks/best_answer.py join   --data DATA --cache CACHE --json FILE     auto with LoRA as two candidates
-    python benchmarks/best_answer.py cost   --data DATA --targets rotten_tomatoes   (a process a method)
+    python benchmarks/best_answer.py cost   --data DATA --targets rotten_tomatoes --methods ...   (a process a method)
     python benchmarks/best_answer.py table  --json FILE...
 
 `read` keeps, for each target, states and likelihoods of every shot of every draw and of the test rows: a text is read
@@ -63,6 +63,7 @@ TARGETS = ("sms_spam", "rotten_tomatoes", "tweet_eval_offensive", "tweet_eval_ha
 SHOTS, SEEDS, TEST_ROWS, FOLDS, LENGTH = (8, 16), (13, 21, 42, 87, 100), 240, 4, 20
 TRAINED, TURN = ("lora", "lora_linear"), ":turned"  # candidates that train; a run that learns from the dev shots
 QUICK = tuple(name for name in CANDIDATES if name not in TRAINED)
+AUTOS: dict[str, dict[str, object]] = {"auto_quick": {"candidates": QUICK}, "auto_60": {"seconds": 60.0}}  # of `cost`
 HEADS: dict[str, tuple[str, Head | None]] = {  # method: what stands in front, and the head; None: the likelihood
     "zero_shot": ("none", None),
     "constant": ("none", NAMED_HEADS["constant"]),
@@ -283,7 +284,8 @@ def adapt_one(backbone: Backbone, task: Task, method: str, steps: int) -> None:
     uses_folds = method in HEADS  # auto has folds of its own
     settings = Settings(length=LENGTH, target=Training(steps=steps, batch_size=8), folds=FOLDS if uses_folds else 0)
     start = time.monotonic()
-    adapt(make_method(method), [make_episode(task, 16, SEEDS[0])], backbone, None, settings)
+    made = make_method("auto", AUTOS[method]) if method in AUTOS else make_method(method)
+    adapt(made, [make_episode(task, 16, SEEDS[0])], backbone, None, settings)
     print(f"seconds {time.monotonic() - start:.1f}")
 
 
