@@ -99,7 +99,8 @@ def read_data_file(path: Path) -> Rows:
         objects = tuple(parse_object(line, str(path), n) for n, line in numbered)
         rows = Rows(str(path), objects, tuple(n for n, _ in numbered))
     elif suffix == ".csv":
-        rows = _read_csv(path)
+        records = list(_csv_records(io.StringIO(read_utf8(path), newline=""), str(path)))
+        rows = Rows(str(path), tuple(row for _, row in records), tuple(line for line, _ in records))
     elif suffix == ".json":
         values = parse_json(read_utf8(path), str(path))
         if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
@@ -188,14 +189,9 @@ def stream_rows(path: Path, size: int, source: str = "") -> Iterator[Rows]:
         raise DataError(f"{source}: the file holds no rows")
 
 
-def _read_csv(path: Path) -> Rows:
-    # a header line, then records; every value stays a string, blank records are skipped
-    numbered = list(_csv_records(io.StringIO(read_utf8(path), newline=""), str(path)))
-    return Rows(str(path), tuple(row for _, row in numbered), tuple(line for line, _ in numbered))
-
-
 def _csv_records(lines: Iterable[str], source: str) -> Iterator[tuple[int, Row]]:
-    # the records below the header, each with the line that it starts at: a quoted field may span lines
+    # the records below the header, each with the line that it starts at: a quoted field may span lines. Every value
+    # stays a string, blank records are skipped
     reader, header, start = csv.reader(lines, strict=True), list[str](), 1
     longest = csv.field_size_limit(MOST_FIELD)
     try:
