@@ -241,9 +241,9 @@ def train(
     for method in methods:
         done = cells_of([file])
         asked = [e for e in episodes_of(task) if (e.k, e.seed) in draws]
-        if method.endswith(TURN):
+        name = method.removesuffix(TURN)
+        if turn := method[len(name) :]:
             asked = [other for episode in asked if (other := turned(episode)) is not None]
-        name, turn = method.removesuffix(TURN), TURN if method.endswith(TURN) else ""
         labels = [own + turn for own in TRAINED] if name == "lora" else [method]
         episodes = [e for e in asked if any((task.name, e.k, e.seed, label) not in done for label in labels)]
         for k in {e.k for e in episodes}:

@@ -65,7 +65,7 @@ class Trial:
     seed: int
     setup: Setup
     priors: dict[str, Prior] = field(default_factory=dict)
-    measured: dict[str, list[Result]] = field(default_factory=dict)
+    answered: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
     @cached_property
     def sources(self) -> list[Bag]:
@@ -97,17 +97,16 @@ class Trial:
             self.priors[key] = fit(recipe, tasks, self.backbone, self.setup.settings, self.seed)
         return self.priors[key]
 
-    def rows(self, arm: Recipe) -> list[Result]:
-        """What an arm pays, and the rows of the backbone that its source stage read."""
+    def answers(self, arm: Recipe) -> tuple[Float[Tensor, "E hands coins"], int]:
+        """P(heads) of every text in every cell as an arm answers, and the rows that its source stage read."""
         key = repr(arm)
-        if key not in self.measured:
+        if key not in self.answered:
             prior = self.prior(arm.source_recipe()) if arm.needs_sources else None
             episodes = [make_episode(arm, bag, n, self.seed) for n, bag in self.cells]
             heads = predict_heads(self.backbone, adapt(arm, episodes, self.backbone, prior, self.setup.settings))
             cost: Any = prior.header.diagnostics["cost"] if prior is not None else {"rows": 0}
-            own = rows_of("", self.cells, heads)
-            self.measured[key] = [{**row, "source_rows": cost["rows"]} for row in own]
-        return self.measured[key]
+            self.answered[key] = heads, cost["rows"]
+        return self.answered[key]
 
 
 def measure_gains(trial: Trial, arms: Mapping[str, Recipe]) -> list[Result]:
@@ -116,8 +115,11 @@ def measure_gains(trial: Trial, arms: Mapping[str, Recipe]) -> list[Result]:
     A row has the arm, the number of throws, the mean over targets ("nats") and the rows of the backbone that its source
     stage read. Arms that are no method: `untrained` (no prompt) and `Trial.references`. All are given the same throws.
     """
-    of_arms = [{**row, "arm": label} for label, arm in arms.items() for row in trial.rows(arm)]
-    return [*trial.references(), *of_arms]
+    rows = trial.references()
+    for label, arm in arms.items():
+        heads, source_rows = trial.answers(arm)
+        rows += [{**row, "source_rows": source_rows} for row in rows_of(label, trial.cells, heads)]
+    return rows
 
 
 def rows_of(arm: str, cells: Sequence[tuple[int, Bag]], heads: Float[Tensor, "E hands coins"]) -> list[Result]:

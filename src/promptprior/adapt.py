@@ -33,13 +33,7 @@ from promptprior.evaluate import EvalResult, PromptAnswers, PromptRequest, answe
 from promptprior.fit import RunControl, make_run_context
 from promptprior.heads.fitted import without_head
 from promptprior.methods import Episode, Recipe, check_recipe, make_method
-from promptprior.methods.choosing import (
-    Choosing,
-    candidate_runs,
-    candidate_settings,
-    candidates_of,
-    trained_alike,
-)
+from promptprior.methods.choosing import Choosing, candidate_runs, candidate_settings, candidates_of, trained_alike
 from promptprior.parameterisations.parameterisation import Diagnosable
 from promptprior.parameterisations.prefix import Prefix, prefix_form
 from promptprior.parameterisations.registry import parameterisation

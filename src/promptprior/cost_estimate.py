@@ -77,10 +77,7 @@ def adapting_cost(
     """
     if isinstance(method, Choosing):
         candidates = [make_method(name) for name in method.candidates]
-        return sum(
-            candidate_cost(method, candidates[: place + 1], target, k, settings, tested)
-            for place in range(len(candidates))
-        )
+        return candidates_cost(method, candidates, target, k, settings, tested)
     train = dev = 0
     for place, size in enumerate(target.class_sizes):
         share = k
@@ -147,15 +144,17 @@ def adapting_cost(
     return folds * trying + refit + testing
 
 
-def candidate_cost(
+def candidates_cost(
     method: Choosing, candidates: Sequence[Method], target: TargetSize, k: int, settings: Settings, tested: int
 ) -> float:
-    """Tokens of adapting the last of these candidates as a method that chooses does, as often as that does it
-    (`adapting_cost`), when the others have been adapted."""
-    *others, candidate = candidates
-    runs, own = candidate_runs(method, candidate, settings), candidate_settings(method, candidate, settings)
-    is_trained = trained_alike(candidate, others, own) is not None
-    return runs * adapting_cost(candidate, target, k, own, tested, is_trained)
+    """Tokens of adapting candidates one after the other as a method that chooses does, each as often as that does it
+    (`adapting_cost`)."""
+    total = 0.0
+    for place, candidate in enumerate(candidates):
+        runs, own = candidate_runs(method, candidate, settings), candidate_settings(method, candidate, settings)
+        is_trained = trained_alike(candidate, candidates[:place], own) is not None
+        total += runs * adapting_cost(candidate, target, k, own, tested, is_trained)
+    return total
 
 
 def tokens_per_second(backbone: Backbone, task: Task, length: int) -> float:

@@ -245,7 +245,7 @@ def test_other_packages_add_sections(tmp_path, monkeypatch):
     report = make_report(grid_rows(ks=(16,)), "t")
     assert [section.title for section in report.sections][-1] == "Ours"
     assert "Our table" in Page(report.write_page(tmp_path / "r.html")).text
-    assert "ours" in [table.name for table in report.tables]
+    assert "ours.csv" in [table.file_name for table in report.tables]
     declared["wrong"] = lambda grid: "text"
     with pytest.raises(SpecError, match=r"'wrong' \(of a package\) returned 'text'; expected a .*Section or None"):
         _ = make_report(grid_rows(ks=(16,)), "t").sections

@@ -46,9 +46,9 @@ def decide(
     """What a budget lets a candidate do whose runs have so much `work` each, in weighted tokens: as many of its `runs`
     (least, most) as there is time for at the pace of the candidates `before` it. One that `is_needed` for an answer
     starts in any case. All processes decide alike."""
-    spent, read = sum(d.seconds for d in before), sum(d.tokens for d in before)
     if seconds is None:
         return Decision(candidate, starts=True, expected=None, runs=runs[1])
+    spent, read = sum(d.seconds for d in before), sum(d.tokens for d in before)
     expected, left = work * spent / read if read else None, seconds - spent
     starts, _ = all_decide(is_needed or runs[0] * (expected or 0) <= left, 0)
     fits, _ = all_decide(expected is not None and runs[1] * expected <= left, 0)

@@ -17,7 +17,7 @@ from promptprior.objectives.weight_objective import Answering
 from promptprior.tasks.sampling.draws import Shots
 from promptprior.tasks.task import Example
 
-DEV_FOLDS = 4
+DEV_FOLDS = 4  # of the dev shots, where a prompt was trained
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class HeadFit:
         alone is sure of itself and wrong, as `head`, which the dev shots teach as well, is not (docs/log.md).
         """
         shots, answers = self.episode.shots, dict[str, HeldOut]()
-        for part in fold_episodes(replace(self.episode, shots=Shots(shots.dev, ())), DEV_FOLDS) if shots.dev else ():
+        for part in fold_episodes(replace(self.episode, shots=Shots(shots.dev, ())), DEV_FOLDS):
             given = self.answered((*shots.train, *part.shots.train), part.shots.dev)
             answers |= {answer.example.id: answer for answer in given}
         return tuple(answers[example.id] for example in shots.dev)

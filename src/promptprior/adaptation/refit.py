@@ -102,8 +102,8 @@ def _with_fitted_heads(head: Head, backbone: Backbone, adapted: Sequence[Adapted
     fitted = fit_heads(head, objective, params, [a.episode for a in adapted])
     headed = []
     for a, one in zip(adapted, fitted, strict=True):
-        on_dev = one.on_dev if a.learning_rate is None else one.on_dev_folds
-        header, answers = a.prompt.header, a.out_of_fold or on_dev
+        header = a.prompt.header
+        answers = a.out_of_fold or (one.on_dev if a.learning_rate is None else one.on_dev_folds)
         value = held_out_score(a.episode.task, answers)
         said = header.scores["dev"]
         header = replace(

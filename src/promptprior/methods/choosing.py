@@ -71,8 +71,7 @@ def trained_alike(candidate: Method, others: Sequence[Method], settings: Setting
         return None
     for other in others:
         bare = replace(candidate, name=other.name, head="verbalizer", prior_of=other.prior_of)
-        starts_alike = not candidate.needs_sources or candidate.source_recipe() == other.source_recipe()
-        if bare == other and starts_alike:
+        if bare == other and (not candidate.needs_sources or candidate.source_recipe() == other.source_recipe()):
             return other
     return None
 

@@ -58,7 +58,7 @@ class AdaptPlan:
         from promptprior.artifacts.artifact import Prior, artifact_folder, check_saveable
         from promptprior.cli.common import cost_line, header_at, holds_own, warn_of_conflicts
         from promptprior.compare.progress import watch_steps
-        from promptprior.cost_estimate import adapting_cost, candidate_cost, target_size
+        from promptprior.cost_estimate import adapting_cost, candidates_cost, target_size
         from promptprior.files import claimed, remove_folder
         from promptprior.fit import RunControl
         from promptprior.guard import guarded
@@ -86,10 +86,10 @@ class AdaptPlan:
             check_metrics(task, self.test_limit)
         if dry_run:
             size = target_size(backbone, task)
-            cost = adapting_cost(method, size, self.shots, settings, tested)
-            if isinstance(method, Choosing):
-                for end in range(len(method.candidates) + 1, len(candidates) + 1):  # that of the prior
-                    cost += candidate_cost(method, candidates[:end], size, self.shots, settings, tested)
+            if isinstance(method, Choosing):  # a prior has a candidate of its own
+                cost = candidates_cost(method, candidates, size, self.shots, settings, tested)
+            else:
+                cost = adapting_cost(method, size, self.shots, settings, tested)
             if self.guard:
                 cost += adapting_cost(make_method("prompt_tuning"), size, self.shots, settings, 0)
             shots = f"{len(episode.shots.train)} examples, {len(episode.shots.dev)} for dev"
